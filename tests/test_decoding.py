@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from torch_caption.decoding import Decoded, greedy, sample
+
+NULL, START, END, A, B, C = range(6)
+IDS = {"start": START, "end": END, "null": NULL}
+
+# The next word's probability, row by the last word. After b the model likes <NULL> best, which may not be said.
+#         NULL  START END   a     b     c
+TABLE = [
+    [0.00, 0.00, 0.00, 0.00, 0.00, 1.00],  # after <NULL>: never seen by a caption
+    [0.06, 0.04, 0.10, 0.50, 0.30, 0.00],  # after <START>
+    [0.00, 0.00, 0.00, 0.00, 0.00, 1.00],  # after <END>: never seen either
+    [0.00, 0.05, 0.25, 0.10, 0.60, 0.00],  # after a
+    [0.40, 0.00, 0.35, 0.15, 0.00, 0.10],  # after b
+    [0.00, 0.00, 0.00, 0.00, 0.00, 1.00],  # after c: c for ever
+]
+
+
+class TableStepper:
+    """Scores are log TABLE[last word] plus the row's own features (N, 6); the state counts the steps."""
+
+    def __init__(self, table: list[list[float]] = TABLE) -> None:
+        self.scores = torch.tensor(table, dtype=torch.float64).log()
+        self.steps = 0
+
+    def begin(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return features, torch.zeros(len(features), dtype=torch.int64)
+
+    def step(self, words: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        features, count = state
+        self.steps += 1
+        return self.scores[words] + features, (features, count + 1)
+
+
+class Recurrent(torch.nn.Module):
+    """A small random recurrent stepper."""
+
+    def __init__(self, V: int = 11, H: int = 7) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        shapes = {"embed": (V, H), "recur": (H, H), "out": (H, V)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, torch.nn.Parameter(torch.randn(shape, generator=generator)))
+
+    def begin(self, features: Tensor) -> tuple[Tensor]:
+        return (features,)
+
+    def step(self, words: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
+        h = torch.tanh(self.embed[words] + state[0] @ self.recur)
+        return h @ self.out, (h,)
+
+
+def rows(n: int) -> Tensor:
+    return torch.zeros(n, 6, dtype=torch.float64)
+
+
+def teacher_forced(stepper: Recurrent, features: Tensor, words: Tensor, end: int) -> Tensor:
+    """The log-probability of given words, computed the slow way: one row, one word at a time."""
+    totals = []
+    for row in range(len(words)):
+        state, last, total = stepper.begin(features[row : row + 1]), START, 0.0
+        for word in words[row].tolist():
+            scores, state = stepper.step(torch.tensor([last]), state)
+            total = total + torch.log_softmax(scores[0], 0)[word]
+            last = word
+            if word == end:
+                break
+        totals.append(total)
+    return torch.stack(totals).detach()
+
+
+def test_greedy_by_hand() -> None:
+    """a (.5), then b (.6), then <END> (.35), for <NULL> (.4) may not be chosen; the probabilities stay unmasked."""
+    decoded = greedy(TableStepper(), rows(1), **IDS, max_length=5)
+    assert decoded.words.tolist() == [[A, B, END, NULL, NULL]]
+    assert decoded.words.dtype == torch.int64
+    torch.testing.assert_close(decoded.log_probs, torch.tensor([math.log(0.5 * 0.6 * 0.35)], dtype=torch.float64))
+
+
+def test_rows_stop_each_at_their_end() -> None:
+    features = rows(3)
+    features[1, END] = math.log(9)  # .9 / 1.8 after <START>: ends at once
+    features[2, END] = -math.inf  # never ends: a, b, a (.15 / .65), b
+    stepper = TableStepper()
+    decoded = greedy(stepper, features, **IDS, max_length=4)
+    assert decoded.words.tolist() == [[A, B, END, NULL], [END, NULL, NULL, NULL], [A, B, A, B]]
+    expected = [0.5 * 0.6 * 0.35, 0.9 / 1.8, 0.5 / 0.9 * (0.6 / 0.75) * (0.15 / 0.65) * (0.6 / 0.75)]
+    torch.testing.assert_close(decoded.log_probs.exp(), torch.tensor(expected, dtype=torch.float64))
+    assert stepper.steps == 4
+
+
+def test_the_loop_stops_when_all_rows_have() -> None:
+    stepper = TableStepper()
+    assert greedy(stepper, rows(2), **IDS, max_length=100).words.shape == (2, 100)
+    assert stepper.steps == 3
+
+
+@pytest.mark.parametrize("end", [None, 99])
+def test_without_an_end_every_row_runs_to_max_length(end: int | None) -> None:
+    """<END> is then a word like another: after b it is followed by c for ever. An id >= V never comes."""
+    decoded = greedy(TableStepper(), rows(1), start=START, end=end, null=NULL, max_length=6)
+    assert decoded.words.tolist() == [[A, B, END, C, C, C]]
+    torch.testing.assert_close(decoded.log_probs.exp(), torch.tensor([0.5 * 0.6 * 0.35], dtype=torch.float64))
+
+
+def test_null_that_is_also_the_end_is_a_choice() -> None:
+    decoded = greedy(TableStepper(), rows(1), start=START, end=NULL, null=NULL, max_length=4)
+    assert decoded.words.tolist() == [[A, B, NULL, NULL]]
+    torch.testing.assert_close(decoded.log_probs.exp(), torch.tensor([0.5 * 0.6 * 0.4], dtype=torch.float64))
+
+
+def test_the_first_of_equal_words_is_chosen() -> None:
+    equal = TableStepper([[1 / 6] * 6] * 6)
+    assert greedy(equal, rows(1), **IDS, max_length=2).words.tolist() == [[END, NULL]]
+    for limits in ({"top_k": 1}, {"top_p": 1e-9}, {"top_k": 1, "top_p": 0.5}):
+        assert sample(equal, rows(1), **IDS, max_length=2, **limits).words.tolist() == [[END, NULL]]
+
+
+def test_no_rows() -> None:
+    for decoded in (greedy(TableStepper(), rows(0), **IDS), sample(TableStepper(), rows(0), **IDS)):
+        assert decoded.words.shape == (0, 30)
+        assert decoded.log_probs.shape == (0,)
+
+
+DRAWN = {  # kept words after <START> -> their probabilities
+    "plain": ({}, {END: 0.1 / 0.9, A: 0.5 / 0.9, B: 0.3 / 0.9}),
+    "temperature 2": (
+        {"temperature": 2.0},
+        {w: p**0.5 / (0.1**0.5 + 0.5**0.5 + 0.3**0.5) for w, p in ((END, 0.1), (A, 0.5), (B, 0.3))},
+    ),
+    "temperature 1/2": ({"temperature": 0.5}, {w: p * p / 0.35 for w, p in ((END, 0.1), (A, 0.5), (B, 0.3))}),
+    "top_k 2": ({"top_k": 2}, {A: 0.5 / 0.8, B: 0.3 / 0.8}),
+    "top_k beyond V": ({"top_k": 60}, {END: 0.1 / 0.9, A: 0.5 / 0.9, B: 0.3 / 0.9}),
+    "top_p .5": ({"top_p": 0.5}, {A: 1.0}),  # a alone has .556
+    "top_p .6": ({"top_p": 0.6}, {A: 0.5 / 0.8, B: 0.3 / 0.8}),
+    "top_p 1": ({"top_p": 1.0}, {END: 0.1 / 0.9, A: 0.5 / 0.9, B: 0.3 / 0.9}),
+    "top_p of top_k": ({"top_k": 2, "top_p": 0.62}, {A: 1.0}),  # of two words a has .625
+    "top_p of tempered": ({"temperature": 0.5, "top_p": 0.9}, {A: 0.25 / 0.34, B: 0.09 / 0.34}),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_frequencies(name: str) -> None:
+    """20,000 first words follow the exact distribution: chi-square is below 18.4, its 99.99 % point at 2 degrees."""
+    options, expected = DRAWN[name]
+    n = 20_000
+    decoded = sample(
+        TableStepper(), rows(n), **IDS, max_length=1, generator=torch.Generator().manual_seed(1), **options
+    )
+    counts = torch.bincount(decoded.words[:, 0], minlength=6).tolist()
+    assert sum(expected.values()) == pytest.approx(1)
+    assert {word for word, count in enumerate(counts) if count} == set(expected)
+    assert sum((counts[word] - n * p) ** 2 / (n * p) for word, p in expected.items()) < 18.4
+    log_p = torch.tensor(TABLE[START], dtype=torch.float64).log()
+    torch.testing.assert_close(decoded.log_probs, log_p[decoded.words[:, 0]])  # of the model, however it was drawn
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 1}, {"top_p": 1e-12}, {"temperature": 1e-4}, {"temperature": 1e-320}, {"top_k": 1, "temperature": 1e6}],
+)
+def test_limits_of_sampling_are_greedy(options: dict[str, float]) -> None:
+    stepper, features = Recurrent(), torch.randn(40, 7, generator=torch.Generator().manual_seed(0))
+    expected = greedy(stepper, features, **IDS, max_length=12)
+    decoded = sample(stepper, features, **IDS, max_length=12, **options)
+    assert torch.equal(decoded.words, expected.words)
+    assert torch.equal(decoded.log_probs, expected.log_probs)
+
+
+@pytest.mark.parametrize("options", [None, {}, {"temperature": 1.7}, {"top_k": 4}, {"top_p": 0.8}])
+def test_log_probs_equal_a_teacher_forced_recomputation(options: dict[str, float] | None) -> None:
+    stepper, features = Recurrent().double(), torch.randn(60, 7, generator=torch.Generator().manual_seed(0)).double()
+    if options is None:
+        decoded = greedy(stepper, features, **IDS, max_length=9)
+    else:
+        generator = torch.Generator().manual_seed(5)
+        decoded = sample(stepper, features, **IDS, max_length=9, generator=generator, **options)
+    words = decoded.words
+    expected = teacher_forced(stepper, features, words, END)
+    torch.testing.assert_close(decoded.log_probs, expected, rtol=1e-12, atol=1e-12)
+    ended = (words == END).any(1)
+    assert ended.any()
+    assert not ended.all()  # both ways to stop are among the rows
+    for row in words.tolist():
+        spoken = row[: row.index(END)] if END in row else row
+        assert START not in row
+        assert NULL not in spoken
+        assert set(row[len(spoken) + 1 :]) <= {NULL}
+
+
+def test_the_same_seed_gives_the_same_samples() -> None:
+    stepper, features = Recurrent(), torch.randn(30, 7, generator=torch.Generator().manual_seed(0))
+
+    def words(seed: int) -> Tensor:
+        return sample(stepper, features, **IDS, generator=torch.Generator().manual_seed(seed)).words
+
+    assert torch.equal(words(1), words(1))
+    assert not torch.equal(words(1), words(2))
+    before = torch.get_rng_state()
+    words(3)
+    assert torch.equal(before, torch.get_rng_state())  # a generator of one's own leaves the global one alone
+    torch.manual_seed(4)
+    first = sample(stepper, features, **IDS).words
+    torch.manual_seed(4)
+    assert torch.equal(first, sample(stepper, features, **IDS).words)
+
+
+def test_a_row_alone_decodes_as_in_the_batch() -> None:
+    stepper, features = Recurrent(), torch.randn(25, 7, generator=torch.Generator().manual_seed(0))
+    together = greedy(stepper, features, **IDS, max_length=15)
+    for row in range(25):
+        alone = greedy(stepper, features[row : row + 1], **IDS, max_length=15)
+        assert torch.equal(alone.words[0], together.words[row])
+        torch.testing.assert_close(alone.log_probs[0], together.log_probs[row])
+
+
+def test_no_graph_is_built() -> None:
+    stepper, features = Recurrent(), torch.randn(2, 7, requires_grad=True)
+    for decoded in (greedy(stepper, features, **IDS), sample(stepper, features, **IDS)):
+        assert not decoded.log_probs.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_half_precision_scores_are_summed_in_float32(dtype: torch.dtype) -> None:
+    class Half(TableStepper):
+        def step(self, words: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            scores, state = super().step(words, state)
+            return scores.to(dtype), state
+
+    for decoded in (greedy(Half(), rows(1), **IDS), sample(Half(), rows(1), **IDS, top_k=1, top_p=0.9)):
+        assert decoded.log_probs.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert decoded.log_probs.item() == pytest.approx(math.log(0.5 * 0.6 * 0.35), abs=0.02)
+
+
+def test_a_result_is_frozen() -> None:
+    decoded = Decoded(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1))
+    with pytest.raises(AttributeError):
+        decoded.words = decoded.words  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_numbers_name_the_row(bad: float) -> None:
+    features = rows(3)
+    features[2, A] = bad
+    for decode in (greedy, sample):
+        with pytest.raises(ValueError, match="row 2 has no word to choose at step 0"):
+            decode(TableStepper(), features, **IDS)
+
+
+def test_a_row_with_only_forbidden_words_is_an_error() -> None:
+    only_null = TableStepper([[1.0, 0, 0, 0, 0, 0]] * 6)
+    for decode in (greedy, sample):
+        with pytest.raises(ValueError, match="row 0 has no word to choose at step 0"):
+            decode(only_null, rows(1), **IDS)
+
+
+def test_a_stopped_row_may_hold_what_is_not_a_number() -> None:
+    table = [[math.nan] * 6, *TABLE[1:]]
+    features = rows(2)
+    features[1, END] = 20.0
+    for decoded in (
+        greedy(TableStepper(table), features, **IDS),
+        sample(TableStepper(table), features, **IDS, top_k=1),
+    ):
+        assert decoded.words[0, :3].tolist() == [A, B, END]
+        assert decoded.log_probs.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 0}, "max_length must be at least 1, not 0"),
+        ({"temperature": 0.0}, "temperature must be positive and finite, not 0.0"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"top_k": 0}, "top_k must be a whole number of at least 1, not 0"),
+        ({"top_k": 2.5}, "top_k"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_p": math.nan}, "top_p"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(TableStepper(), rows(1), **IDS, **options)
+
+
+def test_greedy_checks_max_length() -> None:
+    with pytest.raises(ValueError, match="max_length must be at least 1, not -3"):
+        greedy(TableStepper(), rows(1), **IDS, max_length=-3)

@@ -1,0 +1,182 @@
+"""From a model that scores the next word to whole captions: greedy choice and sampling.
+
+Nothing here knows a model. A stepper does two things, begins and steps, and any object that can is decoded:
+
+    state         = stepper.begin(features)
+    scores, state = stepper.step(words, state)      # words (N,) -> scores (N, V) of the word that follows
+
+Every row of the batch stops at its own <END>, the loop when all rows have stopped. <START> and <NULL> are never chosen.
+A caption's log-probability is the model's own, sum_t log softmax(scores_t)[word_t] with <END> counted: taken before
+<START> and <NULL> are masked and before temperature, top-k and top-p, so it does not depend on how a caption was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+State = TypeVar("State")
+Choose = Callable[[Tensor], Tensor]
+
+
+class Stepper(Protocol[State]):
+    """What decoding asks of a model. N rows go side by side and no row may look at another."""
+
+    def begin(self, features: Tensor) -> State:
+        """features (N, ...) -> the state before the first word."""
+        ...
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """The last words (N,) int64 and the state -> the next words' unnormalised scores (N, V) and the new state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Captions, one a row.
+
+    Attributes:
+        words: (N, max_length) int64, <END> included where it was reached, <NULL> after it.
+        log_probs: (N,) the sum of the model's log-probabilities of those words up to and with <END>, in the scores'
+            dtype (float32 for half precision).
+    """
+
+    words: Tensor
+    log_probs: Tensor
+
+
+def greedy(
+    stepper: Stepper[State], features: Tensor, *, start: int, end: int | None, null: int, max_length: int = 30
+) -> Decoded:
+    """The likeliest next word, step after step; of equally likely words the one with the smallest id.
+
+    Args:
+        stepper: the model; put a module with dropout into `eval()` first.
+        features: (N, ...) whatever `stepper.begin` takes.
+        start, end, null: the ids of <START>, <END> and <NULL>; without an end (None) every row runs to `max_length`.
+        max_length: the most words of a caption, <END> counted.
+
+    Raises:
+        ValueError: max_length < 1; or at some step a row has no word to choose (scores that are not numbers, or no word
+            but <START> and <NULL> possible).
+    """
+    return _decode(
+        stepper, features, lambda log_p: log_p.argmax(1), start=start, end=end, null=null, max_length=max_length
+    )
+
+
+def sample(
+    stepper: Stepper[State],
+    features: Tensor,
+    *,
+    start: int,
+    end: int | None,
+    null: int,
+    max_length: int = 30,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Decoded:
+    """Each next word drawn at random from softmax(scores / temperature), with the unlikely words left out on request.
+
+    The order is: temperature, then `top_k`, then `top_p` of what remains. For several captions of one image repeat its
+    features. The rows share one stream of random numbers, so a row's caption depends on the batch it is drawn in.
+
+    Args:
+        temperature: below 1 the likely words gain, towards 0 it becomes greedy; above 1 the unlikely ones do.
+        top_k: only the k likeliest words; 1 is greedy.
+        top_p: only the fewest likeliest words that have probability `top_p` together (the nucleus; Holtzman et al.
+            2020, "The Curious Case of Neural Text Degeneration").
+        generator: where the random numbers come from, on the scores' device; torch's global one without it. The same
+            `torch.Generator(device).manual_seed(seed)` gives the same captions on the same kind of device.
+        The others are as in `greedy`.
+
+    Raises:
+        ValueError: as `greedy`; or temperature <= 0 or not finite, top_k < 1, top_p outside (0, 1].
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, not {temperature}")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k must be a whole number of at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+
+    def draw(log_p: Tensor) -> Tensor:
+        p = _tempered(log_p, temperature)
+        if top_k is not None or (top_p is not None and top_p < 1):
+            p = _likeliest(p, log_p, top_k, top_p)
+        return torch.multinomial(p, 1, generator=generator).squeeze(1)
+
+    return _decode(stepper, features, draw, start=start, end=end, null=null, max_length=max_length)
+
+
+def _tempered(log_p: Tensor, temperature: float) -> Tensor:
+    """softmax(log_p / temperature), (N, V), for every temperature above 0."""
+    below = log_p - log_p.amax(1, keepdim=True)  # at most 0: no quotient overflows upwards
+    return torch.softmax(below / max(temperature, torch.finfo(log_p.dtype).tiny), 1)
+
+
+def _likeliest(p: Tensor, log_p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """p (N, V) with zeros outside the top k words and the nucleus; not renormalised."""
+    # Ranked by log_p, for a high temperature rounds neighbours in p together; stable: ties go as in argmax.
+    words = log_p.argsort(dim=1, descending=True, stable=True)
+    ranked = p.gather(1, words)
+    if top_k is not None:
+        ranked[:, top_k:] = 0
+    if top_p is not None and top_p < 1:
+        before = ranked.cumsum(1) - ranked  # the mass of the likelier words: 0 for the first, which always stays
+        ranked = ranked.masked_fill(before >= top_p * ranked.sum(1, keepdim=True), 0)
+    return torch.zeros_like(p).scatter_(1, words, ranked)
+
+
+@torch.no_grad()
+def _decode(
+    stepper: Stepper[State],
+    features: Tensor,
+    choose: Choose,
+    *,
+    start: int,
+    end: int | None,
+    null: int,
+    max_length: int,
+) -> Decoded:
+    """`choose` takes the log-probabilities (N, V), -inf where a word is forbidden, to the chosen words (N,)."""
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, not {max_length}")
+    N = features.shape[0]
+    words = features.new_full((N, max_length), null, dtype=torch.int64)
+    log_probs = torch.zeros(N, device=features.device)
+    last = features.new_full((N,), start, dtype=torch.int64)
+    stopped = torch.zeros(N, dtype=torch.bool, device=features.device)
+    forbidden = {start, null} - {end}
+    state = stepper.begin(features)
+    for t in range(max_length):
+        if stopped.all():
+            break
+        scores, state = stepper.step(last, state)
+        log_p = torch.log_softmax(scores, 1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        allowed = log_p.clone()
+        allowed[:, [word for word in forbidden if 0 <= word < log_p.shape[1]]] = -math.inf
+        _check_choice(allowed, stopped, t)
+        chosen = choose(torch.where(stopped[:, None], 0, allowed))  # a stopped row may hold anything: give it numbers
+        last = torch.where(stopped, null, chosen)
+        words[:, t] = last
+        log_probs = log_probs + log_p.gather(1, chosen[:, None]).squeeze(1).masked_fill(stopped, 0)
+        if end is not None:
+            stopped = stopped | (last == end)
+    return Decoded(words, log_probs)
+
+
+def _check_choice(allowed: Tensor, stopped: Tensor, t: int) -> None:
+    stuck = ~(allowed.amax(1) > -math.inf) & ~stopped  # not-greater also catches NaN
+    if stuck.any():
+        row = int(stuck.nonzero()[0, 0])
+        raise ValueError(
+            f"row {row} has no word to choose at step {t}: its scores are not numbers or leave only <START> or <NULL>"
+        )
