@@ -1,0 +1,39 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """The tests run side by side, one process a core."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def randn() -> Callable[..., Tensor]:
+    """`randn(*shape)`: float64 numbers that require grad, the same in every run; dtype may be given."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, outside the repository."""
+    folder = Path(os.environ.get("TORCH_CAPTION_SHARED", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; TORCH_CAPTION_SHARED names another place")
+    return folder

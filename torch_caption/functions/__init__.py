@@ -1,0 +1,37 @@
+"""Functions whose every derivative is written by hand: backward, forward mode, and what follows from them.
+
+Each public function checks its arguments and calls one `torch.autograd.Function`. The derivation of a gradient stands
+in the docstring of its class. Names are cs231n's: N batch, T time, D input, H hidden, V vocabulary; weights are
+(in, out), as in `x @ Wx`.
+"""
+
+from .affine import Affine, affine, temporal_affine
+from .embedding import WordEmbedding, word_embedding
+from .lstm import LSTM, LSTMStep, lstm, lstm_step
+from .rnn import RNN, RNNStep, rnn, rnn_step
+from .softmax import (
+    TemporalAffineSoftmaxLoss,
+    TemporalSoftmaxLoss,
+    temporal_affine_softmax_loss,
+    temporal_softmax_loss,
+)
+
+__all__ = [
+    "LSTM",
+    "RNN",
+    "Affine",
+    "LSTMStep",
+    "RNNStep",
+    "TemporalAffineSoftmaxLoss",
+    "TemporalSoftmaxLoss",
+    "WordEmbedding",
+    "affine",
+    "lstm",
+    "lstm_step",
+    "rnn",
+    "rnn_step",
+    "temporal_affine",
+    "temporal_affine_softmax_loss",
+    "temporal_softmax_loss",
+    "word_embedding",
+]

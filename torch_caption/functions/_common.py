@@ -1,0 +1,174 @@
+"""What every function shares: its checks, autocast, the choice of class, and two reshapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any:
+    """Apply `with_jvp`, the subclass that adds forward mode, or plain `function` where torch.compile traces.
+
+    Dynamo refuses a Function that has a jvp once an input requires grad.
+    """
+    return (function if torch.compiler.is_compiling() else with_jvp).apply(*args)
+
+
+def rows(x: Tensor) -> Tensor:
+    """(..., D) as (rows, D): time and batch are alike to a weight gradient."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def stack_time(steps: Sequence[Tensor], like: Tensor) -> Tensor:
+    """T tensors (N, H) as (N, T, H); `like` (N, H) gives the shape where T is 0."""
+    return torch.stack(list(steps), dim=1) if steps else like.new_zeros(like.shape[0], 0, like.shape[1])
+
+
+def previous(first: Tensor, h: Tensor) -> Tensor:
+    """What each step started from: `first` (N, H), then all but the last of `h` (N, T, H). Returns (N, T, H)."""
+    return torch.cat([first.unsqueeze(1), h], dim=1)[:, :-1]
+
+
+def past_end(lengths: Tensor | None, T: int) -> Tensor | None:
+    """(N, T, 1) boolean, True where t >= lengths[n]; None where every row is T long."""
+    if lengths is None:
+        return None
+    return (torch.arange(T, device=lengths.device) >= lengths.unsqueeze(1)).unsqueeze(2)
+
+
+def blank(x: Tensor, ended: Tensor | None) -> Tensor:
+    """`x` (N, T, D) with zeros where `ended`, whatever stood there, NaN included."""
+    return x if ended is None else x.masked_fill(ended, 0)
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast as autocast would cast the operands of a product.
+
+    The cast stands before the Function, so that its forward and backward see one dtype whether or not the backward
+    runs under autocast; `torch.amp.custom_fwd` does not go with `setup_context`. float64 stays, as in torch.
+    """
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+def check_floats(function: str, sizes: dict[str, int], **tensors: tuple[Tensor, str]) -> None:
+    """Check tensors against shapes such as "N T D" or "D 4H"; letters seen first are bound in `sizes`.
+
+    Raises:
+        TypeError: a value is not a tensor, is not floating-point, or differs in dtype or device from the first.
+        ValueError: a shape does not fit.
+    """
+    first: str | None = None
+    for name, (tensor, spec) in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}: {name} must be a tensor, but is a {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{function}: {name} must be floating-point, but is {_short(tensor.dtype)}")
+        first = first or name
+        expected = tensors[first][0]
+        if tensor.dtype != expected.dtype:
+            raise TypeError(f"{function}: {name} is {_short(tensor.dtype)}, but {first} is {_short(expected.dtype)}")
+        if tensor.device != expected.device:
+            raise TypeError(f"{function}: {name} is on {tensor.device}, but {first} is on {expected.device}")
+        check_shape(function, name, tensor, spec, sizes)
+
+
+def check_shape(function: str, name: str, tensor: Tensor, spec: str, sizes: dict[str, int]) -> None:
+    """Check one shape; "..." in front of `spec` stands for any leading axes.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    letters = spec.split()
+    shape = tuple(tensor.shape)
+    if letters[0] == "...":
+        letters = letters[1:]
+        shape = shape[-len(letters) :]
+    fits = len(shape) == len(letters)
+    for letter, size in zip(letters, shape, strict=False):
+        factor, symbol = _factor(letter)
+        if factor == 1:
+            sizes.setdefault(symbol, size)
+        fits = fits and size == factor * sizes.get(symbol, -1)
+    if not fits:
+        wanted = ", ".join(spec.split())
+        known = ", ".join(
+            f"{letter} = {_factor(letter)[0] * sizes[_factor(letter)[1]]}"
+            for letter in letters
+            if _factor(letter)[1] in sizes
+        )
+        raise ValueError(f"{function}: {name} must be ({wanted}) with {known}, but is {tuple(tensor.shape)}")
+
+
+def check_integers(function: str, name: str, x: Tensor, spec: str, sizes: dict[str, int], like: Tensor) -> None:
+    """Check that `x` holds integers, in a shape that fits, on the device of `like`.
+
+    Raises:
+        TypeError: not a tensor, not integers, another device.
+        ValueError: a shape does not fit.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, but is a {type(x).__name__}")
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{function}: {name} must hold integers, but is {_short(x.dtype)}")
+    if x.device != like.device:
+        raise TypeError(f"{function}: {name} is on {x.device}, but the weights are on {like.device}")
+    check_shape(function, name, x, spec, sizes)
+
+
+def check_range(function: str, name: str, x: Tensor, low: int, high: int, meaning: str) -> None:
+    """Check low <= x < high where the values can be read; elsewhere do nothing.
+
+    Raises:
+        IndexError: a value is out of range; the message names the first one and where it stands.
+    """
+    if not readable(x) or x.numel() == 0:
+        return
+    bad = (x < low) | (x >= high)
+    if bad.any():
+        place = tuple(bad.nonzero()[0].tolist())
+        where = ", ".join(map(str, place))
+        raise IndexError(f"{function}: {name}[{where}] is {int(x[place])}, but {meaning} ({low} to {high - 1})")
+
+
+def check_lengths(function: str, lengths: Tensor | None, sizes: dict[str, int], like: Tensor) -> None:
+    """Check that `lengths`, unless None, holds N integers from 0 to T.
+
+    Raises:
+        IndexError: a length is out of range.
+        TypeError: not a tensor of integers, or on another device than `like`.
+        ValueError: the shape is not (N,).
+    """
+    if lengths is not None:
+        check_integers(function, "lengths", lengths, "N", sizes, like)
+        check_range(function, "lengths", lengths, 0, sizes["T"] + 1, f"x has {sizes['T']} timesteps")
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the values of `x` can be looked at: not under compile, export, vmap, graph capture, on meta or fake."""
+    if torch.compiler.is_compiling() or x.is_meta:
+        return False
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    # torch.func has no public name for this question.
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return False
+        x = torch._C._functorch.get_unwrapped(x)
+    return type(x) in (Tensor, torch.nn.Parameter)  # the tensors of tracing modes are subclasses
+
+
+def _factor(letter: str) -> tuple[int, str]:
+    """ "4H" is (4, "H")."""
+    return int(letter[:-1] or 1), letter[-1]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,85 @@
+"""The affine layer, over the last axis of whatever it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from ._common import apply, autocast, check_floats, rows
+
+
+class Affine(Function):
+    r"""An affine map of the last axis.
+
+        out = x w + b                          (..., D)(D, M) + (M,) -> (..., M)
+
+    Backward. Every row of x meets the same w and b, so their gradients sum over all rows r:
+
+        dx = dout w^T                          (..., M)(M, D) -> (..., D)
+        dw = x^T dout                          (D, r)(r, M) -> (D, M)
+        db = sum_r dout                        (M,)
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return x @ w + b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, w, _ = inputs
+        ctx.save_for_backward(x, w)
+        ctx.save_for_forward(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple:
+        x, w = ctx.saved_tensors
+        need_x, need_w, need_b = ctx.needs_input_grad
+        dx = dout @ w.T if need_x else None
+        dw = rows(x).T @ rows(dout) if need_w else None
+        db = rows(dout).sum(0) if need_b else None
+        return dx, dw, db
+
+
+class AffineWithJVP(Affine):
+    """`Affine` with its forward mode: tout = tx w + x tw + tb."""
+
+    @staticmethod
+    def jvp(ctx: Any, tx: Tensor, tw: Tensor, tb: Tensor) -> Tensor:
+        x, w = ctx.saved_tensors
+        return tx @ w + x @ tw + tb
+
+
+def affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Affine map of the last axis, x w + b.
+
+    Args:
+        x: (..., D) floating-point.
+        w: (D, M), dtype and device of x.
+        b: (M,), likewise.
+
+    Returns:
+        (..., M), dtype of x; the autocast dtype under autocast.
+
+    Raises:
+        TypeError: a dtype or device differs, or a value is not a floating-point tensor.
+        ValueError: a shape does not fit.
+    """
+    x, w, b = autocast(x, w, b)
+    check_floats("affine", {}, x=(x, "... D"), w=(w, "D M"), b=(b, "M"))
+    return apply(Affine, AffineWithJVP, x, w, b)
+
+
+def temporal_affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """The same affine map at every timestep: `affine` on x (N, T, D), w (D, M), b (M,). Returns (N, T, M).
+
+    Raises:
+        TypeError: a dtype or device differs, or a value is not a floating-point tensor.
+        ValueError: a shape does not fit.
+    """
+    x, w, b = autocast(x, w, b)
+    check_floats("temporal_affine", {}, x=(x, "N T D"), w=(w, "D M"), b=(b, "M"))
+    return apply(Affine, AffineWithJVP, x, w, b)

@@ -1,0 +1,76 @@
+"""Word ids to word vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from ._common import apply, autocast, check_floats, check_integers, check_range, rows
+
+
+class WordEmbedding(Function):
+    r"""One row of W for every word; here D is the width of a word vector, cs231n's W.
+
+        out[n, t] = W[x[n, t]]                 (N, T, D)
+
+    Backward. Row v of W was read once for every place that holds word v, and each adds its share:
+
+        dW[v] = sum_{n,t: x[n,t] = v} dout[n, t]        (V, D)
+
+    A word that repeats must add up, which plain assignment `dW[x] = dout` would lose.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, W: Tensor) -> Tensor:
+        return W[x]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, W = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        ctx.V = W.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple:
+        (x,) = ctx.saved_tensors
+        _, need_W = ctx.needs_input_grad
+        dW = dout.new_zeros(ctx.V, dout.shape[-1]).index_add(0, x.reshape(-1), rows(dout)) if need_W else None
+        return None, dW
+
+
+class WordEmbeddingWithJVP(WordEmbedding):
+    """`WordEmbedding` with its forward mode: tout = tW[x]."""
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tW: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return tW[x]
+
+
+def word_embedding(x: Tensor, W: Tensor) -> Tensor:
+    """Word vectors of word ids.
+
+    Args:
+        x: (N, T) integers, 0 <= x < V. The range is checked wherever values can be read, which under torch.compile,
+            export, vmap, CUDA graph capture and on the meta device they cannot.
+        W: (V, D) floating-point; row v is the vector of word v.
+
+    Returns:
+        (N, T, D), dtype of W; the autocast dtype under autocast.
+
+    Raises:
+        IndexError: a word id is negative or not below V; the message names it, its row and column.
+        TypeError: x does not hold integers, W is not floating-point, or the devices differ.
+        ValueError: a shape does not fit.
+    """
+    (W,) = autocast(W)
+    sizes: dict[str, int] = {}
+    check_floats("word_embedding", sizes, W=(W, "V D"))
+    check_integers("word_embedding", "x", x, "N T", sizes, like=W)
+    check_range("word_embedding", "x", x, 0, sizes["V"], f"W has {sizes['V']} rows")
+    return apply(WordEmbedding, WordEmbeddingWithJVP, x.long(), W)

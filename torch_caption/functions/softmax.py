@@ -1,0 +1,236 @@
+"""The loss of a captioner: softmax cross-entropy over time, alone and fused with the layer that makes the scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ._common import apply, autocast, check_floats, check_integers, check_range, check_shape, rows
+
+
+class TemporalSoftmaxLoss(Function):
+    r"""Softmax cross-entropy at every timestep, weighted by a mask, summed over time, averaged over the batch.
+
+        nll[n, t] = log sum_v exp(x[n, t, v]) - x[n, t, y[n, t]]          (N, T)
+        loss      = 1/N sum_{n,t} mask[n, t] * nll[n, t]                  ()
+
+    Backward. The derivative of log sum exp is softmax, p; that of the score of the right word is 1 at that word:
+
+        dx[n, t]    = dloss / N * mask[n, t] * (p[n, t] - onehot(y[n, t]))    (N, T, V)
+        dmask[n, t] = dloss / N * nll[n, t]                                   (N, T), of a real-valued mask
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return _weigh(_nll(x, y), mask).sum() / _batch(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple:
+        x, y, mask = ctx.saved_tensors
+        need_x, _, need_mask = ctx.needs_input_grad
+        scale = dloss / _batch(y)
+        dx = scale * _weigh(_dnll(x, y), mask.unsqueeze(-1)) if need_x else None
+        dmask = scale * _nll(x, y) if need_mask else None
+        return dx, None, dmask
+
+
+class TemporalSoftmaxLossWithJVP(TemporalSoftmaxLoss):
+    """`TemporalSoftmaxLoss` with its forward mode: 1/N sum of mask * sum_v (p - onehot) tx + tmask * nll."""
+
+    @staticmethod
+    def jvp(ctx: Any, tx: Tensor, _: None, tmask: Tensor | None) -> Tensor:
+        x, y, mask = ctx.saved_tensors
+        return _loss_jvp(x, tx, y, mask, tmask)
+
+
+class TemporalAffineSoftmaxLoss(Function):
+    r"""`TemporalSoftmaxLoss` of the scores that an affine layer makes of h.
+
+        x    = h w + b                         (N, T, H)(H, V) + (V,) -> (N, T, V)
+        loss = TemporalSoftmaxLoss(x, y, mask)
+
+    Backward. With TemporalSoftmaxLoss's gradient of the scores, up to the factor dloss,
+
+        dx = 1 / N * mask * (p - onehot(y))    (N, T, V)
+
+    the rest is the affine layer's, over r = N T rows; dloss is a scalar and passes through every product:
+
+        dh = dloss * dx w^T                    (N, T, V)(V, H) -> (N, T, H)
+        dw = dloss * h^T dx                    (H, r)(r, V) -> (H, V)
+        db = dloss * sum_r dx                  (V,)
+        dmask = dloss / N * nll                (N, T), of a real-valued mask
+
+    The scores are the largest tensor of a captioner. They are not kept for the backward but computed again, and their
+    gradient is written over them, so that the two never stand side by side.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return _weigh(_nll(_scores(h, w, b), y), mask).sum() / _batch(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple:
+        h, w, b, y, mask = ctx.saved_tensors
+        need_h, need_w, need_b, _, need_mask = ctx.needs_input_grad
+        x = _scores(h, w, b)
+        dmask = dloss / _batch(y) * _nll(x, y) if need_mask else None
+        if not (need_h or need_w or need_b):
+            return None, None, None, None, dmask
+        weights = mask.to(x.dtype) / _batch(y)  # (N, T)
+        dscores = _dscores_in_place if _may_write(h, w, b, y, mask) else _dscores
+        dx = dscores(x, y, weights).to(h.dtype)
+        dloss = dloss.to(h.dtype)
+        dh = dloss * (dx @ w.T) if need_h else None
+        dw = dloss * (rows(h).T @ rows(dx)) if need_w else None
+        db = dloss * rows(dx).sum(0) if need_b else None
+        return dh, dw, db, None, dmask
+
+
+class TemporalAffineSoftmaxLossWithJVP(TemporalAffineSoftmaxLoss):
+    """`TemporalAffineSoftmaxLoss` with its forward mode: tx = th w + h tw + tb, then TemporalSoftmaxLoss's."""
+
+    @staticmethod
+    def jvp(ctx: Any, th: Tensor, tw: Tensor, tb: Tensor, _: None, tmask: Tensor | None) -> Tensor:
+        h, w, b, y, mask = ctx.saved_tensors
+        x = _scores(h, w, b)
+        tx = (th @ w + h @ tw + tb).to(x.dtype)
+        return _loss_jvp(x, tx, y, mask, tmask)
+
+
+def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Softmax cross-entropy of the words y under the scores x: summed over time, averaged over the batch.
+
+    Args:
+        x: (N, T, V) floating-point scores. Half-precision scores are raised to float32 first.
+        y: (N, T) integers, 0 <= y < V, also where the mask is 0. The range is checked wherever values can be read,
+            which under torch.compile, export, vmap, CUDA graph capture and on the meta device they cannot.
+        mask: (N, T), boolean: which words count; or floating-point: the weight of each, which may require grad.
+
+    Returns:
+        the loss, a scalar, in nats per row of the batch; float64 for float64 scores, float32 for others; 0 for N = 0.
+
+    Raises:
+        IndexError: a word id is out of range; the message names it, its row and column.
+        TypeError: a value is not a tensor of the right kind, or the devices differ.
+        ValueError: a shape does not fit.
+    """
+    sizes: dict[str, int] = {}
+    x = _full(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+    check_floats("temporal_softmax_loss", sizes, x=(x, "N T V"))
+    y, mask = _check_targets("temporal_softmax_loss", y, mask, sizes, like=x)
+    return apply(TemporalSoftmaxLoss, TemporalSoftmaxLossWithJVP, x, y, mask)
+
+
+def temporal_affine_softmax_loss(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """`temporal_softmax_loss(temporal_affine(h, w, b), y, mask)` in one, without keeping the scores.
+
+    Args:
+        h: (N, T, H) floating-point.
+        w: (H, V), dtype and device of h.
+        b: (V,), likewise.
+        y: (N, T) integers, 0 <= y < V, also where the mask is 0; checked where they can be read, as in
+            `temporal_softmax_loss`.
+        mask: (N, T), boolean: which words count; or floating-point: the weight of each, which may require grad.
+
+    Returns:
+        the loss, a scalar, in nats per row of the batch; float64 for float64 inputs, float32 for others; 0 for N = 0.
+
+    Raises:
+        IndexError: a word id is out of range; the message names it, its row and column.
+        TypeError: a value is not a tensor of the right kind, or a dtype or device differs.
+        ValueError: a shape does not fit.
+    """
+    h, w, b = autocast(h, w, b)
+    sizes: dict[str, int] = {}
+    check_floats("temporal_affine_softmax_loss", sizes, h=(h, "N T H"), w=(w, "H V"), b=(b, "V"))
+    y, mask = _check_targets("temporal_affine_softmax_loss", y, mask, sizes, like=h)
+    return apply(TemporalAffineSoftmaxLoss, TemporalAffineSoftmaxLossWithJVP, h, w, b, y, mask)
+
+
+def _check_targets(
+    function: str, y: Tensor, mask: Tensor, sizes: dict[str, int], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Check words and mask; return the words as int64, and a real-valued mask in the dtype of the loss."""
+    check_integers(function, "y", y, "N T", sizes, like)
+    check_range(function, "y", y, 0, sizes["V"], f"there are {sizes['V']} scores")
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        kind = str(mask.dtype).removeprefix("torch.") if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{function}: mask must be a boolean or floating-point tensor, but is {kind}")
+    if mask.device != like.device:
+        raise TypeError(f"{function}: mask is on {mask.device}, but the scores are on {like.device}")
+    check_shape(function, "mask", mask, "N T", sizes)
+    return y.long(), mask if mask.dtype == torch.bool else mask.to(_full(like[..., :0]).dtype)
+
+
+def _full(x: Tensor) -> Tensor:
+    """Half precision raised to float32: a sum over thousands of words needs it."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _batch(y: Tensor) -> int:
+    """N, and 1 where N is 0: an empty batch has the loss 0."""
+    return max(y.shape[0], 1)
+
+
+def _scores(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return _full(h @ w + b)
+
+
+def _nll(x: Tensor, y: Tensor) -> Tensor:
+    """Negative log-likelihood (N, T) of the words y; logsumexp subtracts the greatest score before it exponentiates."""
+    return torch.logsumexp(x, dim=-1) - x.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+
+
+def _dnll(x: Tensor, y: Tensor) -> Tensor:
+    """The derivative of `_nll` by the scores, p - onehot(y): (N, T, V)."""
+    p = torch.exp(x - torch.logsumexp(x, dim=-1, keepdim=True))
+    return p.scatter_add(-1, y.unsqueeze(-1), -torch.ones_like(p[..., :1]))
+
+
+def _dscores(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """weights * (p - onehot(y)): (N, T, V)."""
+    return _dnll(x, y) * weights.unsqueeze(-1)
+
+
+def _dscores_in_place(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """`_dscores`, written over x."""
+    p = x.sub_(torch.logsumexp(x, dim=-1, keepdim=True)).exp_()
+    p.scatter_add_(-1, y.unsqueeze(-1), -torch.ones_like(p[..., :1]))
+    return p.mul_(weights.unsqueeze(-1))
+
+
+def _may_write(*inputs: Tensor) -> bool:
+    """Whether what was just computed from `inputs` may be written over: nobody differentiates, maps or traces it."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs)
+
+
+def _weigh(values: Tensor, mask: Tensor) -> Tensor:
+    """values * mask; a boolean mask also silences what is not finite."""
+    return torch.where(mask, values, 0) if mask.dtype == torch.bool else values * mask
+
+
+def _loss_jvp(x: Tensor, tx: Tensor, y: Tensor, mask: Tensor, tmask: Tensor | None) -> Tensor:
+    """1/N sum_{n,t} mask * sum_v (p - onehot(y)) tx + tmask * nll."""
+    tloss = _weigh((_dnll(x, y) * tx).sum(-1), mask)
+    if tmask is not None and mask.is_floating_point():
+        tloss = tloss + tmask * _nll(x, y)
+    return tloss.sum() / _batch(y)

@@ -1,0 +1,85 @@
+"""The oracle: every public function of `torch_caption.functions` in plain differentiable torch.
+
+Written for sight and not for speed; nothing is checked, and torch.autograd makes the gradients. Shapes and names are
+those of `torch_caption.functions`, where they are described.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return x @ w + b
+
+
+def temporal_affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return x @ w + b
+
+
+def word_embedding(x: Tensor, W: Tensor) -> Tensor:
+    return W[x]
+
+
+def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> Tensor:
+    return torch.tanh(x @ Wx + prev_h @ Wh + b)
+
+
+def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None) -> Tensor:
+    h, steps = h0, [h0]
+    for t in range(x.shape[1]):
+        h = rnn_step(x[:, t], h, Wx, Wh, b)
+        steps.append(h)
+    return _blank(torch.stack(steps, dim=1)[:, 1:], lengths)
+
+
+def lstm_step(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    a_i, a_f, a_o, a_g = (x @ Wx + prev_h @ Wh + b).chunk(4, dim=1)
+    i, f, o, g = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.sigmoid(a_o), torch.tanh(a_g)
+    next_c = f * prev_c + i * g
+    return o * torch.tanh(next_c), next_c
+
+
+def lstm(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    lengths: Tensor | None = None,
+    c0: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+    h, c = h0, torch.zeros_like(h0) if c0 is None else c0
+    steps_h, steps_c = [h], [c]
+    for t in range(x.shape[1]):
+        h, c = lstm_step(x[:, t], h, c, Wx, Wh, b)
+        steps_h.append(h)
+        steps_c.append(c)
+    hs, cs = torch.stack(steps_h, dim=1), torch.stack(steps_c, dim=1)  # (N, 1 + T, H)
+    out = _blank(hs[:, 1:], lengths)
+    if not return_state:
+        return out
+    n = torch.arange(x.shape[0], device=x.device)
+    last = x.shape[1] if lengths is None else lengths
+    return out, (hs[n, last], cs[n, last])
+
+
+def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    x = x if x.dtype == torch.float64 else x.float()
+    right = torch.log_softmax(x, dim=-1).gather(-1, y.long().unsqueeze(-1)).squeeze(-1)  # (N, T)
+    weighted = torch.where(mask, right, 0) if mask.dtype == torch.bool else right * mask
+    return -weighted.sum() / max(x.shape[0], 1)
+
+
+def temporal_affine_softmax_loss(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    return temporal_softmax_loss(temporal_affine(h, w, b), y, mask)
+
+
+def _blank(h: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zero past the end of each row."""
+    if lengths is None:
+        return h
+    t = torch.arange(h.shape[1], device=h.device)
+    return torch.where((t < lengths.unsqueeze(1)).unsqueeze(2), h, 0)
