@@ -65,7 +65,9 @@ class Vocabulary:
         for tokens in captions:
             for token in tokens:
                 counts[token] = counts.get(token, 0) + 1
-        kept = sorted((w for w, n in counts.items() if n >= min_count and w not in SPECIAL), key=lambda w: (-counts[w], w))
+        kept = sorted(
+            (w for w, n in counts.items() if n >= min_count and w not in SPECIAL), key=lambda w: (-counts[w], w)
+        )
         return cls((*SPECIAL, *kept))
 
     @classmethod
@@ -98,10 +100,14 @@ class Vocabulary:
             raise ValueError(f"{path}: no object named word_to_idx")
         for word, idx in self.word_to_idx.items():
             if word_to_idx.get(word) != idx:
-                raise ValueError(f"{path}: idx_to_word[{idx}] is {word!r}, but word_to_idx[{word!r}] is {word_to_idx.get(word)!r}")
+                raise ValueError(
+                    f"{path}: idx_to_word[{idx}] is {word!r}, but word_to_idx[{word!r}] is {word_to_idx.get(word)!r}"
+                )
         extra = next((word for word in word_to_idx if word not in self.word_to_idx), None)
         if extra is not None:
-            raise ValueError(f"{path}: word_to_idx[{extra!r}] is {word_to_idx[extra]!r}, but idx_to_word lacks {extra!r}")
+            raise ValueError(
+                f"{path}: word_to_idx[{extra!r}] is {word_to_idx[extra]!r}, but idx_to_word lacks {extra!r}"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write the layout that `load` reads."""

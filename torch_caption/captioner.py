@@ -1,0 +1,193 @@
+"""The captioner of cs231n assignment 3: image features in, words out."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_caption import decoding, functions, reference
+from torch_caption.cells import State, make_cell
+from torch_caption.vocabulary import END, NULL, START
+
+GRADIENTS = {"hand": functions, "auto": reference}
+
+
+class CaptioningRNN(nn.Module):
+    """A recurrent network that puts the features of an image into words (cs231n assignment 3, question 2).
+
+        h0     = features W_proj + b_proj      (N, D) -> (N, H)
+        x      = W_embed[words]                (N, T) -> (N, T, W)
+        h      = rnn or lstm of x from h0      (N, T, W) -> (N, T, H)
+        scores = h W_vocab + b_vocab           (N, T, H) -> (N, T, V)
+
+    Parameters bear cs231n's names, shapes and first values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
+    Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm".
+
+    Args:
+        word_to_idx: ids of the words, <NULL> among them; V is its size. Without <START> nothing can be sampled;
+            without <END> samples have no end. An id of V or more is tolerated until it is met in a caption.
+        input_dim: D, the width of the features.
+        wordvec_dim: W.
+        hidden_dim: H.
+        cell_type: "rnn" or "lstm".
+        gradients: "hand" for the derivatives of `torch_caption.functions`, "auto" for torch.autograd's, of the same
+            model through `torch_caption.reference`.
+        dropout: the share of word vectors' and hidden states' entries set to zero in training (Zaremba et al. 2014).
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    W_proj: Tensor
+    b_proj: Tensor
+    W_embed: Tensor
+    Wx: Tensor
+    Wh: Tensor
+    b: Tensor
+    W_vocab: Tensor
+    b_vocab: Tensor
+
+    def __init__(
+        self,
+        word_to_idx: Mapping[str, int],
+        input_dim: int = 512,
+        wordvec_dim: int = 128,
+        hidden_dim: int = 128,
+        cell_type: str = "rnn",
+        gradients: str = "hand",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if NULL not in word_to_idx:
+            raise ValueError(f"word_to_idx lacks {NULL}")
+        if gradients not in GRADIENTS:
+            raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}, but is {gradients!r}")
+        for name, size in {"input_dim": input_dim, "wordvec_dim": wordvec_dim, "hidden_dim": hidden_dim}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, but is {size}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, but is {dropout}")
+        self.cell_type = cell_type
+        self.gradients = gradients
+        self.input_dim, self.wordvec_dim, self.hidden_dim = input_dim, wordvec_dim, hidden_dim
+        self.dropout = dropout
+        self.null = word_to_idx[NULL]
+        self.start, self.end = word_to_idx.get(START), word_to_idx.get(END)
+        self.ops = GRADIENTS[gradients]
+        self.cell = make_cell(cell_type, self.ops)
+        V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
+        self.vocab_size = V
+        weights = {
+            "W_proj": torch.randn(D, H) / D**0.5,
+            "b_proj": torch.zeros(H),
+            "W_embed": torch.randn(V, W) / 100,
+            **self.cell.weights(W, H),
+            "W_vocab": torch.randn(H, V) / H**0.5,
+            "b_vocab": torch.zeros(V),
+        }
+        for name, weight in weights.items():
+            self.register_parameter(name, nn.Parameter(weight))
+
+    def forward(self, features: Tensor, captions: Tensor) -> Tensor:
+        """The loss of captions under the model: negative log-likelihood in nats, summed over time, mean over N.
+
+        Each word is predicted from those before it and the image. <NULL> is padding and is not predicted.
+
+        Args:
+            features: (N, D) floating-point.
+            captions: (N, T) integers, a <START> at the head of each; T is at least 1.
+
+        Returns:
+            a scalar that can be differentiated.
+
+        Raises:
+            IndexError: a word id is out of range.
+            TypeError: a dtype or device does not fit.
+            ValueError: a shape does not fit.
+        """
+        if captions.dim() != 2 or captions.shape[0] != features.shape[0] or captions.shape[1] < 1:
+            raise ValueError(f"captions must be ({features.shape[0]}, T) with T >= 1, but are {tuple(captions.shape)}")
+        words, targets = captions[:, :-1], captions[:, 1:]
+        x = self._drop(self.ops.word_embedding(words, self.W_embed))  # (N, T, W)
+        h = self._drop(self.cell.sequence(x, self.begin(features), self.Wx, self.Wh, self.b))  # (N, T, H)
+        return self.ops.temporal_affine_softmax_loss(h, self.W_vocab, self.b_vocab, targets, targets != self.null)
+
+    def begin(self, features: Tensor) -> State:
+        """The state before the first word, of features (N, D).
+
+        Raises:
+            ValueError: the features are not (N, D).
+        """
+        if features.dim() != 2 or features.shape[1] != self.input_dim:
+            raise ValueError(f"features must be (N, {self.input_dim}), but are {tuple(features.shape)}")
+        return self.cell.begin(self.ops.affine(features, self.W_proj, self.b_proj))
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (N, V) of the word after `words` (N,), and the state then."""
+        x = self.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
+        state = self.cell.step(x, state, self.Wx, self.Wh, self.b)
+        return self.ops.affine(state[0], self.W_vocab, self.b_vocab), state
+
+    def sample(self, features: Tensor, max_length: int = 30) -> Tensor:
+        """The greedy caption of each image.
+
+        Args:
+            features: (N, D) floating-point.
+            max_length: the most words to sample, <END> counted.
+
+        Returns:
+            (N, max_length) int64: the sampled words, <END> among them, <NULL> after it.
+
+        Raises:
+            ValueError: a shape does not fit, or the vocabulary has no <START>.
+        """
+        if self.start is None:
+            raise ValueError(f"the vocabulary has no {START} to begin a caption with")
+        decoded = decoding.greedy(self, features, start=self.start, end=self.end, null=self.null, max_length=max_length)
+        return decoded.words
+
+    def params(self) -> dict[str, np.ndarray]:
+        """The weights as cs231n's dictionary of NumPy arrays (copies)."""
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.named_parameters()}
+
+    @torch.no_grad()
+    def load_params(self, params: Mapping[str, np.ndarray]) -> None:
+        """Take the weights from cs231n's dictionary of arrays, cast to the dtype of this model.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape does not fit; the model is then unchanged.
+        """
+        own = dict(self.named_parameters())
+        missing, unknown = sorted(own.keys() - params.keys()), sorted(params.keys() - own.keys())
+        if missing or unknown:
+            raise ValueError(f"params lack {missing or 'nothing'} and hold unknown {unknown or 'nothing'}")
+        for name, p in own.items():
+            if params[name].shape != tuple(p.shape):
+                raise ValueError(f"params[{name!r}] must be {tuple(p.shape)}, but is {params[name].shape}")
+        for name, p in own.items():
+            p.copy_(torch.from_numpy(np.ascontiguousarray(params[name])))
+
+    def save_npz(self, path: str | Path) -> None:
+        """Write the weights as an .npz of cs231n's dictionary."""
+        with Path(path).open("wb") as file:
+            np.savez(file, **self.params())
+
+    def load_npz(self, path: str | Path) -> None:
+        """Take the weights from an .npz of cs231n's dictionary; nothing in it is executed.
+
+        Raises:
+            ValueError: it is no such file, or its arrays do not fit; the message names the file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                self.load_params({name: arrays[name] for name in arrays.files})
+        except (OSError, ValueError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -1,0 +1,134 @@
+"""Recurrent cells behind one interface, and the layers made of them.
+
+A `Cell` has no weights of its own: it says how a state begins, how it goes one step on, and how it goes through a
+sequence, given the weights Wx, Wh, b. `CELLS` maps a cell's name to its class, and nobody else asks for the name.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from torch_caption import functions
+
+State = tuple[Tensor, ...]  # (N, H) each; the first is the hidden state h
+
+
+class Cell:
+    """What the captioner asks of a recurrent cell.
+
+    Args:
+        ops: where the recurrence and its gradient come from: `torch_caption.functions` or `torch_caption.reference`.
+    """
+
+    gates: ClassVar[int]
+
+    def __init__(self, ops: ModuleType = functions):
+        self.ops = ops
+
+    def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
+        """New Wx (D, GH), Wh (H, GH), b (GH,), drawn as cs231n draws them: normal over sqrt(fan-in), b zero."""
+        width = self.gates * hidden_dim
+        return {
+            "Wx": torch.randn(input_dim, width) / input_dim**0.5,
+            "Wh": torch.randn(hidden_dim, width) / hidden_dim**0.5,
+            "b": torch.zeros(width),
+        }
+
+    def begin(self, h0: Tensor) -> State:
+        """The state before the first step, of h0 (N, H)."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor) -> State:
+        """The state after the input x (N, D)."""
+        raise NotImplementedError
+
+    def sequence(
+        self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        """The hidden states (N, T, H) after each input of x (N, T, D)."""
+        raise NotImplementedError
+
+
+class RNNCell(Cell):
+    """The vanilla RNN; its state is (h,)."""
+
+    gates = 1
+
+    def begin(self, h0: Tensor) -> State:
+        return (h0,)
+
+    def step(self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor) -> State:
+        return (self.ops.rnn_step(x, *state, Wx, Wh, b),)
+
+    def sequence(
+        self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        (h0,) = state
+        return self.ops.rnn(x, h0, Wx, Wh, b, lengths)
+
+
+class LSTMCell(Cell):
+    """The LSTM; its state is (h, c), and c begins at zero."""
+
+    gates = 4
+
+    def begin(self, h0: Tensor) -> State:
+        return h0, torch.zeros_like(h0)
+
+    def step(self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor) -> State:
+        return self.ops.lstm_step(x, *state, Wx, Wh, b)
+
+    def sequence(
+        self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        h0, c0 = state
+        return self.ops.lstm(x, h0, Wx, Wh, b, lengths, c0)
+
+
+CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell}
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer with hand-derived gradients, for use outside the captioner.
+
+    Args:
+        input_dim: D.
+        hidden_dim: H.
+        cell_type: a name in `CELLS`.
+
+    Parameters are Wx (D, GH), Wh (H, GH) and b (GH,), with G = 1 for "rnn" and 4 for "lstm".
+
+    Raises:
+        ValueError: there is no such cell.
+    """
+
+    Wx: Tensor
+    Wh: Tensor
+    b: Tensor
+
+    def __init__(self, input_dim: int, hidden_dim: int, cell_type: str = "rnn"):
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.cell = make_cell(cell_type)
+        for name, weight in self.cell.weights(input_dim, hidden_dim).items():
+            self.register_parameter(name, nn.Parameter(weight))
+
+    def forward(self, x: Tensor, h0: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Hidden states (N, T, H) of x (N, T, D), from h0 (N, H), zero unless given; zero past `lengths` (N,)."""
+        h0 = x.new_zeros(x.shape[0], self.hidden_dim) if h0 is None else h0
+        return self.cell.sequence(x, self.cell.begin(h0), self.Wx, self.Wh, self.b, lengths)
+
+
+def make_cell(cell_type: str, ops: ModuleType = functions) -> Cell:
+    """The cell of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if cell_type not in CELLS:
+        raise ValueError(f"cell_type must be one of {', '.join(CELLS)}, but is {cell_type!r}")
+    return CELLS[cell_type](ops)
