@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from torch_caption.metrics import score, tokenize
+
+ALL = ("BLEU", "ROUGE-L", "CIDEr")
+CANDIDATES = {"mat": "the cat the cat", "dog": "a dog"}
+REFERENCES = {"mat": ["the cat sat", "a cat is on the mat"], "dog": ["a dog"]}
+
+# What Stanford's PTB tokeniser gives, punctuation dropped as COCO's evaluation drops it.
+AS_PTB = {
+    "A man's hat.": "a man 's hat",
+    "The dogs' bowls, and a t-shirt.": "the dogs bowls and a t-shirt",
+    "He doesn't and can't, won't; cannot; gonna, wanna go": "he does n't and ca n't wo n't can not gon na wan na go",
+    "a black/white cat -- running": "a black/white cat running",
+    'a sign that says "STOP"': "a sign that says stop",
+    "it costs $5.50 or 10% off": "it costs $ 5.50 or 10 % off",
+    "at 5:30 p.m. in the U.S. of A.": "at 5:30 p.m. in the u.s. of a",
+    "Mr. Smith and St. John": "mr. smith and st. john",
+    "1,000 people & 2 dogs": "1,000 people & 2 dogs",
+    "#1 fan @ home": "# 1 fan @ home",
+    "three... dogs…here": "three dogs here",
+    "“smart quotes” and ‘single’ and it’s": "smart quotes and single and it 's",  # noqa: RUF001
+    "café naïve": "café naïve",
+    "a dog.A cat,a bird": "a dog.a cat a bird",
+    "4x4 truck 3rd 1950s 1/2 pizza .5 miles": "4x4 truck 3rd 1950s 1/2 pizza .5 miles",
+    "<UNK> dog <unk>": "<unk> dog <unk>",
+    "they're I'm you've he'd she'll": "they 're i 'm you 've he 'd she 'll",
+    "o'clock d'oh AT&T": "o'clock d'oh at&t",
+    "a man – woman — both": "a man woman both",  # noqa: RUF001
+    "hand -held device_s 5'10\" man": "hand held device_s 5 10 man",
+}
+OTHER_THAN_PTB = {
+    "a dog (brown)!!! [left]": "a dog brown left",
+    "the '90s rock 'n' roll": "the 90s rock n roll",
+    "y'all 'tis no.5": "y'all tis no.5",
+    "canna gotna": "canna gotna",
+}
+
+
+@pytest.mark.parametrize(("text", "tokens"), [*AS_PTB.items(), *OTHER_THAN_PTB.items()])
+def test_tokenize(text: str, tokens: str) -> None:
+    assert tokenize(text) == tokens.split()
+
+
+@pytest.mark.parametrize("text", ["", " ", ".", "... !?", "\n\t", "()"])
+def test_no_words(text: str) -> None:
+    assert tokenize(text) == []
+
+
+@given(st.text())
+def test_tokens_give_the_same_tokens_again(text: str) -> None:
+    tokens = tokenize(text)
+    assert tokenize(" ".join(tokens)) == tokens
+    assert not any(token.split() != [token] for token in tokens)
+
+
+@given(st.text(alphabet="can'tos.-n/&<u>k 1,:$"))
+def test_tokens_of_few_letters_give_the_same_tokens_again(text: str) -> None:
+    assert tokenize(" ".join(tokenize(text))) == tokenize(text)
+
+
+def test_bleu_by_hand() -> None:
+    """Words: the, cat once each (clipped), a and dog are right: 4 of 6; pairs: "the cat", "a dog": 2 of 4; triples: none.
+
+    The candidates' 6 words are more than the 3 + 2 of the closest references: no brevity penalty.
+    """
+    scores = score(CANDIDATES, REFERENCES, ("BLEU",))
+    assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"]
+    assert scores["BLEU-1"] == pytest.approx(4 / 6, abs=1e-6)
+    assert scores["BLEU-2"] == pytest.approx(math.sqrt(4 / 6 * 2 / 4), abs=1e-6)
+    assert scores["BLEU-3"] < 1e-4
+    assert scores["BLEU-4"] < 1e-3
+
+
+def test_bleu_of_short_captions_is_punished() -> None:
+    """2 of 2 words are right, the reference has 4: exp(1 - 4 / 2)."""
+    assert score({0: "a red"}, {0: ["a red cat sleeps"]})["BLEU-1"] == pytest.approx(math.exp(-1), abs=1e-6)
+
+
+def test_rouge_by_hand() -> None:
+    """Longest common subsequences: "the cat" of 4 and 3 words, "cat the" of 4 and 6; best precision and best recall."""
+    precision, recall, beta2 = 2 / 4, 2 / 3, 1.2**2
+    mat = (1 + beta2) * precision * recall / (recall + beta2 * precision)
+    assert score(CANDIDATES, REFERENCES, ["ROUGE-L"]) == pytest.approx({"ROUGE-L": (mat + 1) / 2})
+
+
+def test_cider_by_hand() -> None:
+    """Of two images, "a" is in a reference of both and weighs log(2/2) = 0, every other n-gram log(2/1) =: 1.
+
+    dog: cosine 1 for words (dog, dog) and for pairs, nothing longer: 10 (1 + 1 + 0 + 0) / 4 = 5.
+    mat, first reference: words (the 2, cat 2)(the, cat, sat 1), clipped to 1: (1 + 1) / (sqrt 8 sqrt 3); pairs
+    (the cat 2, cat the 1)(the cat, cat sat 1): 1 / (sqrt 5 sqrt 2); 3 pairs against 2: exp(-1 / 72).
+    mat, second: words (cat, is, on, the, mat 1): (1 + 1) / (sqrt 8 sqrt 5); no pair; 3 pairs against 5: exp(-4 / 72).
+    """
+    first = (2 / math.sqrt(24) + 1 / math.sqrt(10)) * math.exp(-1 / 72)
+    second = 2 / math.sqrt(40) * math.exp(-4 / 72)
+    mat = 10 * (first + second) / 4 / 2
+    assert score(CANDIDATES, REFERENCES, ["CIDEr"]) == pytest.approx({"CIDEr": (mat + 5) / 2})
+
+
+def test_numbers_are_those_of_pycocoevalcap(capsys: pytest.CaptureFixture[str]) -> None:
+    draw = random.Random(0)
+    words = tokenize("a the man dog cat red blue small on under left of runs sits")
+
+    def caption() -> str:
+        return " ".join(draw.choices(words, k=draw.randint(1, 12)))
+
+    references = {image: [caption() for _ in range(draw.randint(1, 6))] for image in range(60)}
+    candidates = {image: draw.choice([*references[image], caption()]) for image in references}
+    scores = score(candidates, references, ALL)
+    out = capsys.readouterr()
+    assert (out.out, out.err) == ("", "")
+
+    wrapped = {image: [candidate] for image, candidate in candidates.items()}
+    expected = {f"BLEU-{n + 1}": value for n, value in enumerate(Bleu(4).compute_score(references, wrapped, 0)[0])}
+    expected["ROUGE-L"] = Rouge().compute_score(references, wrapped)[0]
+    expected["CIDEr"] = Cider().compute_score(references, wrapped)[0]
+    assert scores == pytest.approx(expected, rel=1e-12)
+    assert all(type(value) is float for value in scores.values())
+    assert 0.1 < scores["BLEU-4"] < 0.9  # the captions are neither all right nor all wrong
+
+
+def test_case_and_punctuation_do_not_count() -> None:
+    plain = score(CANDIDATES, REFERENCES, ALL)
+    loud = {image: f' "{caption.upper()}"! ' for image, caption in CANDIDATES.items()}
+    assert score(loud, REFERENCES, ALL) == plain
+
+
+def test_the_default_metrics_and_the_best_scores() -> None:
+    references = {0: ["a small red cat sleeps here"], 1: ["two dogs run on the green grass"]}
+    scores = score({image: captions[0] for image, captions in references.items()}, references)
+    assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr"]
+    assert scores == pytest.approx({"BLEU-1": 1, "BLEU-2": 1, "BLEU-3": 1, "BLEU-4": 1, "CIDEr": 10})
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "..."])
+@pytest.mark.parametrize("reference", [["a cat sleeps"], ["a cat sleeps", ""]])
+def test_an_empty_caption_scores_0(empty: str, reference: list[str]) -> None:
+    assert set(score({0: empty}, {0: reference}, ALL).values()) == {0.0}
+    among = score({0: empty, **CANDIDATES}, {0: reference, **REFERENCES}, ["ROUGE-L"])
+    assert among["ROUGE-L"] == pytest.approx(score(CANDIDATES, REFERENCES, ["ROUGE-L"])["ROUGE-L"] * 2 / 3)
+
+
+def test_cider_of_one_image_is_0() -> None:
+    assert score({0: "a cat"}, {0: ["a cat"]}, ["CIDEr"]) == {"CIDEr": 0.0}
+
+
+def test_images_without_a_candidate_are_not_looked_at() -> None:
+    more = {**REFERENCES, "other": ["the cat sat on the dog"], "none": []}
+    assert score(CANDIDATES, more, ALL) == score(CANDIDATES, REFERENCES, ALL)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references", "metrics", "message"),
+    [
+        ({}, REFERENCES, ALL, "there are no candidate captions to score"),
+        ({7: "a cat"}, REFERENCES, ALL, "image 7 has a candidate caption, but no references"),
+        ({7: "a cat"}, {7: []}, ALL, "image 7 has a candidate caption, but no references"),
+        ({7: "a cat"}, {7: "a cat"}, ALL, "the references of image 7 are one string, 'a cat', not a list"),
+        ({7: "a cat"}, {7: ["", "."]}, ALL, "no reference of image 7 holds a word"),
+        ({7: ["a cat"]}, {7: ["a cat"]}, ALL, "the candidate caption of image 7 is .* not a string"),
+        ({7: "a cat"}, {7: ["a", None]}, ALL, "reference 1 of image 7 is None, not a string"),
+        (CANDIDATES, REFERENCES, ["BLEU", "METEOR"], "no metric is called 'METEOR'; there are BLEU, ROUGE-L, CIDEr"),
+    ],
+)
+def test_errors_name_the_image(candidates: dict, references: dict, metrics: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(candidates, references, metrics)
