@@ -70,7 +70,7 @@ def test_tokens_of_few_letters_give_the_same_tokens_again(text: str) -> None:
 
 
 def test_bleu_by_hand() -> None:
-    """Words: the, cat once each (clipped), a and dog are right: 4 of 6; pairs: "the cat", "a dog": 2 of 4; triples: none.
+    """Words: the, cat once each (clipped), a and dog are right: 4 of 6; pairs: "the cat", "a dog": 2 of 4; triples: 0.
 
     The candidates' 6 words are more than the 3 + 2 of the closest references: no brevity penalty.
     """
