@@ -22,15 +22,18 @@ class Vocabulary:
         words: every word once, the four special words <NULL>, <START>, <END> and <UNK> among them.
 
     Raises:
-        ValueError: a word occurs twice, or a special word is missing.
+        ValueError: a word occurs twice or is not a string, or a special word is missing.
     """
 
     words: tuple[str, ...]
     word_to_idx: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))
         word_to_idx: dict[str, int] = {}
         for idx, word in enumerate(self.words):
+            if not isinstance(word, str):
+                raise ValueError(f"the word of id {idx} is {word!r}, not a string")
             if word in word_to_idx:
                 raise ValueError(f"the word {word!r} has two ids, {word_to_idx[word]} and {idx}")
             word_to_idx[word] = idx
@@ -43,14 +46,21 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """<START>, the tokens' ids (<UNK> for words outside the vocabulary), <END>."""
-        ids = (self.word_to_idx.get(token, self.word_to_idx[UNK]) for token in tokens)
+        """<START>, the tokens' ids, <END>; a token outside the vocabulary, or spelt as a special word, is <UNK>."""
+        unknown = self.word_to_idx[UNK]
+        ids = (unknown if token in SPECIAL else self.word_to_idx.get(token, unknown) for token in tokens)
         return [self.word_to_idx[START], *ids, self.word_to_idx[END]]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words up to the first <END>, joined by blanks; <NULL> and <START> are left out."""
+        """The words up to the first <END>, joined by blanks; <NULL> and <START> are left out.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+        """
         tokens = []
-        for idx in ids:
+        for column, idx in enumerate(ids):
+            if not 0 <= idx < len(self.words):
+                raise ValueError(f"id {int(idx)} at {column} is not in the vocabulary of {len(self.words)} words")
             word = self.words[int(idx)]
             if word == END:
                 break
@@ -75,19 +85,19 @@ class Vocabulary:
         """Read `coco2014_vocab.json`: `{"idx_to_word": [word, ...], "word_to_idx": {word: id, ...}}`.
 
         Raises:
-            ValueError: the file is not such JSON, or its two halves disagree; the message names the file and the entry.
+            ValueError: the file is missing or not such JSON, or its two halves disagree; the message names the file and
+                the entry.
         """
         path = Path(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: not a JSON file in UTF-8: {error}") from None
         if not isinstance(content, Mapping) or not isinstance(content.get("idx_to_word"), list):
             raise ValueError(f"{path}: no list named idx_to_word")
         words = content["idx_to_word"]
-        for idx, word in enumerate(words):
-            if not isinstance(word, str):
-                raise ValueError(f"{path}: idx_to_word[{idx}] is {word!r}, not a word")
         try:
             vocabulary = cls(tuple(words))
         except ValueError as error:

@@ -1,0 +1,114 @@
+"""The order of an epoch, and the batches in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Batch = tuple[Tensor, Tensor]
+
+
+def generator(*seeds: int) -> torch.Generator:
+    """A generator that depends on every one of the seeds, and on nothing else."""
+    if min(seeds) < 0:
+        raise ValueError(f"a seed is {min(seeds)}; it takes 0 or more")
+    state = np.random.SeedSequence(seeds).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) | int(state[1]) << 32)
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The rows of each batch of an epoch; their order is a function of (seed, epoch) alone.
+
+    Args:
+        rows: how many rows there are.
+        batch_size: rows a batch; the last one takes what is left.
+        seed: with the epoch, the seed of the order.
+        shuffle: False keeps the order of the file.
+        start: batches to skip, to go on in the middle of the first epoch that is run.
+    """
+
+    def __init__(self, rows: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, start: int = 0) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it takes 1 or more")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch: int | None = None
+        self.start = self._checked(start)
+
+    def set_epoch(self, epoch: int, start: int | None = None) -> None:
+        """Choose the epoch to run next.
+
+        Args:
+            epoch: 0, 1, ...
+            start: batches to skip. None keeps the constructor's `start` for the first epoch named, and is 0 for others.
+        """
+        if start is not None:
+            self.start = self._checked(start)
+        elif self.epoch not in (None, epoch):
+            self.start = 0
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size) - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.arange(self.rows)
+        if self.shuffle:
+            order = torch.randperm(self.rows, generator=generator(self.seed, self.epoch or 0))
+        for batch in order[self.start * self.batch_size :].split(self.batch_size):
+            if len(batch):  # splitting nothing gives one empty piece
+                yield batch.tolist()
+
+    def _checked(self, start: int) -> int:
+        count = -(-self.rows // self.batch_size)
+        if not 0 <= start <= count:
+            raise ValueError(f"start is {start}, but an epoch has {count} batches")
+        return start
+
+
+def _whole(batch: Any) -> Any:
+    """`Split.__getitems__` has already made the batch."""
+    return batch
+
+
+def batches(
+    split: Dataset[Batch],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = True,
+    workers: int = 0,
+    start: int = 0,
+    context: str | None = None,
+) -> DataLoader[Batch]:
+    """Batches (features (B, D) float32, captions (B, T) int64), each caption once an epoch.
+
+    Before each epoch call `loader.batch_sampler.set_epoch(epoch)`. The order is the same for any number of workers, and
+    the global random state is left alone.
+
+    Args:
+        split: a `Split`; `Split.__getitems__` makes the batches.
+        batch_size: captions a batch; the last batch takes what is left.
+        seed: with the epoch, the seed of the order.
+        shuffle: False keeps the order of the file.
+        workers: processes that read ahead; only features that are not in memory gain by them.
+        start: batches to skip, to go on in the middle of an epoch.
+        context: how workers start, "fork", "spawn" or "forkserver"; None takes Python's choice.
+    """
+    rows = len(split)  # type: ignore[arg-type]  # Dataset leaves it to its subclasses
+    return DataLoader(
+        split,
+        batch_sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle, start=start),
+        collate_fn=_whole,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context=context if workers else None,
+        generator=generator(seed),  # without one, every epoch draws from the global generator
+    )

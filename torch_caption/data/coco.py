@@ -1,0 +1,311 @@
+"""Captions and features in cs231n's file layout: splits, checks, batches.
+
+    coco2014_captions.h5                {split}_captions (M, T) and {split}_image_idxs (M,), integers, for every split
+    coco2014_vocab.json                 {"idx_to_word": [word, ...], "word_to_idx": {word: id, ...}}
+    {split}2014_vgg16_fc7.h5            features (images, D), floating point, and, or instead,
+    {split}2014_vgg16_fc7_pca.h5        the same of fewer dimensions
+    {split}2014_images.txt              the images' file names, one a row of the features     (optional)
+    {split}2014_urls.txt                the images' URLs, likewise                            (optional)
+    manifest.json                       how the features were made                            (optional)
+    images/                             the pictures that {split}2014_images.txt names        (optional)
+
+`python -m torch_caption.data.coco DIR` checks a directory; with `--download DIR` it first brings cs231n's own.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any
+
+import h5py
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torch_caption.data import _checks, _download, _stored
+from torch_caption.data._batches import Batch, EpochBatches, batches, generator
+from torch_caption.data._checks import DataError
+from torch_caption.data._stored import FeatureFile
+from torch_caption.vocabulary import Vocabulary
+
+__all__ = ["CocoData", "DataError", "EpochBatches", "Split", "batches", "open_data"]
+
+IN_MEMORY_LIMIT = 2**30
+"""`in_memory="auto"` holds the features in memory if those of all splits together take at most 1 GiB."""
+
+
+class Split(Dataset[Batch]):
+    """One split: M captions, each of one of the images, and the images' features.
+
+    A row is (features (D,) float32, caption (T,) int64).
+
+    Attributes:
+        name: "train", "val", ...
+        captions: (M, T) int64; each row <START>, words, <END>, <NULL>s.
+        image_idxs: (M,) int64; the image that each caption is of.
+        num_images: the rows of the features, captioned or not.
+        feature_dim: D.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vocabulary: Vocabulary,
+        captions: Tensor,
+        image_idxs: Tensor,
+        features: Tensor | FeatureFile,
+        shape: tuple[int, int],
+        names: Sequence[str] | None = None,
+        urls: Sequence[str] | None = None,
+        images: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.vocabulary = vocabulary
+        self.captions = captions
+        self.image_idxs = image_idxs
+        self.num_images, self.feature_dim = shape
+        self._features = features
+        self._names = names
+        self._urls = urls
+        self._images = images
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the features are held in memory, or read in slices."""
+        return isinstance(self._features, Tensor)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, row: int) -> Batch:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"{self.name}: row {row} of {len(self)}")
+        features, captions = self.__getitems__([row])
+        return features[0], captions[0]
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """The whole batch at once: features (B, D) float32 and captions (B, T) int64."""
+        idx = torch.as_tensor(rows, dtype=torch.int64)
+        return self._features[self.image_idxs[idx]], self.captions[idx]
+
+    def features_of(self, image_idxs: Tensor | Sequence[int]) -> Tensor:
+        """The images' features (B, D) float32.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        idx = torch.as_tensor(image_idxs, dtype=torch.int64)
+        outside = idx[(idx < 0) | (idx >= self.num_images)]
+        if len(outside):
+            self._check_image(int(outside[0]))
+        return self._features[idx]
+
+    def references(self, image_idx: int) -> list[str]:
+        """The captions of one image as text, in the order of the rows; [] if it has none among them.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        self._check_image(image_idx)
+        order, firsts = self._rows_by_image
+        rows = order[firsts[image_idx] : firsts[image_idx + 1]]
+        return [self.vocabulary.decode(ids) for ids in self.captions[rows].tolist()]
+
+    def image_name(self, image_idx: int) -> str | None:
+        """The image's line in {split}2014_urls.txt, or in {split}2014_images.txt where there are no URLs; None without.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        self._check_image(image_idx)
+        lines = self._urls or self._names
+        return (lines[image_idx] or None) if lines else None
+
+    def image_path(self, image_idx: int) -> Path | None:
+        """The image's file below the folder of pictures; None if there is none, or if its name leads out of there.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        self._check_image(image_idx)
+        if self._images is None or not self._names:
+            return None
+        return _below(self._images, self._names[image_idx])
+
+    def _check_image(self, image_idx: int) -> None:
+        if not 0 <= image_idx < self.num_images:
+            raise DataError(f"{self.name}: there is no image {image_idx}; choose one of 0 to {self.num_images - 1}")
+
+    @cached_property
+    def _rows_by_image(self) -> tuple[Tensor, list[int]]:
+        """The rows, image by image, and where each image's begin; one entry more closes the last."""
+        idxs, order = torch.sort(self.image_idxs, stable=True)
+        return order, torch.searchsorted(idxs, torch.arange(self.num_images + 1)).tolist()
+
+
+def _below(folder: Path, name: str) -> Path | None:
+    """`folder / name` if that is a file inside of the folder, also once links are followed."""
+    unsafe = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
+    if unsafe or not name or "\0" in name:
+        return None
+    path = (folder / name).resolve()
+    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """A data directory, checked: `data["train"]` is a `Split`.
+
+    Attributes:
+        directory: where it lies.
+        vocabulary: the words of every split.
+        manifest: what manifest.json says of the making of the features; {} without it.
+        splits: by name, train first.
+    """
+
+    directory: Path
+    vocabulary: Vocabulary
+    manifest: dict[str, Any]
+    splits: dict[str, Split]
+
+    def __getitem__(self, split: str) -> Split:
+        if split not in self.splits:
+            raise DataError(f"{self.directory}: no split {split!r}; choose one of {', '.join(self.splits)}")
+        return self.splits[split]
+
+
+def open_data(
+    directory: str | Path,
+    *,
+    pca: bool | None = None,
+    max_train: int | None = None,
+    in_memory: str = "auto",
+    seed: int = 0,
+) -> CocoData:
+    """Open and check a data directory; nothing is returned before all of it has been found sound.
+
+    Args:
+        directory: a folder in cs231n's layout; the head of this file shows it.
+        pca: True takes `*_pca.h5`, False the full features, None the first of the two that every split has.
+        max_train: keep so many of the train captions, drawn by `seed`, their order kept.
+        in_memory: "yes" holds the features in memory, "no" reads every batch from the file, "auto" holds them if they
+            take at most `IN_MEMORY_LIMIT` bytes. Batches are the same.
+        seed: of the draw of `max_train`.
+
+    Raises:
+        DataError: the data cannot be used; the message names file, dataset, row and value.
+        ValueError: an argument is out of range.
+    """
+    if in_memory not in ("auto", "yes", "no"):
+        raise ValueError(f"in_memory is {in_memory!r}; choose auto, yes or no")
+    if max_train is not None and max_train < 1:
+        raise ValueError(f"max_train is {max_train}; it takes 1 or more")
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such folder; `python -m torch_caption.data.coco --download DIR` brings one")
+    vocabulary = _checks.read_vocabulary(directory / "coco2014_vocab.json")
+    manifest = _checks.read_manifest(directory / "manifest.json")
+    with _checks.opened(directory / "coco2014_captions.h5") as file:
+        names = _split_names(file)
+        paths = _stored.find(directory, names, pca)
+        shapes = _stored.shapes(paths)
+        rows = {name: _checks.read_captions(file, name, vocabulary, shapes[name][0]) for name in names}
+    if max_train is not None:
+        rows["train"] = _subsample(*rows["train"], max_train, seed)
+    total = sum(images * width * 4 for images, width in shapes.values())
+    whole = in_memory == "yes" or (in_memory == "auto" and total <= IN_MEMORY_LIMIT)
+    splits = {
+        name: Split(
+            name,
+            vocabulary,
+            torch.from_numpy(rows[name][0]),
+            torch.from_numpy(rows[name][1]),
+            _stored.load(paths[name], shapes[name], whole),
+            shapes[name],
+            names=_checks.read_names(directory / f"{name}2014_images.txt", shapes[name][0]),
+            urls=_checks.read_names(directory / f"{name}2014_urls.txt", shapes[name][0]),
+            images=directory / manifest.get("images", "images"),
+        )
+        for name in names
+    }
+    return CocoData(directory, vocabulary, manifest, splits)
+
+
+def _split_names(file: h5py.File) -> list[str]:
+    """Every split that the file of captions holds, train first."""
+    suffixes = "_captions", "_image_idxs"
+    names = {key.removesuffix(suffix) for key in file for suffix in suffixes if key.endswith(suffix)}
+    for name in sorted(names):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # the name becomes part of file names
+            raise DataError(f"{file.filename}: {name!r} is no name for a split; use letters, digits, - and _")
+        for suffix in suffixes:
+            _checks.dataset(file, name + suffix, 2 if suffix == "_captions" else 1, "iu")
+    if "train" not in names:
+        raise DataError(f"{file.filename}: no dataset train_captions; it holds {', '.join(sorted(file)) or 'nothing'}")
+    order = ["train", "val", "test"]
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def _subsample(captions: np.ndarray, image_idxs: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = torch.randperm(len(captions), generator=generator(seed)).numpy()[:size]
+    rows.sort()
+    return captions[rows], image_idxs[rows]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Check a data directory in cs231n's layout, and print what it holds."""
+
+    directory: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = None
+    """The directory to check."""
+    download: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Bring cs231n's archive into this directory, then check it. Run it again to go on after a stop."""
+    url: str = _download.ARCHIVE
+    """Where the archive is."""
+
+
+def summary(data: CocoData) -> str:
+    """A table of the splits and their sizes."""
+    rows: list[tuple[str, ...]] = [("split", "captions", "length", "images", "features")]
+    for split in data.splits.values():
+        sizes = len(split), split.captions.shape[1], split.num_images, split.feature_dim
+        rows.append((split.name, *(f"{size:,}" for size in sizes)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([f"{data.directory}: sound, {len(data.vocabulary):,} words", *lines])
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command line. Exit status: 0, 1 where the download failed, 2 where the data is not sound, 130 on Ctrl-C."""
+    options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.coco")
+    directory = options.download or options.directory
+    try:
+        if directory is None:
+            raise DataError("name a directory to check, or one to --download into")
+        if options.download:
+            _download.bring(directory, options.url, check=lambda folder: open_data(folder, in_memory="no"))
+        print(summary(open_data(directory, in_memory="no")))
+    except _download.DownloadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
