@@ -25,7 +25,7 @@ def rows(x: Tensor) -> Tensor:
 
 def stack_time(steps: Sequence[Tensor], like: Tensor) -> Tensor:
     """T tensors (N, H) as (N, T, H); `like` (N, H) gives the shape where T is 0."""
-    return torch.stack(list(steps), dim=1) if steps else like.new_zeros(like.shape[0], 0, like.shape[1])
+    return torch.stack(list(steps), dim=1) if steps else like.unsqueeze(1)[:, :0].clone()
 
 
 def previous(first: Tensor, h: Tensor) -> Tensor:

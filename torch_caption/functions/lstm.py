@@ -142,14 +142,14 @@ class LSTM(Function):
         x, dh, dc = blank(x, ended), blank(dh, ended), blank(dc, ended)
         per_step = _per_step(dh, dc, previous(c0, c), *_gates(x @ Wx + previous(h0, h) @ Wh + b), torch.tanh(c))
         steps: list[Tensor] = []
-        dprev_c = torch.zeros_like(c0)
+        dprev_c = torch.zeros_like(c0)  # nothing comes from beyond the last step
         for dh_t, dc_t, prev_c, *gates, tanh_c in reversed(per_step):
             dnext_h = dh_t + steps[-1] @ Wh.T if steps else dh_t  # (N, H)
             da_t, dprev_c = _step_backward(dnext_h, dc_t + dprev_c, prev_c, gates, tanh_c)
             steps.append(da_t)
         da = stack_time(steps[::-1], like=torch.cat([h0] * 4, dim=1))  # (N, T, 4H)
         dx = da @ Wx.T if need_x else None
-        dh0 = (steps[-1] @ Wh.T if steps else torch.zeros_like(h0)) if need_h0 else None
+        dh0 = (da[:, :1] @ Wh.T).sum(1) if need_h0 else None  # of the first step, if there is one
         dWx = rows(x).T @ rows(da) if need_Wx else None
         dWh = rows(previous(h0, h)).T @ rows(da) if need_Wh else None
         db = rows(da).sum(0) if need_b else None
