@@ -1,0 +1,647 @@
+from __future__ import annotations
+
+import contextlib
+import http.server
+import io
+import os
+import random
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from torch_caption.data import images
+from torch_caption.data.images import ImageError, fetch, is_public, load_image
+
+RED, GREEN, BLUE, WHITE = (200, 30, 20), (10, 150, 60), (30, 40, 180), (255, 255, 255)
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def quarters() -> Image.Image:
+    """12 x 8: red and green above, blue and white below."""
+    pixels = np.empty((8, 12, 3), np.uint8)
+    pixels[:4, :6], pixels[:4, 6:], pixels[4:, :6], pixels[4:, 6:] = RED, GREEN, BLUE, WHITE
+    return Image.fromarray(pixels)
+
+
+def png(width: int, height: int, depth: int, colour: int, pixels: bytes = b"") -> bytes:
+    """A PNG by hand: what Pillow does not write, 16-bit colour and sizes that are not true."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def rows_of_16_bits(*values: int) -> bytes:
+    """One row of pixels with its filter byte."""
+    return b"\0" + struct.pack(f">{len(values)}H", *values)
+
+
+PHOTO = encoded(quarters(), "PNG")
+
+
+# What pictures become
+
+
+def animation(kind: str) -> bytes:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in (RED, GREEN, BLUE)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
+
+
+def palette(transparent: bool) -> bytes:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([*RED, *GREEN])
+    picture.putpixel((1, 0), 1)
+    return encoded(picture, "PNG", **({"transparency": 1} if transparent else {}))
+
+
+def grey_alpha() -> Image.Image:
+    return Image.merge("LA", [Image.new("L", (2, 1), 100), Image.fromarray(np.array([[255, 0]], np.uint8))])
+
+
+def grey_16(dtype: str) -> Image.Image:
+    return Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype))
+
+
+def rgba() -> Image.Image:
+    return Image.fromarray(np.array([[(*RED, 255), (*RED, 0), (0, 0, 0, 128)]], np.uint8))
+
+
+KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = {  # bytes, the first pixels, tolerance
+    "jpeg": (lambda: encoded(Image.new("RGB", (9, 9), RED), "JPEG", quality=95), [RED], 4),
+    "jpeg grey": (lambda: encoded(Image.new("L", (9, 9), 77), "JPEG"), [(77, 77, 77)], 4),
+    "jpeg cmyk": (lambda: encoded(Image.new("RGB", (9, 9), RED).convert("CMYK"), "JPEG", quality=95), [RED], 8),
+    "jpeg of several pictures": (lambda: animation("MPO"), [RED], 8),
+    "png": (lambda: PHOTO, [RED], 0),
+    "png grey": (lambda: encoded(Image.new("L", (3, 3), 77), "PNG"), [(77, 77, 77)], 0),
+    "png black and white": (lambda: encoded(Image.new("1", (3, 3), 1), "PNG"), [WHITE], 0),
+    "png palette": (lambda: palette(False), [RED, GREEN], 0),
+    "png palette with a transparent colour": (lambda: palette(True), [RED, WHITE], 0),
+    "png with a transparent colour": (lambda: encoded(quarters(), "PNG", transparency=RED), [WHITE], 0),
+    "png alpha": (lambda: encoded(rgba(), "PNG"), [RED, WHITE, (127, 127, 127)], 1),
+    "png grey alpha": (lambda: encoded(grey_alpha(), "PNG"), [(100, 100, 100), WHITE], 0),
+    "png grey 16": (lambda: encoded(grey_16("uint16"), "PNG"), [(0,) * 3, (100,) * 3, WHITE], 0),
+    "png colour 16": (lambda: png(1, 1, 16, 2, rows_of_16_bits(51400, 7710, 5140)), [RED], 1),
+    "png alpha 16": (lambda: png(2, 1, 16, 6, rows_of_16_bits(0, 0, 0, 0, 51400, 7710, 5140, 65535)), [WHITE, RED], 1),
+    "webp": (lambda: encoded(quarters(), "WEBP", lossless=True), [RED], 0),
+    "webp alpha": (lambda: encoded(rgba(), "WEBP", lossless=True), [RED, WHITE], 0),
+    "webp animation": (lambda: animation("WEBP"), [RED], 20),
+    "gif": (lambda: encoded(Image.new("RGB", (3, 3), RED), "GIF"), [RED], 0),
+    "gif animation": (lambda: animation("GIF"), [RED], 0),
+    "bmp": (lambda: encoded(quarters(), "BMP"), [RED], 0),
+    "tiff": (lambda: encoded(quarters(), "TIFF"), [RED], 0),
+    "tiff cmyk": (lambda: encoded(quarters().convert("CMYK"), "TIFF", compression="tiff_lzw"), [RED], 1),
+    "tiff grey 16": (lambda: encoded(grey_16("uint16"), "TIFF"), [(0,) * 3, (100,) * 3, WHITE], 0),
+    "tiff grey 16 in 32": (lambda: encoded(grey_16("int32"), "TIFF"), [(0,) * 3, (100,) * 3, WHITE], 0),
+    "tiff pages": (lambda: animation("TIFF"), [RED], 0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_becomes_rgb(kind: str) -> None:
+    make, colours, tolerance = KINDS[kind]
+    picture = load_image(make())
+    assert picture.mode == "RGB"
+    for x, colour in enumerate(colours):
+        assert np.abs(np.subtract(picture.getpixel((x, 0)), colour)).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
+    inverse = {6: 8, 8: 6}.get(orientation, orientation)
+    exif = Image.Exif()
+    exif[0x0112] = inverse
+    turned = encoded(quarters(), "PNG", exif=exif)
+    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(turned)))  # as the camera wrote it
+    exif[0x0112] = orientation
+    picture = load_image(encoded(Image.fromarray(np.asarray(stored)), kind, exif=exif, quality=100))
+    assert picture.size == (12, 8)
+    wrong = np.abs(np.asarray(picture).astype(int) - np.asarray(quarters()))
+    assert np.median(wrong) <= 2  # lossy kinds blur the edges of the quarters
+    assert ImageOps.exif_transpose(picture).tobytes() == picture.tobytes()
+
+
+def test_damaged_exif_data_leave_the_picture_as_it_is() -> None:
+    photo = encoded(quarters(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03")
+    assert load_image(photo).size == (12, 8)
+
+
+def test_a_file_by_path_and_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a photo é.PNG"
+    path.write_bytes(PHOTO)
+    for source in (path, str(path), PHOTO, bytearray(PHOTO)):
+        assert load_image(source).tobytes() == quarters().tobytes()
+
+
+# Bad files
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
+    "missing": (lambda at: at / "none.jpg", "none.jpg: no such file"),
+    "missing folder": (lambda at: str(at / "none" / "a.jpg"), "no such file"),
+    "directory": (lambda at: at, "a directory, not a picture"),
+    "null byte": (lambda at: "a\0.jpg", "cannot be read: .*null"),
+    "empty": (lambda at: write(at / "a.jpg", b""), "a.jpg: empty"),
+    "empty bytes": (lambda at: b"", "the picture's bytes: empty"),
+    "text": (
+        lambda at: write(at / "a.jpg", b"a man on a horse\n" * 9),
+        "a.jpg: not a picture in JPEG, .* or TIFF format",
+    ),
+    "page": (lambda at: write(at / "a.png", b"<!DOCTYPE html><html></html>"), "not a picture"),
+    "vector": (lambda at: write(at / "a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
+    "format that is not allowed": (lambda at: encoded(quarters(), "PPM"), "not a picture"),
+    "icon": (lambda at: encoded(Image.new("RGB", (32, 32)), "ICO"), "not a picture"),
+    "first bytes only": (lambda at: encoded(quarters(), "JPEG")[:3], "not a picture"),
+    "truncated jpeg": (
+        lambda at: write(at / "a.jpg", encoded(quarters(), "JPEG")[:-40]),
+        "a.jpg: damaged: .*truncated",
+    ),
+    "truncated png": (lambda at: PHOTO[:-30], "damaged"),
+    "truncated bmp": (lambda at: encoded(quarters(), "BMP")[:-30], "damaged"),
+    "truncated tiff": (lambda at: encoded(quarters(), "TIFF", compression="tiff_lzw")[:-60], "damaged|not a picture"),
+    "truncated webp": (lambda at: encoded(quarters(), "WEBP")[:-30], "damaged|not a picture"),
+    "wrong checksum": (lambda at: PHOTO[:60] + bytes([PHOTO[60] ^ 255]) + PHOTO[61:], "damaged"),
+    "huge": (lambda at: png(30_000, 30_000, 8, 2), "more than 67108864 pixels"),
+    "large": (lambda at: png(9_000, 9_000, 8, 2), "9000 x 9000 pixels are more than 67108864"),
+    "thin": (lambda at: png(2**31 - 1, 1, 8, 2), "pixels"),
+    "no pixels": (lambda at: png(0, 5, 8, 2), "damaged|not a picture"),
+    "floating point": (lambda at: encoded(Image.new("F", (2, 2)), "TIFF"), "damaged: pixels that are floating-point"),
+    "32 bits": (lambda at: encoded(Image.new("I", (2, 2), 70_000), "TIFF"), "damaged: pixels of 32 bits"),
+    "other scheme": (lambda at: "file:///etc/passwd", "only http and https"),
+    "ftp": (lambda at: "ftp://example.com/a.jpg", "only http and https"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files_are_one_line(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    make, message = BAD_FILES[kind]
+    source = make(tmp_path)
+    with pytest.raises(ImageError, match=message) as error:
+        load_image(source)
+    assert "\n" not in str(error.value)
+    assert not recwarn.list
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", PHOTO).chmod(0)
+    with pytest.raises(ImageError, match="cannot be read: Permission denied"):
+        load_image(tmp_path / "a.png")
+
+
+def test_limits_on_bytes_and_pixels(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", PHOTO)
+    for source in (path, PHOTO):
+        load_image(source, max_bytes=len(PHOTO), max_pixels=96)
+        with pytest.raises(ImageError, match=f"more than {len(PHOTO) - 1} bytes"):
+            load_image(source, max_bytes=len(PHOTO) - 1)
+        with pytest.raises(ImageError, match="12 x 8 pixels are more than 95"):
+            load_image(source, max_pixels=95)
+
+
+def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(ImageError, match="are more than"):
+        load_image(PHOTO, max_pixels=10)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "png alpha", "webp", "gif animation", "bmp", "tiff cmyk"])
+def test_damage_is_never_another_error(kind: str) -> None:
+    photo, draw = KINDS[kind][0](), random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(photo[: draw.randint(1, len(photo))])
+        for _ in range(draw.randint(0, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        with contextlib.suppress(ImageError):
+            assert load_image(bytes(damaged), max_pixels=2**20).mode == "RGB"
+
+
+# URLs, from a server on this machine
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, dict(self.headers)))
+        self.close_connection = True
+        name = urlsplit(self.path).path.strip("/").split("/")[0]
+        with contextlib.suppress(OSError):  # the client went away, as it should
+            getattr(self, f"answer_{name}", self.answer_missing)()
+
+    def head(self, status: int = 200, **headers: object) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+
+    def drip(self, chunk: bytes = b"x") -> None:
+        while not self.server.closing.wait(0.02):
+            self.wfile.write(chunk)
+
+    def answer_photo(self) -> None:
+        self.head(Content_Length=len(PHOTO), Content_Type="image/png")
+        self.wfile.write(PHOTO)
+
+    def answer_unmeasured(self) -> None:
+        self.head()
+        self.wfile.write(PHOTO)
+
+    def answer_chunked(self) -> None:
+        self.head(Transfer_Encoding="chunked")
+        for start in range(0, len(PHOTO), 50):
+            piece = PHOTO[start : start + 50]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def answer_missing(self) -> None:
+        self.head(404, Content_Length=0)
+
+    def answer_empty(self) -> None:
+        self.head(Content_Length=0)
+
+    def answer_page(self) -> None:
+        self.head(Content_Length=6, Content_Type="image/png")
+        self.wfile.write(b"<html>")
+
+    def answer_short(self) -> None:
+        self.head(Content_Length=len(PHOTO) + 1)
+        self.wfile.write(PHOTO)
+
+    def answer_short_chunk(self) -> None:
+        self.head(Transfer_Encoding="chunked")
+        self.wfile.write(b"ffff\r\n" + PHOTO)
+
+    def answer_compressed(self) -> None:
+        self.head(Content_Length=len(PHOTO), Content_Encoding="gzip")
+        self.wfile.write(PHOTO)
+
+    def answer_giant(self) -> None:
+        self.head(Content_Length=10 * 2**30)
+        self.drip()
+
+    def answer_endless(self) -> None:
+        self.head()
+        while not self.server.closing.is_set():
+            self.wfile.write(bytes(2**14))
+
+    def answer_endless_chunks(self) -> None:
+        self.head(Transfer_Encoding="chunked")
+        while not self.server.closing.is_set():
+            self.wfile.write(b"4000\r\n" + bytes(2**14) + b"\r\n")
+
+    def answer_drip(self) -> None:
+        self.head(Content_Length=10_000)
+        self.drip()
+
+    def answer_drip_headers(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        self.drip(b"X: y\r\n" if "lines" in self.path else b"X")
+
+    def answer_silence(self) -> None:
+        self.server.closing.wait(30)
+
+    def answer_nonsense(self) -> None:
+        self.wfile.write(b"\x1b[31mnot\r\nHTTP\r\n\r\n")
+
+    def answer_hangup(self) -> None:
+        pass
+
+    def answer_to(self) -> None:
+        self.head(int(urlsplit(self.path).path.split("/")[2]), Location=parse_qs(urlsplit(self.path).query)["url"][0])
+
+    def answer_hops(self) -> None:
+        left = int(self.path.split("/")[2])
+        self.head(302, Location=f"/hops/{left - 1}" if left > 1 else "/photo")
+
+    def answer_round(self) -> None:
+        self.head(307, Location="/round")
+
+    def answer_lost(self) -> None:
+        self.head(302)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.closing = threading.Event()
+
+    def handle_error(self, *args: object) -> None:
+        pass
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.closing.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "path", ["photo", "unmeasured", "chunked", "hops/1", "hops/5", "photo?size=large&name=a b é#top"]
+)
+def test_a_photograph_from_a_url(server: Server, path: str) -> None:
+    assert load_image(f"{server.url}/{path}", allow_private=True).tobytes() == quarters().tobytes()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(server: Server, status: int) -> None:
+    for target in (f"{server.url}/photo", "/photo", f"//127.0.0.1:{server.server_port}/photo", "../../photo"):
+        assert fetch(f"{server.url}/to/{status}?url={target}", allow_private=True) == PHOTO
+
+
+def test_what_is_asked(server: Server) -> None:
+    fetch(f"{server.url}/photo/a b%20c/é?q=1 2&r=[3]#part", allow_private=True)
+    path, headers = server.requests[-1]
+    assert path == "/photo/a%20b%20c/%C3%A9?q=1%202&r=[3]"
+    assert headers["Host"] == f"127.0.0.1:{server.server_port}"
+    assert headers["Accept-Encoding"] == "identity"
+    assert "torch_caption" in headers["User-Agent"]
+    assert "Authorization" not in headers
+
+
+BAD_ANSWERS = {
+    "missing": ("nothing", "the server answers 404 Not Found"),
+    "empty": ("empty", "empty$"),
+    "page": ("page", "not a picture in JPEG"),
+    "short": ("short", f"cut short after {len(PHOTO)} of {len(PHOTO) + 1} bytes"),
+    "short chunk": ("short_chunk", "cannot be fetched: IncompleteRead"),
+    "compressed": ("compressed", r"sent compressed \(gzip\)"),
+    "giant": ("giant", "more than 200000 bytes"),
+    "endless": ("endless", "more than 200000 bytes"),
+    "endless chunks": ("endless_chunks", "more than 200000 bytes"),
+    "nonsense": ("nonsense", "cannot be fetched"),
+    "hangup": ("hangup", "cannot be fetched: Remote end closed connection"),
+    "six redirects": ("hops/6", "more than 5 redirects"),
+    "redirects in a round": ("round", "more than 5 redirects"),
+    "redirect without a target": ("lost", "the server answers 302 Found"),
+    "redirect to a file": ("to/302?url=file:///etc/passwd", "redirected to file:///etc/passwd: only http and https"),
+    "redirect to ftp": ("to/302?url=ftp://example.com/a.jpg", "only http and https"),
+    "redirect to no host": ("to/302?url=https:///a.jpg", "a URL without a host"),
+    "redirect to no URL": ("to/302?url=http://[::1/a.jpg", "redirected to what is no URL"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ANSWERS)
+def test_bad_answers_are_one_line(server: Server, kind: str) -> None:
+    path, message = BAD_ANSWERS[kind]
+    with pytest.raises(ImageError, match=message) as error:
+        load_image(f"{server.url}/{path}", allow_private=True, max_bytes=200_000)
+    assert str(error.value).isprintable()  # one line, and nothing that a terminal would obey
+    assert str(error.value).startswith(f"{server.url}/{path}")
+
+
+@pytest.mark.parametrize("path", ["drip", "drip_headers", "drip_headers/lines", "silence"])
+def test_the_time_limit_is_for_the_whole_fetch(server: Server, path: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ImageError, match=r"not here within 0\.3 seconds"):
+        fetch(f"{server.url}/{path}", allow_private=True, timeout=0.3)
+    assert time.monotonic() - begin < 5  # the server would go on for ever
+
+
+def test_the_time_limit_holds_for_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
+    with pytest.raises(ImageError, match=r"not here within 0\.2 seconds"):
+        fetch("http://slow.example/a.jpg", timeout=0.2)
+    release.set()
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(ImageError, match="cannot be fetched"):
+            fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/", allow_private=True)
+
+
+# Only public addresses
+
+PRIVATE = [
+    "127.0.0.1", "127.1.2.3", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+    "198.18.0.1", "192.0.2.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fc00::1",
+    "fec0::1", "ff02::1", "2001:db8::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
+    "2001:0:1::1", "64:ff9b::7f00:1", "64:ff9b:1::1",
+]  # fmt: skip
+PUBLIC = ["8.8.8.8", "1.1.1.1", "2001:4860:4860::8888", "::ffff:8.8.8.8", "2002:808:808::", "64:ff9b::808:808"]
+
+
+@pytest.mark.parametrize(("address", "public"), [*((a, False) for a in PRIVATE), *((a, True) for a in PUBLIC)])
+def test_is_public(address: str, public: bool) -> None:
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "2130706433", "0x7f000001",
+     "0x7f.1", "0177.0.0.1", "127.1", "0", "user:secret@127.0.0.1", "LOCALHOST", "public.example@localhost"],
+)  # fmt: skip
+def test_addresses_that_are_not_public_are_refused(server: Server, host: str) -> None:
+    """Some spellings are names that no system resolves; on others they are this machine: never an answer."""
+    asked = len(server.requests)
+    with pytest.raises(ImageError, match=r"not a public address|no address is known"):
+        load_image(f"http://{host}:{server.server_port}/photo", timeout=60)
+    assert len(server.requests) == asked
+
+
+class Names:
+    """A name service of our own: host -> its addresses, one list for each time it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **hosts: list[list[str]]) -> None:
+        self.hosts = {name.replace("_", "."): answers for name, answers in hosts.items()}
+        self.asked: list[str] = []
+        monkeypatch.setattr(socket, "getaddrinfo", self)
+        monkeypatch.setattr(images, "is_public", lambda address: address == "127.0.0.1")
+
+    def __call__(self, host: str, port: int, **options: object) -> list[tuple]:
+        self.asked.append(host)
+        addresses = self.hosts[host].pop(0) if host in self.hosts else [host]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+
+def test_the_checked_address_is_the_one_connected_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is public when checked and private when asked again is asked once."""
+    names = Names(monkeypatch, photos_example=[["127.0.0.1"], ["127.0.0.2"]])
+    assert fetch(f"http://photos.example:{server.server_port}/photo") == PHOTO
+    assert names.asked == ["photos.example"]
+    assert server.requests[-1][1]["Host"] == f"photos.example:{server.server_port}"
+
+
+def test_one_private_address_among_public_ones_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch, photos_example=[["127.0.0.1", "10.0.0.1"]])
+    asked = len(server.requests)
+    with pytest.raises(ImageError, match=r"photos\.example is 10\.0\.0\.1, not a public address"):
+        fetch(f"http://photos.example:{server.server_port}/photo")
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize("target", ["http://10.0.0.1/", "http://127.0.0.2/photo", "//inside.example/photo"])
+def test_redirects_are_checked_again(server: Server, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    Names(monkeypatch, photos_example=[["127.0.0.1"]], inside_example=[["192.168.0.7"]])
+    with pytest.raises(ImageError, match=r"redirected to http://.*not a public address"):
+        fetch(f"http://photos.example:{server.server_port}/to/302?url={target}")
+    assert fetch(f"http://127.0.0.1:{server.server_port}/to/302?url=/photo") == PHOTO
+
+
+def test_the_next_address_is_tried(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        addresses = [("127.0.0.1", taken.getsockname()[1]), ("127.0.0.1", server.server_port)]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+        assert fetch("http://photos.example/photo", allow_private=True) == PHOTO
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://", "a URL without a host"),
+        ("http://a b/", "a URL without a host"),
+        ("http://a:port/", "not a URL"),
+        ("http://a:99999/", "not a URL"),
+        ("http://[::1", "not a URL"),
+        ("http://" + "a" * 64 + ".example/", "no address is known"),
+        ("gopher://example.com/", "only http and https"),
+        ("photo.jpg", "only http and https"),
+    ],
+)
+def test_what_is_no_url(url: str, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        fetch(url, timeout=60)
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of our own for photos.example."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl program to make a certificate with")
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    command = (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=photos.example -addext subjectAltName=DNS:photos.example"
+    )
+    files = ["-keyout", str(path.with_name("key.pem")), "-out", str(path)]
+    made = subprocess.run([openssl, *command.split(), *files], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("this openssl program makes no certificate with a subjectAltName")
+    return path
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[Server]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    with Server() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.closing.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_tls_checks_the_name_of_the_url(secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch, photos_example=[["127.0.0.1"]] * 2, other_example=[["127.0.0.1"]])
+    with pytest.raises(ImageError, match="the certificate is not valid"):
+        fetch(f"https://photos.example:{secure.server_port}/photo")
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+    assert fetch(f"https://photos.example:{secure.server_port}/photo") == PHOTO
+    with pytest.raises(ImageError, match=r"the certificate is not valid: .*other\.example"):
+        fetch(f"https://other.example:{secure.server_port}/photo")
+
+
+def test_tls_where_there_is_none(server: Server) -> None:
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        fetch(f"https://127.0.0.1:{server.server_port}/photo", allow_private=True)
+
+
+def test_a_handshake_that_never_ends_is_in_the_time_limit() -> None:
+    expected = pytest.raises(ImageError, match=r"not here within 0\.3 seconds")
+    with socket.create_server(("127.0.0.1", 0)) as silent, expected:
+        fetch(f"https://127.0.0.1:{silent.getsockname()[1]}/", allow_private=True, timeout=0.3)
+
+
+# Nothing is left behind
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted on Linux")
+def test_no_descriptor_and_no_file_is_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    photo = write(tmp_path / "a.png", PHOTO)
+    sources = [photo, PHOTO, PHOTO[:-30], tmp_path, f"{server.url}/photo", f"{server.url}/hops/3"]
+    sources += [f"{server.url}/{path}" for path in ("short", "nothing", "endless", "nonsense", "to/302?url=file:///x")]
+    sources += [f"https://127.0.0.1:{server.server_port}/photo"]
+
+    def load_all() -> None:
+        for source in sources:
+            with contextlib.suppress(ImageError):
+                load_image(source, allow_private=True, max_bytes=100_000)
+
+    def open_here() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    load_all()
+    before = open_here()
+    for _ in range(5):
+        load_all()
+    until = time.monotonic() + 10  # the server's own ends are closed when its threads get to it
+    while open_here() > before and time.monotonic() < until:
+        time.sleep(0.05)
+    assert open_here() <= before
+    assert list(tmp_path.iterdir()) == [photo]

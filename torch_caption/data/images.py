@@ -1,0 +1,366 @@
+"""Photographs from files, bytes and http(s) URLs: upright, RGB, 8 bits, and nothing that a hostile one could do.
+
+No temporary file. Formats, bytes, pixels and seconds are limited; the pixels are counted from the header, before any is
+decoded. A URL is fetched only from public addresses: the host is resolved once, all its addresses are checked, and the
+connection goes to a checked address, so a name cannot change its mind in between; each redirect goes the same way.
+Proxies of the environment are not used, for behind one the address could not be checked.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import ipaddress
+import queue
+import re
+import socket
+import ssl
+import stat
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 64 * 2**20
+MAX_REDIRECTS = 5
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_REDIRECTS = (301, 302, 303, 307, 308)
+_UNICAST = ipaddress.ip_network("2000::/3")  # all that is given out of IPv6
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits
+_WARNINGS = threading.Lock()
+
+
+class ImageError(ValueError):
+    """A photograph that cannot be had; the message is one line and begins with the photograph's name."""
+
+
+def load_image(
+    source: str | Path | bytes,
+    *,
+    allow_private: bool = False,
+    timeout: float = 10.0,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """A photograph as an upright RGB picture of 8 bits a channel, without metadata.
+
+    EXIF rotation is applied, transparency becomes white, CMYK, palettes, grey and 16 bits become RGB; of an animation
+    the first frame is taken. Colour profiles are ignored.
+
+    Args:
+        source: a file, the bytes of one, or an http(s) URL. JPEG, PNG, WEBP, GIF, BMP and TIFF are read.
+        allow_private, timeout, max_bytes: as in `fetch`; the bytes of a file are limited as well.
+        max_pixels: the most width x height; beside it Pillow refuses twice its own `Image.MAX_IMAGE_PIXELS`.
+
+    Raises:
+        ImageError: the source cannot be read or fetched, is empty, too large, in another format, or damaged.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decoded(bytes(source), "the picture's bytes", max_bytes, max_pixels)
+    name = _shown(source)
+    if isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+        content = fetch(source, allow_private=allow_private, timeout=timeout, max_bytes=max_bytes)
+    else:
+        content = _file_content(Path(source), name, max_bytes)
+    return _decoded(content, name, max_bytes, max_pixels)
+
+
+def fetch(url: str, *, allow_private: bool = False, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes that an http(s) URL answers, after at most 5 redirects.
+
+    Args:
+        allow_private: also fetch from addresses that are not public (this machine, the local network). Never set it for
+            URLs that come from strangers.
+        timeout: seconds for everything together: the name, all connections, headers, redirects, the last byte.
+        max_bytes: the most the answer may hold.
+
+    Raises:
+        ImageError: not an http(s) URL, an address that is not public, no answer in time, an answer that is not 200, too
+            large, compressed or cut short.
+    """
+    deadline = time.monotonic() + timeout
+    here = url
+    for _ in range(MAX_REDIRECTS + 1):
+        name = _shown(url) if here == url else f"{_shown(url)}: redirected to {_shown(here)}"
+        try:
+            answer = _get(here, name, deadline, allow_private, max_bytes)
+        except TimeoutError:
+            raise ImageError(f"{name}: not here within {timeout:g} seconds") from None
+        except ssl.SSLCertVerificationError as error:
+            raise ImageError(f"{name}: the certificate is not valid: {_line(error.verify_message)}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ImageError(f"{name}: cannot be fetched: {_line(error)}") from error
+        if isinstance(answer, bytes):
+            return answer
+        here = answer
+    raise ImageError(f"{_shown(url)}: more than {MAX_REDIRECTS} redirects")
+
+
+def _get(url: str, name: str, deadline: float, allow_private: bool, max_bytes: int) -> bytes | str:
+    """One request: the body, or where it redirects to."""
+    parts, host, port = _parsed(url, name)
+    addresses = _resolved(host, port, deadline)
+    if not allow_private:
+        for *_, (address, *_) in addresses:
+            if not is_public(address):
+                resolved = "" if host == address else f"{host} is "
+                raise ImageError(f"{name}: {resolved}{address}, not a public address")
+    context = ssl.create_default_context() if parts.scheme == "https" else None
+    with _connected(addresses, deadline) as plain:
+        plain.settimeout(_remaining(deadline))
+        with context.wrap_socket(plain, server_hostname=host) if context else plain as sock:
+            kind = http.client.HTTPSConnection if context else http.client.HTTPConnection  # for the default port
+            connection = kind(host, port)
+            connection.sock = cast(socket.socket, _Wire(sock, deadline))
+            connection.request("GET", _target(parts), headers={"User-Agent": "torch_caption", "Connection": "close"})
+            with connection.getresponse() as response:
+                location = response.getheader("Location")
+                if response.status in _REDIRECTS and location:
+                    return _joined(url, location, name)
+                return _body(response, name, max_bytes)
+
+
+def _joined(url: str, location: str, name: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise ImageError(f"{name}: redirected to what is no URL, {_shown(location)}: {_line(error)}") from None
+
+
+def _body(response: http.client.HTTPResponse, name: str, max_bytes: int) -> bytes:
+    if response.status != http.client.OK:
+        phrase = http.client.responses.get(response.status, "")
+        raise ImageError(f"{name}: the server answers {response.status} {phrase}".rstrip())
+    encoding = response.getheader("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise ImageError(f"{name}: sent compressed ({_line(encoding)}), which was not asked for")
+    body = bytearray()
+    while len(body) + (response.length or 0) <= max_bytes:
+        chunk = response.read(2**16)
+        if not chunk:
+            if response.length:
+                raise ImageError(f"{name}: cut short after {len(body)} of {len(body) + response.length} bytes")
+            return bytes(body)
+        body += chunk
+    raise ImageError(f"{name}: more than {max_bytes} bytes")
+
+
+def _parsed(url: str, name: str) -> tuple[SplitResult, str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ImageError(f"{name}: not a URL: {_line(error)}") from None
+    if parts.scheme not in ("http", "https"):
+        raise ImageError(f"{name}: only http and https URLs are fetched")
+    if not host or re.search(r"[\x00-\x20\x7f]", host):
+        raise ImageError(f"{name}: a URL without a host")
+    return parts, host, port if port is not None else 443 if parts.scheme == "https" else 80
+
+
+def _target(parts: SplitResult) -> str:
+    """Path and query with all that a request line may not hold escaped, and nothing escaped twice."""
+    safe = "/%:@!$&'()*+,;=~[]?"
+    target = quote(parts.path or "/", safe=safe)
+    return f"{target}?{quote(parts.query, safe=safe)}" if parts.query else target
+
+
+def _resolved(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
+    """`socket.getaddrinfo` in a thread of its own, for it knows no time limit."""
+    answers: queue.SimpleQueue[list[tuple[Any, ...]] | Exception] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            answers.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except (OSError, UnicodeError) as error:  # UnicodeError: no host name can be written so
+            answers.put(error)
+
+    threading.Thread(target=resolve, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_remaining(deadline))
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise OSError(f"no address is known for {_shown(host)}") from answer
+    return answer
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one machine's on the public internet; one that wraps an IPv4 address is as that is."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip.sixtofour
+        if wrapped is None and ip not in _UNICAST:
+            return False
+        ip = wrapped or ip
+    return ip.is_global and not ip.is_multicast
+
+
+def _connected(addresses: list[tuple[Any, ...]], deadline: float) -> socket.socket:
+    """Connected to the first address that answers; each gets its share of the time that is left."""
+    failure: OSError = OSError("no address")
+    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family that this machine does not speak
+            failure = error
+            continue
+        try:
+            sock.settimeout(_remaining(deadline) / (len(addresses) - tried))
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        else:
+            return sock
+    raise failure
+
+
+def _remaining(deadline: float) -> float:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+class _Wire:
+    """What http.client asks of a socket; a socket's own timeout would begin anew with every byte that drips in."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._sock.settimeout(_remaining(self._deadline))
+        self._sock.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._sock, self._deadline))
+
+    def close(self) -> None:
+        """http.client closes before it reads the body; the socket's owner closes it."""
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(_remaining(self._deadline))
+        return self._sock.recv_into(buffer)
+
+
+def _file_content(path: Path, name: str, max_bytes: int) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ImageError(f"{name}: a directory, not a picture")
+        if not stat.S_ISREG(mode):  # a pipe or device may block or never end
+            raise ImageError(f"{name}: not a regular file")
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ImageError(f"{name}: cannot be read: {_line(getattr(error, 'strerror', None) or error)}") from error
+
+
+def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Image.Image:
+    if not content:
+        raise ImageError(f"{name}: empty")
+    if len(content) > max_bytes:
+        raise ImageError(f"{name}: more than {max_bytes} bytes")
+    try:
+        with _quiet():
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture in {', '.join(FORMATS[:-1])} or {FORMATS[-1]} format") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: more than {min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))} pixels") from None
+    except Exception as error:  # a decoder fed with damage raises almost anything
+        raise ImageError(f"{name}: damaged: {_line(error)}") from error
+    with picture:
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise ImageError(f"{name}: {width} x {height} pixels are more than {max_pixels}")
+        try:
+            picture.load()
+            return _rgb(_upright(picture))
+        except Exception as error:
+            raise ImageError(f"{name}: damaged: {_line(error)}") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; a picture whose EXIF data are damaged stays as it is."""
+    try:
+        with _quiet():
+            orientation = picture.getexif().get(_EXIF_ORIENTATION)
+    except Exception:
+        return picture
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """8 bits of red, green and blue, on white where it is transparent."""
+    if picture.mode.startswith("I"):
+        picture = _from_16_bits(picture)
+    if picture.mode == "F":
+        raise ValueError("pixels that are floating-point numbers")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.new("RGBA", layer.size, "white")
+        picture.alpha_composite(layer)
+    picture = picture.convert("RGB")
+    picture.info.clear()  # an orientation left behind would turn it again
+    return picture
+
+
+def _from_16_bits(picture: Image.Image) -> Image.Image:
+    """Scaled; Pillow's own conversion cuts everything above 255 to white."""
+    grey = np.asarray(picture).astype(np.int64)
+    if grey.size and (grey.min() < 0 or grey.max() > 65535):
+        raise ValueError("pixels of 32 bits")
+    return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow's warnings about odd metadata; the filters belong to the whole process, hence the lock."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _shown(source: object) -> str:
+    """A file's or URL's name as a message may hold it: printable, one line, not endless."""
+    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(source))
+    return name if len(name) <= 300 else f"{name[:300]}..."
+
+
+def _line(error: object) -> str:
+    return _shown(" ".join(str(error).split()) or type(error).__name__)
