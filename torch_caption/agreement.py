@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ def differences(hand: Callable, auto: Callable, args: tuple, names: Sequence[str
 
 
 def gradients(outs: Sequence[Tensor], inputs: Iterable[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Gradients of `inputs` for gradients of `outs` that are random but always the same; zero where there is no path."""
+    """Gradients of `inputs` for random gradients of `outs`, the same ones each time; zero where there is no path."""
     outs = [out for out in outs if out.requires_grad]
     return torch.autograd.grad(
         outs,
@@ -127,7 +127,7 @@ def run_modes(function: Callable, args: tuple) -> dict[str, str | None]:
 
 
 def of_inputs(function: Callable, args: tuple) -> tuple[Callable, tuple[Tensor, ...]]:
-    """`function` with all but the arguments that require grad filled in, returning a flat tuple; and those arguments."""
+    """`function` of only its arguments that require grad, returning a flat tuple; and those arguments."""
     places = [k for k, arg in enumerate(args) if needs_grad(arg)]
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -196,8 +196,8 @@ def _vmap(call: Callable, inputs: tuple[Tensor, ...]) -> None:
     douts = tuple(random_like(out, k) for k, out in enumerate(call(*detached)))
 
     def everything(*xs: Tensor) -> tuple[Tensor, ...]:
-        outs, pullback = torch.func.vjp(call, *xs)
-        _, pushed = torch.func.jvp(call, xs, tangents)
+        outs, pullback = cast(tuple[tuple[Tensor, ...], Callable], torch.func.vjp(call, *xs))
+        _, pushed = cast(tuple[tuple[Tensor, ...], tuple[Tensor, ...]], torch.func.jvp(call, xs, tangents))
         return *outs, *pullback(douts), *pushed
 
     looped = [everything(*xs) for xs in zip(*batched, strict=True)]

@@ -175,7 +175,7 @@ class CaptioningRNN(nn.Module):
     def save_npz(self, path: str | Path) -> None:
         """Write the weights as an .npz of cs231n's dictionary."""
         with Path(path).open("wb") as file:
-            np.savez(file, **self.params())
+            np.savez(file, allow_pickle=False, **self.params())
 
     def load_npz(self, path: str | Path) -> None:
         """Take the weights from an .npz of cs231n's dictionary; nothing in it is executed.

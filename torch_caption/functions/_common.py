@@ -58,6 +58,14 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
+def may_write(*inputs: Tensor) -> bool:
+    """Whether what was just computed from `inputs` may be written over: nobody differentiates, maps or traces it."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    is_wrapped, is_legacy = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor
+    return not any(is_wrapped(t) or is_legacy(t) for t in inputs)
+
+
 def check_floats(function: str, sizes: dict[str, int], **tensors: tuple[Tensor, str]) -> None:
     """Check tensors against shapes such as "N T D" or "D 4H"; letters seen first are bound in `sizes`.
 

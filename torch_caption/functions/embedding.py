@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, check_integers, check_range, rows
+from ._common import apply, autocast, check_floats, check_integers, check_range, may_write, rows
 
 
 class WordEmbedding(Function):
@@ -39,8 +39,11 @@ class WordEmbedding(Function):
     def backward(ctx: Any, dout: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
         _, need_W = ctx.needs_input_grad
-        dW = dout.new_zeros(ctx.V, dout.shape[-1]).index_add(0, x.reshape(-1), rows(dout)) if need_W else None
-        return None, dW
+        if not need_W:
+            return None, None
+        dW = dout.new_zeros(ctx.V, dout.shape[-1])
+        add = dW.index_add_ if may_write(x, dout) else dW.index_add
+        return None, add(0, x.reshape(-1), rows(dout))
 
 
 class WordEmbeddingWithJVP(WordEmbedding):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, check_integers, check_range, check_shape, rows
+from ._common import apply, autocast, check_floats, check_integers, check_range, check_shape, may_write, rows
 
 
 class TemporalSoftmaxLoss(Function):
@@ -27,7 +27,7 @@ class TemporalSoftmaxLoss(Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        return _weigh(_nll(x, y), mask).sum() / _batch(y)
+        return _loss(torch.log_softmax(x, dim=-1), y, mask)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -39,8 +39,12 @@ class TemporalSoftmaxLoss(Function):
         x, y, mask = ctx.saved_tensors
         need_x, _, need_mask = ctx.needs_input_grad
         scale = dloss / _batch(y)
-        dx = scale * _weigh(_dnll(x, y), mask.unsqueeze(-1)) if need_x else None
-        dmask = scale * _nll(x, y) if need_mask else None
+        dx = None
+        if need_x and may_write(x, y, mask, dloss):
+            dx = _dscores_out(x, y, scale * mask, out=torch.empty_like(x))
+        elif need_x:
+            dx = _dscores(x, y, scale * mask)
+        dmask = scale * _nll(torch.log_softmax(x, dim=-1), y) if need_mask else None
         return dx, None, dmask
 
 
@@ -59,15 +63,12 @@ class TemporalAffineSoftmaxLoss(Function):
         x    = h w + b                         (N, T, H)(H, V) + (V,) -> (N, T, V)
         loss = TemporalSoftmaxLoss(x, y, mask)
 
-    Backward. With TemporalSoftmaxLoss's gradient of the scores, up to the factor dloss,
+    Backward. With TemporalSoftmaxLoss's gradient of the scores the rest is the affine layer's, over r = N T rows:
 
-        dx = 1 / N * mask * (p - onehot(y))    (N, T, V)
-
-    the rest is the affine layer's, over r = N T rows; dloss is a scalar and passes through every product:
-
-        dh = dloss * dx w^T                    (N, T, V)(V, H) -> (N, T, H)
-        dw = dloss * h^T dx                    (H, r)(r, V) -> (H, V)
-        db = dloss * sum_r dx                  (V,)
+        dx    = dloss / N * mask * (p - onehot(y))          (N, T, V)
+        dh    = dx w^T                         (N, T, V)(V, H) -> (N, T, H)
+        dw    = h^T dx                         (H, r)(r, V) -> (H, V)
+        db    = sum_r dx                       (V,)
         dmask = dloss / N * nll                (N, T), of a real-valued mask
 
     The scores are the largest tensor of a captioner. They are not kept for the backward but computed again, and their
@@ -78,7 +79,8 @@ class TemporalAffineSoftmaxLoss(Function):
 
     @staticmethod
     def forward(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        return _weigh(_nll(_scores(h, w, b), y), mask).sum() / _batch(y)
+        x = _scores(h, w, b)
+        return _loss(torch.log_softmax(x, dim=-1, out=x if may_write(h, w, b) else None), y, mask)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -89,17 +91,19 @@ class TemporalAffineSoftmaxLoss(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple:
         h, w, b, y, mask = ctx.saved_tensors
         need_h, need_w, need_b, _, need_mask = ctx.needs_input_grad
+        scale = dloss / _batch(y)
         x = _scores(h, w, b)
-        dmask = dloss / _batch(y) * _nll(x, y) if need_mask else None
+        dmask = scale * _nll(torch.log_softmax(x, dim=-1), y) if need_mask else None
         if not (need_h or need_w or need_b):
             return None, None, None, None, dmask
-        weights = mask.to(x.dtype) / _batch(y)  # (N, T)
-        dscores = _dscores_in_place if _may_write(h, w, b, y, mask) else _dscores
-        dx = dscores(x, y, weights).to(h.dtype)
-        dloss = dloss.to(h.dtype)
-        dh = dloss * (dx @ w.T) if need_h else None
-        dw = dloss * (rows(h).T @ rows(dx)) if need_w else None
-        db = dloss * rows(dx).sum(0) if need_b else None
+        if may_write(h, w, b, y, mask, dloss):
+            dx = _dscores_out(x, y, scale * mask, out=x)
+        else:
+            dx = _dscores(x, y, scale * mask)
+        dx = dx.to(h.dtype)
+        dh = dx @ w.T if need_h else None
+        dw = rows(h).T @ rows(dx) if need_w else None
+        db = rows(dx).sum(0) if need_b else None
         return dh, dw, db, None, dmask
 
 
@@ -193,44 +197,33 @@ def _scores(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return _full(h @ w + b)
 
 
-def _nll(x: Tensor, y: Tensor) -> Tensor:
-    """Negative log-likelihood (N, T) of the words y; logsumexp subtracts the greatest score before it exponentiates."""
-    return torch.logsumexp(x, dim=-1) - x.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+def _nll(log_p: Tensor, y: Tensor) -> Tensor:
+    """Negative log-likelihood (N, T) of the words y, of all words' log-probabilities (N, T, V)."""
+    return -log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
-def _dnll(x: Tensor, y: Tensor) -> Tensor:
-    """The derivative of `_nll` by the scores, p - onehot(y): (N, T, V)."""
-    p = torch.exp(x - torch.logsumexp(x, dim=-1, keepdim=True))
-    return p.scatter_add(-1, y.unsqueeze(-1), -torch.ones_like(p[..., :1]))
+def _loss(log_p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """1/N sum_{n,t} mask * nll; where the mask is 0 the word may even be impossible."""
+    return torch.where(mask != 0, _nll(log_p, y) * mask, 0).sum() / _batch(y)
 
 
 def _dscores(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """weights * (p - onehot(y)): (N, T, V)."""
-    return _dnll(x, y) * weights.unsqueeze(-1)
+    """weights * (p - onehot(y)) of the scores x: (N, T, V)."""
+    p = torch.softmax(x, dim=-1)
+    dnll = p.scatter_add(-1, y.unsqueeze(-1), -torch.ones_like(p[..., :1]))
+    return dnll * weights.unsqueeze(-1)
 
 
-def _dscores_in_place(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """`_dscores`, written over x."""
-    p = x.sub_(torch.logsumexp(x, dim=-1, keepdim=True)).exp_()
+def _dscores_out(x: Tensor, y: Tensor, weights: Tensor, out: Tensor) -> Tensor:
+    """`_dscores` in one tensor, `out`, which may be x: softmax has read a row before it writes it."""
+    p = torch.softmax(x, dim=-1, out=out)
     p.scatter_add_(-1, y.unsqueeze(-1), -torch.ones_like(p[..., :1]))
     return p.mul_(weights.unsqueeze(-1))
 
 
-def _may_write(*inputs: Tensor) -> bool:
-    """Whether what was just computed from `inputs` may be written over: nobody differentiates, maps or traces it."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs)
-
-
-def _weigh(values: Tensor, mask: Tensor) -> Tensor:
-    """values * mask; a boolean mask also silences what is not finite."""
-    return torch.where(mask, values, 0) if mask.dtype == torch.bool else values * mask
-
-
 def _loss_jvp(x: Tensor, tx: Tensor, y: Tensor, mask: Tensor, tmask: Tensor | None) -> Tensor:
     """1/N sum_{n,t} mask * sum_v (p - onehot(y)) tx + tmask * nll."""
-    tloss = _weigh((_dnll(x, y) * tx).sum(-1), mask)
+    tloss = (_dscores(x, y, torch.ones_like(mask, dtype=x.dtype)) * tx).sum(-1) * mask
     if tmask is not None and mask.is_floating_point():
-        tloss = tloss + tmask * _nll(x, y)
+        tloss = tloss + tmask * _nll(torch.log_softmax(x, dim=-1), y)
     return tloss.sum() / _batch(y)

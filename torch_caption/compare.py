@@ -1,0 +1,331 @@
+"""Hand-derived against automatic gradients: `python -m torch_caption.compare`.
+
+Every function, and the whole captioner of each cell, runs twice on the same numbers: once with the derivatives of
+`torch_caption.functions`, once through `torch_caption.reference` with torch.autograd's. Each gradient is compared by
+name, each function is put through the modes of automatic differentiation in float64, and the two backwards are timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+from torch.autograd import Function
+from torch.func import functional_call
+from tqdm import tqdm
+
+from torch_caption import functions, reference
+from torch_caption.agreement import MODES, Difference, differences, leaves, needs_grad, random_like, run_modes
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.cells import CELLS
+from torch_caption.vocabulary import SPECIAL
+
+CLASSES: dict[str, type[Function]] = {
+    name: value for name, value in vars(functions).items() if isinstance(value, type) and issubclass(value, Function)
+}
+# Finite differences take one evaluation an entry: the modes run on sizes of their own.
+SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5}
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare hand-derived with automatic gradients; exit status 1 when any differ."""
+
+    N: int = 8
+    """Batch size."""
+    T: int = 16
+    """Timesteps."""
+    D: int = 64
+    """Width of the input, of a word vector, of the image features."""
+    H: int = 128
+    """Hidden units."""
+    V: int = 1004
+    """Words in the vocabulary."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Of the compared gradients. The modes are always checked in float64."""
+    device: str = "cpu"
+    """Where to compute, such as cpu or cuda."""
+    json: Path | None = None
+    """Write all figures to this file."""
+    plot: Path | None = None
+    """Draw the errors, and the gradient through time, to this PNG file."""
+    broken: Annotated[str | None, tyro.conf.arg(name="break", metavar="FUNCTION.GRADIENT")] = None
+    """Multiply one gradient, such as RNN.dWh, by 1.001 inside its backward: the comparison must then fail."""
+    repeat: int = 9
+    """Timed backwards of each kind; their median counts."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A function in both forms with arguments for them; `names` are the arguments', without the leading d."""
+
+    label: str
+    hand: Callable
+    auto: Callable
+    args: tuple
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a case.
+
+    Attributes:
+        differences: of each output and gradient.
+        modes: a mode's name to None, or to what went wrong in it.
+        time_ratio: time of the hand-derived backward over that of the automatic one.
+    """
+
+    label: str
+    differences: tuple[Difference, ...]
+    modes: Mapping[str, str | None]
+    time_ratio: float
+
+    @property
+    def passed(self) -> bool:
+        return all(d.agrees for d in self.differences) and not any(self.modes.values())
+
+
+def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Case]:
+    """Every function, then the captioner of each cell, with random arguments; weights are over sqrt(fan-in)."""
+    N, T, D, H, V = (sizes[letter] for letter in "NTDHV")
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        values = scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return values.to(device=device, dtype=dtype).requires_grad_()
+
+    def weights(gates: int) -> tuple[Tensor, Tensor, Tensor]:
+        return normal(D, gates * H, scale=D**-0.5), normal(H, gates * H, scale=H**-0.5), normal(gates * H)
+
+    y = torch.randint(0, V, (N, T), generator=generator).to(device)
+    mask = (torch.rand(N, T, generator=generator) < 0.7).to(device)
+    lengths = torch.randint(0, T + 1, (N,), generator=generator).to(device)
+    arguments = {
+        "affine": (normal(N, D), normal(D, H, scale=D**-0.5), normal(H)),
+        "temporal_affine": (normal(N, T, D), normal(D, H, scale=D**-0.5), normal(H)),
+        "word_embedding": (y, normal(V, D)),
+        "rnn_step": (normal(N, D), normal(N, H), *weights(1)),
+        "rnn": (normal(N, T, D), normal(N, H), *weights(1)),
+        "rnn, lengths": (normal(N, T, D), normal(N, H), *weights(1), lengths),
+        "lstm_step": (normal(N, D), normal(N, H), normal(N, H), *weights(4)),
+        "lstm": (normal(N, T, D), normal(N, H), *weights(4)),
+        "lstm, lengths and state": (normal(N, T, D), normal(N, H), *weights(4), lengths, normal(N, H), True),
+        "temporal_softmax_loss": (normal(N, T, V), y, mask),
+        "temporal_softmax_loss, weights": (normal(N, T, V), y, normal(N, T)),
+        "temporal_affine_softmax_loss": (normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y, mask),
+        "temporal_affine_softmax_loss, weights": (
+            *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
+            normal(N, T),
+        ),
+    }
+    made = [_function_case(label, args) for label, args in arguments.items()]
+    return made + [_captioner_case(cell, sizes, normal, y) for cell in CELLS]
+
+
+def _function_case(label: str, args: tuple) -> Case:
+    name = label.partition(",")[0]
+    hand = getattr(functions, name)
+    return Case(label, hand, getattr(reference, name), args, tuple(inspect.signature(hand).parameters))
+
+
+def _captioner_case(cell: str, sizes: Mapping[str, int], normal: Callable[..., Tensor], y: Tensor) -> Case:
+    """The loss of the captioner as a function of its features and parameters."""
+    words = [*SPECIAL, *(f"word{k}" for k in range(len(SPECIAL), sizes["V"]))]
+    word_to_idx = {word: k for k, word in enumerate(words)}
+    widths = {"input_dim": sizes["D"], "wordvec_dim": sizes["D"], "hidden_dim": sizes["H"]}
+    models = [CaptioningRNN(word_to_idx, **widths, cell_type=cell, gradients=kind) for kind in ("hand", "auto")]
+    shapes = {name: p.shape for name, p in models[0].named_parameters()}
+    scales = [shape[0] ** -0.5 if len(shape) == 2 else 1.0 for shape in shapes.values()]
+    params = [normal(*shape, scale=scale) for shape, scale in zip(shapes.values(), scales, strict=True)]
+
+    def loss_of(model: CaptioningRNN) -> Callable:
+        def loss(features: Tensor, captions: Tensor, *params: Tensor) -> Tensor:
+            return functional_call(model, dict(zip(shapes, params, strict=True)), (features, captions))
+
+        return loss
+
+    args = (normal(y.shape[0], sizes["D"]), y, *params)
+    hand, auto = map(loss_of, models)
+    return Case(f"CaptioningRNN, {cell}", hand, auto, args, ("features", "captions", *shapes))
+
+
+# Running -------------------------------------------------------------------------------------------------------------
+
+
+def run(config: CompareConfig) -> list[Result]:
+    """Compare every case.
+
+    Raises:
+        ValueError: `broken` names no gradient.
+    """
+    sizes = {letter: getattr(config, letter) for letter in "NTDHV"}
+    full = cases(sizes, getattr(torch, config.dtype), config.device)
+    small = cases(SMALL, torch.float64, config.device)
+    with broken(config.broken) if config.broken else contextlib.nullcontext():
+        pairs = tqdm(list(zip(full, small, strict=True)), desc="comparing", leave=False, disable=None)
+        return [_run(case, tiny, config.repeat) for case, tiny in pairs]
+
+
+def _run(case: Case, tiny: Case, repeat: int) -> Result:
+    found = [*differences(case.hand, case.auto, case.args, case.names)]
+    return Result(case.label, tuple(found), run_modes(tiny.hand, tiny.args), time_ratio(case, repeat))
+
+
+def gradient_names() -> list[str]:
+    """Everything that `broken` takes: "RNN.dWh" and so on, of every class and floating-point argument."""
+    integers = {"y", "lengths"}
+    return [
+        f"{name}.d{argument}"
+        for name, cls in sorted(CLASSES.items())
+        for argument in inspect.signature(cls.forward).parameters
+        if argument not in integers and (name, argument) != ("WordEmbedding", "x")
+    ]
+
+
+@contextlib.contextmanager
+def broken(name: str) -> Iterator[None]:
+    """Multiply the named gradient by 1.001 inside its class's backward, for as long as the context lasts.
+
+    Raises:
+        ValueError: there is no such gradient.
+    """
+    if name not in gradient_names():
+        raise ValueError(f"--break {name}: no such gradient; there are {', '.join(gradient_names())}")
+    class_name, _, gradient = name.partition(".")
+    cls = CLASSES[class_name]
+    place = list(inspect.signature(cls.forward).parameters).index(gradient[1:])
+    right: Any = cls.backward
+
+    def wrong(ctx: Any, *douts: Tensor) -> tuple:
+        grads = list(right(ctx, *douts))
+        grads[place] = None if grads[place] is None else 1.001 * grads[place]
+        return tuple(grads)
+
+    cls.backward = staticmethod(wrong)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        cls.backward = staticmethod(right)  # type: ignore[method-assign]
+
+
+def time_ratio(case: Case, repeat: int) -> float:
+    """Median time of the hand-derived backward over that of the automatic one; the two take turns."""
+    inputs = [arg for arg in case.args if needs_grad(arg)]
+    runs = []
+    for function in (case.hand, case.auto):
+        outs = leaves(function(*case.args))
+        runs.append((outs, [random_like(out, 0) for out in outs]))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeat + 1):
+        for taken, (outs, douts) in zip(times, runs, strict=True):
+            _wait(outs[0])
+            begin = time.perf_counter()
+            torch.autograd.grad(outs, inputs, douts, retain_graph=True)
+            _wait(outs[0])
+            taken.append(time.perf_counter() - begin)
+    hand, auto = (statistics.median(taken[1:]) for taken in times)  # the first is a warm-up
+    return hand / auto
+
+
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def gradient_norms(T: int = 64, N: int = 32, H: int = 128) -> dict[str, list[float]]:
+    """|dL/dh_t| of each t, averaged over the batch, for a loss that reads the last hidden state alone.
+
+    Weights are drawn as the captioner draws them. The third curve is the LSTM with its forget gate biased to stay open,
+    b_f = 3, which keeps the gradient alive (Gers et al. 2000; Jozefowicz et al. 2015).
+    """
+    settings = {"rnn": ("rnn", 0.0), "lstm": ("lstm", 0.0), "lstm, forget bias 3": ("lstm", 3.0)}
+    norms = {}
+    for label, (cell_type, forget_bias) in settings.items():
+        torch.manual_seed(0)
+        cell = CELLS[cell_type](functions)
+        weights = {name: w.double() for name, w in cell.weights(H, H).items()}
+        if forget_bias:
+            weights["b"][H : 2 * H] = forget_bias
+        x = torch.randn(T, N, H, dtype=torch.float64)
+        state = cell.begin(torch.zeros(N, H, dtype=torch.float64).requires_grad_())
+        hidden = []
+        for x_t in x:
+            state = cell.step(x_t, state, **weights)
+            hidden.append(state[0])
+        dlast = random_like(hidden[-1], 1)
+        grads = torch.autograd.grad(hidden[-1], hidden, dlast)
+        norms[label] = [g.norm(dim=1).mean().item() for g in grads]
+    return norms
+
+
+# Printing ------------------------------------------------------------------------------------------------------------
+
+
+def table(results: list[Result]) -> str:
+    """Gradients by name with their errors, then the modes and the time of each function."""
+    lines = [f"{'function':<38} {'gradient':<10} {'shape':>16} {'max error':>10} {'relative':>10}"]
+    for result in results:
+        for k, d in enumerate(result.differences):
+            label = result.label if k == 0 else ""
+            shape = "x".join(map(str, d.shape)) or "scalar"
+            verdict = "" if d.agrees else "  DIFFERS"
+            lines.append(f"{label:<38} {d.name:<10} {shape:>16} {d.absolute:>10.1e} {d.relative:>10.1e}{verdict}")
+    lines += ["", f"{'function':<38} " + " ".join(f"{mode:>{len(mode)}}" for mode in MODES) + "  time hand/auto"]
+    for result in results:
+        marks = " ".join(f"{'FAILS' if result.modes[mode] else 'ok':>{len(mode)}}" for mode in MODES)
+        lines.append(f"{result.label:<38} {marks} {result.time_ratio:>15.2f}")
+        lines += [f"  {mode}: {fault}" for mode, fault in result.modes.items() if fault]
+    return "\n".join(lines)
+
+
+def verdict(results: list[Result]) -> str:
+    """One line on the whole."""
+    gradients = [(result.label, d) for result in results for d in result.differences]
+    wrong = [f"{label}: {d.name}" for label, d in gradients if not d.agrees]
+    failed = [f"{result.label}: {mode}" for result in results for mode, fault in result.modes.items() if fault]
+    worst = max(d.relative for _, d in gradients)
+    if wrong or failed:
+        parts = [f"{len(wrong)} of {len(gradients)} tensors differ ({', '.join(wrong)})"] if wrong else []
+        parts += [f"{len(failed)} modes fail ({', '.join(failed)})"] if failed else []
+        return "; ".join(parts)
+    return f"all {len(gradients)} tensors agree, greatest relative error {worst:.1e}; all modes pass"
+
+
+def main() -> int:
+    """The command line; returns its exit status."""
+    config = tyro.cli(CompareConfig, description=__doc__)
+    try:
+        results = run(config)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"torch {torch.__version__}, {config.device}, {config.dtype}, ", end="")
+    print(", ".join(f"{letter}={getattr(config, letter)}" for letter in "NTDHV"))
+    print(table(results))
+    print(verdict(results))
+    norms = gradient_norms() if config.plot or config.json else {}
+    if config.json:
+        content = {"results": [asdict(result) for result in results], "gradient_norms": norms}
+        config.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    if config.plot:
+        from torch_caption import plots  # matplotlib takes a second to import
+
+        errors = {result.label: {d.name: d.relative for d in result.differences} for result in results}
+        plots.comparison(errors, norms, config.plot)
+    return 0 if all(result.passed for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
