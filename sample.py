@@ -1,0 +1,9 @@
+"""Caption images with a trained model: `python sample.py --help` lists the settings."""
+
+import sys
+
+from torch_caption.command_line import guarded, sample_config
+from torch_caption.sampling import run
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: run(sample_config(sys.argv[1:]))))

@@ -1,0 +1,234 @@
+"""Checkpoints: what goes in comes out, and nothing else does."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torch_caption import checkpoint as checkpoints
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.checkpoint import Checkpoint, CheckpointError
+from torch_caption.vocabulary import SPECIAL, Vocabulary
+
+WORDS = [*SPECIAL, "a", "red", "circle"]
+MODEL = {"input_dim": 3, "wordvec_dim": 4, "hidden_dim": 5, "cell_type": "rnn", "gradients": "hand", "dropout": 0.1}
+
+
+def make(**changes: Any) -> Checkpoint:
+    torch.manual_seed(0)
+    model = CaptioningRNN(Vocabulary(tuple(WORDS)).word_to_idx, **MODEL)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 3), torch.tensor([[1, 4, 2], [1, 5, 2]])).backward()
+    optimizer.step()
+    content = {
+        "weights": {name: weight.detach() for name, weight in model.state_dict().items()},
+        "config": {"lr": 1e-3, "max_train": None, "tensorboard": True},
+        "words": WORDS,
+        "manifest": {"encoder": "none", "widths": [3, 4]},
+        "model": MODEL,
+        "progress": {"epoch": 2, "best_loss": 1.5},
+        "optimizer": optimizer.state_dict(),
+        "random": {"torch": torch.get_rng_state()},
+    }
+    return Checkpoint(**content | changes)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    checkpoints.save(tmp_path / "last.pt", make())
+    return tmp_path / "last.pt"
+
+
+def refusal(path: Path) -> str:
+    """The one line that refuses the file."""
+    with pytest.raises(CheckpointError) as refused:
+        checkpoints.load(path)
+    message = str(refused.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    assert type(ours) is type(theirs)
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, list):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    elif isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
+def test_what_goes_in_comes_out(saved: Path) -> None:
+    assert_same(vars(checkpoints.load(saved)), vars(make()))
+    assert torch.load(saved, weights_only=True)["format"] == checkpoints.FORMAT
+    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_is_built_with_its_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = {name: weight.to(dtype) for name, weight in make().weights.items()}
+    checkpoints.save(tmp_path / "best.pt", make(weights=weights))
+    model = checkpoints.build_model(checkpoints.load(tmp_path / "best.pt"))
+    assert_same(dict(model.state_dict()), weights)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    loss = model(torch.randn(2, 3, dtype=dtype), torch.tensor([[1, 4, 2], [1, 5, 2]]))
+    loss.backward()
+    assert model.Wh.grad.norm() > 0
+
+
+def test_a_failed_save_leaves_the_previous_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def cut_short(content: Any, file: Any) -> None:
+        file.write(b"PK\x03\x04")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nframe #0")
+
+    monkeypatch.setattr(torch, "save", cut_short)
+    with pytest.raises(OSError, match=r"last\.pt: could not be written: \[enforce fail at .*vs 0$"):
+        checkpoints.save(saved, make())
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("strange", [Path("x"), {1, 2}, object(), lambda: 0], ids=["path", "set", "object", "function"])
+def test_only_tensors_and_plain_values_are_saved(tmp_path: Path, strange: object) -> None:
+    with pytest.raises(CheckpointError, match=r"config\['deep'\]\[0\] is a \w+: a checkpoint holds tensors and plain"):
+        checkpoints.save(tmp_path / "last.pt", make(config={"deep": [strange]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing(tmp_path: Path) -> None:
+    assert "there is no such checkpoint" in refusal(tmp_path / "none.pt")
+    assert "there is no such checkpoint" in refusal(tmp_path)
+
+
+def test_cut_short_anywhere(saved: Path) -> None:
+    whole = saved.read_bytes()
+    ends = {0, 1, 3, 4, 64, len(whole) - 1, len(whole) - 22, *range(5, len(whole), len(whole) // 60)}
+    for end in ends:
+        saved.write_bytes(whole[:end])
+        assert "cut short, damaged or not a checkpoint" in refusal(saved)
+
+
+def test_a_flipped_byte_never_changes_a_value(saved: Path) -> None:
+    whole = saved.read_bytes()
+    original = vars(make())
+    rng = random.Random(0)
+    refusals = []
+    for place in rng.sample(range(len(whole)), 200):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.randrange(8)
+        saved.write_bytes(flipped)
+        try:
+            loaded = checkpoints.load(saved)
+        except CheckpointError as error:
+            refusals.append(str(error))
+        else:  # a byte that carries no content: padding, a date
+            assert_same(vars(loaded), original)
+    assert len(refusals) > 50
+    assert not any("\n" in refusal for refusal in refusals)
+
+
+class Evil:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "touched"
+    torch.save(
+        vars(make()) | {"format": checkpoints.FORMAT, "version": 1, "config": Evil(target)}, tmp_path / "evil.pt"
+    )
+    assert "refused" in refusal(tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(target)))
+    assert "not a checkpoint" in refusal(tmp_path / "plain.pt")
+    torch.save(Evil(target), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert "not a checkpoint" in refusal(tmp_path / "old.pt")
+    assert not target.exists()
+    pickle.loads((tmp_path / "plain.pt").read_bytes())
+    assert target.exists()  # it would have run
+
+
+def test_a_compressed_archive_is_refused(saved: Path) -> None:
+    bomb = saved.with_name("bomb.pt")
+    with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    assert "damaged at its record" in refusal(bomb)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "not a checkpoint of torch_caption"),
+        ({"weights": {}}, "not a checkpoint of torch_caption"),
+        ({"version": 2, "library": "9.9"}, "a checkpoint of format version 2 (torch_caption 9.9)"),
+        ({"optimizer": 3}, "optimizer is missing"),
+        ({"words": None}, "words is missing"),
+        ({"words": ["a", 3]}, "3 in its vocabulary is no word"),
+        ({"weights": {"Wx": 1.0}}, "the weight 'Wx' is no tensor"),
+    ],
+)
+def test_other_content(tmp_path: Path, content: Any, words: str) -> None:
+    whole = vars(make()) | {"format": checkpoints.FORMAT, "version": 1}
+    if isinstance(content, dict) and content != {"weights": {}}:
+        content = whole | content
+    torch.save(content, tmp_path / "other.pt")
+    assert words in refusal(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": MODEL | {"hidden_dim": 10**9}}, "size mismatch"),
+        ({"model": MODEL | {"cell_type": "gru"}}, "gru"),
+        ({"model": MODEL | {"colour": 1}}, "colour"),
+        ({"model": MODEL | {"hidden_dim": "5"}}, "do not fit together"),
+        ({"words": WORDS[1:]}, "<NULL>"),
+        ({"words": [*WORDS, "a"]}, "two ids"),
+        ({"weights": {}}, "W_proj"),
+    ],
+)
+def test_parts_that_do_not_fit_together(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        checkpoints.build_model(make(**changes), "x.pt")
+    message = str(refused.value)
+    assert message.startswith("x.pt: model, vocabulary and weights do not fit together")
+    assert words in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "width", "message"),
+    [
+        (WORDS, 3, None),
+        ([*WORDS, "blue"], 3, "x.pt: its vocabulary is not that of here: 7 words against 8"),
+        ([*WORDS[:5], "blue", "circle"], 3, "x.pt: its vocabulary is not that of here: word 5 is 'red' against 'blue'"),
+        (WORDS, 4, "x.pt: trained on features of width 3, but those of here have 4"),
+    ],
+)
+def test_data_that_does_not_fit(words: list[str], width: int, message: str | None) -> None:
+    vocabulary = Vocabulary(tuple(words))
+    if message is None:
+        checkpoints.check_fits(make(), vocabulary, width, path="x.pt", data="here")
+        return
+    with pytest.raises(CheckpointError) as refused:
+        checkpoints.check_fits(make(), vocabulary, width, path="x.pt", data="here")
+    assert str(refused.value) == message

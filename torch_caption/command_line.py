@@ -1,0 +1,72 @@
+"""Flags into configurations, and errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from torch_caption import checkpoint as checkpoints
+from torch_caption import runs
+from torch_caption.config import TrainConfig
+from torch_caption.sampling import SampleConfig
+
+
+def train_config(args: Sequence[str]) -> TrainConfig:
+    """The flags of `train.py`. With `--resume` the named run's own settings, or the last one's, are the defaults.
+
+    Raises:
+        ValueError: there is no run to resume.
+        SystemExit: a flag is misspelt (status 2), or help was asked for (0).
+    """
+    args = _name_the_run(args)
+    config = tyro.cli(TrainConfig, args=args)
+    if config.resume is None:
+        return config
+    run = runs.find(config.out, config.resume)
+    settings = checkpoints.load(run / runs.LAST).config
+    config = tyro.cli(TrainConfig, default=TrainConfig.from_plain(settings), args=args)
+    return dataclasses.replace(config, out=run.parent, resume=str(run))
+
+
+def sample_config(args: Sequence[str]) -> SampleConfig:
+    """The flags of `sample.py`.
+
+    Raises:
+        SystemExit: a flag is misspelt (status 2), or help was asked for (0).
+    """
+    return tyro.cli(SampleConfig, args=args)
+
+
+def guarded(main: Callable[[], object]) -> int:
+    """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C.
+
+    What went wrong goes to stderr as one line.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
+    try:
+        main()
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ArithmeticError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _name_the_run(args: Sequence[str]) -> list[str]:
+    """`--resume` alone means the last run."""
+    named = []
+    for place, arg in enumerate(args):
+        named.append(arg)
+        if arg == "--resume" and (place + 1 == len(args) or args[place + 1].startswith("--")):
+            named.append("last")
+    return named

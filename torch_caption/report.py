@@ -1,0 +1,95 @@
+"""What a run tells its user: a line an epoch, and at the end what was learnt and where everything is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_caption import checkpoint as checkpoints
+from torch_caption import plots, runs
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.captioning import captioned_images, describe, some_images
+from torch_caption.config import TrainConfig
+from torch_caption.data import scenes
+from torch_caption.data.coco import CocoData, Split
+
+CURVES, GALLERY = "loss.png", "gallery.png"
+SHOWN = 12  # pictures in the gallery
+
+
+def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN) -> None:
+    """Say what is trained on what."""
+    train, val = data["train"], data["val"]
+    weights = sum(p.numel() for p in model.parameters())
+    print(
+        f"data      {data.directory}: {len(train):,} captions to learn from, {len(val):,} to validate with", flush=True
+    )
+    print(
+        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}, "
+        f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.W_proj.device.type}"
+    )
+    print(f"run       {run}", flush=True)
+
+
+def epoch(record: dict[str, Any], config: TrainConfig, *, best: bool) -> None:
+    """One line: losses in nats per word, scores of greedy captions."""
+    width = len(str(config.epochs))
+    parts = [
+        f"epoch {record['epoch']:{width}}/{config.epochs}",
+        f"train {record['train_loss']:.3f}",
+        f"val {record['val_loss']:.3f} nats per word",
+        *(f"{name} {record[name]:.3f}" for name in ("BLEU-4", "CIDEr") if name in record),
+        f"{record['seconds']:.0f} s",
+    ]
+    print("   ".join(parts) + ("   best" if best else ""), flush=True)
+
+
+def interrupted(step: int) -> None:
+    """Say how to go on."""
+    print(f"stopped after step {step}, which is saved; `python train.py --resume` goes on from there", flush=True)
+
+
+def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device) -> None:
+    """Caption with the best weights, judge scenes, draw curves and gallery, and say where everything is."""
+    best = checkpoints.load(run / runs.BEST)
+    model = checkpoints.build_model(best, run / runs.BEST).to(device).eval()
+    progress = best.progress
+    print(f"best      epoch {progress['best_epoch']}, val {progress['best_loss']:.4f} nats per word")
+    for name in ("test", "novel"):
+        if name in data.splits:
+            _judge(model, data, name, config.max_length)
+    plots.loss_curves(runs.read(run), run / CURVES)
+    split = data["test"] if "test" in data.splits else data["val"]
+    images = some_images(split, SHOWN, seed=config.seed)
+    captions = {idx: c.text for idx, c in describe(model, split, images, max_length=config.max_length).items()}
+    print(f"weights   {run / runs.BEST}")
+    print(f"curves    {run / CURVES}")
+    if gallery(split, captions, run / GALLERY):
+        print(f"gallery   {run / GALLERY}")
+    else:
+        print("\n".join(f"  {split.name} {idx}: {text}" for idx, text in captions.items()))
+    print("`python sample.py` captions more of them", flush=True)
+
+
+def gallery(split: Split, captions: Mapping[int, str], path: Path) -> bool:
+    """Draw the images with their captions into a PNG file; False where the data holds no pictures."""
+    pictures = {idx: found for idx in captions if (found := split.image_path(idx)) is not None}
+    if pictures:
+        plots.gallery([pictures[idx] for idx in pictures], [captions[idx] for idx in pictures], path)
+    return bool(pictures)
+
+
+def _judge(model: CaptioningRNN, data: CocoData, name: str, max_length: int) -> None:
+    split = data[name]
+    captions = describe(model, split, captioned_images(split), max_length=max_length)
+    result = scenes.score(data.directory, name, {idx: c.text for idx, c in captions.items()})
+    if result is not None:
+        share = 100 * result.right / result.total
+        print(f"{name + ':':9} {result.right:,} of {result.total:,} scenes described right ({share:.1f} %)", flush=True)
+
+
+def _by(config: TrainConfig) -> str:
+    return {"hand": "hand", "auto": "automatic differentiation"}[config.gradients]
