@@ -21,9 +21,9 @@ its inputs and keeps the graph of that one call as its cache; the `*_backward` r
 function's class on that graph. A cache therefore serves any number of backward passes, and changing the inputs or the
 output afterwards does not change them.
 
-NumPy arrays in, NumPy arrays out; where any input is a tensor, tensors out, on its device and without a graph of their
-own. Inputs are never modified. Floating inputs of several dtypes are promoted to the widest. Bad shapes, dtypes and
-word indices are the errors of `torch_caption.functions`.
+NumPy arrays in, NumPy arrays out; where any floating input is a tensor, tensors out, on its device and without a graph
+of their own. Inputs are never modified. Floating inputs of several dtypes are promoted to the widest. Bad shapes,
+dtypes and word indices are the errors of `torch_caption.functions`.
 
 Random numbers (first weights, minibatches, the choice of `max_train` captions) come from NumPy's global state, so the
 notebooks' `np.random.seed(231)` makes them repeat.
@@ -120,7 +120,7 @@ def _returned(tensor: Tensor, numpy: bool) -> Array:
     return copy.numpy() if numpy else copy
 
 
-def _forward(function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Array) -> tuple[Any, ...]:
+def _forward(function: Callable[..., Any], *inputs: Array) -> tuple[Any, ...]:
     """(output, ..., cache) of `function` at its differentiable inputs."""
     copies = [_copy(array) for array in inputs]
     dtype = reduce(torch.promote_types, (copy.dtype for copy in copies))
@@ -563,7 +563,7 @@ def load_coco_data(
     Raises:
         torch_caption.data.coco.DataError: a file is missing or wrong; the message names file, dataset, row and value.
     """
-    source = coco.open_data(base_dir, pca=pca_features, max_train=max_train, in_memory="yes", seed=_random_seed())
+    source = coco.open_data(base_dir, pca=pca_features, max_train=max_train, in_memory="no", seed=_random_seed())
     data: dict[str, Any] = {}
     for name, split in source.splits.items():
         images = range(split.num_images)
@@ -632,7 +632,7 @@ def image_from_url(url: str | Path, *, allow_private: bool = False) -> np.ndarra
         allow_private: also fetch from addresses of the local network.
     """
     try:
-        return np.asarray(load_image(str(url), allow_private=allow_private)).copy()
+        return np.array(load_image(str(url), allow_private=allow_private))
     except ImageError as error:
         print(f"no picture: {error}")
         return np.full((224, 224, 3), 128, dtype=np.uint8)
