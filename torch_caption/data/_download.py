@@ -7,9 +7,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import urllib.error
-import urllib.parse
 import urllib.request
 import zipfile
 import zlib
@@ -60,10 +58,11 @@ class Source:
 
 
 def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
-    """Download and unpack cs231n's archive into a directory; what is there already and sound is not brought again.
+    """Download and unpack cs231n's archive into a directory; data that is there already and sound stays.
 
     Args:
         directory: made if it is not there. Until the files are whole and checked it holds only the archive, in part.
+            Data files that are not sound are left alone: they may be somebody's work.
         url: http or https.
         check: raises a ValueError that says what is wrong with the data in a directory.
 
@@ -71,16 +70,19 @@ def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
         DownloadError: it cannot be brought or is not sound.
         KeyboardInterrupt: by Ctrl-C; its message says how to go on.
     """
+    archive = directory / "coco_captioning.zip.part"
     try:
         check(directory)
-    except ValueError:
-        pass
+    except ValueError as error:
+        found = [name for name in MEMBERS if (directory / name).exists()]
+        if found and not archive.exists():  # beside an archive they are the files of a move that was stopped
+            raise DownloadError(f"{one_line(error)}; or --download into another folder") from None
     else:
+        _discard(archive)
         print(f"{directory} is complete: nothing to download")
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        archive = directory / "coco_captioning.zip.part"
         fetch(url, archive)
         unpack(archive, directory, check)
     except KeyboardInterrupt:
@@ -97,7 +99,7 @@ def fetch(url: str, part: Path) -> None:
     Raises:
         DownloadError: the server refuses, is not reached, stops in the middle, or sends more than the limit.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if not url.startswith(("http://", "https://")):
         raise DownloadError(f"{url}: not an http or https address")
     source = _read_source(part)
     have = part.stat().st_size if part.is_file() else 0
@@ -109,24 +111,27 @@ def fetch(url: str, part: Path) -> None:
         _fetch(url, part, source, have)
     except urllib.error.HTTPError as error:
         error.close()
-        raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from None
+        raise DownloadError(f"{url}: the server answers {error.code} {_reason(error)}; choose another --url") from None
     except urllib.error.URLError as error:
         raise DownloadError(f"{url}: not reached: {_reason(error)}; run the same command again later") from None
-    except (http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+    except ValueError as error:  # http.client.InvalidURL among them
+        raise DownloadError(f"{url}: not an address: {one_line(error)}") from None
+    except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise DownloadError(f"{url}: cut off: {one_line(error)}; run the same command again to go on") from None
 
 
 def _reason(error: urllib.error.URLError) -> str:
-    reason = error.reason
-    return reason if isinstance(reason, str) else getattr(reason, "strerror", None) or one_line(reason)
+    words = getattr(error.reason, "strerror", None) or str(error.reason)
+    return " ".join(words.split())
 
 
 def _fetch(url: str, part: Path, source: Source | None, have: int) -> None:
     with _request(url, source, have) as response:
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             start, length = _content_range(response)
-            same = source is not None and start == have and length == (source.length or length)
-            if not same:  # another content, or another piece of it
+            if source is None:
+                raise DownloadError(f"{url}: the server sends a part of it unasked; choose another --url")
+            if start != have or length != (source.length or length):  # another content, or another piece of it
                 response.close()
                 return _fetch(url, part, None, 0)
             mode = "ab"
@@ -208,9 +213,12 @@ def _note(part: Path) -> Path:
 
 def _read_source(part: Path) -> Source | None:
     try:
-        return Source(**json.loads(_note(part).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        note = json.loads(_note(part).read_text(encoding="utf-8"))
+        source = Source(str(note["url"]), note["length"], note["validator"])
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+    known = isinstance(source.length, int | None) and isinstance(source.validator, str | None)
+    return source if known else None
 
 
 def _write_source(part: Path, source: Source) -> None:
@@ -223,18 +231,23 @@ def unpack(archive: Path, directory: Path, check: Callable[[Path], object]) -> N
     Raises:
         DownloadError: the archive is damaged or hostile, or its files are not sound; it is removed, to be brought anew.
     """
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=directory) as folder:
-        try:
-            names = _extract(archive, Path(folder))
-            check(Path(folder))
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-            _discard(archive)
-            raise DownloadError(
-                f"{archive}: not a sound archive: {one_line(error)}; it is removed: run again"
-            ) from None
+    folder = directory / ".unpacking"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir()
+    try:
+        names = _extract(archive, folder)
+        check(folder)
         (directory / MEMBERS[-1]).unlink(missing_ok=True)
         for name in names:
-            (Path(folder) / name).replace(directory / name)
+            (folder / name).replace(directory / name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        _discard(archive)
+        reason = one_line(error).replace(f"{folder}{os.sep}", "")
+        raise DownloadError(
+            f"{archive}: not a sound archive ({reason}); it is removed: run again to fetch it"
+        ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     _discard(archive)
 
 
@@ -275,6 +288,8 @@ def _known(content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             continue
         if parts[-1] in entries:
             raise ValueError(f"it has {parts[-1]} twice")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"it has {parts[-1]} packed by method {info.compress_type}")
         entries[parts[-1]] = info
     if not entries:
         raise ValueError("it has none of cs231n's files")
