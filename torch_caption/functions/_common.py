@@ -51,11 +51,16 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     The cast stands before the Function, so that its forward and backward see one dtype whether or not the backward
     runs under autocast; `torch.amp.custom_fwd` does not go with `setup_context`. float64 stays, as in torch.
     """
-    device = tensors[0].device.type
+    device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+    def cast(t: Tensor) -> Tensor:
+        eligible = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
+        return t.to(dtype) if eligible else t
+
+    return tuple(map(cast, tensors))
 
 
 def may_write(*inputs: Tensor) -> bool:

@@ -199,9 +199,8 @@ def lstm_step(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor,
         ValueError: a shape does not fit.
     """
     x, prev_h, prev_c, Wx, Wh, b = autocast(x, prev_h, prev_c, Wx, Wh, b)
-    specs = {"x": "N D", "prev_h": "N H", "prev_c": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"}
-    values = (x, prev_h, prev_c, Wx, Wh, b)
-    check_floats("lstm_step", {}, **{name: (t, spec) for (name, spec), t in zip(specs.items(), values, strict=True)})
+    states = {"prev_h": (prev_h, "N H"), "prev_c": (prev_c, "N H")}
+    check_floats("lstm_step", {}, x=(x, "N D"), **states, Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"))
     return apply(LSTMStep, LSTMStepWithJVP, x, prev_h, prev_c, Wx, Wh, b)
 
 
@@ -238,18 +237,11 @@ def lstm(
         TypeError: a dtype or device differs, or a value is not a tensor of the right kind.
         ValueError: a shape does not fit.
     """
-    c0 = torch.zeros_like(h0) if c0 is None else c0
-    x, h0, Wx, Wh, b, c0 = autocast(x, h0, Wx, Wh, b, c0)
+    x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
     sizes: dict[str, int] = {}
-    floats = {
-        "x": (x, "N T D"),
-        "h0": (h0, "N H"),
-        "Wx": (Wx, "D 4H"),
-        "Wh": (Wh, "H 4H"),
-        "b": (b, "4H"),
-        "c0": (c0, "N H"),
-    }
-    check_floats("lstm", sizes, **floats)
+    check_floats("lstm", sizes, x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"))
+    (c0,) = (torch.zeros_like(h0),) if c0 is None else autocast(c0)
+    check_floats("lstm", sizes, h0=(h0, "N H"), c0=(c0, "N H"))
     check_lengths("lstm", lengths, sizes, like=x)
     h, c = apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, lengths)
     return (h, (_last(h0, h, lengths), _last(c0, c, lengths))) if return_state else h
