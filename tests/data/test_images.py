@@ -79,8 +79,8 @@ def grey_alpha() -> Image.Image:
     return Image.merge("LA", [Image.new("L", (2, 1), 100), Image.fromarray(np.array([[255, 0]], np.uint8))])
 
 
-def grey_16(dtype: str) -> Image.Image:
-    return Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype))
+def grey_16() -> Image.Image:
+    return Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
 
 
 def rgba() -> Image.Image:
@@ -100,7 +100,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
     "png with a transparent colour": (lambda: encoded(quarters(), "PNG", transparency=RED), [WHITE], 0),
     "png alpha": (lambda: encoded(rgba(), "PNG"), [RED, WHITE, (127, 127, 127)], 1),
     "png grey alpha": (lambda: encoded(grey_alpha(), "PNG"), [(100, 100, 100), WHITE], 0),
-    "png grey 16": (lambda: encoded(grey_16("uint16"), "PNG"), [(0,) * 3, (100,) * 3, WHITE], 0),
+    "png grey 16": (lambda: encoded(grey_16(), "PNG"), [(0,) * 3, (100,) * 3, WHITE], 0),
     "png colour 16": (lambda: png(1, 1, 16, 2, rows_of_16_bits(51400, 7710, 5140)), [RED], 1),
     "png alpha 16": (lambda: png(2, 1, 16, 6, rows_of_16_bits(0, 0, 0, 0, 51400, 7710, 5140, 65535)), [WHITE, RED], 1),
     "webp": (lambda: encoded(quarters(), "WEBP", lossless=True), [RED], 0),
@@ -109,11 +109,6 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
     "gif": (lambda: encoded(Image.new("RGB", (3, 3), RED), "GIF"), [RED], 0),
     "gif animation": (lambda: animation("GIF"), [RED], 0),
     "bmp": (lambda: encoded(quarters(), "BMP"), [RED], 0),
-    "tiff": (lambda: encoded(quarters(), "TIFF"), [RED], 0),
-    "tiff cmyk": (lambda: encoded(quarters().convert("CMYK"), "TIFF", compression="tiff_lzw"), [RED], 1),
-    "tiff grey 16": (lambda: encoded(grey_16("uint16"), "TIFF"), [(0,) * 3, (100,) * 3, WHITE], 0),
-    "tiff grey 16 in 32": (lambda: encoded(grey_16("int32"), "TIFF"), [(0,) * 3, (100,) * 3, WHITE], 0),
-    "tiff pages": (lambda: animation("TIFF"), [RED], 0),
 }
 
 
@@ -126,7 +121,7 @@ def test_every_kind_becomes_rgb(kind: str) -> None:
         assert np.abs(np.subtract(picture.getpixel((x, 0)), colour)).max() <= tolerance
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
@@ -171,11 +166,12 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
     "empty bytes": (lambda at: b"", "the picture's bytes: empty"),
     "text": (
         lambda at: write(at / "a.jpg", b"a man on a horse\n" * 9),
-        "a.jpg: not a picture in JPEG, .* or TIFF format",
+        "a.jpg: not a picture in JPEG, .* or BMP format",
     ),
     "page": (lambda at: write(at / "a.png", b"<!DOCTYPE html><html></html>"), "not a picture"),
     "vector": (lambda at: write(at / "a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
     "format that is not allowed": (lambda at: encoded(quarters(), "PPM"), "not a picture"),
+    "tiff": (lambda at: encoded(quarters(), "TIFF"), "not a picture"),
     "icon": (lambda at: encoded(Image.new("RGB", (32, 32)), "ICO"), "not a picture"),
     "first bytes only": (lambda at: encoded(quarters(), "JPEG")[:3], "not a picture"),
     "truncated jpeg": (
@@ -184,15 +180,13 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
     ),
     "truncated png": (lambda at: PHOTO[:-30], "damaged"),
     "truncated bmp": (lambda at: encoded(quarters(), "BMP")[:-30], "damaged"),
-    "truncated tiff": (lambda at: encoded(quarters(), "TIFF", compression="tiff_lzw")[:-60], "damaged|not a picture"),
     "truncated webp": (lambda at: encoded(quarters(), "WEBP")[:-30], "damaged|not a picture"),
     "wrong checksum": (lambda at: PHOTO[:60] + bytes([PHOTO[60] ^ 255]) + PHOTO[61:], "damaged"),
     "huge": (lambda at: png(30_000, 30_000, 8, 2), "more than 67108864 pixels"),
     "large": (lambda at: png(9_000, 9_000, 8, 2), "9000 x 9000 pixels are more than 67108864"),
     "thin": (lambda at: png(2**31 - 1, 1, 8, 2), "pixels"),
+    "long": (lambda at: png(2**16, 4, 8, 2), "65536 x 4 pixels, a side of more than 65535"),
     "no pixels": (lambda at: png(0, 5, 8, 2), "damaged|not a picture"),
-    "floating point": (lambda at: encoded(Image.new("F", (2, 2)), "TIFF"), "damaged: pixels that are floating-point"),
-    "32 bits": (lambda at: encoded(Image.new("I", (2, 2), 70_000), "TIFF"), "damaged: pixels of 32 bits"),
     "other scheme": (lambda at: "file:///etc/passwd", "only http and https"),
     "ftp": (lambda at: "ftp://example.com/a.jpg", "only http and https"),
 }
@@ -241,7 +235,7 @@ def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatc
         load_image(PHOTO, max_pixels=10)
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "png alpha", "webp", "gif animation", "bmp", "tiff cmyk"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "png alpha", "webp", "gif animation", "bmp"])
 def test_damage_is_never_another_error(kind: str) -> None:
     photo, draw = KINDS[kind][0](), random.Random(0)
     for _ in range(60):

@@ -28,9 +28,10 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not TIFF: its decoder in C prints complaints of its own to stderr
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
+MAX_SIDE = 2**16 - 1  # as JPEG's; a picture of few, very long rows takes Pillow minutes
 MAX_REDIRECTS = 5
 
 _EXIF_ORIENTATION = 0x0112
@@ -67,9 +68,10 @@ def load_image(
     the first frame is taken. Colour profiles are ignored.
 
     Args:
-        source: a file, the bytes of one, or an http(s) URL. JPEG, PNG, WEBP, GIF, BMP and TIFF are read.
+        source: a file, the bytes of one, or an http(s) URL. JPEG, PNG, WEBP, GIF and BMP are read.
         allow_private, timeout, max_bytes: as in `fetch`; the bytes of a file are limited as well.
-        max_pixels: the most width x height; beside it Pillow refuses twice its own `Image.MAX_IMAGE_PIXELS`.
+        max_pixels: the most width x height, with no side above 65,535; beside it Pillow refuses twice its own
+            `Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         ImageError: the source cannot be read or fetched, is empty, too large, in another format, or damaged.
@@ -308,6 +310,8 @@ def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Imag
         width, height = picture.size
         if width * height > max_pixels:
             raise ImageError(f"{name}: {width} x {height} pixels are more than {max_pixels}")
+        if max(width, height) > MAX_SIDE:
+            raise ImageError(f"{name}: {width} x {height} pixels, a side of more than {MAX_SIDE}")
         try:
             picture.load()
             return _rgb(_upright(picture))
@@ -327,10 +331,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _rgb(picture: Image.Image) -> Image.Image:
     """8 bits of red, green and blue, on white where it is transparent."""
-    if picture.mode.startswith("I"):
-        picture = _from_16_bits(picture)
-    if picture.mode == "F":
-        raise ValueError("pixels that are floating-point numbers")
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 to white
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.new("RGBA", layer.size, "white")
@@ -338,14 +340,6 @@ def _rgb(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGB")
     picture.info.clear()  # an orientation left behind would turn it again
     return picture
-
-
-def _from_16_bits(picture: Image.Image) -> Image.Image:
-    """Scaled; Pillow's own conversion cuts everything above 255 to white."""
-    grey = np.asarray(picture).astype(np.int64)
-    if grey.size and (grey.min() < 0 or grey.max() > 65535):
-        raise ValueError("pixels of 32 bits")
-    return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
 
 
 @contextmanager
