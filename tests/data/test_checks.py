@@ -63,6 +63,11 @@ def group(directory: Path, replace) -> None:
         file.create_group("val_captions")
 
 
+def never_written(directory: Path, replace) -> None:
+    with h5py.File(directory / FEATURES, "w") as file:
+        file.create_dataset("features", (2**40, 3), "<f4", chunks=(1000, 3))
+
+
 def external_storage(directory: Path, replace) -> None:
     (directory / "raw").write_bytes(bytes(4 * 21))
     replace(directory / CAPTIONS, "train_image_idxs", None)
@@ -156,12 +161,13 @@ DAMAGES = {
         "val_image_idxs is not a dataset within",
     ),
     "external storage": (external_storage, CAPTIONS, "train_image_idxs is not a dataset within"),
+    "never written": (never_written, FEATURES, "features was declared, but never written"),
     "virtual": (virtual, FEATURES, "features is not a dataset within"),
     # files
-    "captions truncated": (cut(CAPTIONS, 0.5), CAPTIONS, "not a whole HDF5 file"),
-    "features truncated": (cut(FEATURES, 0.9), FEATURES, "not a whole HDF5 file"),
-    "captions empty": (text(CAPTIONS, ""), CAPTIONS, "not a whole HDF5 file"),
-    "a web page": (text(CAPTIONS, "<html>404</html>"), CAPTIONS, "not a whole HDF5 file"),
+    "captions truncated": (cut(CAPTIONS, 0.5), CAPTIONS, "not a readable HDF5 file"),
+    "features truncated": (cut(FEATURES, 0.9), FEATURES, "not a readable HDF5 file"),
+    "captions empty": (text(CAPTIONS, ""), CAPTIONS, "not a readable HDF5 file"),
+    "a web page": (text(CAPTIONS, "<html>404</html>"), CAPTIONS, "not a readable HDF5 file"),
     "no captions file": (text(CAPTIONS, None), CAPTIONS, "no such file"),
     "vocabulary truncated": (cut(VOCAB, 0.5), VOCAB, "not a JSON file"),
     "no vocabulary": (text(VOCAB, None), VOCAB, "cannot be read: No such file"),
@@ -217,7 +223,7 @@ def test_any_truncation_is_found(coco_directory, file):
     content = (directory / file).read_bytes()
     for length in range(0, len(content), max(1, len(content) // 40)):
         (directory / file).write_bytes(content[:length])
-        with pytest.raises(DataError, match=rf"{re.escape(file)}: not a whole HDF5 file"):
+        with pytest.raises(DataError, match=rf"{re.escape(file)}: not a readable HDF5 file"):
             open_data(directory)
 
 

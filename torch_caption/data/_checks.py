@@ -47,7 +47,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except DataError:
         raise
     except _HDF5_ERRORS as error:
-        raise DataError(f"{path}: not a whole HDF5 file ({one_line(error)}); copy or download it again") from None
+        raise DataError(f"{path}: not a readable HDF5 file ({one_line(error)}); copy or download it again") from None
 
 
 def dataset(file: h5py.File, name: str, rank: int, kinds: str) -> h5py.Dataset:
@@ -69,6 +69,8 @@ def dataset(file: h5py.File, name: str, rank: int, kinds: str) -> h5py.Dataset:
         raise DataError(f"{file.filename}: {name} holds {found.dtype}; write it as {wanted}")
     if 0 in found.shape:
         raise DataError(f"{file.filename}: {name} is empty, of shape {found.shape}; fill it, or leave the split out")
+    if found.id.get_storage_size() == 0:  # HDF5 would read zeros
+        raise DataError(f"{file.filename}: {name} was declared, but never written; write the file again")
     return found
 
 

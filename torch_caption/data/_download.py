@@ -114,7 +114,7 @@ def fetch(url: str, part: Path) -> None:
         raise DownloadError(f"{url}: the server answers {error.code} {_reason(error)}; choose another --url") from None
     except urllib.error.URLError as error:
         raise DownloadError(f"{url}: not reached: {_reason(error)}; run the same command again later") from None
-    except ValueError as error:  # http.client.InvalidURL among them
+    except (http.client.InvalidURL, ValueError) as error:
         raise DownloadError(f"{url}: not an address: {one_line(error)}") from None
     except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise DownloadError(f"{url}: cut off: {one_line(error)}; run the same command again to go on") from None

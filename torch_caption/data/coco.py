@@ -263,7 +263,7 @@ def _subsample(captions: np.ndarray, image_idxs: np.ndarray, size: int, seed: in
 class Options:
     """Check a data directory in cs231n's layout, and print what it holds."""
 
-    directory: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = None
+    directory: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
     """The directory to check."""
     download: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Bring cs231n's archive into this directory, then check it. Run it again to go on after a stop."""
