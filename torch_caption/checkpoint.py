@@ -161,18 +161,18 @@ def _check_archive(path: Path) -> None:
 
 
 def _from_content(path: Path, content: dict[str, Any]) -> Checkpoint:
-    kinds = {"weights": dict, "config": dict, "words": list, "manifest": dict, "model": dict, "progress": dict}
-    kinds |= {"optimizer": dict | None, "random": dict | None}
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name), kind):
-            raise CheckpointError(f"{path}: not a whole checkpoint: {name} is missing or no {kind}")
+    for f in dataclasses.fields(Checkpoint):
+        value = content.get(f.name)
+        right = isinstance(value, list if f.name == "words" else dict)
+        if not right and not (value is None and f.name in ("optimizer", "random")):
+            raise CheckpointError(f"{path}: not a whole checkpoint: {f.name} is missing or is no {f.type}")
     for name, weight in content["weights"].items():
         if not isinstance(name, str) or not isinstance(weight, Tensor):
             raise CheckpointError(f"{path}: not a whole checkpoint: the weight {name!r} is no tensor")
     strange = next((word for word in content["words"] if not isinstance(word, str)), None)
     if strange is not None:
         raise CheckpointError(f"{path}: not a whole checkpoint: {strange!r} in its vocabulary is no word")
-    return Checkpoint(**{name: content[name] for name in kinds})
+    return Checkpoint(**{f.name: content[f.name] for f in dataclasses.fields(Checkpoint)})
 
 
 def _first_line(error: BaseException) -> str:

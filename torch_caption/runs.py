@@ -78,7 +78,7 @@ class Log:
         self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._writer: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  heavy, and not always wanted
+            from torch.utils.tensorboard import SummaryWriter  # heavy, and not always wanted
 
             self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
 

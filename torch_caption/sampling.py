@@ -98,7 +98,8 @@ def run(config: SampleConfig) -> list[Described]:
     split = _choose_split(config, data)
     checkpoints.check_fits(saved, data.vocabulary, split.feature_dim, path=path, data=data.directory)
     model = checkpoints.build_model(saved, path).to(choose_device(config.device)).eval()
-    images = _choose_images(config, split)
+    images = list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
+    _check_files(config, data, split, images)
     max_length = config.max_length or trained.max_length
     if config.random:
         captions = draw(
@@ -133,8 +134,7 @@ def _tell(config: SampleConfig, path: Path, data: CocoData, split: Split, descri
         config.json.write_text(text + "\n", encoding="utf-8")
     if config.gallery is not None:
         captions = {d.index: "\n".join(caption.text for caption in d.captions) for d in described}
-        if not report.gallery(split, captions, config.gallery):
-            raise ConfigError(f"--gallery: the pictures of {split.name} are not in the data directory")
+        report.gallery(split, captions, config.gallery)
 
 
 def _table(described: list[Described], references: bool) -> str:
@@ -179,5 +179,10 @@ def _choose_split(config: SampleConfig, data: CocoData) -> Split:
     return data["test" if "test" in data.splits else "val"]
 
 
-def _choose_images(config: SampleConfig, split: Split) -> list[int]:
-    return list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
+def _check_files(config: SampleConfig, data: CocoData, split: Split, images: list[int]) -> None:
+    """The files that are asked for can be written, known before any work is done."""
+    for flag, path in {"--json": config.json, "--gallery": config.gallery}.items():
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
+    if config.gallery is not None and not any(split.image_path(idx) for idx in images):
+        raise ConfigError(f"--gallery: {data.directory} holds no pictures of {split.name}")

@@ -209,7 +209,7 @@ def _train_epoch(state: State, config: TrainConfig, loader: DataLoader[Any], int
             try:
                 loss, norm = train_step(model, state.optimizer, features, captions, clip=config.clip, amp=config.amp)
             except LossNotFinite as error:
-                raise LossNotFinite(f"{label}, step {progress.step}: {error}; a lower --lr may help") from None
+                raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; a lower --lr may help") from None
             progress.position += 1
             progress.step += 1
             progress.nats += loss * len(captions)

@@ -1,0 +1,455 @@
+"""Training: each piece against a computation by hand, and whole runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import write_tiny
+from torch import Tensor
+
+from torch_caption import checkpoint as checkpoints
+from torch_caption import runs, training
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.captioning import describe, draw, some_images
+from torch_caption.checkpoint import CheckpointError
+from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.data.coco import CocoData, batches, open_data
+from torch_caption.state import Progress, begin
+from torch_caption.training import LossNotFinite, fit, learning_rate, score, train_step, validate
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", pictures=True)
+
+
+@pytest.fixture(scope="module")
+def data(directory: Path) -> CocoData:
+    return open_data(directory)
+
+
+@pytest.fixture
+def config(directory: Path, tmp_path: Path) -> TrainConfig:
+    """Three epochs of five steps."""
+    return TrainConfig(
+        data=str(directory),
+        out=tmp_path / "runs",
+        hidden_dim=16,
+        wordvec_dim=8,
+        batch_size=5,
+        epochs=3,
+        lr=1e-2,
+        score_images=6,
+        max_length=6,
+        tensorboard=False,
+    )
+
+
+def model_of(data: CocoData, **changes: Any) -> CaptioningRNN:
+    torch.manual_seed(0)
+    arguments = {"input_dim": 8, "wordvec_dim": 8, "hidden_dim": 16} | changes
+    return CaptioningRNN(data.vocabulary.word_to_idx, **arguments)
+
+
+def weights_of(run: Path, name: str = "last.pt") -> dict[str, Tensor]:
+    return checkpoints.load(run / name).weights
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in runs.read(run)]
+
+
+def test_constant_rate() -> None:
+    config = TrainConfig(lr=0.5, lr_schedule="constant", epochs=4)
+    assert [learning_rate(config, step, 10) for step in (0, 17, 39)] == [0.5, 0.5, 0.5]
+
+
+def test_exponential_rate() -> None:
+    config = TrainConfig(lr=0.5, lr_schedule="exponential", lr_decay=0.8, epochs=4)
+    rates = [learning_rate(config, step, 10) for step in (0, 9, 10, 25, 39)]
+    assert rates == pytest.approx([0.5, 0.5, 0.4, 0.32, 0.256], rel=1e-12)
+
+
+def test_cosine_rate() -> None:
+    config = TrainConfig(lr=0.5, lr_schedule="cosine", epochs=4)
+    rates = [learning_rate(config, step, 10) for step in range(40)]  # 4 steps of warm-up, then 36 down to 0
+    assert rates[:5] == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5], rel=1e-12)
+    assert rates[4 + 12] == pytest.approx(0.375, rel=1e-12)  # (1 + cos(pi / 3)) / 4
+    assert rates[4 + 18] == pytest.approx(0.25, rel=1e-12)
+    assert rates[4 + 24] == pytest.approx(0.125, rel=1e-12)
+    assert rates[39] == pytest.approx((1 - math.cos(math.pi / 36)) / 4, rel=1e-9)
+    long = TrainConfig(lr=0.5, epochs=10)  # 10,000 steps, of which 200 warm up
+    assert learning_rate(long, 199, 1000) == 0.5
+    assert learning_rate(long, 200 + 4900, 1000) == pytest.approx(0.25, rel=1e-12)
+    assert learning_rate(TrainConfig(lr=0.5, epochs=1), 0, 1) == 0.5
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
+def test_a_step_follows_the_gradient_no_further_than_clip(data: CocoData, clip: float) -> None:
+    model = model_of(data)
+    features, captions = next(iter(batches(data["train"], 6)))
+    expected = torch.autograd.grad(model(features, captions), list(model.parameters()))
+    length = math.sqrt(sum(float(g.pow(2).sum()) for g in expected))
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    loss, norm = train_step(model, optimizer, features, captions, clip=clip)
+    scale = 0.5 / length if clip == 0.5 else 1.0
+    assert norm == pytest.approx(length, rel=1e-5)
+    assert length > 0.5
+    for p, old, gradient in zip(model.parameters(), before, expected, strict=True):
+        torch.testing.assert_close(old - p.detach(), scale * gradient, rtol=1e-4, atol=1e-6)
+    assert loss == pytest.approx(model_of(data)(features, captions).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+def test_the_validation_loss_is_the_mean_over_words(data: CocoData, cell_type: str) -> None:
+    model = model_of(data, cell_type=cell_type, dropout=0.5).double()
+    split = data["val"]
+    nats, words = 0.0, 0
+    for row, caption in enumerate(split.captions.tolist()):
+        state = model.begin(split.features_of([int(split.image_idxs[row])]).double())
+        for word, following in pairwise(caption):
+            if following == model.null:
+                break
+            scores, state = model.step(torch.tensor([word]), state)
+            nats -= float(torch.log_softmax(scores, 1)[0, following])
+            words += 1
+    assert words == 12 * (4 + 6)  # "a red circle <END>", "one red circle is here <END>"
+    for batch_size in (1, 7, 256):
+        assert validate(model, split, batch_size=batch_size) == pytest.approx(nats / words, rel=1e-12)
+    assert model.training
+
+
+def test_captions_are_scored_without_a_look_at_the_references(data: CocoData) -> None:
+    model = model_of(data)
+    split = data["val"]
+    images = some_images(split, 5, seed=3)
+    assert images == some_images(split, 5, seed=3)
+    assert len(set(images)) == 5
+    assert images != some_images(split, 5, seed=4)
+    captions = describe(model, split, images, max_length=6)
+    assert score(model, split, images, max_length=6).keys() == {"BLEU-4", "CIDEr"}
+    kept = split.captions.clone()
+    try:
+        split.captions.copy_(kept.roll(3, 0))
+        assert describe(model, split, images, max_length=6, batch_size=2) == captions
+    finally:
+        split.captions.copy_(kept)
+
+
+def test_drawn_captions_depend_on_the_seed_and_the_image_alone(data: CocoData) -> None:
+    model, split = model_of(data).eval(), data["val"]
+    drawn = draw(model, split, [2, 5, 7], samples=4, max_length=6, seed=1)
+    assert draw(model, split, [7], samples=4, max_length=6, seed=1)[7] == drawn[7]
+    assert draw(model, split, [7], samples=4, max_length=6, seed=2)[7] != drawn[7]
+    assert len({caption.text for caption in drawn[2]}) > 1
+    greedy = describe(model, split, [2, 5, 7], max_length=6)
+    for idx, (caption,) in draw(model, split, [2, 5, 7], top_k=1, max_length=6).items():
+        assert caption.text == greedy[idx].text
+        assert caption.log_prob == pytest.approx(greedy[idx].log_prob, rel=1e-5)
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, cell_type: str) -> None:
+    directory = write_tiny(tmp_path / "tiny", wordings=1)
+    run = fit(
+        TrainConfig(
+            data=str(directory), out=tmp_path / "runs", cell_type=cell_type, hidden_dim=32, wordvec_dim=16, dropout=0.0,
+            batch_size=4, epochs=60, lr=1e-2, lr_schedule="constant", patience=0, tensorboard=False, score_images=0,
+        )
+    )  # fmt: skip
+    last = runs.read(run)[-1]
+    assert last["train_loss"] < 0.01
+    assert last["val_loss"] < 0.02
+    data = open_data(directory)
+    model = checkpoints.build_model(checkpoints.load(run / "best.pt")).eval()
+    captions = describe(model, data["test"], range(12))
+    assert [captions[idx].text for idx in range(12)] == [data["test"].references(idx)[0] for idx in range(12)]
+
+
+def test_training_ends_when_the_validation_loss_no_longer_falls(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.0, 1.9, 2.4, 1.9, 2.0, 1.0])
+    monkeypatch.setattr(training, "validate", lambda *_: next(losses))
+    run = fit(replace(config, epochs=9, patience=3))
+    assert [record["val_loss"] for record in runs.read(run)] == [3.0, 2.0, 2.5, 2.0, 1.9, 2.4, 1.9, 2.0]
+    best = checkpoints.load(run / "best.pt").progress
+    assert (best["best_epoch"], best["best_loss"], best["epoch"]) == (5, 1.9, 5)
+    losses = iter([3.0] * 9)
+    assert len(runs.read(fit(replace(config, epochs=9, patience=0)))) == 9
+
+
+def test_a_run_holds_what_came_of_it(config: TrainConfig) -> None:
+    run = fit(config)
+    assert run == config.out / "tiny-rnn-1"
+    assert runs.find(config.out) == run
+    assert {path.name for path in run.iterdir()} == {"best.pt", "last.pt", "metrics.jsonl", "loss.png", "gallery.png"}
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert [record["step"] for record in records] == [5, 10, 15]
+    assert {"train_loss", "val_loss", "lr", "gradient_norm", "seconds", "BLEU-4", "CIDEr"} <= records[0].keys()
+    saved = checkpoints.load(run / "last.pt")
+    assert TrainConfig.from_plain(saved.config) == config
+    assert saved.progress["epoch"] == 3
+    best = checkpoints.load(run / "best.pt")
+    assert best.optimizer is None
+    data = open_data(config.data)
+    model = checkpoints.build_model(best)
+    assert validate(model, data["val"]) == pytest.approx(min(record["val_loss"] for record in records), rel=1e-6)
+    assert fit(config).name == "tiny-rnn-2"
+
+
+def test_one_seed_one_run(config: TrainConfig) -> None:
+    one, again, other = fit(config), fit(config), fit(replace(config, seed=1))
+    assert records_of(one) == records_of(again)
+    assert weights_equal(one, again)
+    assert not weights_equal(one, other)
+
+
+def weights_equal(run: Path, other: Path) -> bool:
+    ours, theirs = weights_of(run), weights_of(other)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`stopping(n)`: Ctrl-C in the middle of the n-th step from now."""
+
+    def stop(step: int) -> None:
+        steps = iter(range(1, 10**6))
+
+        def stopped(*args: Any, **kwargs: Any) -> tuple[float, float]:
+            if next(steps) == step:
+                signal.raise_signal(signal.SIGINT)
+            return train_step(*args, **kwargs)
+
+        monkeypatch.setattr(training, "train_step", stopped)
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("cell_type", "workers", "steps"),
+    [("rnn", 0, [7]), ("rnn", 0, [5]), ("lstm", 0, [3, 9]), ("rnn", 2, [8]), ("lstm", 2, [10])],
+)
+def test_a_resumed_run_ends_as_if_never_stopped(
+    config: TrainConfig,
+    stopping: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    cell_type: str,
+    workers: int,
+    steps: list[int],
+) -> None:
+    config = replace(config, cell_type=cell_type, workers=workers, dropout=0.5)
+    whole = fit(config)
+    resumed = config
+    done = 0
+    for step in steps:
+        stopping(step - done)
+        with pytest.raises(KeyboardInterrupt):
+            fit(resumed)
+        assert f"stopped after step {step}, which is saved" in capsys.readouterr().out
+        resumed, done = replace(config, resume="last"), step
+    stopping(10**6)
+    torch.manual_seed(99)  # the stream of a new process is somewhere else
+    run = fit(resumed)
+    assert run != whole
+    assert weights_equal(whole, run)
+    assert records_of(whole) == records_of(run)
+    ours, theirs = (checkpoints.load(r / "last.pt").optimizer for r in (whole, run))
+    assert ours is not None
+    assert theirs is not None
+    for index, moments in ours["state"].items():
+        assert torch.equal(moments["exp_avg_sq"], theirs["state"][index]["exp_avg_sq"])
+    assert weights_equal_best(whole, run)
+
+
+def weights_equal_best(run: Path, other: Path) -> bool:
+    ours, theirs = weights_of(run, "best.pt"), weights_of(other, "best.pt")
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_epoch_that_died_before_its_checkpoint_leaves_no_trace(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(config)
+    snapshot = training.snapshot
+
+    def dies(state: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("resumable", True) and state.progress.epoch == 2:
+            raise OSError("No space left on device")
+        return snapshot(state, *args, **kwargs)
+
+    monkeypatch.setattr(training, "snapshot", dies)
+    with pytest.raises(OSError, match="No space left"):
+        fit(config)
+    run = runs.find(config.out)
+    assert len(runs.read(run)) == 2
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"epoch": 3, "st')
+    monkeypatch.undo()
+    assert fit(replace(config, resume=run.name)) == run
+    assert records_of(run) == records_of(whole)
+    assert weights_equal(run, whole)
+
+
+def test_more_epochs_may_be_asked_of_a_finished_run(config: TrainConfig) -> None:
+    config = replace(config, lr_schedule="constant", epochs=2)
+    run = fit(config)
+    assert fit(replace(config, resume="last")) == run
+    assert len(runs.read(run)) == 2
+    fit(replace(config, resume="last", epochs=3))
+    assert records_of(run) == records_of(fit(replace(config, epochs=3)))
+
+
+def test_what_cannot_be_resumed(config: TrainConfig, stopping: Callable[[int], None], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run in"):
+        fit(replace(config, resume="last"))
+    stopping(2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config)
+    for change in ({"hidden_dim": 17}, {"cell_type": "lstm"}, {"dtype": "float64"}, {"batch_size": 6}, {"seed": 5}):
+        (name,) = change
+        with pytest.raises(CheckpointError, match=f"was made with --{name.replace('_', '-')} "):
+            fit(replace(config, resume="last", **change))
+    with pytest.raises(CheckpointError, match="there is no run 'elsewhere'"):
+        fit(replace(config, resume="elsewhere"))
+    wide = write_tiny(tmp_path / "wide", width=9)
+    with pytest.raises(CheckpointError, match=r"trained on features of width 8, but those of .*wide have 9"):
+        fit(replace(config, resume="last", data=str(wide)))
+    few = write_tiny(tmp_path / "few", wordings=1)
+    with pytest.raises(CheckpointError, match=r"its vocabulary is not that of .*few: 15 words against 12"):
+        fit(replace(config, resume="last", data=str(few)))
+    run = runs.find(config.out)
+    best = checkpoints.load(run / "last.pt")
+    checkpoints.save(run / "last.pt", replace(best, optimizer=None))
+    with pytest.raises(CheckpointError, match="not the state of its training"):
+        fit(replace(config, resume="last"))
+
+
+def test_a_second_interrupt_acts_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with training.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter(range(100))
+
+    def poisoned(model: CaptioningRNN, *args: Any, **kwargs: Any) -> tuple[float, float]:
+        if next(steps) == 7:
+            with torch.no_grad():
+                model.b_vocab.fill_(math.nan)
+        return train_step(model, *args, **kwargs)
+
+    monkeypatch.setattr(training, "train_step", poisoned)
+    with pytest.raises(LossNotFinite, match=r"epoch 2/3, step 8: the loss is nan"):
+        fit(config)
+    kept = checkpoints.load(runs.find(config.out) / "last.pt")
+    assert kept.progress["step"] == 5
+    assert all(weight.isfinite().all() for weight in kept.weights.values())
+
+
+def test_a_gradient_that_is_no_number_leaves_the_weights(data: CocoData) -> None:
+    model = model_of(data)
+    model.W_proj.register_hook(lambda gradient: gradient * math.inf)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    features, captions = next(iter(batches(data["train"], 6)))
+    with pytest.raises(LossNotFinite, match="the gradient's norm is "):
+        train_step(model, torch.optim.AdamW(model.parameters()), features, captions, clip=1.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str) -> None:
+    full, mixed = (fit(replace(config, cell_type=cell_type, amp=amp)) for amp in ("none", "bf16"))
+    for ours, theirs in zip(runs.read(full), runs.read(mixed), strict=True):
+        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], rel=1e-2)
+        assert theirs["val_loss"] == pytest.approx(ours["val_loss"], rel=1e-2)
+    assert not weights_equal(full, mixed)
+    assert all(weight.dtype == torch.float32 for weight in weights_of(mixed).values())
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+def test_hand_and_automatic_gradients_train_alike(config: TrainConfig, data: CocoData, cell_type: str) -> None:
+    config = replace(config, cell_type=cell_type, dtype="float64")
+
+    def losses(gradients: str) -> Iterator[float]:
+        state = begin(replace(config, gradients=gradients), data, CPU)
+        loader = batches(data["train"], 5, seed=0)
+        step = 0
+        while step < 100:
+            for features, captions in loader:
+                step += 1
+                yield train_step(state.model, state.optimizer, features, captions, clip=5.0)[0]
+
+    hand, auto = list(losses("hand")), list(losses("auto"))
+    assert hand == pytest.approx(auto, rel=1e-9)
+    assert hand[-1] < 0.7 * hand[0]
+
+
+def test_progress_says_when_to_end() -> None:
+    config = TrainConfig(epochs=10, patience=3)
+    assert not training.finished(Progress(), config)
+    assert not training.finished(Progress(epoch=4, best_epoch=2), config)
+    assert training.finished(Progress(epoch=5, best_epoch=2), config)
+    assert training.finished(Progress(epoch=10, best_epoch=10), config)
+    assert not training.finished(Progress(epoch=9, best_epoch=0), replace(config, patience=0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
+        ({"epochs": 0}, "--epochs must be at least 1, not 0"),
+        ({"workers": -1}, "--workers must be at least 0, not -1"),
+        ({"max_train": 0}, "--max-train must be at least 1, not 0"),
+        ({"lr": math.nan}, "--lr must be a positive number, not nan"),
+        ({"clip": -1.0}, "--clip must be 0 or a positive number, not -1.0"),
+        ({"dropout": 1.0}, "--dropout must be at least 0 and below 1, not 1.0"),
+        ({"seed": -1}, "--seed must be at least 0 and below 2^63, not -1"),
+        ({"amp": "bf16", "dtype": "float64"}, "--amp bf16 goes with --dtype float32, not with float64"),
+    ],
+)
+def test_settings_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fit(TrainConfig(**change))
+    assert str(refused.value) == message
+
+
+def test_settings_survive_a_checkpoint() -> None:
+    config = TrainConfig(data="x", out=Path("a") / "b", max_train=3, tensorboard=False)
+    plain = json.loads(json.dumps(config.plain()))
+    assert TrainConfig.from_plain(plain | {"setting_of_another_version": 1}) == config
+    assert TrainConfig.from_plain({}) == TrainConfig()
+
+
+def test_runs_are_numbered(tmp_path: Path) -> None:
+    for number in (1, 2):
+        assert runs.create(tmp_path, "tiny-rnn").name == f"tiny-rnn-{number}"
+    (tmp_path / "tiny-rnn-9").mkdir()
+    (tmp_path / "tiny-rnn-old").mkdir()
+    assert runs.create(tmp_path, "tiny-rnn").name == "tiny-rnn-10"
+    assert runs.create(tmp_path, "tiny-lstm").name == "tiny-lstm-1"
+    assert runs.find(tmp_path).name == "tiny-lstm-1"
+    assert runs.find(tmp_path, "tiny-rnn-2") == tmp_path / "tiny-rnn-2"
+    assert runs.find("nowhere", str(tmp_path / "tiny-rnn-2")) == tmp_path / "tiny-rnn-2"
+    (tmp_path / "tiny-lstm-1").rmdir()
+    with pytest.raises(CheckpointError, match="which is not there"):
+        runs.find(tmp_path)
