@@ -19,7 +19,7 @@ def temporal_affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 def word_embedding(x: Tensor, W: Tensor) -> Tensor:
-    return W[x]
+    return W[x.long()]
 
 
 def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def lstm(
     if not return_state:
         return out
     n = torch.arange(x.shape[0], device=x.device)
-    last = x.shape[1] if lengths is None else lengths
+    last = x.shape[1] if lengths is None else lengths.long()
     return out, (hs[n, last], cs[n, last])
 
 
@@ -82,4 +82,4 @@ def _blank(h: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return h
     t = torch.arange(h.shape[1], device=h.device)
-    return torch.where((t < lengths.unsqueeze(1)).unsqueeze(2), h, 0)
+    return torch.where((t < lengths.long().unsqueeze(1)).unsqueeze(2), h, 0)

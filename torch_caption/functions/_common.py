@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any:
@@ -20,7 +21,7 @@ def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any
 
 def rows(x: Tensor) -> Tensor:
     """(..., D) as (rows, D): time and batch are alike to a weight gradient."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def stack_time(steps: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def past_end(lengths: Tensor | None, T: int) -> Tensor | None:
     """(N, T, 1) boolean, True where t >= lengths[n]; None where every row is T long."""
     if lengths is None:
         return None
-    return (torch.arange(T, device=lengths.device) >= lengths.unsqueeze(1)).unsqueeze(2)
+    return (torch.arange(T, device=lengths.device) >= lengths.long().unsqueeze(1)).unsqueeze(2)
 
 
 def blank(x: Tensor, ended: Tensor | None) -> Tensor:
@@ -65,7 +66,7 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def may_write(*inputs: Tensor) -> bool:
     """Whether what was just computed from `inputs` may be written over: nobody differentiates, maps or traces it."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return False
     is_wrapped, is_legacy = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor
     return not any(is_wrapped(t) or is_legacy(t) for t in inputs)
@@ -117,7 +118,9 @@ def check_shape(function: str, name: str, tensor: Tensor, spec: str, sizes: dict
             for letter in letters
             if _factor(letter)[1] in sizes
         )
-        raise ValueError(f"{function}: {name} must be ({wanted}) with {known}, but is {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{function}: {name} must be ({wanted}){known and f' with {known}'}, but is {tuple(tensor.shape)}"
+        )
 
 
 def check_integers(function: str, name: str, x: Tensor, spec: str, sizes: dict[str, int], like: Tensor) -> None:
@@ -144,7 +147,8 @@ def check_range(function: str, name: str, x: Tensor, low: int, high: int, meanin
     """
     if not readable(x) or x.numel() == 0:
         return
-    bad = (x < low) | (x >= high)
+    values = x.long()  # what is unsigned compares with nothing; past 2^63 it comes out negative
+    bad = (values < low) | (values >= high)
     if bad.any():
         place = tuple(bad.nonzero()[0].tolist())
         where = ", ".join(map(str, place))
@@ -175,6 +179,9 @@ def readable(x: Tensor) -> bool:
         if torch._C._functorch.is_batchedtensor(x):
             return False
         x = torch._C._functorch.get_unwrapped(x)
+    modes = torch._C._TorchDispatchModeKey
+    if any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY)):
+        return False
     return type(x) in (Tensor, torch.nn.Parameter)  # the tensors of tracing modes are subclasses
 
 

@@ -149,7 +149,9 @@ class LSTM(Function):
             steps.append(da_t)
         da = stack_time(steps[::-1], like=torch.cat([h0] * 4, dim=1))  # (N, T, 4H)
         dx = da @ Wx.T if need_x else None
-        dh0 = (da[:, :1] @ Wh.T).sum(1) if need_h0 else None  # of the first step, if there is one
+        dh0 = None
+        if need_h0:
+            dh0 = steps[-1] @ Wh.T if steps else torch.zeros_like(h0)  # steps[-1] is da_1
         dWx = rows(x).T @ rows(da) if need_Wx else None
         dWh = rows(previous(h0, h)).T @ rows(da) if need_Wh else None
         db = rows(da).sum(0) if need_b else None

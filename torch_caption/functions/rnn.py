@@ -126,7 +126,9 @@ class RNN(Function):
             steps.append(dnext_h * slope_t)
         da = stack_time(steps[::-1], like=h0)  # (N, T, H)
         dx = da @ Wx.T if need_x else None
-        dh0 = (da[:, :1] @ Wh.T).sum(1) if need_h0 else None  # of the first step, if there is one
+        dh0 = None
+        if need_h0:
+            dh0 = steps[-1] @ Wh.T if steps else torch.zeros_like(h0)  # steps[-1] is da_1
         dWx = rows(blank(x, ended)).T @ rows(da) if need_Wx else None
         dWh = rows(previous(h0, h)).T @ rows(da) if need_Wh else None
         db = rows(da).sum(0) if need_b else None
