@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_caption import decoding, functions, reference
+from torch_caption import decoding
 from torch_caption.cells import State, make_cell
 from torch_caption.vocabulary import END, NULL, START
-
-GRADIENTS = {"hand": functions, "auto": reference}
 
 
 class CaptioningRNN(nn.Module):
@@ -65,8 +64,6 @@ class CaptioningRNN(nn.Module):
         super().__init__()
         if NULL not in word_to_idx:
             raise ValueError(f"word_to_idx lacks {NULL}")
-        if gradients not in GRADIENTS:
-            raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}, but is {gradients!r}")
         for name, size in {"input_dim": input_dim, "wordvec_dim": wordvec_dim, "hidden_dim": hidden_dim}.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, but is {size}")
@@ -78,8 +75,7 @@ class CaptioningRNN(nn.Module):
         self.dropout = dropout
         self.null = word_to_idx[NULL]
         self.start, self.end = word_to_idx.get(START), word_to_idx.get(END)
-        self.ops = GRADIENTS[gradients]
-        self.cell = make_cell(cell_type, self.ops)
+        self.cell = make_cell(cell_type, gradients)
         V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
         self.vocab_size = V
         weights = {
@@ -113,9 +109,10 @@ class CaptioningRNN(nn.Module):
         if captions.dim() != 2 or captions.shape[0] != features.shape[0] or captions.shape[1] < 1:
             raise ValueError(f"captions must be ({features.shape[0]}, T) with T >= 1, but are {tuple(captions.shape)}")
         words, targets = captions[:, :-1], captions[:, 1:]
-        x = self._drop(self.ops.word_embedding(words, self.W_embed))  # (N, T, W)
+        ops = self.cell.ops
+        x = self._drop(ops.word_embedding(words, self.W_embed))  # (N, T, W)
         h = self._drop(self.cell.sequence(x, self.begin(features), self.Wx, self.Wh, self.b))  # (N, T, H)
-        return self.ops.temporal_affine_softmax_loss(h, self.W_vocab, self.b_vocab, targets, targets != self.null)
+        return ops.temporal_affine_softmax_loss(h, self.W_vocab, self.b_vocab, targets, targets != self.null)
 
     def begin(self, features: Tensor) -> State:
         """The state before the first word, of features (N, D).
@@ -125,13 +122,13 @@ class CaptioningRNN(nn.Module):
         """
         if features.dim() != 2 or features.shape[1] != self.input_dim:
             raise ValueError(f"features must be (N, {self.input_dim}), but are {tuple(features.shape)}")
-        return self.cell.begin(self.ops.affine(features, self.W_proj, self.b_proj))
+        return self.cell.begin(self.cell.ops.affine(features, self.W_proj, self.b_proj))
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the word after `words` (N,), and the state then."""
-        x = self.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
+        x = self.cell.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
         state = self.cell.step(x, state, self.Wx, self.Wh, self.b)
-        return self.ops.affine(state[0], self.W_vocab, self.b_vocab), state
+        return self.cell.ops.affine(state[0], self.W_vocab, self.b_vocab), state
 
     def sample(self, features: Tensor, max_length: int = 30) -> Tensor:
         """The greedy caption of each image.
@@ -166,11 +163,14 @@ class CaptioningRNN(nn.Module):
         missing, unknown = sorted(own.keys() - params.keys()), sorted(params.keys() - own.keys())
         if missing or unknown:
             raise ValueError(f"params lack {missing or 'nothing'} and hold unknown {unknown or 'nothing'}")
+        arrays = {name: np.asarray(params[name]) for name in own}
         for name, p in own.items():
-            if params[name].shape != tuple(p.shape):
-                raise ValueError(f"params[{name!r}] must be {tuple(p.shape)}, but is {params[name].shape}")
+            if arrays[name].dtype.kind not in "iuf":
+                raise ValueError(f"params[{name!r}] must hold real numbers, but holds {arrays[name].dtype}")
+            if arrays[name].shape != tuple(p.shape):
+                raise ValueError(f"params[{name!r}] must be {tuple(p.shape)}, but is {arrays[name].shape}")
         for name, p in own.items():
-            p.copy_(torch.from_numpy(np.ascontiguousarray(params[name])))
+            p.copy_(torch.from_numpy(np.array(arrays[name], dtype=np.float64, order="C")))
 
     def save_npz(self, path: str | Path) -> None:
         """Write the weights as an .npz of cs231n's dictionary."""
@@ -184,9 +184,15 @@ class CaptioningRNN(nn.Module):
             ValueError: it is no such file, or its arrays do not fit; the message names the file.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                self.load_params({name: arrays[name] for name in arrays.files})
-        except (OSError, ValueError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            with Path(path).open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("not an .npz file")
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as arrays:
+                    self.load_params({name: arrays[name] for name in arrays.files})
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from error
+        except (ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: {error}") from error
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from torch_caption import functions
+from torch_caption import functions, reference
+
+GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
 State = tuple[Tensor, ...]  # (N, H) each; the first is the hidden state h
 
@@ -21,13 +23,18 @@ class Cell:
     """What the captioner asks of a recurrent cell.
 
     Args:
-        ops: where the recurrence and its gradient come from: `torch_caption.functions` or `torch_caption.reference`.
+        gradients: a name in `GRADIENTS`: where the recurrence and its gradient come from.
     """
 
     gates: ClassVar[int]
 
-    def __init__(self, ops: ModuleType = functions):
-        self.ops = ops
+    def __init__(self, gradients: str = "hand"):
+        self.gradients = gradients
+
+    @property
+    def ops(self) -> ModuleType:
+        """The functions themselves; looked up by name, for a module can be neither copied nor pickled."""
+        return GRADIENTS[self.gradients]
 
     def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
         """New Wx (D, GH), Wh (H, GH), b (GH,), drawn as cs231n draws them: normal over sqrt(fan-in), b zero."""
@@ -123,12 +130,14 @@ class Recurrent(nn.Module):
         return self.cell.sequence(x, self.cell.begin(h0), self.Wx, self.Wh, self.b, lengths)
 
 
-def make_cell(cell_type: str, ops: ModuleType = functions) -> Cell:
-    """The cell of that name.
+def make_cell(cell_type: str, gradients: str = "hand") -> Cell:
+    """The cell of that name, with the derivatives of `torch_caption.functions` ("hand") or torch.autograd's ("auto").
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such cell, or no such gradients.
     """
+    if gradients not in GRADIENTS:
+        raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}, but is {gradients!r}")
     if cell_type not in CELLS:
         raise ValueError(f"cell_type must be one of {', '.join(CELLS)}, but is {cell_type!r}")
-    return CELLS[cell_type](ops)
+    return CELLS[cell_type](gradients)

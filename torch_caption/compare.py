@@ -254,7 +254,7 @@ def gradient_norms(T: int = 64, N: int = 32, H: int = 128) -> dict[str, list[flo
     norms = {}
     for label, (cell_type, forget_bias) in settings.items():
         torch.manual_seed(0)
-        cell = CELLS[cell_type](functions)
+        cell = CELLS[cell_type]()
         weights = {name: w.double() for name, w in cell.weights(H, H).items()}
         if forget_bias:
             weights["b"][H : 2 * H] = forget_bias
