@@ -123,7 +123,7 @@ def test_the_validation_loss_is_the_mean_over_words(data: CocoData, cell_type: s
             if following == model.null:
                 break
             scores, state = model.step(torch.tensor([word]), state)
-            nats -= float(torch.log_softmax(scores, 1)[0, following])
+            nats -= torch.log_softmax(scores, 1)[0, following].item()
             words += 1
     assert words == 12 * (4 + 6)  # "a red circle <END>", "one red circle is here <END>"
     for batch_size in (1, 7, 256):

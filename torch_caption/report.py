@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch_caption.captioning import captioned_images, describe, some_images
 from torch_caption.config import TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split
+from torch_caption.plots import GalleryItem
 
 CURVES, GALLERY = "loss.png", "gallery.png"
 SHOWN = 12  # pictures in the gallery
@@ -61,25 +62,40 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
     for name in ("test", "novel"):
         if name in data.splits:
             _judge(model, data, name, config.max_length)
-    plots.loss_curves(runs.read(run), run / CURVES)
+    plots.loss_curves(runs.read(run), run / CURVES, run.name)
     split = data["test"] if "test" in data.splits else data["val"]
     images = some_images(split, SHOWN, seed=config.seed)
-    captions = {idx: c.text for idx, c in describe(model, split, images, max_length=config.max_length).items()}
+    captions = describe(model, split, images, max_length=config.max_length)
     print(f"weights   {run / runs.BEST}")
     print(f"curves    {run / CURVES}")
-    if gallery(split, captions, run / GALLERY):
+    if gallery(split, {idx: [c.text] for idx, c in captions.items()}, run / GALLERY):
         print(f"gallery   {run / GALLERY}")
     else:
-        print("\n".join(f"  {split.name} {idx}: {text}" for idx, text in captions.items()))
+        print("\n".join(f"{split.name} {idx:<4} {c.text}" for idx, c in captions.items()))
     print("`python sample.py` captions more of them", flush=True)
 
 
-def gallery(split: Split, captions: Mapping[int, str], path: Path) -> bool:
-    """Draw the images with their captions into a PNG file; False where the data holds no pictures."""
-    pictures = {idx: found for idx in captions if (found := split.image_path(idx)) is not None}
-    if pictures:
-        plots.gallery([pictures[idx] for idx in pictures], [captions[idx] for idx in pictures], path)
-    return bool(pictures)
+def gallery(
+    split: Split,
+    captions: Mapping[int, Sequence[str]],
+    path: Path,
+    *,
+    references: bool = False,
+    right: Mapping[int, bool] | None = None,
+) -> bool:
+    """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them."""
+    pictures = {idx: split.image_path(idx) for idx in captions}
+    if not any(pictures.values()):
+        return False
+    items = [
+        GalleryItem(
+            pictures[idx], text, tuple(split.references(idx)) if references else (), right.get(idx) if right else None
+        )
+        for idx, texts in captions.items()
+        for text in texts
+    ]
+    plots.gallery(items, path)
+    return True
 
 
 def _judge(model: CaptioningRNN, data: CocoData, name: str, max_length: int) -> None:

@@ -133,8 +133,8 @@ def _tell(config: SampleConfig, path: Path, data: CocoData, split: Split, descri
     if config.json is not None:
         config.json.write_text(text + "\n", encoding="utf-8")
     if config.gallery is not None:
-        captions = {d.index: "\n".join(caption.text for caption in d.captions) for d in described}
-        report.gallery(split, captions, config.gallery)
+        captions = {image.index: [caption.text for caption in image.captions] for image in described}
+        report.gallery(split, captions, config.gallery, references=config.references)
 
 
 def _table(described: list[Described], references: bool) -> str:
