@@ -232,7 +232,7 @@ def time_ratio(case: Case, repeat: int) -> float:
         for taken, (outs, douts) in zip(times, runs, strict=True):
             _wait(outs[0])
             begin = time.perf_counter()
-            torch.autograd.grad(outs, inputs, douts, retain_graph=True)
+            torch.autograd.grad(outs, inputs, douts, retain_graph=True, allow_unused=True)
             _wait(outs[0])
             taken.append(time.perf_counter() - begin)
     hand, auto = (statistics.median(taken[1:]) for taken in times)  # the first is a warm-up
@@ -303,18 +303,22 @@ def verdict(results: list[Result]) -> str:
     return f"all {len(gradients)} tensors agree, greatest relative error {worst:.1e}; all modes pass"
 
 
-def main() -> int:
-    """The command line; returns its exit status."""
-    config = tyro.cli(CompareConfig, description=__doc__)
-    try:
-        results = run(config)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"torch {torch.__version__}, {config.device}, {config.dtype}, ", end="")
-    print(", ".join(f"{letter}={getattr(config, letter)}" for letter in "NTDHV"))
-    print(table(results))
-    print(verdict(results))
+def check(config: CompareConfig) -> None:
+    """Check what would only fail at the end, or not clearly.
+
+    Raises:
+        ValueError: a size is below 1, or a file has no folder to be in.
+    """
+    for name in (*"NTDHV", "repeat"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, but is {getattr(config, name)}")
+    for path in (config.json, config.plot):
+        if path and not path.parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {path.parent}")
+
+
+def write(config: CompareConfig, results: list[Result]) -> None:
+    """Write the files that `config` names."""
     norms = gradient_norms() if config.plot or config.json else {}
     if config.json:
         content = {"results": [asdict(result) for result in results], "gradient_norms": norms}
@@ -324,6 +328,27 @@ def main() -> int:
 
         errors = {result.label: {d.name: d.relative for d in result.differences} for result in results}
         plots.comparison(errors, norms, config.plot)
+
+
+def main() -> int:
+    """The command line; returns its exit status."""
+    config = tyro.cli(CompareConfig, description=__doc__)
+    try:
+        return report(config)
+    except (ValueError, RuntimeError, OSError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def report(config: CompareConfig) -> int:
+    """Compare, print, write; 1 where any gradient or mode fails, else 0."""
+    check(config)
+    results = run(config)
+    print(f"torch {torch.__version__}, {config.device}, {config.dtype}, ", end="")
+    print(", ".join(f"{letter}={getattr(config, letter)}" for letter in "NTDHV"))
+    print(table(results))
+    print(verdict(results))
+    write(config, results)
     return 0 if all(result.passed for result in results) else 1
 
 
