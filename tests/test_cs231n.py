@@ -146,13 +146,14 @@ def test_layer_keeps_kind_and_dtype(layer, dtype):
         np.testing.assert_array_equal(tensor.numpy(), array)
 
 
-def test_cache_stands_on_its_own(layer):
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_cache_stands_on_its_own(layer, kind):
     """Used twice, and after inputs, outputs and earlier gradients were overwritten, it gives the same gradients."""
-    inputs = make(layer)
+    inputs = {name: kind(value) for name, value in make(layer).items()}
     outs, cache = forward(layer, inputs)
-    douts = upstream(outs)
+    douts = upstream(tuple(map(np.asarray, outs)))
     first = backward(layer, douts, cache)
-    kept = [gradient.copy() for gradient in first]
+    kept = [np.asarray(gradient).copy() for gradient in first]
     for array in (*inputs.values(), *outs, *first):
         array[...] = 7
     for again, gradient in zip(backward(layer, douts, cache), kept, strict=True):
@@ -375,28 +376,32 @@ def test_loss_leaves_its_inputs_and_params(cell_type):
 
 
 def test_first_weights_follow_numpy_seed(cell_type):
-    def first() -> dict[str, np.ndarray]:
-        np.random.seed(3)  # noqa: NPY002
-        return small_captioner(cell_type)[0].params
+    def first(seed: int) -> np.ndarray:
+        np.random.seed(seed)  # noqa: NPY002
+        return small_captioner(cell_type)[0].params["Wh"]
 
+    weights = first(3)
+    torch.rand(1)  # torch's own generator has no part in it, and stays where it is
     state = torch.get_rng_state()
-    for name, value in first().items():
-        np.testing.assert_array_equal(value, first()[name])
+    np.testing.assert_array_equal(first(3), weights)
+    assert (first(4) != weights).all()
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_sample_is_the_likeliest_word_fed_back(cell_type):
     """Every word of the sample is the one that the layers, called by hand, score highest, past <END> too."""
-    model, features, _ = small_captioner(cell_type)
-    p = {name: 3 * value for name, value in model.params.items()}
-    p["b_vocab"] = np.array([1.0, 0.0, 3.0, 0.0, 0.0])  # likes <END> and <NULL>
-    model.params.update(p)
+    model, _, _ = small_captioner(cell_type)
+    rng = np.random.default_rng(7)
+    features = rng.standard_normal((20, 6))
+    for name, value in model.params.items():
+        model.params[name] = 2 * rng.standard_normal(value.shape)
+    p = model.params
     sampled = model.sample(features, max_length=7)
-    assert sampled.shape == (2, 7)
+    assert sampled.shape == (20, 7)
     assert np.issubdtype(sampled.dtype, np.integer)
 
     h, _ = cs231n.affine_forward(features, p["W_proj"], p["b_proj"])
-    c, word = np.zeros_like(h), np.full((2, 1), 1)
+    c, word = np.zeros_like(h), np.full((20, 1), 1)
     for t in range(7):
         x = cs231n.word_embedding_forward(word, p["W_embed"])[0][:, 0]
         if cell_type == "lstm":
@@ -405,9 +410,9 @@ def test_sample_is_the_likeliest_word_fed_back(cell_type):
             h, _ = cs231n.rnn_step_forward(x, h, p["Wx"], p["Wh"], p["b"])
         word = cs231n.affine_forward(h, p["W_vocab"], p["b_vocab"])[0].argmax(1)[:, None]
         np.testing.assert_array_equal(sampled[:, t], word[:, 0])
-    ended = (sampled == 2).cumsum(1) > 0
-    assert ended[:, :-1].any()
-    assert (sampled[ended] != 0).any()
+    after_end = (sampled == 2).cumsum(1)[:, :-1] > 0
+    assert (sampled[:, 1:][after_end] > 2).any()  # words go on after <END>
+    assert (sampled[:, :-1][~after_end] == 0).any()  # and <NULL> is not barred before it
 
 
 def test_sample_needs_a_start():
@@ -716,6 +721,7 @@ def test_load_coco_data_max_train(coco):
     first = load_coco_data(coco, max_train=5)["train_captions"]
     np.random.seed(2)  # noqa: NPY002
     np.testing.assert_array_equal(load_coco_data(coco, max_train=5)["train_captions"], first)
+    assert (load_coco_data(coco, max_train=5)["train_captions"] != first).any()
 
 
 def test_load_coco_data_where_there_is_none(tmp_path):
