@@ -1,0 +1,196 @@
+"""The documentation holds: its links lead somewhere, its Python runs and prints what it says, its commands exist.
+
+In docs/ and CONTRIBUTING.md every block marked `python` runs, those of a file one after another in one namespace and an
+empty folder. A block that prints is followed by a block marked `text` with exactly what it prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import os
+import re
+import runpy
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+RUNNABLE = [page for page in PAGES if page.parent.name == "docs" or page.name == "CONTRIBUTING.md"]
+
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+CODE_SPAN = re.compile(r"`([^`]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"]+)\"")
+COMMAND = re.compile(r"\bpython (?:-m (torch_caption[\w.]*)|(\w+\.py))([^\n|;&]*)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; `line` is the number of its first line, `text` the block that follows it at once, if it does."""
+
+    language: str
+    content: str
+    line: int
+    output: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    source = page.read_text(encoding="utf-8")
+    found = list(FENCE.finditer(source))
+    following: list[re.Match[str] | None] = [*found[1:], None]
+    made = []
+    for block, after in zip(found, following, strict=True):
+        adjacent = after is not None and after[1] == "text" and not source[block.end() : after.start()].strip()
+        line = source.count("\n", 0, block.start(2)) + 1
+        made.append(Block(block[1], block[2], line, after[2] if after is not None and adjacent else None))
+    return made
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of the headings."""
+    made: list[str] = []
+    for heading in re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        made.append(f"{slug}-{made.count(slug)}" if slug in made else slug)
+    return set(made)
+
+
+def links(page: Path) -> list[str]:
+    """Where the page's links and pictures lead, those to other sites left out."""
+    found = (link or source for link, source in LINK.findall(CODE_SPAN.sub("", prose(page))))
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+def fault(page: Path, target: str) -> str | None:
+    """What is wrong with a relative link, if anything is."""
+    name, _, anchor = target.partition("#")
+    path = (page.parent / name).resolve() if name else page
+    if not path.is_relative_to(ROOT) or not path.exists():
+        return f"{target}: no such file"
+    if anchor and path.suffix == ".md" and anchor not in anchors(path):
+        return f"{target}: no such heading"
+    return None
+
+
+def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """The project's programs that the page names, in blocks and in code spans, each with its flags."""
+    written = [block.content.replace("\\\n", " ") for block in blocks(page) if block.language != "python"]
+    spans = [span.replace("\n", " ") for span in CODE_SPAN.findall(prose(page))]
+    for module, script, rest in COMMAND.findall("\n".join([*written, *spans])):
+        yield module or script, re.findall(r"(?<!\S)--[\w-]+", rest)
+
+
+@functools.cache
+def known_flags(program: str) -> frozenset[str]:
+    """Every flag that the program's own help lists."""
+    help_text = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", [program, "--help"]),
+        mock.patch.dict(os.environ, COLUMNS="200"),
+        contextlib.redirect_stdout(help_text),
+        pytest.raises(SystemExit) as stop,
+    ):
+        run_as_main(program)
+    assert stop.value.code in (0, None), f"{program} --help ends with {stop.value.code}"
+    return frozenset(re.findall(r"--[A-Za-z][\w-]*", help_text.getvalue()))
+
+
+def run_as_main(program: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, of a module that is imported already
+        if program.endswith(".py"):
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    faults = [found for target in links(page) if (found := fault(page, target))]
+    assert not faults
+
+
+def test_every_page_of_docs_is_linked_from_another() -> None:
+    linked = {
+        (page.parent / target.partition("#")[0]).resolve()
+        for page in PAGES
+        for target in links(page)
+        if target[0] != "#"
+    }
+    assert {page for page in PAGES if page.parent.name == "docs"} <= linked
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
+def test_python_runs_and_prints_what_is_written(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "documentation"}
+    for block in blocks(page):
+        if block.language == "python":
+            placed = "\n" * (block.line - 1) + block.content  # a traceback then names the line of the page
+            exec(compile(placed, str(page), "exec", dont_inherit=True), namespace)
+            printed = capsys.readouterr().out.replace("\\", "/")  # paths, where Windows prints them
+            assert printed == (block.output or ""), f"the block at line {block.line} of {name_of(page)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_their_flags_exist(page: Path) -> None:
+    for program, flags in commands(page):
+        if program.endswith(".py"):
+            assert (ROOT / program).is_file(), program
+        else:
+            assert importlib.util.find_spec(program), program
+        if flags:
+            assert not set(flags) - known_flags(program), program
+
+
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    shown = {line for block in blocks(ROOT / "README.md") for line in block.content.splitlines()}
+    run = re.findall(r"^run '(python -m pip install -r requirements\.txt && [^']+)'", script, re.MULTILINE)
+    assert len(run) == 2
+    assert set(run) <= shown
+
+
+def test_ci_can_be_run() -> None:
+    if os.name == "nt":
+        pytest.skip("Windows files have no permission to run")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_a_wrong_page_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One: `two`!\n[a](gone.md) [b](#one-two) [c](page.md#three) `[d](in-code)` [e](https://x.y) [f](../out.md)\n"
+        "```console\n$ python -m torch_caption.gone \\\n    --flag 1 && python train.py --a --b\n```\n"
+        "```python\nprint(1)\n```\n\n```text\n1\n```\n",
+        encoding="utf-8",
+    )
+    assert [fault(page, target) for target in links(page)] == [
+        "gone.md: no such file",
+        None,
+        "page.md#three: no such heading",
+        "../out.md: no such file",
+    ]
+    assert list(commands(page)) == [("torch_caption.gone", ["--flag"]), ("train.py", ["--a", "--b"])]
+    assert blocks(page)[1] == Block("python", "print(1)\n", 8, "1\n")
