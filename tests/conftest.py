@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples in every run, on machines of any speed; nothing is written beside the tests.
+settings.register_profile(
+    "torch_caption",
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("torch_caption")
 
 
 @pytest.fixture(autouse=True, scope="session")

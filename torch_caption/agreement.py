@@ -81,14 +81,12 @@ def differences(hand: Callable, auto: Callable, args: tuple, names: Sequence[str
 
 def gradients(outs: Sequence[Tensor], inputs: Iterable[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
     """Gradients of `inputs` for random gradients of `outs`, the same ones each time; zero where there is no path."""
-    outs = [out for out in outs if out.requires_grad]
-    return torch.autograd.grad(
-        outs,
-        tuple(inputs),
-        [random_like(out, seed) for seed, out in enumerate(outs)],
-        create_graph=create_graph,
-        materialize_grads=True,
-    )
+    inputs = tuple(inputs)
+    paths = [(out, random_like(out, seed)) for seed, out in enumerate(outs) if out.requires_grad]
+    if not paths:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    outs, douts = zip(*paths, strict=True)
+    return torch.autograd.grad(outs, inputs, douts, create_graph=create_graph, materialize_grads=True)
 
 
 def assert_agrees(hand: Callable, auto: Callable, args: tuple, names: Sequence[str] = ()) -> None:

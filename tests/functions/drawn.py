@@ -1,0 +1,102 @@
+"""Random arguments of every function, drawn by hypothesis, and the comparison of all derivatives with the oracle's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from torch_caption.agreement import assert_agrees, difference, gradients, leaves, needs_grad, of_inputs, random_like
+
+# The floating-point arguments, with the letters of their shapes.
+FLOATS = {
+    "affine": {"x": "N D", "w": "D H", "b": "H"},
+    "temporal_affine": {"x": "N T D", "w": "D H", "b": "H"},
+    "word_embedding": {"W": "V D"},
+    "rnn_step": {"x": "N D", "prev_h": "N H", "Wx": "D H", "Wh": "H H", "b": "H"},
+    "rnn": {"x": "N T D", "h0": "N H", "Wx": "D H", "Wh": "H H", "b": "H"},
+    "lstm_step": {"x": "N D", "prev_h": "N H", "prev_c": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"},
+    "lstm": {"x": "N T D", "h0": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"},
+    "temporal_softmax_loss": {"x": "N T V"},
+    "temporal_affine_softmax_loss": {"h": "N T H", "w": "H V", "b": "V"},
+}
+DENSE = ("contiguous", "transposed", "strided")  # gradcheck perturbs entries, which must not share memory
+LAYOUTS = (*DENSE, "expanded")
+
+
+@st.composite
+def arguments(draw: st.DrawFn, function: str, most: int = 5, layouts: Sequence[str] = LAYOUTS) -> tuple:
+    """Arguments of `function`, in order: sizes up to `most`, N and T down to 0, at least one tensor that requires grad."""
+    sizes = {letter: draw(st.integers(0 if letter in "NT" else 1, most), label=letter) for letter in "NTDHV"}
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31), label="seed"))
+
+    def floats(spec: str) -> Tensor:
+        shape = tuple(int(letter[:-1] or 1) * sizes[letter[-1]] for letter in spec.split())
+        layout = draw(st.sampled_from(layouts), label="layout")
+        return tensor(generator, shape, layout).requires_grad_(draw(st.booleans(), label="requires_grad"))
+
+    def integers(below: int, *shape: int) -> Tensor:
+        return torch.randint(0, below, shape, generator=generator)
+
+    N, T, V = sizes["N"], sizes["T"], sizes["V"]
+    args: list = [floats(spec) for spec in FLOATS[function].values()]
+    if function == "word_embedding":
+        args.insert(0, integers(V, N, T))
+    if function in ("rnn", "lstm"):
+        args.append(draw(st.sampled_from([None, integers(T + 1, N), torch.zeros(N).int(), torch.full((N,), T)])))
+    if function == "lstm":
+        args += [floats("N H") if draw(st.booleans()) else None, draw(st.booleans())]
+    if function.endswith("loss"):
+        masks = [integers(2, N, T).bool(), torch.zeros(N, T).bool(), torch.ones(N, T).bool(), floats("N T")]
+        args += [integers(V, N, T), draw(st.sampled_from(masks))]
+    if not any(map(needs_grad, args)):
+        next(arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()).requires_grad_()
+    return tuple(args)
+
+
+def tensor(generator: torch.Generator, shape: tuple[int, ...], layout: str = "contiguous") -> Tensor:
+    """Normal numbers, float64; those of a matrix over sqrt(fan-in)."""
+    scale = shape[0] ** -0.5 if len(shape) == 2 and shape[0] else 1.0
+
+    def normal(*size: int) -> Tensor:
+        return scale * torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    if layout == "transposed":
+        return normal(*reversed(shape)).permute(*reversed(range(len(shape))))
+    if layout == "strided":
+        return normal(*(2 * size for size in shape))[(slice(None, None, 2),) * len(shape)]
+    if layout == "expanded":
+        return normal(1, *shape[1:]).expand(shape)
+    return normal(*shape)
+
+
+def assert_all_agree(hand: Callable, auto: Callable, args: tuple) -> None:
+    """Fail unless outputs, gradients, second derivatives and tangents are the oracle's."""
+    assert_agrees(hand, auto, args)
+    for what, derive in {"second derivative": second_derivatives, "tangent": tangents}.items():
+        for k, (found, expected) in enumerate(zip(derive(hand, args), derive(auto, args), strict=True)):
+            assert difference(f"{what} {k}", found, expected).agrees, difference(f"{what} {k}", found, expected)
+
+
+def second_derivatives(function: Callable, args: tuple) -> tuple[Tensor, ...]:
+    """Derivatives of a random mix of all gradients, by the inputs and by the incoming gradients."""
+    call, inputs = of_inputs(function, args)
+    outs = call(*inputs)
+    douts = [random_like(out, k).requires_grad_() for k, out in enumerate(outs)]
+    paths = [(out, dout) for out, dout in zip(outs, douts, strict=True) if out.requires_grad]
+    first: tuple[Tensor, ...] = ()
+    if paths:
+        reached, arriving = zip(*paths, strict=True)
+        first = torch.autograd.grad(reached, inputs, arriving, create_graph=True, materialize_grads=True)
+    return gradients(first, (*inputs, *douts))
+
+
+def tangents(function: Callable, args: tuple) -> list[Tensor]:
+    """Of all outputs, for random tangents of the inputs."""
+    call, inputs = of_inputs(function, args)
+    inputs = tuple(x.detach().clone() for x in inputs)  # forward mode takes no expanded tensors
+    directions = tuple(random_like(x, k) for k, x in enumerate(inputs))
+    _, pushed = torch.func.jvp(call, inputs, directions)
+    return leaves(pushed)
