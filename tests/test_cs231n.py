@@ -128,6 +128,26 @@ def test_layer_equals_function(layer):
         np.testing.assert_array_equal(out, tensor.numpy())
 
 
+def test_backward_is_the_hand_derived_one(layer, monkeypatch):
+    """The gradients are what the class's own backward says: doubled there, they are doubled here."""
+    names = {
+        "rnn_step": "RNNStep",
+        "rnn": "RNN",
+        "word_embedding": "WordEmbedding",
+        "lstm_step": "LSTMStep",
+        "lstm": "LSTM",
+    }
+    function = getattr(functions, names.get(layer, "Affine"))
+    outs, cache = forward(layer, make(layer))
+    douts = upstream(outs)
+    gradients = backward(layer, douts, cache)
+    derived = function.backward
+    doubled = staticmethod(lambda *args: tuple(None if d is None else 2 * d for d in derived(*args)))
+    monkeypatch.setattr(function, "backward", doubled)
+    for twice, gradient in zip(backward(layer, douts, cache), gradients, strict=True):
+        np.testing.assert_array_equal(twice, 2 * gradient)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_layer_keeps_kind_and_dtype(layer, dtype):
     inputs = make(layer, dtype)
