@@ -1,0 +1,401 @@
+"""Pictures of a run, of captions and of the comparison, as PNG files.
+
+Figures are objects here, drawn by the Agg backend without pyplot: nothing is global, no window opens, and threads may
+draw side by side. Colours are Okabe and Ito's, which the colour-blind tell apart; what a colour says, a word or a shape
+says too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from torch_caption.data.images import ImageError, load_image
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+INK, GREY, PALE = "#222222", "#6B6B6B", "#ECECEC"
+DPI = 150
+MAX_PIXELS = 1e8  # of a gallery; a larger one is drawn coarser
+FONT = "DejaVu Sans"  # comes with matplotlib
+SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Loss") -> Path:
+    """Training and validation loss against the epoch, and beside them a panel for each score there is.
+
+    Args:
+        history: a mapping an epoch, with "epoch", "train_loss" and "val_loss" (nats per word) and perhaps scores such
+            as "BLEU-4" and "CIDEr"; a value that is missing or not a number is passed over.
+        path: the PNG file to write.
+
+    Returns:
+        path.
+
+    Raises:
+        ValueError: the history is empty.
+    """
+    if not history:
+        raise ValueError("there is no epoch to draw a curve of")
+    scores = [name for name in SCORES if any(_number(row, name) is not None for row in history)]
+    figure = Figure(figsize=(10.5 if scores else 7.0, 4.4), dpi=DPI, layout=_layout())
+    grid = figure.add_gridspec(max(1, len(scores)), 5)
+    loss = figure.add_subplot(grid[:, :3] if scores else grid[:, :])
+    for name, what, colour, marker in (
+        ("train_loss", "training", VERMILION, "s"),
+        ("val_loss", "validation", BLUE, "o"),
+    ):
+        if points := list(_points(history, name)):
+            best_epoch, best = min(points, key=lambda point: point[1])
+            _curve(loss, points, colour, marker, f"{what}, lowest {best:.3f} at epoch {best_epoch:g}")
+    _finish_curve(loss, title)
+    loss.set_ylabel("nats per word")
+    loss.set_xlabel("epoch")
+    if loss.get_lines():
+        loss.legend(frameon=False)
+    for row, name in enumerate(scores):
+        panel = figure.add_subplot(grid[row, 3:], sharex=loss)
+        points = list(_points(history, name))
+        best_epoch, best = max(points, key=lambda point: point[1])
+        _curve(panel, points, GREEN, "o", name)
+        panel.plot(best_epoch, best, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, clip_on=False)
+        _finish_curve(panel, f"{name}, highest {best:.3f} at epoch {best_epoch:g}")
+        if row == len(scores) - 1:
+            panel.set_xlabel("epoch")
+        else:
+            panel.tick_params(labelbottom=False)
+    return _save(figure, path)
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[float, float]]:
+    for row in history:
+        if (value := _number(row, name)) is not None:
+            yield float(row["epoch"]), value
+
+
+def _curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, marker: str, label: str) -> None:
+    epochs, values = zip(*points, strict=True)
+    if epochs[0] == epochs[-1]:
+        axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+    size = 4 if len(points) <= 40 else 0  # many markers would be a thick line
+    axes.plot(epochs, values, color=colour, marker=marker, markersize=size, linewidth=1.8, label=label)
+
+
+def _finish_curve(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(axis="y", color=PALE)
+    _unbox(axes)
+
+
+def _unbox(axes: Axes) -> None:
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9)
+
+
+# Galleries
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """A picture with its caption.
+
+    Attributes:
+        picture: (h, w) or (h, w, 3) uint8, a Pillow image, or a file. A file that cannot be read, or None, is drawn as
+            a grey panel with the file's name.
+        caption: what the model says.
+        references: what people say, drawn smaller below it.
+        right: whether the caption was judged right; None where nobody judged.
+    """
+
+    picture: np.ndarray | Image.Image | str | Path | None
+    caption: str
+    references: tuple[str, ...] = ()
+    right: bool | None = None
+
+
+CELL, GAP, MARGIN = 2.5, 0.3, 0.3  # inches: a column's width, between columns and rows, around all
+TALLEST = 1.25  # a picture's height over the column's width; a taller one is drawn narrower
+
+
+@dataclass(frozen=True)
+class _Line:
+    text: str
+    size: float  # points
+    colour: str
+    bold: bool = False
+
+    @property
+    def height(self) -> float:
+        return self.size * 1.35 / 72  # inches
+
+
+_SPACE = _Line("", 4, INK)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    picture: Image.Image | None
+    name: str  # on the panel of a picture that is missing
+    lines: list[_Line]
+
+    @property
+    def text_height(self) -> float:
+        return sum(line.height for line in self.lines)
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """The picture's width and height in inches."""
+        if self.picture is None:
+            return CELL, CELL
+        width, height = self.picture.size
+        scale = min(CELL / width, CELL * TALLEST / height)
+        return width * scale, height * scale
+
+
+def gallery(items: Sequence[GalleryItem], path: str | Path, columns: int = 4) -> Path:
+    """Pictures in rows, each with its caption below, wrapped and whole.
+
+    Args:
+        path: the PNG file to write.
+        columns: the most pictures in a row.
+
+    Returns:
+        path.
+
+    Raises:
+        ValueError: no items; columns < 1; an array that is not a picture.
+    """
+    if not items:
+        raise ValueError("there is no picture to draw")
+    if columns < 1:
+        raise ValueError(f"a gallery needs at least one column, not {columns}")
+    columns = min(columns, len(items))
+    ruler = _Ruler()
+    cells = [_cell(item, ruler) for item in items]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    tops = [max(cell.size[1] for cell in row) for row in rows]  # the captions of a row begin at one height
+    heights = [top + max(cell.text_height for cell in row) for top, row in zip(tops, rows, strict=True)]
+    width = 2 * MARGIN + columns * (CELL + GAP) - GAP
+    height = 2 * MARGIN + sum(heights) + GAP * (len(rows) - 1)
+    dpi = min(DPI, math.sqrt(MAX_PIXELS / (width * height)))
+    figure = Figure(figsize=(width, height), dpi=dpi)
+    y = height - MARGIN
+    for row, top, row_height in zip(rows, tops, heights, strict=True):
+        for column, cell in enumerate(row):
+            _draw_cell(figure, cell, MARGIN + column * (CELL + GAP), y - top)
+        y -= row_height + GAP
+    return _save(figure, path)
+
+
+class _Ruler:
+    """Measures text as it will be drawn, and wraps it."""
+
+    def __init__(self) -> None:
+        self._renderer = FigureCanvasAgg(Figure(dpi=DPI)).get_renderer()
+        self._letters = get_font(findfont(FontProperties(family=FONT))).get_charmap()
+
+    def wrap(self, text: str, size: float, colour: str, *, bold: bool = False, share: float = 0.98) -> list[_Line]:
+        """Lines no wider than that share of a column; a word that alone is wider is broken."""
+        font = FontProperties(family=FONT, size=size, weight="bold" if bold else "normal")
+
+        def fits(text: str) -> bool:
+            return self._renderer.get_text_width_height_descent(text, font, ismath=False)[0] <= share * CELL * DPI
+
+        lines = [""]
+        for word in self._drawable(text).split():
+            if fits(f"{lines[-1]} {word}".lstrip()):
+                lines[-1] = f"{lines[-1]} {word}".lstrip()
+                continue
+            lines.append("")
+            for letter in word:
+                if not fits(lines[-1] + letter):
+                    lines.append("")
+                lines[-1] += letter
+        return [_Line(line, size, colour, bold) for line in lines if line]
+
+    def _drawable(self, text: str) -> str:
+        return "".join(c if c.isspace() or ord(c) in self._letters else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _cell(item: GalleryItem, ruler: _Ruler) -> _Cell:
+    lines = [_SPACE]
+    if item.right is not None:
+        mark, colour = ("\N{CHECK MARK} right", GREEN) if item.right else ("\N{BALLOT X} wrong", VERMILION)
+        lines += ruler.wrap(mark, 9, colour, bold=True)
+    lines += ruler.wrap(item.caption, 10, INK) if item.caption.strip() else ruler.wrap("(no words)", 10, GREY)
+    for reference in item.references:
+        lines += [_SPACE, *ruler.wrap(reference, 8, GREY)]
+    picture, name = _picture(item.picture)
+    return _Cell(picture, "\n".join(line.text for line in ruler.wrap(name, 9, GREY, share=0.85)), lines)
+
+
+def _picture(source: np.ndarray | Image.Image | str | Path | None) -> tuple[Image.Image | None, str]:
+    """The picture, or None and what to say in its place."""
+    if source is None:
+        return None, "no picture"
+    if isinstance(source, str | Path):
+        try:
+            picture = load_image(Path(source))
+        except ImageError:
+            return None, Path(source).name
+    elif isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not source.size or (source.ndim != 2 and source.shape[2:] != (3,)):
+            raise ValueError(f"a picture is (h, w) or (h, w, 3) uint8, not {source.shape} {source.dtype}")
+        picture = Image.fromarray(source).convert("RGB")
+    else:
+        picture = source.convert("RGB")  # a copy, which may be made smaller
+    picture.thumbnail((1024, 1024))  # more is never seen
+    return picture, ""
+
+
+def _draw_cell(figure: Figure, cell: _Cell, x: float, y: float) -> None:
+    """The picture above y, its lines below; x and y are inches from the left and from the foot of the figure."""
+    width, height = figure.get_size_inches()
+    w, h = cell.size
+    axes = figure.add_axes(((x + (CELL - w) / 2) / width, y / height, w / width, h / height), xticks=[], yticks=[])
+    axes.spines[:].set_color("#CFCFCF")
+    if cell.picture is None:
+        axes.set_facecolor(PALE)
+        axes.text(0.5, 0.5, cell.name, fontsize=9, family=FONT, color=GREY, ha="center", va="center", parse_math=False)
+    else:
+        axes.imshow(cell.picture, aspect="auto", interpolation="bicubic")
+    for line in cell.lines:
+        y -= line.height
+        text = figure.text(
+            x / width, (y + 0.3 * line.height) / height, line.text, fontsize=line.size, color=line.colour
+        )
+        text.set(family=FONT, weight="bold" if line.bold else "normal", va="baseline")
+        text.set_parse_math(False)  # a caption may speak of dollars
+
+
+# The comparison of hand-derived and automatic gradients
+
+
+def comparison(
+    errors: Mapping[str, Mapping[str, float]],
+    gradient_norms: Mapping[str, Sequence[float]],
+    path: str | Path,
+    bar: float | None = 1e-12,
+) -> Path:
+    """The error of each gradient beside the bar, and the gradient's way back through time.
+
+    Args:
+        errors: function -> gradient -> its greatest relative error against automatic differentiation.
+        gradient_norms: curve -> the norm of dL/dh_t for t = 1, 2, ..., T; norms of 0 leave a gap.
+        path: the PNG file to write.
+        bar: what the errors have to stay below; None draws none.
+
+    Returns:
+        path.
+
+    Raises:
+        ValueError: no errors or no norms.
+    """
+    if not any(errors.values()) or not any(gradient_norms.values()):
+        raise ValueError("there are no errors or no norms to draw")
+    figure = Figure(figsize=(13.0, max(4.6, 1.5 + 0.34 * len(errors))), dpi=DPI, layout=_layout())
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_errors(left, errors, bar)
+    _draw_norms(right, gradient_norms)
+    return _save(figure, path)
+
+
+def _draw_errors(axes: Axes, errors: Mapping[str, Mapping[str, float]], bar: float | None) -> None:
+    values = [value for gradients in errors.values() for value in gradients.values()]
+    positive = [math.log10(value) for value in (*values, bar or 0.0) if 0 < value < math.inf] or [-16.0]
+    low, high = math.floor(min(positive)), math.ceil(max(positive))
+    room = max(1, round((high - low) / 6))  # powers of ten for the zeros on the left and names on the right
+    floor, ceiling = 10.0 ** (low - room), 10.0 ** (high + 2 * room)
+    axes.set_xscale("log")
+    axes.set_xlim(floor / 10 ** (room / 2), ceiling)
+    for row, gradients in enumerate(errors.values()):
+        if row % 2:
+            axes.axhspan(row - 0.5, row + 0.5, color="#F6F6F6", zorder=0)
+        passed = {name for name, value in gradients.items() if 0 <= value <= (bar or math.inf)}
+        worst = max(passed, key=lambda name: gradients[name], default="")
+        for k, (name, value) in enumerate(gradients.items()):
+            y = row + 0.56 * (k + 0.5) / len(gradients) - 0.28
+            x = floor if value == 0 else value if math.isfinite(value) else ceiling / 10 ** (room / 2)
+            _draw_error(axes, x, y, value, name in passed)
+            if name not in passed or (name == worst and len(passed) == len(gradients) and value > 0):
+                _name(axes, x, y, f"{name} {value:.0e}", GREY if name in passed else VERMILION)
+    ticks = range(low, high + 2 * room + 1, max(2, math.ceil((high - low) / 7)))
+    axes.set_xticks([floor, *(10.0**k for k in ticks)], ["exactly\n0", *(f"1e{k}" for k in ticks)])
+    axes.minorticks_off()
+    axes.axvline(floor * 10 ** (room / 2), color=GREY, linewidth=0.8, linestyle=":")
+    if bar is not None:
+        axes.axvline(bar, color=VERMILION, linewidth=1.4, linestyle="--", zorder=1)
+        top = axes.get_xaxis_transform()  # data along x, the axes' height along y
+        axes.text(bar, 1.01, f"bar {bar:.0e}", transform=top, ha="center", fontsize=9, color=VERMILION)
+    axes.set_ylim(len(errors) - 0.5, -0.5)
+    axes.set_yticks(range(len(errors)), list(errors), parse_math=False)
+    axes.set_xlabel("greatest relative error of each output and gradient")
+    axes.set_title("By hand against automatic", loc="left", fontsize=11, color=INK, pad=18)
+    _unbox(axes)
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_error(axes: Axes, x: float, y: float, value: float, passed: bool) -> None:
+    if not math.isfinite(value):
+        axes.plot(x, y, "X", color=VERMILION, markersize=7)
+    elif not passed:
+        axes.plot(x, y, "D", color=VERMILION, markersize=6)
+    elif value > 0:
+        axes.plot(x, y, "o", color=BLUE, markersize=4.5, markeredgecolor="white", markeredgewidth=0.4)
+    else:
+        axes.plot(x, y, "o", color=GREY, markersize=4.5, markerfacecolor="white")
+
+
+def _name(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    """Beside the point, on the side where there is room, and readable across the bar."""
+    low, high = axes.get_xlim()
+    left = math.log(x / low) > 0.75 * math.log(high / low)
+    label = axes.annotate(text, (x, y), (-7 if left else 7, 0), textcoords="offset points", va="center", fontsize=8)
+    label.set(color=colour, ha="right" if left else "left", path_effects=[withStroke(linewidth=3, foreground="white")])
+    label.set_parse_math(False)
+
+
+def _draw_norms(axes: Axes, gradient_norms: Mapping[str, Sequence[float]]) -> None:
+    styles = ((VERMILION, "-"), (BLUE, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"))
+    for k, (label, norms) in enumerate(gradient_norms.items()):
+        colour, line = styles[k % len(styles)]
+        seen = [norm if 0 < norm < math.inf else math.nan for norm in norms]
+        axes.plot(range(1, len(norms) + 1), seen, color=colour, linestyle=line, linewidth=2, label=label)
+    axes.set_yscale("log")
+    axes.grid(color=PALE)
+    axes.set_xlabel("t, with the loss after the last step")
+    axes.set_ylabel(r"$\|\partial L\,/\,\partial h_t\|$", fontsize=11)
+    axes.set_title("The vanishing gradient", loc="left", fontsize=11, color=INK, pad=18)
+    axes.legend(frameon=False, loc="lower right")
+    _unbox(axes)
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.06, hspace=0.06)
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
+    return path
