@@ -45,7 +45,7 @@ def randn() -> Callable[..., Tensor]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data, outside the repository."""
-    folder = Path(os.environ.get("TORCH_CAPTION_SHARED", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
+    folder = Path(os.environ.get("TORCH_CAPTION_SHARED") or ROOT.parent / "shared" / "data")
+    if not (folder / "flickr8k_cs231n").is_dir():
         pytest.skip(f"no real data at {folder}; TORCH_CAPTION_SHARED names another place")
     return folder
