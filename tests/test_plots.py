@@ -267,12 +267,13 @@ def test_labels_of_the_comparison_are_apart(tmp_path: Path, figures: list[Figure
 
 
 def test_other_bars(tmp_path: Path, figures: list[Figure]) -> None:
-    errors = {"rnn": {"dx": 2e-6, "dWh": 4e-5}}
+    errors = {"rnn": {"dx": 2e-6, "dWh": 4e-5}, "lstm": {"dx": math.inf}}
     comparison(errors, NORMS, tmp_path / "single.png", bar=1e-5)
     comparison(errors, NORMS, tmp_path / "none.png", bar=None)
     single, none = (figure.axes[0] for figure in figures)
-    assert {text.get_text() for text in single.texts} == {"dWh 4e-05", "bar 1e-05"}
-    assert {text.get_text(): text.get_color() for text in none.texts} == {"dWh 4e-05": plots.GREY}
+    assert {text.get_text() for text in single.texts} == {"dWh 4e-05", "dx inf", "bar 1e-05"}
+    named = {text.get_text(): text.get_color() for text in none.texts}
+    assert named == {"dWh 4e-05": plots.GREY, "dx inf": plots.VERMILION}
 
 
 def test_errors_that_are_all_zero(tmp_path: Path, figures: list[Figure]) -> None:

@@ -8,6 +8,7 @@ says too.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, marke
     epochs, values = zip(*points, strict=True)
     if epochs[0] == epochs[-1]:
         axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+        axes.margins(y=0.5)  # room for the legend
     size = 4 if len(points) <= 40 else 0  # many markers would be a thick line
     axes.plot(epochs, values, color=colour, marker=marker, markersize=size, linewidth=1.8, label=label)
 
@@ -331,7 +333,7 @@ def _draw_errors(axes: Axes, errors: Mapping[str, Mapping[str, float]], bar: flo
     for row, gradients in enumerate(errors.values()):
         if row % 2:
             axes.axhspan(row - 0.5, row + 0.5, color="#F6F6F6", zorder=0)
-        passed = {name for name, value in gradients.items() if 0 <= value <= (bar or math.inf)}
+        passed = {name for name, value in gradients.items() if 0 <= value <= (bar or sys.float_info.max)}
         worst = max(passed, key=lambda name: gradients[name], default="")
         for k, (name, value) in enumerate(gradients.items()):
             y = row + 0.56 * (k + 0.5) / len(gradients) - 0.28
