@@ -26,7 +26,16 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from torch_caption import functions, reference
-from torch_caption.agreement import MODES, Difference, differences, leaves, needs_grad, random_like, run_modes
+from torch_caption.agreement import (
+    MODES,
+    TOLERANCE,
+    Difference,
+    differences,
+    leaves,
+    needs_grad,
+    random_like,
+    run_modes,
+)
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.cells import CELLS
 from torch_caption.vocabulary import SPECIAL
@@ -327,7 +336,7 @@ def write(config: CompareConfig, results: list[Result]) -> None:
         from torch_caption import plots  # matplotlib takes a second to import
 
         errors = {result.label: {d.name: d.relative for d in result.differences} for result in results}
-        plots.comparison(errors, norms, config.plot)
+        plots.comparison(errors, norms, config.plot, bar=TOLERANCE[getattr(torch, config.dtype)])
 
 
 def main() -> int:
