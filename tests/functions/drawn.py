@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from hypothesis import strategies as st
@@ -26,16 +26,43 @@ DENSE = ("contiguous", "transposed", "strided")  # gradcheck perturbs entries, w
 LAYOUTS = (*DENSE, "expanded")
 
 
+# Distinct, so that no axis passes for another; T > 1, so that what comes back from the next step matters.
+SIZES = {"N": 2, "T": 3, "D": 4, "H": 5, "V": 6}
+
+
+def example(function: str, dtype: torch.dtype = torch.float64, **sizes: int) -> dict[str, Tensor]:
+    """Arguments of `function` by name, in order; those that can require grad do. Optional ones are left out."""
+    sizes = {**SIZES, **sizes}
+    generator = torch.Generator().manual_seed(0)
+    args = {
+        name: tensor(generator, shape_of(spec, sizes)).to(dtype).requires_grad_()
+        for name, spec in FLOATS[function].items()
+    }
+    words = torch.randint(0, sizes["V"], (sizes["N"], sizes["T"]), generator=generator)
+    if function == "word_embedding":
+        return {"x": words, **args}
+    if function.endswith("loss"):
+        args |= {"y": words, "mask": torch.rand(words.shape, generator=generator) < 0.7}
+    return args
+
+
 @st.composite
-def arguments(draw: st.DrawFn, function: str, most: int = 5, layouts: Sequence[str] = LAYOUTS) -> tuple:
-    """Arguments of `function`, in order: sizes up to `most`, N and T down to 0, at least one tensor that requires grad."""
-    sizes = {letter: draw(st.integers(0 if letter in "NT" else 1, most), label=letter) for letter in "NTDHV"}
+def arguments(draw: st.DrawFn, function: str, most: int = 5, layouts: Sequence[str] = LAYOUTS, **limits: int) -> tuple:
+    """Arguments of `function`, in order; at least one requires grad.
+
+    Sizes go up to `most` (or what `limits` says of a letter), N and T down to 0, the others to 1.
+    """
+    sizes = {
+        letter: draw(st.integers(0 if letter in "NT" else 1, limits.get(letter, most)), label=letter)
+        for letter in SIZES
+    }
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31), label="seed"))
 
     def floats(spec: str) -> Tensor:
-        shape = tuple(int(letter[:-1] or 1) * sizes[letter[-1]] for letter in spec.split())
         layout = draw(st.sampled_from(layouts), label="layout")
-        return tensor(generator, shape, layout).requires_grad_(draw(st.booleans(), label="requires_grad"))
+        return tensor(generator, shape_of(spec, sizes), layout).requires_grad_(
+            draw(st.booleans(), label="requires_grad")
+        )
 
     def integers(below: int, *shape: int) -> Tensor:
         return torch.randint(0, below, shape, generator=generator)
@@ -56,6 +83,11 @@ def arguments(draw: st.DrawFn, function: str, most: int = 5, layouts: Sequence[s
     return tuple(args)
 
 
+def shape_of(spec: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that a spec such as "N 4H" means."""
+    return tuple(int(letter[:-1] or 1) * sizes[letter[-1]] for letter in spec.split())
+
+
 def tensor(generator: torch.Generator, shape: tuple[int, ...], layout: str = "contiguous") -> Tensor:
     """Normal numbers, float64; those of a matrix over sqrt(fan-in)."""
     scale = shape[0] ** -0.5 if len(shape) == 2 and shape[0] else 1.0
@@ -63,6 +95,8 @@ def tensor(generator: torch.Generator, shape: tuple[int, ...], layout: str = "co
     def normal(*size: int) -> Tensor:
         return scale * torch.randn(*size, generator=generator, dtype=torch.float64)
 
+    if 0 in shape:
+        return normal(*shape)
     if layout == "transposed":
         return normal(*reversed(shape)).permute(*reversed(range(len(shape))))
     if layout == "strided":

@@ -1,0 +1,239 @@
+"""The checks of arguments: every refusal names the function, the argument and what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from drawn import FLOATS, example
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from torch_caption import functions
+from torch_caption.functions._common import readable
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
+# A function, its argument of integers, and how many values are right.
+INDICES = [
+    ("word_embedding", "x", 6),
+    ("temporal_softmax_loss", "y", 6),
+    ("temporal_affine_softmax_loss", "y", 6),
+    ("rnn", "lengths", 4),
+    ("lstm", "lengths", 4),
+]
+ARGUMENTS = [(function, name) for function in FLOATS for name in FLOATS[function]]
+# Axes that no other argument shares.
+FREE = [
+    ("affine", "x", 0),
+    ("temporal_affine", "x", 0),
+    ("temporal_affine", "x", 1),
+    ("word_embedding", "W", 0),
+    ("word_embedding", "W", 1),
+    ("rnn", "x", 1),
+    ("lstm", "x", 1),
+    ("temporal_softmax_loss", "x", 2),
+]
+
+
+def call(function: str, **changes: Any) -> Any:
+    return getattr(functions, function)(**{**arguments_of(function), **changes})
+
+
+def arguments_of(function: str) -> dict[str, Tensor]:
+    args = example(function)
+    return {**args, "lengths": torch.tensor([3, 1])} if function in ("rnn", "lstm") else args
+
+
+def refuses(error: type[Exception], message: str) -> Any:
+    return pytest.raises(error, match=f"^{re.escape(message)}$")
+
+
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+def test_another_kind_of_value_is_refused(function, name):
+    with refuses(TypeError, f"{function}: {name} must be a tensor, but is a list"):
+        call(function, **{name: [1.0, 2.0]})
+    with refuses(TypeError, f"{function}: {name} must be floating-point, but is int64"):
+        call(function, **{name: arguments_of(function)[name].long()})
+    with refuses(TypeError, f"{function}: {name} must be floating-point, but is complex128"):
+        call(function, **{name: arguments_of(function)[name].to(torch.complex128)})
+
+
+@pytest.mark.parametrize(("function", "name"), [(f, n) for f, n in ARGUMENTS if n != next(iter(FLOATS[f]))])
+def test_mixed_dtypes_and_devices_are_refused(function, name):
+    first = next(iter(FLOATS[function]))
+    value = arguments_of(function)[name]
+    with refuses(TypeError, f"{function}: {name} is float32, but {first} is float64"):
+        call(function, **{name: value.float()})
+    with refuses(TypeError, f"{function}: {name} is on meta, but {first} is on cpu"):
+        call(function, **{name: value.to("meta")})
+
+
+@pytest.mark.parametrize(("function", "name"), [pair for pair in ARGUMENTS if pair != ("affine", "x")])
+def test_an_axis_too_many_or_too_few_is_refused(function, name):
+    value = arguments_of(function)[name]
+    for wrong in (value.unsqueeze(0), value.sum(0)):
+        with pytest.raises(
+            ValueError, match=rf"^{function}: {name} must be \(.*, but is {re.escape(str(tuple(wrong.shape)))}$"
+        ):
+            call(function, **{name: wrong})
+
+
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+def test_one_more_entry_along_any_axis_is_refused(function, name):
+    value = arguments_of(function)[name]
+    for axis in range(value.dim()):
+        wrong = torch.cat([value, value.narrow(axis, 0, 1)], dim=axis)
+        if (function, name, axis) in FREE:
+            call(function, **{name: wrong})
+        else:
+            with pytest.raises(ValueError, match=rf"^{function}: \w+ must be \(.*\) with .*, but is \(.*\)$"):
+                call(function, **{name: wrong})
+
+
+def test_shape_message_gives_the_sizes():
+    with refuses(ValueError, "rnn: Wx must be (D, H) with D = 4, H = 5, but is (3, 5)"):
+        call("rnn", Wx=torch.ones(3, 5, dtype=torch.float64))
+    with refuses(ValueError, "lstm: Wh must be (H, 4H) with H = 5, 4H = 20, but is (5, 5)"):
+        call("lstm", Wh=torch.ones(5, 5, dtype=torch.float64))
+    with refuses(ValueError, "lstm: c0 must be (N, H) with N = 2, H = 5, but is (5,)"):
+        call("lstm", c0=torch.ones(5, dtype=torch.float64))
+    with refuses(ValueError, "affine: x must be (..., D), but is ()"):
+        call("affine", x=torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("function", "name", "high"), INDICES)
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_every_dtype_of_integers_is_accepted(function, name, high, dtype):
+    indices = arguments_of(function)[name]
+    for found, expected in zip(
+        torch.utils._pytree.tree_leaves(call(function, **{name: indices.to(dtype)})),
+        torch.utils._pytree.tree_leaves(call(function, **{name: indices})),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)
+    wrong = indices.to(dtype)
+    wrong[0] = high
+    with pytest.raises(IndexError, match=f"^{function}: {name}\\[0.* is {high}, but "):
+        call(function, **{name: wrong})
+
+
+@pytest.mark.parametrize(("function", "name", "high"), INDICES)
+def test_what_is_no_integer_is_refused(function, name, high):
+    indices = arguments_of(function)[name]
+    for dtype in (torch.bool, torch.float64, torch.bfloat16, torch.complex64):
+        with refuses(TypeError, f"{function}: {name} must hold integers, but is {str(dtype).removeprefix('torch.')}"):
+            call(function, **{name: indices.to(dtype)})
+    with refuses(TypeError, f"{function}: {name} must be a tensor, but is a list"):
+        call(function, **{name: indices.tolist()})
+    with refuses(TypeError, f"{function}: {name} is on meta, but the weights are on cpu"):
+        call(function, **{name: indices.to("meta")})
+    with pytest.raises(ValueError, match=rf"^{function}: {name} must be \(N.*, but is \(1, 2.*\)$"):
+        call(function, **{name: indices.unsqueeze(0)})
+
+
+@pytest.mark.parametrize(("function", "name", "high"), INDICES)
+@pytest.mark.parametrize("past", [False, True])
+def test_index_out_of_range_is_named(function, name, high, past):
+    value = high if past else -1
+    indices = arguments_of(function)[name].clone()
+    place = (1, 2)[: indices.dim()]
+    indices[place] = value
+    what = {"x": "W has 6 rows", "y": "there are 6 scores", "lengths": "x has 3 timesteps"}[name]
+    where = ", ".join(map(str, place))
+    message = f"{function}: {name}[{where}] is {value}, but {what} (0 to {high - 1})"
+    with refuses(IndexError, message):
+        call(function, **{name: indices})
+    with refuses(IndexError, message), torch.no_grad():
+        call(function, **{name: indices})
+
+
+@pytest.mark.parametrize("function", ["temporal_softmax_loss", "temporal_affine_softmax_loss"])
+def test_word_under_an_empty_mask_is_checked_too(function):
+    words = torch.full((2, 3), 6)
+    with pytest.raises(IndexError, match=r"y\[0, 0\] is 6"):
+        call(function, y=words, mask=torch.zeros(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("function", ["temporal_softmax_loss", "temporal_affine_softmax_loss"])
+def test_wrong_mask_is_refused(function):
+    mask = arguments_of(function)["mask"]
+    with refuses(TypeError, f"{function}: mask must be a boolean or floating-point tensor, but is int64"):
+        call(function, mask=mask.long())
+    with refuses(TypeError, f"{function}: mask must be a boolean or floating-point tensor, but is list"):
+        call(function, mask=mask.tolist())
+    with refuses(TypeError, f"{function}: mask is on meta, but the scores are on cpu"):
+        call(function, mask=mask.to("meta"))
+    with refuses(ValueError, f"{function}: mask must be (N, T) with N = 2, T = 3, but is (3, 2)"):
+        call(function, mask=mask.T)
+
+
+def derivative(function: str, name: str, indices: Tensor, transform: Any) -> Any:
+    """`transform`, such as torch.func.grad, of a scalar made of `function`, at bad indices."""
+    args = {**arguments_of(function), name: indices}
+    floating = next(iter(FLOATS[function]))
+
+    def scalar(value: Tensor) -> Tensor:
+        return getattr(functions, function)(**{**args, floating: value}).sum()
+
+    return transform(scalar)(args[floating].detach())
+
+
+@pytest.mark.parametrize(("function", "name", "high"), INDICES)
+def test_values_are_read_under_grad_transforms(function, name, high):
+    indices = torch.full_like(arguments_of(function)[name], high)
+    grad = torch.func.grad
+    for transform in (grad, torch.func.jacrev, torch.func.jacfwd, lambda f: grad(lambda x: grad(f)(x).sum())):
+        with pytest.raises(IndexError, match=f"^{function}: {name}\\[0"):
+            derivative(function, name, indices, transform)
+
+
+def test_wrapped_indices_are_read_under_grad_transforms():
+    x, W = example("word_embedding").values()
+
+    def scalar(W: Tensor, x: Tensor) -> Tensor:
+        return functions.word_embedding(x, W).sum()
+
+    with pytest.raises(IndexError, match=r"x\[0, 0\] is -1"):
+        torch.func.grad(scalar)(W, torch.full_like(x, -1))
+    with pytest.raises(IndexError, match=r"x\[0, 0\] is -1"):
+        torch.func.vmap(lambda W: functions.word_embedding(torch.full_like(x, -1), W))(W[None])
+
+
+@pytest.mark.parametrize(("function", "name", "high"), INDICES)
+def test_values_that_cannot_be_read_are_not_checked(function, name, high):
+    args = arguments_of(function)
+    given = args.pop(name)
+    wrong = torch.full_like(given, -1)  # torch's own indexing takes -1
+
+    def of(indices: Tensor) -> Tensor:
+        return getattr(functions, function)(**{**args, name: indices})
+
+    if name != "y":  # gather refuses -1 by itself
+        torch.func.vmap(of)(wrong[None])
+        torch.func.vmap(torch.func.grad(lambda x, i: of(i).sum() * x), in_dims=(None, 0))(torch.ones(()), wrong[None])
+        torch.compile(of, backend="eager", fullgraph=True)(wrong)
+    make_fx(of)(given)
+    meta = {key: value.to("meta") for key, value in {**args, name: wrong}.items()}
+    assert getattr(functions, function)(**meta).is_meta
+
+
+def test_readable():
+    x = torch.arange(3)
+    seen = []
+
+    def look(y: Tensor) -> Tensor:
+        seen.append(readable(y))
+        return y.double().sum()
+
+    look(x)
+    torch.func.grad(look)(x.double())
+    torch.func.vmap(look)(x[None])
+    torch.func.vmap(torch.func.grad(look))(x[None].double())
+    torch.func.grad(lambda y: torch.func.vmap(look)(y).sum())(x[None].double())
+    look(x.to("meta"))
+    with torch._subclasses.FakeTensorMode() as mode:
+        look(mode.from_tensor(x))
+    make_fx(look)(x)
+    assert seen == [True, True, False, False, False, False, False, False]
