@@ -25,7 +25,20 @@ from torch_caption.sampling import run as sample
 from torch_caption.training import fit
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--hidden-dim", "16", "--wordvec-dim", "8", "--batch-size", "5", "--lr", "0.01", "--max-length", "6"]
+SMALL = [
+    "--hidden-dim",
+    "16",
+    "--wordvec-dim",
+    "8",
+    "--batch-size",
+    "5",
+    "--lr",
+    "0.01",
+    "--max-length",
+    "6",
+    "--feature-dropout",
+    "0",
+]
 
 
 def start(script: str, *args: str, cwd: Path) -> subprocess.Popen[str]:

@@ -165,10 +165,22 @@ def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, cell_type: str) -> None:
     directory = write_tiny(tmp_path / "tiny", wordings=1)
     run = fit(
         TrainConfig(
-            data=str(directory), out=tmp_path / "runs", cell_type=cell_type, hidden_dim=32, wordvec_dim=16, dropout=0.0,
-            batch_size=4, epochs=60, lr=1e-2, lr_schedule="constant", patience=0, tensorboard=False, score_images=0,
+            data=str(directory),
+            out=tmp_path / "runs",
+            cell_type=cell_type,
+            hidden_dim=32,
+            wordvec_dim=16,
+            dropout=0.0,
+            feature_dropout=0.0,
+            batch_size=4,
+            epochs=60,
+            lr=1e-2,
+            lr_schedule="constant",
+            patience=0,
+            score_images=0,
+            tensorboard=False,
         )
-    )  # fmt: skip
+    )
     last = runs.read(run)[-1]
     assert last["train_loss"] < 0.01
     assert last["val_loss"] < 0.02

@@ -23,12 +23,12 @@ def train_config(args: Sequence[str]) -> TrainConfig:
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     args = _name_the_run(args)
-    config = tyro.cli(TrainConfig, args=args)
+    config = tyro.cli(TrainConfig, prog="train.py", args=args)
     if config.resume is None:
         return config
     run = runs.find(config.out, config.resume)
     settings = checkpoints.load(run / runs.LAST).config
-    config = tyro.cli(TrainConfig, default=TrainConfig.from_plain(settings), args=args)
+    config = tyro.cli(TrainConfig, prog="train.py", default=TrainConfig.from_plain(settings), args=args)
     return dataclasses.replace(config, out=run.parent, resume=str(run))
 
 
@@ -38,7 +38,7 @@ def sample_config(args: Sequence[str]) -> SampleConfig:
     Raises:
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
-    return tyro.cli(SampleConfig, args=args)
+    return tyro.cli(SampleConfig, prog="sample.py", args=args)
 
 
 def guarded(main: Callable[[], object]) -> int:

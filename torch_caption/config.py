@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 
 class ConfigError(ValueError):
@@ -20,7 +22,7 @@ class TrainConfig:
 
     data: str = "scenes"
     """What to learn from: `scenes`, the built-in drawn pictures, or a directory in cs231n's layout."""
-    max_train: int | None = None
+    max_train: Annotated[int | None, arg(metavar="INT")] = None
     """Learn from this many training captions only, chosen at random by the seed."""
     pca_features: Literal["auto", "yes", "no"] = "auto"
     """The `*_pca.h5` features: where they exist, always, or never."""
@@ -37,6 +39,8 @@ class TrainConfig:
     """W, the size of a word vector."""
     dropout: float = 0.4
     """Share of the word vectors' entries, and of the hidden state's before the vocabulary, zeroed in training."""
+    feature_dropout: float = 0.3
+    """Share of the features' entries zeroed in training."""
     gradients: Literal["hand", "auto"] = "hand"
     """Gradients derived by hand, or the same model through automatic differentiation."""
 
@@ -44,7 +48,7 @@ class TrainConfig:
     """Passes over the training captions, at most."""
     batch_size: int = 128
     """Captions in a step."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Adam's learning rate at its highest."""
     lr_schedule: Literal["cosine", "exponential", "constant"] = "cosine"
     """Cosine falls to zero at the last step after a short warm-up; exponential falls by --lr-decay an epoch."""
@@ -70,12 +74,12 @@ class TrainConfig:
     """Precision of the weights."""
     amp: Literal["none", "bf16"] = "none"
     """Products in bfloat16 (automatic mixed precision): faster where the processor has it."""
-    threads: int | None = None
+    threads: Annotated[int | None, arg(metavar="INT")] = None
     """Processor threads; PyTorch's own choice without it."""
 
     out: Path = Path("runs")
     """Folder that holds the runs."""
-    resume: str | None = None
+    resume: Annotated[str | None, arg(metavar="[RUN]")] = None
     """Go on with the last run, or with the named one; its own settings hold where no flag says otherwise."""
     tensorboard: bool = True
     """Write TensorBoard's curves beside metrics.jsonl."""
@@ -94,8 +98,9 @@ class TrainConfig:
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{_flag(name)} must be 0 or a positive number, not {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
+        for name in ("dropout", "feature_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{_flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")
         if self.amp == "bf16" and self.dtype == "float64":

@@ -6,7 +6,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import report, runs
@@ -20,11 +22,11 @@ from torch_caption.training import choose_device, load_data
 class SampleConfig:
     """Caption images with a trained model: greedily, or drawn at random where a flag of chance is given."""
 
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Path | None, arg(metavar="PATH")] = None
     """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
-    data: str | None = None
+    data: Annotated[str | None, arg(metavar="STR")] = None
     """`scenes` or a directory in cs231n's layout; the data the model was trained on without it."""
-    split: str | None = None
+    split: Annotated[str | None, arg(metavar="STR")] = None
     """The split to caption; test where there is one, else val."""
     images: tuple[int, ...] = ()
     """Images by their index in the split; some chosen by the seed without it."""
@@ -33,24 +35,24 @@ class SampleConfig:
 
     samples: int = 1
     """Captions per image; more than one are drawn at random."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, arg(metavar="FLOAT")] = None
     """Draw at random: below 1 likely words gain, above 1 unlikely ones do (1 where only other flags ask for chance)."""
-    top_k: int | None = None
+    top_k: Annotated[int | None, arg(metavar="INT")] = None
     """Draw at random among the k likeliest words."""
-    top_p: float | None = None
+    top_p: Annotated[float | None, arg(metavar="FLOAT")] = None
     """Draw at random among the fewest words that have this probability together."""
     seed: int = 0
     """Decides the images and the random draws."""
-    max_length: int | None = None
+    max_length: Annotated[int | None, arg(metavar="INT")] = None
     """Longest caption, in words; as in training without it."""
 
     references: bool = False
     """Show the captions that people wrote beside them."""
     format: Literal["table", "json"] = "table"
     """What to print."""
-    json: Path | None = None
+    json: Annotated[Path | None, arg(metavar="PATH")] = None
     """Write the captions to this file as JSON."""
-    gallery: Path | None = None
+    gallery: Annotated[Path | None, arg(metavar="PATH")] = None
     """Draw the pictures with their captions into this PNG file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU where there is one."""

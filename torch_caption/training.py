@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -196,30 +197,37 @@ def finished(progress: Progress, config: TrainConfig) -> bool:
 
 def _train_epoch(state: State, config: TrainConfig, loader: DataLoader[Any], interrupt: Interrupt) -> None:
     """What remains of the epoch under way, or as much of it as goes before Ctrl-C."""
-    model, progress = state.model.train(), state.progress
+    progress = state.progress
     order = cast(EpochBatches, loader.batch_sampler)
     order.set_epoch(progress.epoch, start=progress.position)
     steps = progress.position + len(order)
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
+    state.model.train()
     started = time.perf_counter()
     with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=None) as bar:
         for features, captions in _each(loader, interrupt):
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(config, progress.step, steps)
             try:
-                loss, norm = train_step(model, state.optimizer, features, captions, clip=config.clip, amp=config.amp)
+                _train_batch(state, config, features, captions, steps)
             except LossNotFinite as error:
                 raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; a lower --lr may help") from None
-            progress.position += 1
-            progress.step += 1
-            progress.nats += loss * len(captions)
-            progress.words += count_words(captions, model.null)
-            progress.norms += norm
             bar.set_postfix_str(f"{progress.nats / progress.words:.3f} nats per word", refresh=False)
             bar.update()
             if interrupt.asked:
                 break
     progress.seconds += time.perf_counter() - started
+
+
+def _train_batch(state: State, config: TrainConfig, features: Tensor, captions: Tensor, steps_per_epoch: int) -> None:
+    model, optimizer, progress = state.model, state.optimizer, state.progress
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
+    features = dropout(features, config.feature_dropout)
+    loss, norm = train_step(model, optimizer, features, captions, clip=config.clip, amp=config.amp)
+    progress.position += 1
+    progress.step += 1
+    progress.nats += loss * len(captions)
+    progress.words += count_words(captions, model.null)
+    progress.norms += norm
 
 
 def _each(loader: DataLoader[Any], interrupt: Interrupt) -> Iterator[tuple[Tensor, Tensor]]:
