@@ -34,6 +34,11 @@ def previous(first: Tensor, h: Tensor) -> Tensor:
     return torch.cat([first.unsqueeze(1), h], dim=1)[:, :-1]
 
 
+def first_step(x: Tensor) -> Tensor:
+    """The first of T steps as (N, 1, D), and (N, 0, D) where T is 0."""
+    return x.narrow(1, 0, min(x.shape[1], 1))  # where T is 1, x[:, :1] is an alias, which gradcheck cannot batch
+
+
 def past_end(lengths: Tensor | None, T: int) -> Tensor | None:
     """(N, T, 1) boolean, True where t >= lengths[n]; None where every row is T long."""
     if lengths is None:

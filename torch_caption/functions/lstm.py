@@ -14,6 +14,7 @@ from ._common import (
     blank,
     check_floats,
     check_lengths,
+    first_step,
     past_end,
     previous,
     rows,
@@ -149,9 +150,7 @@ class LSTM(Function):
             steps.append(da_t)
         da = stack_time(steps[::-1], like=torch.cat([h0] * 4, dim=1))  # (N, T, 4H)
         dx = da @ Wx.T if need_x else None
-        dh0 = None
-        if need_h0:
-            dh0 = steps[-1] @ Wh.T if steps else torch.zeros_like(h0)  # steps[-1] is da_1
+        dh0 = (first_step(da) @ Wh.T).sum(1) if need_h0 else None
         dWx = rows(x).T @ rows(da) if need_Wx else None
         dWh = rows(previous(h0, h)).T @ rows(da) if need_Wh else None
         db = rows(da).sum(0) if need_b else None

@@ -14,6 +14,7 @@ from ._common import (
     blank,
     check_floats,
     check_lengths,
+    first_step,
     past_end,
     previous,
     rows,
@@ -126,9 +127,7 @@ class RNN(Function):
             steps.append(dnext_h * slope_t)
         da = stack_time(steps[::-1], like=h0)  # (N, T, H)
         dx = da @ Wx.T if need_x else None
-        dh0 = None
-        if need_h0:
-            dh0 = steps[-1] @ Wh.T if steps else torch.zeros_like(h0)  # steps[-1] is da_1
+        dh0 = (first_step(da) @ Wh.T).sum(1) if need_h0 else None
         dWx = rows(blank(x, ended)).T @ rows(da) if need_Wx else None
         dWh = rows(previous(h0, h)).T @ rows(da) if need_Wh else None
         db = rows(da).sum(0) if need_b else None

@@ -1,0 +1,54 @@
+"""Affine layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from drawn import arguments, assert_all_agree, tensor, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from torch_caption import reference
+from torch_caption.agreement import assert_agrees, assert_derivatives
+from torch_caption.functions import affine, temporal_affine
+
+
+@given(arguments("affine"))
+def test_affine_agrees(args):
+    assert_all_agree(affine, reference.affine, args)
+
+
+@given(arguments("temporal_affine"))
+def test_temporal_affine_agrees(args):
+    assert_all_agree(temporal_affine, reference.temporal_affine, args)
+
+
+@given(tiny("affine"))
+def test_affine_derivatives(args):
+    assert_derivatives(affine, args)
+
+
+@given(tiny("temporal_affine"))
+def test_temporal_affine_derivatives(args):
+    assert_derivatives(temporal_affine, args)
+
+
+@given(st.lists(st.integers(0, 3), max_size=4), st.integers(0, 3), st.integers(0, 3))
+def test_any_leading_axes(leading, D, M):
+    """None, or several; and a width of 0."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(*leading, D), (D, M), (M,)]
+    args = tuple(tensor(generator, shape).requires_grad_() for shape in shapes)
+    assert affine(*args).shape == (*leading, M)
+    assert_all_agree(affine, reference.affine, args)
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (2, 1, 3)])
+def test_derivatives_of_any_leading_axes(leading, randn):
+    assert_derivatives(affine, (randn(*leading, 2), randn(2, 3), randn(3)))
+
+
+def test_agrees_with_torch_nn(randn):
+    args = randn(2, 3, 4), randn(4, 5), randn(5)
+    assert_agrees(temporal_affine, lambda x, w, b: F.linear(x, w.T, b), args)

@@ -1,0 +1,46 @@
+"""Word vectors."""
+
+from __future__ import annotations
+
+import torch
+from drawn import arguments, assert_all_agree, tiny
+from hypothesis import given
+from torch import nn
+
+from torch_caption import reference
+from torch_caption.agreement import assert_agrees, assert_derivatives
+from torch_caption.functions import word_embedding
+
+
+@given(arguments("word_embedding"))
+def test_agrees(args):
+    assert_all_agree(word_embedding, reference.word_embedding, args)
+
+
+@given(tiny("word_embedding", V=3))
+def test_derivatives(args):
+    assert_derivatives(word_embedding, args)
+
+
+def test_repeated_words_add_up(randn):
+    W = randn(3, 2)
+    out = word_embedding(torch.tensor([[1, 1, 1], [1, 2, 1]]), W)
+    (dW,) = torch.autograd.grad(out.sum(), W)
+    assert dW.tolist() == [[0, 0], [5, 5], [1, 1]]
+
+
+def test_transposed_and_expanded_words(randn):
+    W = randn(6, 4)
+    words = torch.arange(6).reshape(3, 2)
+    for x in (words.T, words[:, :1].expand(3, 5), words[::2]):
+        assert_agrees(word_embedding, reference.word_embedding, (x, W))
+
+
+def test_agrees_with_torch_nn(randn):
+    x = torch.tensor([[0, 3, 3], [5, 3, 0]])
+
+    def embedding(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        layer = nn.Embedding(*W.shape, dtype=W.dtype)
+        return torch.func.functional_call(layer, {"weight": W}, x)
+
+    assert_agrees(word_embedding, embedding, (x, randn(6, 4)))
