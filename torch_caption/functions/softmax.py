@@ -194,7 +194,8 @@ def _batch(y: Tensor) -> int:
 
 
 def _scores(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    return _full(h @ w + b)
+    """h w + b (N, T, V) in one piece of memory, where a product and then a sum would take two."""
+    return _full(torch.addmm(b, rows(h), w).reshape(*h.shape[:-1], *b.shape))
 
 
 def _nll(log_p: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,230 @@
+"""The two losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from drawn import arguments, assert_all_agree, example, second_derivatives, tangents, tensor, tiny
+from hypothesis import given
+from torch import Tensor
+from torch.nn import functional as F
+from watched import Watch
+
+from torch_caption import functions, reference
+from torch_caption.agreement import assert_agrees, assert_derivatives, difference
+from torch_caption.functions import temporal_affine, temporal_affine_softmax_loss, temporal_softmax_loss
+
+LOSSES = ["temporal_softmax_loss", "temporal_affine_softmax_loss"]
+MASKS = {
+    "all": torch.ones(2, 3, dtype=torch.bool),
+    "none": torch.zeros(2, 3, dtype=torch.bool),
+    "some": torch.tensor([[True, False, True], [False, False, True]]),
+}
+
+
+@given(arguments("temporal_softmax_loss"))
+def test_loss_agrees(args):
+    assert_all_agree(temporal_softmax_loss, reference.temporal_softmax_loss, args)
+
+
+@given(arguments("temporal_affine_softmax_loss"))
+def test_affine_loss_agrees(args):
+    assert_all_agree(temporal_affine_softmax_loss, reference.temporal_affine_softmax_loss, args)
+
+
+@given(tiny("temporal_softmax_loss", V=3))
+def test_loss_derivatives(args):
+    assert_derivatives(temporal_softmax_loss, args)
+
+
+@given(tiny("temporal_affine_softmax_loss", V=3))
+def test_affine_loss_derivatives(args):
+    assert_derivatives(temporal_affine_softmax_loss, args)
+
+
+@pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_derivatives_of_distinct_sizes(function, mask):
+    args = {**example(function, H=2, V=4), "mask": mask}
+    assert_derivatives(getattr(functions, function), tuple(args.values()))
+
+
+@pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0), (2, 3)])
+def test_empty_loss_is_zero_with_zero_gradients(function, N, T):
+    args = {**example(function, N=N, T=T), "mask": torch.zeros(N, T, dtype=torch.bool)}
+    loss = getattr(functions, function)(**args)
+    assert loss.item() == 0
+    loss.backward()
+    assert all(not args[name].grad.any() for name in args if args[name].requires_grad)
+
+
+@pytest.mark.parametrize("function", LOSSES)
+def test_weights_of_one_are_a_mask(function):
+    args = example(function)
+
+    def weighted(*args: Any) -> Tensor:
+        *others, mask = args
+        return getattr(functions, function)(*others, mask.double())
+
+    assert_agrees(weighted, getattr(functions, function), tuple(args.values()), tuple(args))
+
+
+@pytest.mark.parametrize("function", LOSSES)
+def test_weights_of_another_precision(function):
+    """A float32 weight serves float64 scores and the other way; its gradient has its own dtype."""
+    for dtype, other in ((torch.float64, torch.float32), (torch.float32, torch.float64)):
+        args = {**example(function, dtype), "mask": torch.rand(2, 3, dtype=other, requires_grad=True)}
+        loss = getattr(functions, function)(**args)
+        assert loss.dtype == dtype
+        (dmask,) = torch.autograd.grad(loss, args["mask"])
+        assert dmask.dtype == other
+
+
+def cross_entropy(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """torch.nn's, which leaves out a word of -100."""
+    y = torch.where(mask, y, -100)
+    return F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum") / x.shape[0]
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_agrees_with_torch_nn(mask):
+    args = {**example("temporal_softmax_loss"), "mask": mask}
+    assert_agrees(temporal_softmax_loss, cross_entropy, tuple(args.values()))
+    args = {**example("temporal_affine_softmax_loss"), "mask": mask}
+    assert_agrees(
+        temporal_affine_softmax_loss,
+        lambda h, w, b, y, mask: cross_entropy(F.linear(h, w.T, b), y, mask),
+        tuple(args.values()),
+    )
+
+
+def test_the_two_losses_agree(randn):
+    args = example("temporal_affine_softmax_loss")
+    args["mask"] = randn(2, 3)
+
+    def one_after_the_other(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return temporal_softmax_loss(temporal_affine(h, w, b), y, mask)
+
+    assert_agrees(temporal_affine_softmax_loss, one_after_the_other, tuple(args.values()))
+
+
+def great_scores(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of +-1e4 as bfloat16 rounds them, so that every dtype has the same; right and wrong words among them."""
+    signs = torch.tensor([[1, -1, -1, 1], [-1, -1, -1, -1], [1, 1, -1, 1]])
+    x = (1e4 * signs).bfloat16().to(dtype).unsqueeze(1)  # (3, 1, 4)
+    return x, torch.tensor([[0], [2], [2]]), torch.ones(3, 1, dtype=torch.bool)
+
+
+# log 2, log 4, and the distance of the wrong word plus log 3, over three rows.
+GREAT_LOSS = (2 * 9984 + torch.tensor([2.0, 4.0, 3.0], dtype=torch.float64).log().sum().item()) / 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_great_scores(dtype, autocast):
+    x, y, mask = great_scores(dtype)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = temporal_softmax_loss(x, y, mask)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.item() == pytest.approx(GREAT_LOSS, rel=torch.finfo(loss.dtype).eps)
+    (dx,) = torch.autograd.grad(loss, x)
+    third = 1 / 3
+    wanted = torch.tensor([[-0.5, 0, 0, 0.5], [0.25, 0.25, -0.75, 0.25], [third, third, -1, third]]).double() / 3
+    torch.testing.assert_close(dx.squeeze(1).double(), wanted, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_great_scores_of_an_affine_layer(dtype, autocast):
+    """The scores come out of the product: h picks a row of w."""
+    x, y, mask = great_scores(dtype)
+    h, w = torch.eye(3, dtype=dtype).unsqueeze(1).requires_grad_(), x.squeeze(1).clone().requires_grad_()
+    b = torch.zeros(4, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = temporal_affine_softmax_loss(h, w, b, y, mask)
+    assert loss.item() == pytest.approx(GREAT_LOSS, rel=torch.finfo(loss.dtype).eps)
+    for grad, auto in zip(
+        torch.autograd.grad(loss, (h, w, b)),
+        torch.autograd.grad(
+            reference.temporal_affine_softmax_loss(h.double(), w.double(), b.double(), y, mask), (h, w, b)
+        ),
+        strict=True,
+    ):
+        assert grad.dtype == dtype
+        eps = torch.finfo(torch.bfloat16 if autocast and dtype != torch.float64 else dtype).eps
+        assert (grad - auto).abs().max() <= 4 * eps * auto.abs().max()
+
+
+def test_impossible_word_under_an_empty_mask():
+    """A score of -inf at a word that does not count costs nothing, nor do its gradients."""
+    x = torch.tensor([[[0.0, -torch.inf], [0.0, 1.0]]], dtype=torch.float64, requires_grad=True)
+    y, mask = torch.tensor([[1, 1]]), torch.tensor([[False, True]])
+    for weights in (mask, mask.double()):
+        loss = temporal_softmax_loss(x, y, weights)
+        (dx,) = torch.autograd.grad(loss, x)
+        assert loss.isfinite()
+        assert dx.isfinite().all()
+        assert not dx[0, 0].any()
+
+
+@pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize("real", [False, True])
+def test_both_paths_give_the_same(function, real):
+    """In place where nobody differentiates the gradient again, plainly where somebody does."""
+    args = example(function, N=3, V=50)
+    args["mask"] = tensor(torch.Generator().manual_seed(1), (3, 3)).requires_grad_() if real else MASKS["some"][:1]
+    args["mask"] = args["mask"].expand(3, 3)
+    inputs = [arg for arg in args.values() if arg.requires_grad]
+    loss = getattr(functions, function)(**args)
+    in_place = torch.autograd.grad(loss, inputs, retain_graph=True)
+    plain = torch.autograd.grad(loss, inputs, create_graph=True)
+    again = torch.autograd.grad(loss, inputs)
+    for k, (first, second, third) in enumerate(zip(in_place, plain, again, strict=True)):
+        assert difference(f"gradient {k}", first, second).agrees
+        assert torch.equal(first, third)  # nothing saved was written over
+
+
+def test_scores_and_their_gradient_are_never_held_together():
+    N, T, H, V = 4, 8, 3, 512
+    args = example("temporal_affine_softmax_loss", N=N, T=T, H=H, V=V)
+    scores = N * T * V * 8  # bytes; h, w and b are smaller
+    with Watch(scores) as forward:
+        loss = temporal_affine_softmax_loss(**args)
+    with Watch(scores) as backward:
+        loss.backward()
+    assert (forward.most_alive, backward.most_alive) == (1, 1)
+    with Watch(scores) as oracle:
+        reference.temporal_affine_softmax_loss(**args).backward()
+    assert oracle.most_alive > 2  # the count can fail
+
+
+@pytest.mark.parametrize("function", LOSSES)
+def test_forward_mode_over_a_backward_without_a_graph(function):
+    """Dual numbers arrive in the backward although grad mode is off: nothing may then be written in place."""
+    args = example(function)
+    first, *rest = args
+    tangent = torch.ones_like(args[first])
+
+    def pushed(module: Any) -> Tensor:
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(args[first], tangent)
+            loss = getattr(module, function)(dual, *(args[name] for name in rest))
+            (grad,) = torch.autograd.grad(loss, dual)
+            return torch.autograd.forward_ad.unpack_dual(grad).tangent
+
+    assert difference("tangent", pushed(functions), pushed(reference)).agrees
+
+
+@pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_words_of_any_dtype_have_every_derivative(function, dtype):
+    args = example(function)
+    args["y"] = args["y"].to(dtype)
+    hand, auto = getattr(functions, function), getattr(reference, function)
+    for derive in (second_derivatives, tangents):
+        for found, expected in zip(derive(hand, tuple(args.values())), derive(auto, tuple(args.values())), strict=True):
+            assert difference(derive.__name__, found, expected).agrees
