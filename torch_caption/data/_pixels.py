@@ -1,0 +1,194 @@
+"""Features of a picture from its pixels alone, by one fixed recipe."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from torch_caption.data._draw import PALETTE, RADII, SHAPES, SIDE, cover
+
+INKS = np.array(list(PALETTE.values()), dtype=np.float32)  # (8, 3)
+FAINT = 25.0  # a pixel nearer than this to the paper's colour is paper
+WAYS = 8  # directions that an edge may face
+BENDS = np.array(
+    [0.14, 0.28, 0.42, 0.56, 0.70], dtype=np.float32
+)  # ink around an edge: little at a corner, half if straight
+SCALES = (1.2, 2.4)  # pixels, how far "around" reaches
+PAD = 8
+COUNT_KNOTS = np.arange(1, 5)
+AREA_KNOTS = np.arange(3.0, 6.5, 0.5)  # logarithm of pixels
+PLACE_KNOTS = np.linspace(0, 1, 5)
+ANGLE_KNOTS = np.arange(-2, 6) * math.pi / 8
+GRID = 8
+LAYER_DIM = len(INKS) + len(COUNT_KNOTS) + len(AREA_KNOTS) + 2 * len(PLACE_KNOTS) + len(SHAPES)
+FEATURE_DIM = 2 * LAYER_DIM + len(ANGLE_KNOTS) + 2 + GRID * GRID
+EXAMPLES = 12  # of each silhouette
+TINY = 1e-6
+
+
+def features(picture: np.ndarray) -> np.ndarray:
+    """What a picture shows, as (FEATURE_DIM,) float32, from its pixels alone.
+
+    1. The median colour is the paper. A pixel is ink as far as it differs from the paper, and its ink is the one of the
+       palette whose difference from the paper points the same way, so that the blend at an edge keeps its ink.
+    2. The two inks that cover most are two layers, each an image of coverage from 0 to 1.
+    3. Of each layer: likeness of its colour to each ink of the palette; the number of its pieces, counted by Euler
+       number; the logarithm of their mean area; the centre's x and y; and the likeness of its outline to that of each
+       shape. The outline is a histogram of edge pixels by direction and by how much ink lies around them at two scales;
+       likeness is softmax(-d^2 / 2) of its distance d to examples drawn once, whitened by the spread among examples.
+       Numbers become soft histograms: each falls between two knots and is shared by them.
+    4. The layers come in order along the axis, x or y, that parts them more; then the direction from one to the other
+       and the ink on an 8 x 8 grid.
+
+    Fixed factors bring the spread of the first blocks near 1. The examples come from a seed of their own.
+
+    Args:
+        picture: (h, w, 3) uint8, red, green, blue; brought to SIDE x SIDE if it is of another size.
+
+    Raises:
+        ValueError: the array is not such a picture.
+    """
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
+        raise ValueError(f"a picture is (h, w, 3) uint8, not {picture.shape} {picture.dtype}")
+    if picture.shape[:2] != (SIDE, SIDE):
+        picture = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    layers = [(*_centre(ink), ink, likeness) for ink, likeness in _layers(picture)]
+    gap = np.array(layers[1][:2]) - np.array(layers[0][:2])
+    if gap[np.abs(gap).argmax()] < 0:
+        layers.reverse()
+        gap = -gap
+    blocks = [_describe(*layer) for layer in layers]
+    angle = math.atan2(gap[1], gap[0])
+    grid = (layers[0][2] + layers[1][2]).reshape(GRID, SIDE // GRID, GRID, SIDE // GRID).mean((1, 3))
+    return np.concatenate([*blocks, 2.5 * _hats(angle, ANGLE_KNOTS), 3 * gap, 1.5 * grid.ravel()]).astype(np.float32)
+
+
+def _layers(picture: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Coverage (SIDE, SIDE) by each of the two main inks, and its likeness (8,) to every ink of the palette."""
+    pixels = picture.reshape(-1, 3).astype(np.float32)
+    paper = np.median(pixels, axis=0)
+    full = np.maximum(np.linalg.norm(paper - INKS, axis=1), FAINT)  # (8,)
+    inked = paper - pixels
+    depth = np.sqrt(np.einsum("ij,ij->i", inked, inked))
+    seen = np.flatnonzero(depth > FAINT)
+    depth = depth[seen]
+    cosine = inked[seen] @ ((paper - INKS) / full[:, None]).T / depth[:, None]  # (seen, 8)
+    masses = np.bincount(cosine.argmax(1), depth, len(INKS)) / full
+    main = np.argsort(-masses, kind="stable")[:2]
+    which = cosine[:, main].argmax(1)
+    amount = _firm(depth / full[main][which])
+    layers = []
+    for k in range(2):
+        own = which == k
+        ink = np.zeros(SIDE * SIDE, dtype=np.float32)
+        ink[seen[own]] = amount[own]
+        solid = cosine[own & (amount > 0.9)]
+        likeness = np.exp(50 * (solid.mean(0) - 1)) if len(solid) else np.zeros(len(INKS))
+        layers.append((ink.reshape(SIDE, SIDE), likeness))
+    return layers
+
+
+def _firm(amount: np.ndarray) -> np.ndarray:
+    """Coverage without its uncertain ends: a faint pixel is none, a nearly full one is full."""
+    return np.clip((amount - 0.1) / 0.8, 0, 1)
+
+
+def _centre(ink: np.ndarray) -> tuple[float, float]:
+    """x and y of the centre of mass, 0 to 1."""
+    axis = np.arange(SIDE, dtype=np.float32) / (SIDE - 1)
+    mass = ink.sum() + TINY
+    return float(ink.sum(0) @ axis / mass), float(ink.sum(1) @ axis / mass)
+
+
+def _describe(x: float, y: float, ink: np.ndarray, likeness: np.ndarray) -> np.ndarray:
+    """(LAYER_DIM,) the numbers of one layer; all 0 where there is no ink."""
+    outline, pieces = _outline(ink)
+    mass = ink.sum()
+    area = math.log(mass / max(pieces, 1) + 1)
+    means, whiten = _silhouettes()
+    distance = ((outline @ whiten - means) ** 2).sum(-1)  # (shapes, sizes)
+    like = np.exp(-(distance - distance.min()) / 2).sum(1)
+    numbers = [
+        3 * likeness,
+        2.5 * _hats(pieces, COUNT_KNOTS),
+        2.5 * _hats(area, AREA_KNOTS),
+        _hats(x, PLACE_KNOTS),
+        _hats(y, PLACE_KNOTS),
+        3 * like / like.sum(),
+    ]
+    return float(np.clip((mass - 5) / 20, 0, 1)) * np.concatenate(numbers)
+
+
+def _hats(value: float | np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """The value shared by the two even knots it lies between; beyond the ends, all of it is the last knot's."""
+    inside = np.clip(value, knots[0], knots[-1])
+    return np.maximum(1 - np.abs(inside[..., None] - knots) / (knots[1] - knots[0]), 0)
+
+
+def _outline(ink: np.ndarray) -> tuple[np.ndarray, float]:
+    """(len(SCALES) * WAYS * len(BENDS),) roots of histograms of the edge pixels, and the number of pieces."""
+    ink = _crop(ink)
+    down, across = (_blurs()[:, :n, :n] for n in ink.shape)
+    soft = down[0] @ ink @ across[0]
+    dy, dx = np.zeros_like(soft), np.zeros_like(soft)
+    dy[1:-1], dx[:, 1:-1] = (soft[2:] - soft[:-2]) / 2, (soft[:, 2:] - soft[:, :-2]) / 2
+    steep = np.hypot(dx, dy)
+    edge = steep > 0.05
+    weight = steep[edge] / (steep[edge].sum() + TINY)
+    turn = np.arctan2(dy[edge], dx[edge]) * np.float32(WAYS / (2 * math.pi))
+    apart = np.abs((turn[:, None] - np.arange(WAYS, dtype=np.float32) + WAYS / 2) % WAYS - WAYS / 2)
+    ways = (np.maximum(1 - apart, 0) * weight[:, None]).T  # (WAYS, edge pixels)
+    around = ((down[k] @ ink @ across[k])[edge] for k in range(1, len(SCALES) + 1))
+    outline = np.sqrt(np.concatenate([(ways @ _hats(bend, BENDS)).ravel() for bend in around]))
+    return outline, _pieces(soft > 0.4)
+
+
+def _crop(ink: np.ndarray) -> np.ndarray:
+    """The part with ink, with a margin as wide as the blurs reach."""
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    if not len(rows):
+        return np.zeros((2 * PAD, 2 * PAD), dtype=np.float32)
+    return np.pad(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], PAD)
+
+
+@lru_cache(maxsize=1)
+def _blurs() -> np.ndarray:
+    """(1 + len(SCALES), n, n) matrices that blur along an axis of up to n pixels."""
+    axis = np.arange(SIDE + 2 * PAD)
+    sigma = np.array((1.0, *SCALES))[:, None, None]
+    kernel = np.exp(-0.5 * ((axis[:, None] - axis) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+    return kernel.astype(np.float32)
+
+
+def _pieces(solid: np.ndarray) -> float:
+    """How many pieces a mask with a clear border has, less its holes: Gray's count of 2 x 2 windows."""
+    a, b, c, d = (part.astype(np.int8) for part in (solid[:-1, :-1], solid[1:, :-1], solid[:-1, 1:], solid[1:, 1:]))
+    total = a + b + c + d
+    diagonal = (total == 2) & (a == d)
+    return float((total == 1).sum() - (total == 3).sum() + 2 * diagonal.sum()) / 4
+
+
+@lru_cache(maxsize=1)
+def _silhouettes() -> tuple[np.ndarray, np.ndarray]:
+    """Mean outlines (shapes, sizes, K) of example drawings, whitened, and the matrix (K, K) that whitens."""
+    rng = np.random.default_rng(0)
+    outlines = [
+        [[_example(shape, radii, rng) for _ in range(EXAMPLES)] for radii in RADII.values()] for shape in SHAPES
+    ]
+    examples = np.array(outlines, dtype=np.float64)  # (shapes, sizes, EXAMPLES, K)
+    means = examples.mean(2)
+    spread = (examples - means[:, :, None]).reshape(-1, examples.shape[-1])
+    covariance = spread.T @ spread / len(spread) + 1e-3 * np.eye(spread.shape[1])
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    return means @ whiten, whiten
+
+
+def _example(shape: str, radii: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    x, y = SIDE / 2 + rng.random(2)
+    left, top, part = cover(shape, x, y, rng.uniform(*radii), rng.uniform(-9, 9))
+    ink = np.zeros((SIDE, SIDE), dtype=np.float32)
+    ink[top : top + part.shape[0], left : left + part.shape[1]] = _firm(part)
+    return _outline(ink)[0]
