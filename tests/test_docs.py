@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import itertools
 import os
 import re
 import runpy
@@ -45,9 +46,8 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     source = page.read_text(encoding="utf-8")
     found = list(FENCE.finditer(source))
-    following: list[re.Match[str] | None] = [*found[1:], None]
     made = []
-    for block, after in zip(found, following, strict=True):
+    for block, after in itertools.zip_longest(found, found[1:]):
         adjacent = after is not None and after[1] == "text" and not source[block.end() : after.start()].strip()
         line = source.count("\n", 0, block.start(2)) + 1
         made.append(Block(block[1], block[2], line, after[2] if after is not None and adjacent else None))
