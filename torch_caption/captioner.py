@@ -106,12 +106,13 @@ class CaptioningRNN(nn.Module):
             TypeError: a dtype or device does not fit.
             ValueError: a shape does not fit.
         """
+        state = self.begin(features)
         if captions.dim() != 2 or captions.shape[0] != features.shape[0] or captions.shape[1] < 1:
             raise ValueError(f"captions must be ({features.shape[0]}, T) with T >= 1, but are {tuple(captions.shape)}")
         words, targets = captions[:, :-1], captions[:, 1:]
         ops = self.cell.ops
         x = self._drop(ops.word_embedding(words, self.W_embed))  # (N, T, W)
-        h = self._drop(self.cell.sequence(x, self.begin(features), self.Wx, self.Wh, self.b))  # (N, T, H)
+        h = self._drop(self.cell.sequence(x, state, self.Wx, self.Wh, self.b))  # (N, T, H)
         return ops.temporal_affine_softmax_loss(h, self.W_vocab, self.b_vocab, targets, targets != self.null)
 
     def begin(self, features: Tensor) -> State:

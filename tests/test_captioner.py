@@ -1,0 +1,551 @@
+"""The captioner as a whole."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from torch_caption.agreement import assert_derivatives, difference
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.vocabulary import SPECIAL
+
+N, T, D, W, H = 4, 6, 7, 3, 5
+WORDS = {word: k for k, word in enumerate([*SPECIAL, "a", "red", "ball", "here"])}
+V = len(WORDS)
+NULL, START, END = WORDS["<NULL>"], WORDS["<START>"], WORDS["<END>"]
+CAPTIONS = torch.tensor(
+    [
+        [START, 4, 5, 6, END, NULL],
+        [START, 6, END, NULL, NULL, NULL],
+        [START, 4, 4, 4, 7, END],
+        [START, END, NULL, NULL, NULL, NULL],
+    ]
+)
+
+
+@pytest.fixture(params=["rnn", "lstm"])
+def cell_type(request) -> str:
+    return request.param
+
+
+def make(cell_type: str = "rnn", seed: int = 0, **options: object) -> CaptioningRNN:
+    """A float64 model whose weights are not as small as at first, so that everything matters."""
+    torch.manual_seed(seed)
+    model = CaptioningRNN(WORDS, D, W, H, cell_type, **options).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) / p.shape[0] ** 0.5)
+    return model
+
+
+@pytest.fixture
+def model(cell_type) -> CaptioningRNN:
+    return make(cell_type)
+
+
+@pytest.fixture
+def features() -> Tensor:
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+# Parameters ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_and_shapes(cell_type):
+    G = {"rnn": 1, "lstm": 4}[cell_type]
+    assert {name: tuple(p.shape) for name, p in make(cell_type).named_parameters()} == {
+        "W_proj": (D, H),
+        "b_proj": (H,),
+        "W_embed": (V, W),
+        "Wx": (W, G * H),
+        "Wh": (H, G * H),
+        "b": (G * H,),
+        "W_vocab": (H, V),
+        "b_vocab": (V,),
+    }
+
+
+def test_default_sizes():
+    shapes = {name: tuple(p.shape) for name, p in CaptioningRNN(WORDS).named_parameters()}
+    assert shapes["W_proj"] == (512, 128)
+    assert shapes["Wx"] == (128, 128)
+
+
+def test_first_values(cell_type):
+    """Normal over sqrt(fan-in), the word vectors over 100, the biases zero."""
+    torch.manual_seed(0)
+    words = {**WORDS, **{f"word{k}": k for k in range(V, 300)}}
+    params = dict(CaptioningRNN(words, 300, 200, 100, cell_type).named_parameters())
+    scales = {"W_proj": 300**-0.5, "W_embed": 0.01, "Wx": 200**-0.5, "Wh": 0.1, "W_vocab": 0.1}
+    for name, scale in scales.items():
+        values = params[name].detach() / scale
+        error = values.numel() ** -0.5
+        assert abs(values.mean()) < 4 * error
+        assert abs(values.std() - 1) < 4 * error
+        assert 2.5 < values.abs().max() < 7
+    assert not any(p.any() for name, p in params.items() if name.startswith("b"))
+
+
+# The loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_is_that_of_the_words_one_by_one(model, features):
+    """The sequence against the stepper, which shares none of its code; <NULL> is not counted."""
+    state, total = model.begin(features), torch.zeros(N, dtype=torch.float64)
+    for t in range(T - 1):
+        scores, state = model.step(CAPTIONS[:, t], state)
+        nll = -scores.log_softmax(1)[torch.arange(N), CAPTIONS[:, t + 1]]
+        total += nll * (CAPTIONS[:, t + 1] != NULL)
+    torch.testing.assert_close(model(features, CAPTIONS), total.mean(), rtol=1e-13, atol=0)
+
+
+def test_padding_changes_nothing(model, features):
+    padded = F.pad(CAPTIONS, (0, 3), value=NULL)
+    torch.testing.assert_close(model(features, padded), model(features, CAPTIONS), rtol=1e-14, atol=0)
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(model(features, CAPTIONS.to(dtype)), model(features, CAPTIONS))
+
+
+def test_loss_sees_the_image(model, features):
+    """The known answer of the LSTM hardly does: its image saturates the gates."""
+    one = CAPTIONS[:1]
+    losses = [model(row.unsqueeze(0), one).item() for row in features]
+    assert np.ptp(losses) > 1e-3
+    features.requires_grad_()
+    (grad,) = torch.autograd.grad(model(features, CAPTIONS), features)
+    assert (grad.abs().max(1).values > 1e-4).all()
+
+
+def test_captions_without_words_cost_nothing(model, features):
+    for captions in (CAPTIONS[:, :1], torch.full((N, T), NULL)):
+        loss = model(features, captions)
+        assert loss.item() == 0
+        model.zero_grad()
+        loss.backward()
+        assert not any(p.grad.any() for p in model.parameters())
+    assert model(features[:0], CAPTIONS[:0]).item() == 0
+
+
+def test_id_beyond_the_vocabulary_is_met_in_a_caption():
+    """The assignment's own test has three words with the ids 0, 2 and 3."""
+    model = CaptioningRNN({"<NULL>": 0, "cat": 2, "dog": 3}, D, W, H)
+    assert model.vocab_size == 3
+    assert model(torch.randn(1, D), torch.tensor([[0, 1, 2]])).isfinite()
+    with pytest.raises(IndexError, match=r"word_embedding: x\[0, 0\] is 3, but W has 3 rows"):
+        model(torch.randn(1, D), torch.tensor([[3, 1, 2]]))
+    with pytest.raises(IndexError, match=r"temporal_affine_softmax_loss: y\[0, 1\] is 3, but there are 3 scores"):
+        model(torch.randn(1, D), torch.tensor([[0, 1, 3]]))
+
+
+# Gradients -----------------------------------------------------------------------------------------------------------
+
+
+def test_hand_and_auto_agree(model, features):
+    other = make(model.cell_type, gradients="auto")
+    for half in (model, other):
+        half(features, CAPTIONS).backward()
+    assert difference("loss", model(features, CAPTIONS), other(features, CAPTIONS)).agrees
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert p.grad.any()
+        assert difference(f"d{name}", p.grad, q.grad).agrees
+
+
+def test_derivatives(cell_type):
+    """Of the whole model by features and all parameters, in every mode."""
+    torch.manual_seed(0)
+    model = CaptioningRNN({"<NULL>": 0, "a": 1, "b": 2}, 1, 1, 1, cell_type).double()
+    names, params = zip(*model.named_parameters(), strict=True)
+
+    def loss(features: Tensor, *params: Tensor) -> Tensor:
+        captions = torch.tensor([[1, 2, 1], [2, 2, 0]])
+        return functional_call(model, dict(zip(names, params, strict=True)), (features, captions))
+
+    params = [torch.randn_like(p).requires_grad_() for p in params]
+    assert_derivatives(loss, (torch.randn(2, 1, dtype=torch.float64, requires_grad=True), *params))
+
+
+def losses_of(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    """Training from fixed batches of three of the captions."""
+    generator = torch.Generator().manual_seed(2)
+    pictures = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    losses = []
+    for _ in range(steps):
+        rows = torch.randperm(N, generator=generator)[:3]
+        loss = model(pictures[rows], CAPTIONS[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+OPTIMIZERS: dict[str, Callable] = {
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    "Adam": lambda params: torch.optim.Adam(params, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_hundred_steps_of_hand_and_auto_agree(cell_type, optimizer):
+    curves = []
+    for gradients in ("hand", "auto"):
+        model = make(cell_type, gradients=gradients)
+        curves.append(losses_of(model, OPTIMIZERS[optimizer](model.parameters()), 100))
+    assert curves[0][-1] < 0.7 * curves[0][0]
+    np.testing.assert_allclose(*curves, rtol=0, atol=1e-9)
+
+
+class Twin(nn.Module):
+    """The same captioner of torch's own layers, with the weights of one of ours."""
+
+    def __init__(self, model: CaptioningRNN):
+        super().__init__()
+        self.project = nn.Linear(D, H)
+        self.embed = nn.Embedding(V, W)
+        self.recurrent = {"rnn": nn.RNN, "lstm": nn.LSTM}[model.cell_type](W, H, batch_first=True)
+        self.score = nn.Linear(H, V)
+        self.double()
+        self.take({name: p.detach() for name, p in model.named_parameters()})
+
+    @torch.no_grad()
+    def take(self, params: dict[str, Tensor]) -> None:
+        weights = {
+            "project.weight": params["W_proj"].T,
+            "project.bias": params["b_proj"],
+            "embed.weight": params["W_embed"],
+            "recurrent.weight_ih_l0": self.permuted(params["Wx"]).T,
+            "recurrent.weight_hh_l0": self.permuted(params["Wh"]).T,
+            "recurrent.bias_ih_l0": self.permuted(params["b"]),
+            "recurrent.bias_hh_l0": torch.zeros_like(params["b"]),
+            "score.weight": params["W_vocab"].T,
+            "score.bias": params["b_vocab"],
+        }
+        self.load_state_dict(weights)
+        self.recurrent.bias_hh_l0.requires_grad_(False)  # of two equal biases, one is enough
+
+    def permuted(self, w: Tensor) -> Tensor:
+        """Gates i f o g as torch's i f g o; its own inverse."""
+        if isinstance(self.recurrent, nn.RNN):
+            return w
+        i, f, o, g = w.chunk(4, dim=-1)
+        return torch.cat([i, f, g, o], dim=-1)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By our names and in our layout."""
+        grads = {name: p.grad for name, p in self.named_parameters()}
+        return {
+            "W_proj": grads["project.weight"].T,
+            "b_proj": grads["project.bias"],
+            "W_embed": grads["embed.weight"],
+            "Wx": self.permuted(grads["recurrent.weight_ih_l0"].T),
+            "Wh": self.permuted(grads["recurrent.weight_hh_l0"].T),
+            "b": self.permuted(grads["recurrent.bias_ih_l0"]),
+            "W_vocab": grads["score.weight"].T,
+            "b_vocab": grads["score.bias"],
+        }
+
+    def forward(self, features: Tensor, captions: Tensor) -> Tensor:
+        h0 = self.project(features).unsqueeze(0)
+        state = (h0, torch.zeros_like(h0)) if isinstance(self.recurrent, nn.LSTM) else h0
+        h, _ = self.recurrent(self.embed(captions[:, :-1]), state)
+        scores, targets = self.score(h).flatten(0, 1), captions[:, 1:].flatten()
+        return F.cross_entropy(scores, targets, ignore_index=NULL, reduction="sum") / features.shape[0]
+
+
+def test_gradients_are_those_of_torch_nn(model, features):
+    twin = Twin(model)
+    mine = features.clone().requires_grad_()
+    its = features.clone().requires_grad_()
+    loss, expected = model(mine, CAPTIONS), twin(its, CAPTIONS)
+    assert difference("loss", loss, expected).agrees
+    loss.backward()
+    expected.backward()
+    assert difference("dfeatures", mine.grad, its.grad).agrees
+    grads = twin.gradients()
+    for name, p in model.named_parameters():
+        assert difference(f"d{name}", p.grad, grads[name]).agrees
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_ten_losses_are_those_of_torch_nn(model, optimizer):
+    twin = Twin(model)
+    make_optimizer = OPTIMIZERS[optimizer]
+    expected = losses_of(twin, make_optimizer([p for p in twin.parameters() if p.requires_grad]), 10)
+    np.testing.assert_allclose(losses_of(model, make_optimizer(model.parameters()), 10), expected, rtol=1e-11)
+    assert expected[-1] < expected[0]
+
+
+def test_gradients_per_sample(model, features):
+    """vmap of grad, through functional_call, against a loop."""
+    params = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(params: dict[str, Tensor], feature: Tensor, caption: Tensor) -> Tensor:
+        return functional_call(model, params, (feature.unsqueeze(0), caption.unsqueeze(0)))
+
+    mapped = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(params, features, CAPTIONS)
+    for n in range(N):
+        model.zero_grad()
+        model(features[n : n + 1], CAPTIONS[n : n + 1]).backward()
+        for name, p in model.named_parameters():
+            assert difference(f"d{name} of {n}", mapped[name][n], p.grad).agrees
+
+
+def test_compiled(model, features):
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss = compiled(features, CAPTIONS)
+    grads = torch.autograd.grad(loss, tuple(model.parameters()))
+    expected = torch.autograd.grad(model(features, CAPTIONS), tuple(model.parameters()))
+    assert difference("loss", loss, model(features, CAPTIONS)).agrees
+    for name, grad, other in zip(dict(model.named_parameters()), grads, expected, strict=True):
+        assert difference(f"d{name}", grad, other).agrees
+
+
+def test_half_precision_by_autocast(cell_type, features):
+    model = make(cell_type).float()
+    single = model(features.float(), CAPTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(features.float(), CAPTIONS)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(single.item(), rel=0.02)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+# Sampling ------------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_learnt_by_heart(cell_type):
+    model = make(cell_type)
+    losses = losses_of(model, torch.optim.Adam(model.parameters(), lr=0.05), 200)
+    assert losses[-1] < 0.1
+    pictures = torch.randn(N, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    words = model.sample(pictures, max_length=T - 1)
+    assert words.dtype == torch.int64
+    assert torch.equal(words, CAPTIONS[:, 1:])  # <END> among them, <NULL> after it
+    assert torch.equal(model.sample(pictures, max_length=8)[:, T - 1 :], torch.full((N, 3), NULL))
+    assert torch.equal(model.sample(pictures, max_length=2), CAPTIONS[:, 1:3])
+
+
+def test_samples_are_the_likeliest_words(model, features):
+    words = model.sample(features, max_length=9)
+    assert words.shape == (N, 9)
+    assert not words.requires_grad
+    for n in range(N):
+        state, word, ended = model.begin(features[n : n + 1]), torch.tensor([START]), False
+        for t in range(9):
+            scores, state = model.step(word, state)
+            scores[:, [NULL, START]] = -torch.inf
+            word = scores.argmax(1)
+            assert words[n, t] == (NULL if ended else word.item())
+            ended = ended or word.item() == END
+    assert model.sample(features[:0]).shape == (0, 30)
+
+
+def test_samples_without_an_end_run_on(features):
+    words = {word: k for k, word in enumerate(["<NULL>", "<START>", "a", "b"])}
+    model = CaptioningRNN(words, D, W, H).double()
+    sampled = model.sample(features, max_length=7)
+    assert sampled.shape == (N, 7)
+    assert (sampled >= 2).all()
+
+
+def test_sampling_needs_a_start(features):
+    model = CaptioningRNN({"<NULL>": 0, "cat": 1}, D, W, H).double()
+    with pytest.raises(ValueError, match=r"^the vocabulary has no <START> to begin a caption with$"):
+        model.sample(features)
+
+
+# Dropout -------------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_in_training_alone(cell_type, features):
+    model, plain = make(cell_type, dropout=0.5), make(cell_type)
+    expected = plain(features, CAPTIONS)
+    model.eval()
+    assert torch.equal(model(features, CAPTIONS), expected)
+    model.train()
+    first, second = model(features, CAPTIONS), model(features, CAPTIONS)
+    assert first != second
+    assert first != expected
+    assert torch.equal(model.sample(features), plain.sample(features))  # a step drops nothing
+    plain.train()
+    assert torch.equal(plain(features, CAPTIONS), expected)
+
+
+def test_dropout_is_the_same_for_hand_and_auto(cell_type, features):
+    grads = []
+    for gradients in ("hand", "auto"):
+        model = make(cell_type, gradients=gradients, dropout=0.3)
+        torch.manual_seed(5)
+        grads.append(torch.autograd.grad(model(features, CAPTIONS), tuple(model.parameters())))
+    for k, (hand, auto) in enumerate(zip(*grads, strict=True)):
+        assert difference(f"gradient {k}", hand, auto).agrees
+
+
+# Weights in and out --------------------------------------------------------------------------------------------------
+
+
+def test_params_go_out_and_in(model, features):
+    params = model.params()
+    assert all(isinstance(value, np.ndarray) and value.dtype == np.float64 for value in params.values())
+    params["b"][:] = 7  # a copy
+    assert not (model.b == 7).any()
+    other = make(model.cell_type, seed=1)
+    other.load_params(model.params())
+    assert torch.equal(other(features, CAPTIONS), model(features, CAPTIONS))
+
+
+@pytest.mark.parametrize("kind", ["float32", "fortran", "read-only", "strided", "big-endian", "integers", "lists"])
+def test_params_of_any_layout(model, kind):
+    kinds: dict[str, Callable] = {
+        "float32": lambda x: x.astype(np.float32),
+        "fortran": np.asfortranarray,
+        "read-only": lambda x: np.broadcast_to(x, x.shape),
+        "strided": lambda x: np.repeat(x, 2, axis=0)[::-2],
+        "big-endian": lambda x: x.astype(">f8"),
+        "integers": lambda x: (10 * x).astype(int),
+        "lists": lambda x: x.tolist(),
+    }
+    params = {name: kinds[kind](value) for name, value in model.params().items()}
+    model.load_params(params)
+    for name, value in model.params().items():
+        np.testing.assert_array_equal(value, np.asarray(params[name]).astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.pop("Wh"), r"^params lack \['Wh'\] and hold unknown nothing$"),
+        (lambda p: p.update(W=p["b"]), r"^params lack nothing and hold unknown \['W'\]$"),
+        (lambda p: p.update(b_vocab=p["b_vocab"][1:]), r"^params\['b_vocab'\] must be \(8,\), but is \(7,\)$"),
+        (lambda p: p.update(W_vocab=p["W_vocab"].T), r"^params\['W_vocab'\] must be \(5, 8\), but is \(8, 5\)$"),
+        (lambda p: p.update(b_vocab=p["b_vocab"].astype(object)), "must hold real numbers, but holds object"),
+        (lambda p: p.update(b_vocab=p["b_vocab"] + 0j), "must hold real numbers, but holds complex128"),
+    ],
+)
+def test_params_that_do_not_fit_change_nothing(model, change, message):
+    before = model.params()
+    params = {name: value + 1 for name, value in before.items()}
+    change(params)
+    with pytest.raises(ValueError, match=message):
+        model.load_params(params)
+    for name, value in model.params().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_npz_round_trip(model, features, tmp_path):
+    path = tmp_path / "weights of mine"  # written as named, with no ending added
+    model.save_npz(path)
+    with np.load(path) as arrays:
+        assert set(arrays.files) == set(model.params())
+    other = make(model.cell_type, seed=1)
+    other.load_npz(path)
+    assert torch.equal(other(features, CAPTIONS), model(features, CAPTIONS))
+
+
+def damaged(path, model) -> None:
+    np.savez_compressed(path, **model.params())
+    content = bytearray(path.read_bytes())
+    content[60:100] = bytes(40)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, model: None,
+        lambda path, model: path.mkdir(),
+        lambda path, model: path.write_bytes(b""),
+        lambda path, model: path.write_bytes(b"not an archive"),
+        lambda path, model: path.write_bytes(pickle.dumps(model.params())),
+        lambda path, model: path.write_bytes(np.ones(3).tobytes()),
+        lambda path, model: np.save(path.open("wb"), np.ones(3)),
+        lambda path, model: np.savez(path, b=model.params()["b"]),
+        lambda path, model: np.savez(path, **{**model.params(), "b": np.array([{}])}),
+        damaged,
+    ],
+    ids=["missing", "folder", "empty", "text", "pickle", "bytes", "npy", "lacking", "objects", "damaged"],
+)
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_npz_that_is_none_is_named(write, tmp_path):
+    model = make()
+    path = tmp_path / "weights.npz"
+    write(path, model)
+    before = model.params()
+    with pytest.raises(ValueError, match=r"weights\.npz: ") as caught:
+        model.load_npz(path)
+    assert str(caught.value).count("weights.npz") == 1
+    for name, value in model.params().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_copied_pickled_and_saved(model, features):
+    expected = model(features, CAPTIONS)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
+        assert torch.equal(other(features, CAPTIONS), expected)
+        assert other.W_proj is not model.W_proj
+    other = make(model.cell_type, seed=1)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(features, CAPTIONS), expected)
+    assert set(model.state_dict()) == set(model.params())
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"word_to_idx": {"cat": 0}}, "^word_to_idx lacks <NULL>$"),
+        ({"cell_type": "gru"}, "^cell_type must be one of rnn, lstm, but is 'gru'$"),
+        ({"gradients": "numerical"}, "^gradients must be one of hand, auto, but is 'numerical'$"),
+        ({"input_dim": 0}, "^input_dim must be at least 1, but is 0$"),
+        ({"wordvec_dim": -1}, "^wordvec_dim must be at least 1, but is -1$"),
+        ({"hidden_dim": 0}, "^hidden_dim must be at least 1, but is 0$"),
+        ({"dropout": 1.0}, "^dropout must be at least 0 and below 1, but is 1.0$"),
+        ({"dropout": -0.1}, "^dropout must be at least 0 and below 1, but is -0.1$"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        CaptioningRNN(**{"word_to_idx": WORDS, **options})
+
+
+@pytest.mark.parametrize("gradients", ["hand", "auto"])
+def test_refused_inputs(features, gradients):
+    model = make(gradients=gradients)
+    cases: list[tuple[Tensor, Tensor, str]] = [
+        (features[:, :3], CAPTIONS, rf"^features must be \(N, {D}\), but are \(4, 3\)$"),
+        (features[0], CAPTIONS[:1], rf"^features must be \(N, {D}\), but are \(7,\)$"),
+        (features, CAPTIONS[:3], r"^captions must be \(4, T\) with T >= 1, but are \(3, 6\)$"),
+        (features, CAPTIONS[0], r"^captions must be \(4, T\) with T >= 1, but are \(6,\)$"),
+        (features, CAPTIONS[:, :0], r"^captions must be \(4, T\) with T >= 1, but are \(4, 0\)$"),
+    ]
+    for pictures, captions, message in cases:
+        with pytest.raises(ValueError, match=message):
+            model(pictures, captions)
+
+
+def test_refused_kinds(features):
+    model = make()
+    with pytest.raises(TypeError, match="word_embedding: x must hold integers, but is float32"):
+        model(features, CAPTIONS.float())
+    with pytest.raises(TypeError, match="affine: w is float64, but x is float32"):
+        model(features.float(), CAPTIONS)
+    captions = CAPTIONS.clone()
+    captions[1, 1] = -1
+    with pytest.raises(IndexError, match=r"word_embedding: x\[1, 1\] is -1, but W has 8 rows"):
+        model(features, captions)
