@@ -13,12 +13,12 @@ SIDE = 96  # pixels of a picture's side
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "moon")
 PALETTE = {
     "red": (214, 36, 40),
-    "orange": (247, 138, 24),
+    "orange": (242, 138, 24),
     "yellow": (243, 206, 30),
     "green": (44, 154, 66),
     "blue": (38, 86, 208),
     "purple": (122, 44, 166),
-    "pink": (250, 112, 182),
+    "pink": (242, 112, 182),
     "black": (36, 36, 40),
 }
 COLOURS = tuple(PALETTE)
@@ -32,7 +32,9 @@ RELATIONS = (
 
 GAP = 6.0  # least distance in pixels between two groups, and
 MARGIN = 2.0  # of a group from the edge of the picture
-GRAIN = np.array([-5.0, 5.0] + [0.0] * 8)  # one of these is added to each pixel; few are not 0, so the files stay small
+GRAIN = np.array(
+    [-5, 5, *[0] * 8], dtype=np.float32
+)  # one of these is added to each pixel; few are not 0, so the files stay small
 FINER = 4  # a shape is drawn this many times larger and then reduced, so that its edges are smooth
 
 
@@ -69,14 +71,14 @@ class Scene:
 # How the shapes of a group stand, in units of the distance between neighbours.
 ARRANGEMENTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
     1: (((0, 0),),),
-    2: (((0, 0), (1, 0)), ((0, 0), (0, 1)), ((0, 0), (0.8, 0.7)), ((0, 0.7), (0.8, 0))),
+    2: (((0, 0), (1, 0)), ((0, 0), (0, 1)), ((0, 0), (1, 0.7)), ((0, 0.7), (1, 0))),
     3: (
-        ((0, 0), (1, 0), (0.5, 0.9)),
-        ((0, 0.9), (1, 0.9), (0.5, 0)),
+        ((0, 0), (1, 0), (0.5, 1)),
+        ((0, 1), (1, 1), (0.5, 0)),
         ((0, 0), (1, 0), (2, 0)),
         ((0, 0), (0, 1), (0, 2)),
-        ((0, 0), (0.9, 0.5), (0, 1)),
-        ((0.9, 0), (0, 0.5), (0.9, 1)),
+        ((0, 0), (1, 0.5), (0, 1)),
+        ((1, 0), (0, 0.5), (1, 1)),
     ),
     4: (
         ((0, 0), (1, 0), (0, 1), (1, 1)),
@@ -133,7 +135,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """The picture of a scene with places, (SIDE, SIDE, 3) uint8, on a light background of random tint and grain."""
     picture = _background(rng)
     for group in scene.groups:
-        ink = np.clip(np.array(PALETTE[group.colour]) + rng.uniform(-9, 9, 3), 0, 255)
+        ink = (np.array(PALETTE[group.colour]) + rng.uniform(-8, 8, 3)).astype(np.float32)
         for x, y, radius, angle in group.places:
             left, top, part = cover(group.shape, x, y, radius, angle)
             patch = picture[top : top + part.shape[0], left : left + part.shape[1]]
@@ -149,17 +151,17 @@ def cover(shape: str, x: float, y: float, radius: float, angle: float) -> tuple[
     canvas = Image.new("L", (side * FINER, side * FINER), 0)
     centre = np.array([x - left, y - top]) * FINER
     OUTLINES[shape](ImageDraw.Draw(canvas), centre, radius * FINER, math.radians(angle))
-    return left, top, np.asarray(canvas.reduce(FINER), dtype=np.float64) / 255
+    return left, top, np.asarray(canvas.reduce(FINER), dtype=np.float32) / 255
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
     """(SIDE, SIDE, 3) a light tint that fades towards another in a random direction."""
-    tint = rng.uniform(226, 252, 3)
-    other = np.clip(tint + rng.uniform(-9, 9, 3), 222, 255)
+    middle = rng.uniform(226, 244, 3).astype(np.float32)
+    change = rng.uniform(-4, 4, 3).astype(np.float32)
     turn = rng.uniform(0, 2 * math.pi)
-    axis = np.linspace(-0.5, 0.5, SIDE)
-    fade = np.clip(0.5 + axis * math.cos(turn) + axis[:, None] * math.sin(turn), 0, 1)[..., None]
-    return tint + fade * (other - tint)
+    axis = np.linspace(-0.7, 0.7, SIDE, dtype=np.float32)
+    fade = axis * np.float32(math.cos(turn)) + axis[:, None] * np.float32(math.sin(turn))  # within -1 to 1
+    return middle + fade[..., None] * change
 
 
 def _polygon(points: np.ndarray) -> Callable[[ImageDraw.ImageDraw, np.ndarray, float, float], None]:

@@ -47,7 +47,7 @@ class Phrase:
 
 
 NOUNS = {shape: (shape, False) for shape in SHAPES} | {PLURAL[shape]: (shape, True) for shape in SHAPES}
-COUNT_OF = {word: count for count, word in NUMBERS.items()} | {"a": 1, "an": 1, "single": 1}
+COUNT_OF = {word: count for count, word in NUMBERS.items()} | {"a": 1, "an": 1}
 SIZE_OF = {word: size for size, words in SIZE_WORDS.items() for word in words}
 RELATION_OF = {words: relation for relation, ways in RELATION_WORDS.items() for words in ways}
 PLACE_OF = {words: relation for relation, words in PLACE_WORDS.items()}
@@ -55,7 +55,7 @@ PLACE_OF = {words: relation for relation, words in PLACE_WORDS.items()}
 KIND_OF = dict.fromkeys(RELATION_OF, "r") | dict.fromkeys(PLACE_OF, "p") | {"with": "w", "and": "&"}
 KIND_OF |= {"there is": "e", "there are": "E", "is": "v", "are": "V", "it": "j", "them": "J"}
 KIND_OF |= dict.fromkeys(("a picture of", "the picture shows", "you can see", "i see"), "l")
-REACH = 6  # words of the longest phrase: "on the left of", "a single small red circle"
+REACH = 4  # words of the longest phrases: "to the left of", "two small red circles"
 # Each form of sentence, and which of its two objects stands in the relation to the other.
 SENTENCES = {
     "[leE]?NrN": 0,  # two red circles above a star

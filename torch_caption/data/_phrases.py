@@ -69,8 +69,8 @@ def _name(group: Group, rng: np.random.Generator) -> str:
 
 def _choose(words: tuple[str, ...], rng: np.random.Generator) -> str:
     """One of the words, each half as likely as the one before it."""
-    odds = 0.5 ** np.arange(len(words))
-    return words[rng.choice(len(words), p=odds / odds.sum())]
+    whole = 2 ** len(words) - 1
+    return words[len(words) - (whole - int(rng.integers(whole))).bit_length()]
 
 
 def lexicon() -> list[str]:

@@ -26,14 +26,16 @@ GRID = 8
 LAYER_DIM = len(INKS) + len(COUNT_KNOTS) + len(AREA_KNOTS) + 2 * len(PLACE_KNOTS) + len(SHAPES)
 FEATURE_DIM = 2 * LAYER_DIM + len(ANGLE_KNOTS) + 2 + GRID * GRID
 EXAMPLES = 12  # of each silhouette
+RIDGE = 3e-4  # added to the spread among examples, which are too few to know it in every direction
 TINY = 1e-6
 
 
 def features(picture: np.ndarray) -> np.ndarray:
     """What a picture shows, as (FEATURE_DIM,) float32, from its pixels alone.
 
-    1. The median colour is the paper. A pixel is ink as far as it differs from the paper, and its ink is the one of the
-       palette whose difference from the paper points the same way, so that the blend at an edge keeps its ink.
+    1. The median colour (of every fifth pixel) is the paper. A pixel is ink as far as it differs from the paper, and
+       its ink is the one of the palette whose difference from the paper points the same way: at an edge, where ink and
+       paper blend, that does not change.
     2. The two inks that cover most are two layers, each an image of coverage from 0 to 1.
     3. Of each layer: likeness of its colour to each ink of the palette; the number of its pieces, counted by Euler
        number; the logarithm of their mean area; the centre's x and y; and the likeness of its outline to that of each
@@ -69,7 +71,8 @@ def features(picture: np.ndarray) -> np.ndarray:
 def _layers(picture: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Coverage (SIDE, SIDE) by each of the two main inks, and its likeness (8,) to every ink of the palette."""
     pixels = picture.reshape(-1, 3).astype(np.float32)
-    paper = np.median(pixels, axis=0)
+    some = pixels[::5]
+    paper = np.partition(some, len(some) // 2, axis=0)[len(some) // 2]
     full = np.maximum(np.linalg.norm(paper - INKS, axis=1), FAINT)  # (8,)
     inked = paper - pixels
     depth = np.sqrt(np.einsum("ij,ij->i", inked, inked))
@@ -85,8 +88,8 @@ def _layers(picture: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         own = which == k
         ink = np.zeros(SIDE * SIDE, dtype=np.float32)
         ink[seen[own]] = amount[own]
-        solid = cosine[own & (amount > 0.9)]
-        likeness = np.exp(50 * (solid.mean(0) - 1)) if len(solid) else np.zeros(len(INKS))
+        clear = amount[own] ** 4  # the fuller a pixel, the surer its colour
+        likeness = np.exp(50 * (clear @ cosine[own] / (clear.sum() + TINY) - 1))
         layers.append((ink.reshape(SIDE, SIDE), likeness))
     return layers
 
@@ -124,7 +127,7 @@ def _describe(x: float, y: float, ink: np.ndarray, likeness: np.ndarray) -> np.n
 
 def _hats(value: float | np.ndarray, knots: np.ndarray) -> np.ndarray:
     """The value shared by the two even knots it lies between; beyond the ends, all of it is the last knot's."""
-    inside = np.clip(value, knots[0], knots[-1])
+    inside = np.minimum(np.maximum(value, knots[0]), knots[-1])
     return np.maximum(1 - np.abs(inside[..., None] - knots) / (knots[1] - knots[0]), 0)
 
 
@@ -136,7 +139,7 @@ def _outline(ink: np.ndarray) -> tuple[np.ndarray, float]:
     dy, dx = np.zeros_like(soft), np.zeros_like(soft)
     dy[1:-1], dx[:, 1:-1] = (soft[2:] - soft[:-2]) / 2, (soft[:, 2:] - soft[:, :-2]) / 2
     steep = np.hypot(dx, dy)
-    edge = steep > 0.05
+    edge = steep > 0.08
     weight = steep[edge] / (steep[edge].sum() + TINY)
     turn = np.arctan2(dy[edge], dx[edge]) * np.float32(WAYS / (2 * math.pi))
     apart = np.abs((turn[:, None] - np.arange(WAYS, dtype=np.float32) + WAYS / 2) % WAYS - WAYS / 2)
@@ -151,7 +154,10 @@ def _crop(ink: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     if not len(rows):
         return np.zeros((2 * PAD, 2 * PAD), dtype=np.float32)
-    return np.pad(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], PAD)
+    part = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    framed = np.zeros((part.shape[0] + 2 * PAD, part.shape[1] + 2 * PAD), dtype=np.float32)
+    framed[PAD:-PAD, PAD:-PAD] = part
+    return framed
 
 
 @lru_cache(maxsize=1)
@@ -181,7 +187,7 @@ def _silhouettes() -> tuple[np.ndarray, np.ndarray]:
     examples = np.array(outlines, dtype=np.float64)  # (shapes, sizes, EXAMPLES, K)
     means = examples.mean(2)
     spread = (examples - means[:, :, None]).reshape(-1, examples.shape[-1])
-    covariance = spread.T @ spread / len(spread) + 1e-3 * np.eye(spread.shape[1])
+    covariance = spread.T @ spread / len(spread) + RIDGE * np.eye(spread.shape[1])
     whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
     return means @ whiten, whiten
 

@@ -55,7 +55,7 @@ from torch_caption.vocabulary import SPECIAL, Vocabulary
 __all__ = ["SPLITS", "Group", "Scene", "Score", "Verdict", "ensure", "features", "judge", "load", "score", "tell"]
 
 RECIPE = 1  # goes up whenever the same seed would give other data
-SPLITS = {"train": 6000, "val": 500, "test": 1000, "novel": 500}  # scenes
+SPLITS = {"train": 5000, "val": 400, "test": 800, "novel": 400}  # scenes
 SCENES = "scenes.json"
 MANIFEST = "manifest.json"  # written last
 
@@ -88,12 +88,14 @@ def ensure(
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: a size is not positive, or a split is unknown or missing.
+        ValueError: a size is not positive, a split is unknown or missing, or the seed is negative.
         OSError: the folder cannot be written.
     """
     sizes = dict(SPLITS if sizes is None else sizes)
     if sizes.keys() != SPLITS.keys() or any(size < 1 for size in sizes.values()):
         raise ValueError(f"sizes must give a positive number for each of {', '.join(SPLITS)}, not {sizes}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, not {seed}")
     cache = _cache() if cache is None else Path(cache)
     size = "" if sizes == SPLITS else "-" + "-".join(str(sizes[split]) for split in SPLITS)
     directory = cache / f"scenes-{RECIPE}-seed{seed}{size}"
@@ -227,7 +229,7 @@ def _make(scene: Scene, seeds: Sequence[int], path: Path) -> tuple[Scene, list[s
     rng = np.random.default_rng(seeds)
     scene = place(scene, rng)
     picture = draw(scene, rng)
-    Image.fromarray(picture).save(path, compress_level=3)
+    Image.fromarray(picture).save(path, compress_level=1)
     return scene, tell(scene, rng), features(picture)
 
 
@@ -285,26 +287,34 @@ def _count(rng: np.random.Generator) -> int:
     return COUNTS[rng.integers(len(COUNTS))]
 
 
-def main(out: Path | None = None, seed: int = 0) -> None:
-    """Draw the scenes into a folder of the cache and show what is there.
+@dataclass(frozen=True)
+class Options:
+    """Draw the built-in scenes, or find them drawn, and show what is there."""
 
-    Args:
-        out: the folder to make it in; the cache without it.
-        seed: of everything random.
-    """
-    directory = ensure(out, seed=seed)
+    out: Path | None = None
+    """Where their folder goes; the user's cache folder without it."""
+    seed: int = 0
+    """Of everything random."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command line. Exit status: 0, or 2 where the folder cannot be made."""
+    options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.scenes")
+    try:
+        directory = ensure(options.out, seed=options.seed)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     splits = load(directory) or {}
     vocabulary = Vocabulary.load(directory / "coco2014_vocab.json")
     print(directory)
-    print(", ".join(f"{split} {len(drawn):,}" for split, drawn in splits.items()), f"scenes, {len(vocabulary)} words")
+    print(", ".join(f"{split} {len(drawn):,}" for split, drawn in splits.items()), f"scenes; {len(vocabulary)} words")
     with h5py.File(directory / "coco2014_captions.h5") as file:
         for split in splits:
-            print(f"{split}_00000.png", *map(vocabulary.decode, file[f"{split}_captions"][:CAPTIONS]), sep="\n  ")
+            captions = map(vocabulary.decode, file[f"{split}_captions"][:CAPTIONS])
+            print(f"images/{split}_00000.png", *captions, sep="\n  ")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, prog="python -m torch_caption.data.scenes")
-    except (OSError, ValueError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())
