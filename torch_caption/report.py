@@ -68,7 +68,7 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
     captions = describe(model, split, images, max_length=config.max_length)
     print(f"weights   {run / runs.BEST}")
     print(f"curves    {run / CURVES}")
-    if gallery(split, {idx: [c.text] for idx, c in captions.items()}, run / GALLERY):
+    if gallery(data, split, {idx: [c.text] for idx, c in captions.items()}, run / GALLERY):
         print(f"gallery   {run / GALLERY}")
     else:
         print("\n".join(f"{split.name} {idx:<4} {c.text}" for idx, c in captions.items()))
@@ -76,26 +76,26 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
 
 
 def gallery(
-    split: Split,
-    captions: Mapping[int, Sequence[str]],
-    path: Path,
-    *,
-    references: bool = False,
-    right: Mapping[int, bool] | None = None,
+    data: CocoData, split: Split, captions: Mapping[int, Sequence[str]], path: Path, *, references: bool = False
 ) -> bool:
     """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them."""
     pictures = {idx: split.image_path(idx) for idx in captions}
     if not any(pictures.values()):
         return False
+    people = {idx: tuple(split.references(idx)) if references else () for idx in captions}
     items = [
-        GalleryItem(
-            pictures[idx], text, tuple(split.references(idx)) if references else (), right.get(idx) if right else None
-        )
+        GalleryItem(pictures[idx], text, people[idx], _right(data, split, idx, text))
         for idx, texts in captions.items()
         for text in texts
     ]
     plots.gallery(items, path)
     return True
+
+
+def _right(data: CocoData, split: Split, idx: int, text: str) -> bool | None:
+    """Whether the caption describes the scene right; None where the image is no scene."""
+    result = scenes.score(data.directory, split.name, {idx: text})
+    return None if result is None else result.right == 1
 
 
 def _judge(model: CaptioningRNN, data: CocoData, name: str, max_length: int) -> None:

@@ -136,7 +136,7 @@ def _tell(config: SampleConfig, path: Path, data: CocoData, split: Split, descri
         config.json.write_text(text + "\n", encoding="utf-8")
     if config.gallery is not None:
         captions = {image.index: [caption.text for caption in image.captions] for image in described}
-        report.gallery(split, captions, config.gallery, references=config.references)
+        report.gallery(data, split, captions, config.gallery, references=config.references)
 
 
 def _table(described: list[Described], references: bool) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -168,7 +169,7 @@ def load_data(config: TrainConfig) -> CocoData:
     Raises:
         ValueError: the directory is not there or its content is not as it should be.
     """
-    directory = scenes.ensure() if config.data == "scenes" else Path(config.data)
+    directory = scenes.ensure(progress=sys.stderr.isatty()) if config.data == "scenes" else Path(config.data)
     return open_data(
         directory,
         pca={"auto": None, "yes": True, "no": False}[config.pca_features],
