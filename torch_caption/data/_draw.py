@@ -133,15 +133,15 @@ def _extent(places: np.ndarray) -> np.ndarray:
 
 def draw(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """The picture of a scene with places, (SIDE, SIDE, 3) uint8, on a light background of random tint and grain."""
-    picture = _background(rng)
+    picture = _background(rng)  # colour first: NumPy is slow along an axis of 3
     for group in scene.groups:
         ink = (np.array(PALETTE[group.colour]) + rng.uniform(-8, 8, 3)).astype(np.float32)
         for x, y, radius, angle in group.places:
             left, top, part = cover(group.shape, x, y, radius, angle)
-            patch = picture[top : top + part.shape[0], left : left + part.shape[1]]
-            patch += part[: patch.shape[0], : patch.shape[1], None] * (ink - patch)
-    picture += GRAIN[rng.integers(0, len(GRAIN), (SIDE, SIDE, 1), dtype=np.uint8)]
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+            patch = picture[:, top : top + part.shape[0], left : left + part.shape[1]]
+            patch += part[: patch.shape[1], : patch.shape[2]] * (ink[:, None, None] - patch)
+    picture += GRAIN[rng.integers(0, len(GRAIN), (SIDE, SIDE), dtype=np.uint8)]
+    return np.ascontiguousarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def cover(shape: str, x: float, y: float, radius: float, angle: float) -> tuple[int, int, np.ndarray]:
@@ -155,13 +155,13 @@ def cover(shape: str, x: float, y: float, radius: float, angle: float) -> tuple[
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """(SIDE, SIDE, 3) a light tint that fades towards another in a random direction."""
+    """(3, SIDE, SIDE) a light tint that fades towards another in a random direction."""
     middle = rng.uniform(226, 244, 3).astype(np.float32)
     change = rng.uniform(-4, 4, 3).astype(np.float32)
     turn = rng.uniform(0, 2 * math.pi)
     axis = np.linspace(-0.7, 0.7, SIDE, dtype=np.float32)
     fade = axis * np.float32(math.cos(turn)) + axis[:, None] * np.float32(math.sin(turn))  # within -1 to 1
-    return middle + fade[..., None] * change
+    return middle[:, None, None] + fade * change[:, None, None]
 
 
 def _polygon(points: np.ndarray) -> Callable[[ImageDraw.ImageDraw, np.ndarray, float, float], None]:

@@ -70,15 +70,15 @@ def features(picture: np.ndarray) -> np.ndarray:
 
 def _layers(picture: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Coverage (SIDE, SIDE) by each of the two main inks, and its likeness (8,) to every ink of the palette."""
-    pixels = picture.reshape(-1, 3).astype(np.float32)
-    some = pixels[::5]
-    paper = np.partition(some, len(some) // 2, axis=0)[len(some) // 2]
+    pixels = picture.reshape(-1, 3).T.astype(np.float32, order="C")  # (3, SIDE * SIDE)
+    some = pixels[:, ::5]
+    paper = np.partition(some, some.shape[1] // 2)[:, some.shape[1] // 2]
     full = np.maximum(np.linalg.norm(paper - INKS, axis=1), FAINT)  # (8,)
-    inked = paper - pixels
-    depth = np.sqrt(np.einsum("ij,ij->i", inked, inked))
+    inked = paper[:, None] - pixels
+    depth = np.sqrt((inked * inked).sum(0))
     seen = np.flatnonzero(depth > FAINT)
     depth = depth[seen]
-    cosine = inked[seen] @ ((paper - INKS) / full[:, None]).T / depth[:, None]  # (seen, 8)
+    cosine = inked[:, seen].T @ ((paper - INKS) / full[:, None]).T / depth[:, None]  # (seen, 8)
     masses = np.bincount(cosine.argmax(1), depth, len(INKS)) / full
     main = np.argsort(-masses, kind="stable")[:2]
     which = cosine[:, main].argmax(1)

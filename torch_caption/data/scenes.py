@@ -34,7 +34,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -203,14 +202,13 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
     drawn: dict[str, list[dict]] = {}
     with (
         tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="scene", disable=not progress) as bar,
-        ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool,
         h5py.File(directory / "coco2014_captions.h5", "w") as file,
     ):
         for number, split in enumerate(SPLITS):
             names = [f"{split}_{idx:05}.png" for idx in range(sizes[split])]
             tasks = ([seed, number, idx] for idx in range(sizes[split]))
             made = []
-            for result in pool.map(_make, compositions[split], tasks, (images / name for name in names)):
+            for result in map(_make, compositions[split], tasks, (images / name for name in names)):
                 made.append(result)
                 bar.update()
             drawn[split] = [asdict(scene) for scene, _, _ in made]
