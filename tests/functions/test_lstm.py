@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from drawn import arguments, assert_all_agree, example, tensor, tiny
+from drawn import arguments, assert_all_agree, example, tangents, tensor, tiny
 from hypothesis import given
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from torch_caption import reference
 from torch_caption.agreement import assert_agrees, assert_derivatives
-from torch_caption.functions import lstm, lstm_step
+from torch_caption.functions import LSTM, lstm, lstm_step
 
 
 @given(arguments("lstm_step"))
@@ -89,7 +89,7 @@ def test_state_after_the_last_step():
 
 
 def test_nothing_past_the_end_matters():
-    """Neither to the output, which is zero there, nor to a gradient; not even where x is not a number."""
+    """Neither to the output, which is zero there, nor to a derivative; not even where x is not a number."""
     x, h0, Wx, Wh, b = (arg.detach() for arg in example("lstm").values())
     lengths = torch.tensor([1, 2])
     past = torch.arange(3) >= lengths.unsqueeze(1)
@@ -100,10 +100,30 @@ def test_nothing_past_the_end_matters():
     dx, *others = torch.autograd.grad(h.square().sum() + last_h.sum() + last_c.square().sum(), inputs)
     assert (dx[past] == 0).all()
     assert all(grad.isfinite().all() for grad in (dx, *others))
+    pushed = tangents(lambda *args: lstm(*args, lengths, return_state=True), tuple(inputs))
+    assert (pushed[0][past] == 0).all()
+    assert all(t.isfinite().all() for t in pushed)
     for n, length in enumerate(lengths):
         alone, (_, alone_c) = lstm(x[n : n + 1, :length], h0[n : n + 1], Wx, Wh, b, return_state=True)
         torch.testing.assert_close(h[n, :length], alone[0])
         torch.testing.assert_close(last_c[n], alone_c[0])
+
+
+def test_every_cell_state_is_an_output_of_the_class():
+    """The public function hides all but the last; their gradients hold all the same."""
+    lengths = torch.tensor([1, 3])
+
+    def cells(x: Tensor, h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        steps = []
+        for t, x_t in enumerate(x.unbind(1)):
+            h, c = reference.lstm_step(x_t, h, c, Wx, Wh, b)
+            goes_on = (t < lengths).unsqueeze(1)
+            steps.append((torch.where(goes_on, h, 0), torch.where(goes_on, c, 0)))
+        hs, cs = zip(*steps, strict=True)
+        return torch.stack(hs, 1), torch.stack(cs, 1)
+
+    args = (*example("lstm").values(), initial(2, 5))
+    assert_agrees(lambda *args: LSTM.apply(*args, lengths), cells, args, ("x", "h0", "Wx", "Wh", "b", "c0"))
 
 
 def nn_lstm(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from drawn import arguments, assert_all_agree, example, tiny
+from drawn import arguments, assert_all_agree, example, tangents, tiny
 from hypothesis import given
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -60,7 +60,7 @@ def test_a_sequence_is_steps():
 
 
 def test_nothing_past_the_end_matters():
-    """Neither to the output, which is zero there, nor to a gradient; not even where x is not a number."""
+    """Neither to the output, which is zero there, nor to a derivative; not even where x is not a number."""
     x, h0, Wx, Wh, b = (arg.detach() for arg in example("rnn").values())
     lengths = torch.tensor([1, 2])
     past = torch.arange(3) >= lengths.unsqueeze(1)
@@ -71,6 +71,9 @@ def test_nothing_past_the_end_matters():
     dx, *others = torch.autograd.grad(h.square().sum(), inputs)
     assert (dx[past] == 0).all()
     assert all(grad.isfinite().all() for grad in (dx, *others))
+    pushed = tangents(lambda *args: rnn(*args, lengths), tuple(inputs))[0]
+    assert (pushed[past] == 0).all()
+    assert pushed.isfinite().all()
     for n, length in enumerate(lengths):
         alone = rnn(x[n : n + 1, :length], h0[n : n + 1], Wx, Wh, b)
         torch.testing.assert_close(h[n, :length], alone[0])
