@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 from tiny import write_tiny
@@ -212,6 +213,7 @@ def mistake(status: int, capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "empty"], "coco2014_vocab.json"),
         (["--data", "broken"], "coco2014_captions.h5"),
+        (["--data", "no-val"], "no split 'val'"),
         (["--data", "tiny", "--lr", "0"], "--lr must be a positive number, not 0.0"),
         (["--data", "tiny", "--device", "cuda"], "--device cuda: PyTorch finds no GPU here"),
         (["--data", "tiny", "--pca-features", "yes"], "pca"),
@@ -237,7 +239,11 @@ def test_mistakes_in_training(
     if not (folder / "broken").is_dir():
         broken = write_tiny(folder / "broken") / "coco2014_captions.h5"
         broken.write_bytes(broken.read_bytes()[:1000])
+    if not (folder / "no-val").is_dir():
+        with h5py.File(write_tiny(folder / "no-val") / "coco2014_captions.h5", "a") as file:
+            del file["val_captions"], file["val_image_idxs"]
     assert words in train_mistake(args, capsys)
+    assert not (folder / "runs" / "no-val-rnn-1").exists()
     assert not (folder / "runs" / "tiny-rnn-1").exists()
 
 

@@ -138,6 +138,7 @@ def fit(config: TrainConfig) -> Path:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     data = load_data(config)
+    scored = some_images(data["val"], config.score_images, seed=config.seed)
     state = begin(config, data, device)
     if config.resume is None:
         run = runs.create(config.out, f"{runs.data_name(config.data)}-{config.cell_type}")
@@ -152,7 +153,7 @@ def fit(config: TrainConfig) -> Path:
         while not finished(state.progress, config):
             _train_epoch(state, config, loader, interrupt)
             if not interrupt.asked:
-                record = _end_epoch(run, state, config, data)
+                record = _end_epoch(run, state, config, data, scored)
                 log.write(record)
                 report.epoch(record, config, best=state.progress.best_epoch == state.progress.epoch)
             checkpoints.save(run / runs.LAST, snapshot(state, config, data))
@@ -245,7 +246,7 @@ def _each(loader: DataLoader[Any], interrupt: Interrupt) -> Iterator[tuple[Tenso
             raise
 
 
-def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData) -> dict[str, Any]:
+def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:
     """Validate, keep the best weights, count the epoch; returns its record."""
     progress, val = state.progress, data["val"]
     record = {
@@ -257,8 +258,8 @@ def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData) -> 
         "gradient_norm": progress.norms / progress.position,
         "seconds": round(progress.seconds, 1),
     }
-    if images := some_images(val, config.score_images, seed=config.seed):
-        record |= score(state.model, val, images, max_length=config.max_length)
+    if scored:
+        record |= score(state.model, val, scored, max_length=config.max_length)
     state.progress = Progress(
         progress.epoch + 1, 0, progress.step, best_epoch=progress.best_epoch, best_loss=progress.best_loss
     )

@@ -201,7 +201,7 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
     images.mkdir()
     drawn: dict[str, list[dict]] = {}
     with (
-        tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="scene", disable=not progress) as bar,
+        tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="scene", disable=None if progress else True) as bar,
         h5py.File(directory / "coco2014_captions.h5", "w") as file,
     ):
         for number, split in enumerate(SPLITS):

@@ -72,7 +72,8 @@ class TemporalAffineSoftmaxLoss(Function):
         dmask = dloss / N * nll                (N, T), of a real-valued mask
 
     The scores are the largest tensor of a captioner. They are not kept for the backward but computed again, and their
-    gradient is written over them, so that the two never stand side by side.
+    gradient is written over them, so that the two never stand side by side; under double backward, vmap, torch.func and
+    torch.compile, where nothing may be written over, they do.
     """
 
     generate_vmap_rule = True
