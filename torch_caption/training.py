@@ -258,6 +258,8 @@ def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData, sco
         "gradient_norm": progress.norms / progress.position,
         "seconds": round(progress.seconds, 1),
     }
+    if not math.isfinite(record["val_loss"]):
+        raise LossNotFinite(f"epoch {record['epoch']}: the validation loss is {record['val_loss']}")
     if scored:
         record |= score(state.model, val, scored, max_length=config.max_length)
     state.progress = Progress(
