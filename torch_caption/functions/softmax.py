@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, check_integers, check_range, check_shape, may_write, rows
+from ._common import apply, autocast, check_floats, check_integers, check_range, check_shape, may_write, readable, rows
 
 
 class TemporalSoftmaxLoss(Function):
@@ -27,7 +27,7 @@ class TemporalSoftmaxLoss(Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        return _loss(torch.log_softmax(x, dim=-1), y, mask)
+        return _loss(torch.log_softmax(x, dim=-1), y, mask, _batch(y))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -72,16 +72,21 @@ class TemporalAffineSoftmaxLoss(Function):
         dmask = dloss / N * nll                (N, T), of a real-valued mask
 
     The scores are the largest tensor of a captioner. They are not kept for the backward but computed again, and their
-    gradient is written over them, so that the two never stand side by side; under double backward, vmap, torch.func and
-    torch.compile, where nothing may be written over, they do.
+    gradient is written over them, so that the two never stand side by side. A word that the mask leaves out has no part
+    in any sum above and gets no scores. Under double backward, vmap, torch.func and torch.compile, where nothing may be
+    written over and masks cannot be read, all of it is computed.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        x = _scores(h, w, b)
-        return _loss(torch.log_softmax(x, dim=-1, out=x if may_write(h, w, b) else None), y, mask)
+        N = _batch(y)
+        if not (may_write(h, w, b, y, mask) and readable(mask)):
+            return _loss(torch.log_softmax(_scores(h, w, b), dim=-1), y, mask, N)
+        h, y, mask, _ = _counted(h, y, mask)
+        x = _scores(h, w, b)  # (r, V)
+        return _loss(torch.log_softmax(x, dim=-1, out=x), y, mask, N)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -93,15 +98,13 @@ class TemporalAffineSoftmaxLoss(Function):
         h, w, b, y, mask = ctx.saved_tensors
         need_h, need_w, need_b, _, need_mask = ctx.needs_input_grad
         scale = dloss / _batch(y)
+        if may_write(h, w, b, y, mask, dloss) and readable(mask) and not need_mask:
+            return *_affine_softmax_backward(h, w, b, y, scale * mask, need_h, need_w, need_b), None, None
         x = _scores(h, w, b)
         dmask = scale * _nll(torch.log_softmax(x, dim=-1), y) if need_mask else None
         if not (need_h or need_w or need_b):
             return None, None, None, None, dmask
-        if may_write(h, w, b, y, mask, dloss):
-            dx = _dscores_out(x, y, scale * mask, out=x)
-        else:
-            dx = _dscores(x, y, scale * mask)
-        dx = dx.to(h.dtype)
+        dx = _dscores(x, y, scale * mask).to(h.dtype)
         dh = dx @ w.T if need_h else None
         dw = rows(h).T @ rows(dx) if need_w else None
         db = rows(dx).sum(0) if need_b else None
@@ -204,9 +207,29 @@ def _nll(log_p: Tensor, y: Tensor) -> Tensor:
     return -log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
-def _loss(log_p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+def _loss(log_p: Tensor, y: Tensor, mask: Tensor, N: int) -> Tensor:
     """1/N sum_{n,t} mask * nll; where the mask is 0 the word may even be impossible."""
-    return torch.where(mask != 0, _nll(log_p, y) * mask, 0).sum() / _batch(y)
+    return torch.where(mask != 0, _nll(log_p, y) * mask, 0).sum() / N
+
+
+def _counted(h: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h (r, H), y (r,) and weights (r,) of the r words whose weight is not 0, and their places (r,) among N T."""
+    places = weights.reshape(-1).nonzero().squeeze(1)
+    return rows(h)[places], y.reshape(-1)[places], weights.reshape(-1)[places], places
+
+
+def _affine_softmax_backward(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, weights: Tensor, need_h: bool, need_w: bool, need_b: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dh, dw, db of the words that count alone, in the memory of their scores."""
+    counted, y, weights, places = _counted(h, y, weights)
+    x = _scores(counted, w, b)
+    dx = _dscores_out(x, y, weights, out=x).to(h.dtype)  # (r, V)
+    dh = None
+    if need_h:
+        dh = rows(torch.zeros_like(h, memory_format=torch.contiguous_format))
+        dh = dh.index_copy_(0, places, (dx @ w.T).to(h.dtype)).reshape(h.shape)
+    return dh, counted.T @ dx if need_w else None, dx.sum(0) if need_b else None
 
 
 def _dscores(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
