@@ -43,7 +43,7 @@ def write_tiny(directory: Path, *, wordings: int = 2, pictures: bool = False, wi
 
 
 def _write_pictures(directory: Path, named: list[tuple[str, str]]) -> None:
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     (directory / "images").mkdir()
     names = [f"{colour}_{shape}.png" for colour, shape in named]
