@@ -172,6 +172,29 @@ def test_impossible_word_under_an_empty_mask():
 
 
 @pytest.mark.parametrize("function", LOSSES)
+def test_what_a_boolean_mask_leaves_out_may_be_nan(function):
+    """Neither the loss, nor its gradients in place or plainly, nor its tangent see it."""
+    args = example(function, N=2, T=3)
+    args["mask"] = torch.tensor([[True, False, True], [False, True, True]])
+    first = next(iter(args))  # x or h
+    clean, call = args[first], getattr(functions, function)
+    dirty = clean.detach().masked_fill(~args["mask"].unsqueeze(-1), torch.nan).requires_grad_()
+    inputs = [name for name, arg in args.items() if arg.requires_grad]
+    found = []
+    for value in (clean, dirty):
+        given = args | {first: value}
+        loss = call(**given)
+        wanted = [given[name] for name in inputs]
+        in_place = torch.autograd.grad(loss, wanted, retain_graph=True)
+        plain = torch.autograd.grad(loss, wanted, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in plain), wanted)
+        _, tangent = torch.func.jvp(lambda x, given=given: call(**given | {first: x}), (value,), (value.detach(),))
+        found.append((loss, *in_place, *plain, *second, tangent))
+    for k, (expected, seen) in enumerate(zip(*found, strict=True)):
+        assert difference(f"tensor {k}", seen, expected).agrees
+
+
+@pytest.mark.parametrize("function", LOSSES)
 @pytest.mark.parametrize("real", [False, True])
 def test_both_paths_give_the_same(function, real):
     """In place where nobody differentiates the gradient again, plainly where somebody does."""

@@ -41,9 +41,9 @@ class TemporalSoftmaxLoss(Function):
         scale = dloss / _batch(y)
         dx = None
         if need_x and may_write(x, y, mask, dloss):
-            dx = _dscores_out(x, y, scale * mask, out=torch.empty_like(x))
+            dx = _silence_(_dscores_out(x, y, scale * mask, out=torch.empty_like(x)), mask)
         elif need_x:
-            dx = _dscores(x, y, scale * mask)
+            dx = _dscores(_silence(x, mask), y, scale * mask)
         dmask = scale * _nll(torch.log_softmax(x, dim=-1), y) if need_mask else None
         return dx, None, dmask
 
@@ -54,7 +54,7 @@ class TemporalSoftmaxLossWithJVP(TemporalSoftmaxLoss):
     @staticmethod
     def jvp(ctx: Any, tx: Tensor, _: None, tmask: Tensor | None) -> Tensor:
         x, y, mask = ctx.saved_tensors
-        return _loss_jvp(x, tx, y, mask, tmask)
+        return _loss_jvp(_silence(x, mask), _silence(tx, mask), y, mask, tmask)
 
 
 class TemporalAffineSoftmaxLoss(Function):
@@ -100,6 +100,7 @@ class TemporalAffineSoftmaxLoss(Function):
         scale = dloss / _batch(y)
         if may_write(h, w, b, y, mask, dloss) and readable(mask) and not need_mask:
             return *_affine_softmax_backward(h, w, b, y, scale * mask, need_h, need_w, need_b), None, None
+        h = _silence(h, mask)
         x = _scores(h, w, b)
         dmask = scale * _nll(torch.log_softmax(x, dim=-1), y) if need_mask else None
         if not (need_h or need_w or need_b):
@@ -117,6 +118,7 @@ class TemporalAffineSoftmaxLossWithJVP(TemporalAffineSoftmaxLoss):
     @staticmethod
     def jvp(ctx: Any, th: Tensor, tw: Tensor, tb: Tensor, _: None, tmask: Tensor | None) -> Tensor:
         h, w, b, y, mask = ctx.saved_tensors
+        h, th = _silence(h, mask), _silence(th, mask)
         x = _scores(h, w, b)
         tx = (th @ w + h @ tw + tb).to(x.dtype)
         return _loss_jvp(x, tx, y, mask, tmask)
@@ -129,7 +131,8 @@ def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         x: (N, T, V) floating-point scores. Half-precision scores are raised to float32 first.
         y: (N, T) integers, 0 <= y < V, also where the mask is 0. The range is checked wherever values can be read,
             which under torch.compile, export, vmap, CUDA graph capture and on the meta device they cannot.
-        mask: (N, T), boolean: which words count; or floating-point: the weight of each, which may require grad.
+        mask: (N, T), boolean: which words count, the others being left out even where they are not finite; or
+            floating-point: the weight of each, which may require grad.
 
     Returns:
         the loss, a scalar, in nats per row of the batch; float64 for float64 scores, float32 for others; 0 for N = 0.
@@ -155,7 +158,8 @@ def temporal_affine_softmax_loss(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mas
         b: (V,), likewise.
         y: (N, T) integers, 0 <= y < V, also where the mask is 0; checked where they can be read, as in
             `temporal_softmax_loss`.
-        mask: (N, T), boolean: which words count; or floating-point: the weight of each, which may require grad.
+        mask: (N, T), boolean: which words count, the others being left out even where they are not finite; or
+            floating-point: the weight of each, which may require grad.
 
     Returns:
         the loss, a scalar, in nats per row of the batch; float64 for float64 inputs, float32 for others; 0 for N = 0.
@@ -210,6 +214,16 @@ def _nll(log_p: Tensor, y: Tensor) -> Tensor:
 def _loss(log_p: Tensor, y: Tensor, mask: Tensor, N: int) -> Tensor:
     """1/N sum_{n,t} mask * nll; where the mask is 0 the word may even be impossible."""
     return torch.where(mask != 0, _nll(log_p, y) * mask, 0).sum() / N
+
+
+def _silence(x: Tensor, mask: Tensor) -> Tensor:
+    """x (N, T, D) with zeros where a boolean mask is False, whatever stood there, NaN included."""
+    return x.masked_fill(~mask.unsqueeze(-1), 0) if mask.dtype == torch.bool else x
+
+
+def _silence_(x: Tensor, mask: Tensor) -> Tensor:
+    """`_silence`, written over x."""
+    return x.masked_fill_(~mask.unsqueeze(-1), 0) if mask.dtype == torch.bool else x
 
 
 def _counted(h: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
