@@ -48,9 +48,12 @@ def epoch(record: dict[str, Any], config: TrainConfig, *, best: bool) -> None:
     print("   ".join(parts) + ("   best" if best else ""), flush=True)
 
 
-def interrupted(step: int) -> None:
+def interrupted(run: Path, step: int) -> None:
     """Say how to go on."""
-    print(f"stopped after step {step}, which is saved; `python train.py --resume` goes on from there", flush=True)
+    named = "" if _in_its_place(run) else f" {run}"
+    print(
+        f"stopped after step {step}, which is saved; `python train.py --resume{named}` goes on from there", flush=True
+    )
 
 
 def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device) -> None:
@@ -72,7 +75,8 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
         print(f"gallery   {run / GALLERY}")
     else:
         print("\n".join(f"{split.name} {idx:<4} {c.text}" for idx, c in captions.items()))
-    print("`python sample.py` captions more of them", flush=True)
+    named = "" if _in_its_place(run) else f" --checkpoint {run}"
+    print(f"`python sample.py{named}` captions more of them", flush=True)
 
 
 def gallery(
@@ -105,6 +109,11 @@ def _judge(model: CaptioningRNN, data: CocoData, name: str, max_length: int) -> 
     if result is not None:
         share = 100 * result.right / result.total
         print(f"{name + ':':9} {result.right:,} of {result.total:,} scenes described right ({share:.1f} %)", flush=True)
+
+
+def _in_its_place(run: Path) -> bool:
+    """Whether the programs find the run by themselves."""
+    return run.parent == TrainConfig.out
 
 
 def _by(config: TrainConfig) -> str:

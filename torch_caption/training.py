@@ -158,7 +158,7 @@ def fit(config: TrainConfig) -> Path:
                 report.epoch(record, config, best=state.progress.best_epoch == state.progress.epoch)
             checkpoints.save(run / runs.LAST, snapshot(state, config, data))
             if interrupt.asked:
-                report.interrupted(state.progress.step)
+                report.interrupted(run, state.progress.step)
                 raise KeyboardInterrupt
     report.closing(run, config, data, device)
     return run
