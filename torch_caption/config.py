@@ -45,7 +45,7 @@ class TrainConfig:
     gradients: Literal["hand", "auto"] = "hand"
     """Gradients derived by hand, or the same model through automatic differentiation."""
 
-    epochs: int = 12
+    epochs: int = 10
     """Passes over the training captions, at most."""
     batch_size: int = 128
     """Captions in a step."""
