@@ -140,9 +140,9 @@ def test_id_beyond_the_vocabulary_is_met_in_a_caption():
     model = CaptioningRNN({"<NULL>": 0, "cat": 2, "dog": 3}, D, W, H)
     assert model.vocab_size == 3
     assert model(torch.randn(1, D), torch.tensor([[0, 1, 2]])).isfinite()
-    with pytest.raises(IndexError, match=r"word_embedding: x\[0, 0\] is 3, but W has 3 rows"):
+    with pytest.raises(IndexError, match=r"CaptioningRNN: captions\[0, 0\] is 3, but there are 3 words"):
         model(torch.randn(1, D), torch.tensor([[3, 1, 2]]))
-    with pytest.raises(IndexError, match=r"temporal_affine_softmax_loss: y\[0, 1\] is 3, but there are 3 scores"):
+    with pytest.raises(IndexError, match=r"CaptioningRNN: captions\[0, 2\] is 3, but there are 3 words"):
         model(torch.randn(1, D), torch.tensor([[0, 1, 3]]))
 
 
@@ -541,11 +541,11 @@ def test_refused_inputs(features, gradients):
 
 def test_refused_kinds(features):
     model = make()
-    with pytest.raises(TypeError, match="word_embedding: x must hold integers, but is float32"):
+    with pytest.raises(TypeError, match="CaptioningRNN: captions must hold integers, but is float32"):
         model(features, CAPTIONS.float())
     with pytest.raises(TypeError, match="affine: w is float64, but x is float32"):
         model(features.float(), CAPTIONS)
     captions = CAPTIONS.clone()
     captions[1, 1] = -1
-    with pytest.raises(IndexError, match=r"word_embedding: x\[1, 1\] is -1, but W has 8 rows"):
+    with pytest.raises(IndexError, match=r"CaptioningRNN: captions\[1, 1\] is -1, but there are 8 words"):
         model(features, captions)

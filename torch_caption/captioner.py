@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from torch_caption import decoding
 from torch_caption.cells import State, make_cell
+from torch_caption.functions.embedding import check_words, distinct_words
+from torch_caption.functions.packing import Packing, lengths_of
 from torch_caption.vocabulary import END, NULL, START
 
 
@@ -106,14 +108,34 @@ class CaptioningRNN(nn.Module):
             TypeError: a dtype or device does not fit.
             ValueError: a shape does not fit.
         """
-        state = self.begin(features)
-        if captions.dim() != 2 or captions.shape[0] != features.shape[0] or captions.shape[1] < 1:
-            raise ValueError(f"captions must be ({features.shape[0]}, T) with T >= 1, but are {tuple(captions.shape)}")
-        words, targets = captions[:, :-1], captions[:, 1:]
-        ops = self.cell.ops
-        x = self._drop(ops.word_embedding(words, self.W_embed))  # (N, T, W)
-        h = self._drop(self.cell.sequence(x, state, self.Wx, self.Wh, self.b))  # (N, T, H)
-        return ops.temporal_affine_softmax_loss(h, self.W_vocab, self.b_vocab, targets, targets != self.null)
+        h0 = self._h0(features)
+        N = features.shape[0]
+        if captions.dim() != 2 or captions.shape[0] != N or captions.shape[1] < 1:
+            raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
+        check_words("CaptioningRNN", "captions", captions, self.W_embed, f"there are {self.vocab_size} words")
+        targets = captions[:, 1:]
+        real = targets != self.null
+        packed = Packing.of(N, targets.shape[1], lengths_of(real))
+        x, index = self._vectors(packed.words(captions[:, :-1]))
+        if packed.order is not None:  # rows are looked up in h0 as word vectors are in W_embed
+            h0 = self.cell.ops.word_embedding(packed.order.unsqueeze(0), h0).squeeze(0)
+        state = self.cell.begin(h0)
+        h = self._drop(self.cell.packed(x, state, self.Wx, self.Wh, self.b, packed.sizes, index))  # (r, H)
+        y = packed.words(targets)
+        share = packed.words(real).to(self.W_vocab.dtype) / max(N, 1)  # (r,), of each word in the mean over the batch
+        # To the loss the packed rows are one sequence.
+        return self.cell.ops.temporal_affine_softmax_loss(
+            h.unsqueeze(0), self.W_vocab, self.b_vocab, y.unsqueeze(0), share.unsqueeze(0)
+        )
+
+    def _vectors(self, words: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The vectors (R, W) of words (r,), and which of them each word has; None where each has its own.
+
+        A batch repeats its words, and what repeats is projected once. Dropout makes the vectors of a word differ.
+        """
+        words, index = (words, None) if self.training and self.dropout else distinct_words(words)
+        x = self.cell.ops.word_embedding(words.unsqueeze(0), self.W_embed).squeeze(0)
+        return self._drop(x), index
 
     def begin(self, features: Tensor) -> State:
         """The state before the first word, of features (N, D).
@@ -121,9 +143,12 @@ class CaptioningRNN(nn.Module):
         Raises:
             ValueError: the features are not (N, D).
         """
+        return self.cell.begin(self._h0(features))
+
+    def _h0(self, features: Tensor) -> Tensor:
         if features.dim() != 2 or features.shape[1] != self.input_dim:
             raise ValueError(f"features must be (N, {self.input_dim}), but are {tuple(features.shape)}")
-        return self.cell.begin(self.cell.ops.affine(features, self.W_proj, self.b_proj))
+        return self.cell.ops.affine(features, self.W_proj, self.b_proj)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the word after `words` (N,), and the state then."""

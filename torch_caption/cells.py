@@ -6,6 +6,7 @@ sequence, given the weights Wx, Wh, b. `CELLS` maps a cell's name to its class, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import ClassVar
 
@@ -59,6 +60,19 @@ class Cell:
         """The hidden states (N, T, H) after each input of x (N, T, D)."""
         raise NotImplementedError
 
+    def packed(
+        self,
+        x: Tensor,
+        state: State,
+        Wx: Tensor,
+        Wh: Tensor,
+        b: Tensor,
+        sizes: int | Sequence[int],
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """The hidden states (r, H) of packed sequences: see `functions.packed_rnn`."""
+        raise NotImplementedError
+
 
 class RNNCell(Cell):
     """The vanilla RNN; its state is (h,)."""
@@ -77,6 +91,19 @@ class RNNCell(Cell):
         (h0,) = state
         return self.ops.rnn(x, h0, Wx, Wh, b, lengths)
 
+    def packed(
+        self,
+        x: Tensor,
+        state: State,
+        Wx: Tensor,
+        Wh: Tensor,
+        b: Tensor,
+        sizes: int | Sequence[int],
+        index: Tensor | None = None,
+    ) -> Tensor:
+        (h0,) = state
+        return self.ops.packed_rnn(x, h0, Wx, Wh, b, sizes, index)
+
 
 class LSTMCell(Cell):
     """The LSTM; its state is (h, c), and c begins at zero."""
@@ -94,6 +121,19 @@ class LSTMCell(Cell):
     ) -> Tensor:
         h0, c0 = state
         return self.ops.lstm(x, h0, Wx, Wh, b, lengths, c0)
+
+    def packed(
+        self,
+        x: Tensor,
+        state: State,
+        Wx: Tensor,
+        Wh: Tensor,
+        b: Tensor,
+        sizes: int | Sequence[int],
+        index: Tensor | None = None,
+    ) -> Tensor:
+        h0, c0 = state
+        return self.ops.packed_lstm(x, h0, Wx, Wh, b, sizes, index, c0)
 
 
 CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell}

@@ -43,6 +43,8 @@ from torch_caption.vocabulary import SPECIAL
 CLASSES: dict[str, type[Function]] = {
     name: value for name, value in vars(functions).items() if isinstance(value, type) and issubclass(value, Function)
 }
+# Arguments of classes that have no gradient.
+UNDIFFERENTIATED = {"y", "index", "places", "sizes", "R", "notes"}
 # Finite differences take one evaluation an entry: the modes run on sizes of their own.
 SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5}
 
@@ -72,7 +74,7 @@ class CompareConfig:
     broken: Annotated[str | None, tyro.conf.arg(name="break", metavar="FUNCTION.GRADIENT")] = None
     """Multiply one gradient, such as RNN.dWh, by 1.001 inside its backward: the comparison must then fail."""
     repeat: int = 9
-    """Timed backwards of each kind; their median counts."""
+    """Timed runs of each kind, backward included; their median counts."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Result:
     Attributes:
         differences: of each output and gradient.
         modes: a mode's name to None, or to what went wrong in it.
-        time_ratio: time of the hand-derived backward over that of the automatic one.
+        time_ratio: time of the hand-derived function and its backward over that of the automatic ones.
     """
 
     label: str
@@ -121,6 +123,9 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
     y = torch.randint(0, V, (N, T), generator=generator).to(device)
     mask = (torch.rand(N, T, generator=generator) < 0.7).to(device)
     lengths = torch.randint(0, T + 1, (N,), generator=generator).to(device)
+    sizes_of_steps = tuple(int((t < lengths).sum()) for t in range(T))
+    r = sum(sizes_of_steps)
+    index = torch.randint(0, V, (r,), generator=generator).to(device)
     arguments = {
         "affine": (normal(N, D), normal(D, H, scale=D**-0.5), normal(H)),
         "temporal_affine": (normal(N, T, D), normal(D, H, scale=D**-0.5), normal(H)),
@@ -128,9 +133,13 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "rnn_step": (normal(N, D), normal(N, H), *weights(1)),
         "rnn": (normal(N, T, D), normal(N, H), *weights(1)),
         "rnn, lengths": (normal(N, T, D), normal(N, H), *weights(1), lengths),
+        "packed_rnn": (normal(r, D), normal(N, H), *weights(1), sizes_of_steps),
+        "packed_rnn, index": (normal(V, D), normal(N, H), *weights(1), sizes_of_steps, index),
         "lstm_step": (normal(N, D), normal(N, H), normal(N, H), *weights(4)),
         "lstm": (normal(N, T, D), normal(N, H), *weights(4)),
         "lstm, lengths and state": (normal(N, T, D), normal(N, H), *weights(4), lengths, normal(N, H), True),
+        "packed_lstm": (normal(r, D), normal(N, H), *weights(4), sizes_of_steps),
+        "packed_lstm, index and state": (normal(V, D), normal(N, H), *weights(4), sizes_of_steps, index, normal(N, H)),
         "temporal_softmax_loss": (normal(N, T, V), y, mask),
         "temporal_softmax_loss, weights": (normal(N, T, V), y, normal(N, T)),
         "temporal_affine_softmax_loss": (normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y, mask),
@@ -194,12 +203,11 @@ def _run(case: Case, tiny: Case, repeat: int) -> Result:
 
 def gradient_names() -> list[str]:
     """Everything that `broken` takes: "RNN.dWh" and so on, of every class and floating-point argument."""
-    integers = {"y", "lengths"}
     return [
         f"{name}.d{argument}"
         for name, cls in sorted(CLASSES.items())
         for argument in inspect.signature(cls.forward).parameters
-        if argument not in integers and (name, argument) != ("WordEmbedding", "x")
+        if argument not in UNDIFFERENTIATED and (name, argument) != ("WordEmbedding", "x")
     ]
 
 
@@ -230,19 +238,19 @@ def broken(name: str) -> Iterator[None]:
 
 
 def time_ratio(case: Case, repeat: int) -> float:
-    """Median time of the hand-derived backward over that of the automatic one; the two take turns."""
+    """Median time of the hand-derived function and its backward over that of the automatic ones; the two take turns.
+
+    Both parts together: a loss that holds few scores at a time derives its gradient where the scores are, in forward.
+    """
     inputs = [arg for arg in case.args if needs_grad(arg)]
-    runs = []
-    for function in (case.hand, case.auto):
-        outs = leaves(function(*case.args))
-        runs.append((outs, [random_like(out, 0) for out in outs]))
+    douts = [random_like(out, 0) for out in leaves(case.auto(*case.args))]
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeat + 1):
-        for taken, (outs, douts) in zip(times, runs, strict=True):
-            _wait(outs[0])
+        for taken, function in zip(times, (case.hand, case.auto), strict=True):
+            _wait(inputs[0])
             begin = time.perf_counter()
-            torch.autograd.grad(outs, inputs, douts, retain_graph=True, allow_unused=True)
-            _wait(outs[0])
+            torch.autograd.grad(leaves(function(*case.args)), inputs, douts, allow_unused=True)
+            _wait(inputs[0])
             taken.append(time.perf_counter() - begin)
     hand, auto = (statistics.median(taken[1:]) for taken in times)  # the first is a warm-up
     return hand / auto

@@ -6,6 +6,8 @@ those of `torch_caption.functions`, where they are described.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,17 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
         h = rnn_step(x[:, t], h, Wx, Wh, b)
         steps.append(h)
     return _blank(torch.stack(steps, dim=1)[:, 1:], lengths)
+
+
+def packed_rnn(
+    x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, sizes: int | Sequence[int], index: Tensor | None = None
+) -> Tensor:
+    x = x if index is None else x[index.long()]
+    h, steps = h0, [h0[:0]]
+    for x_t in _steps(x, sizes, h0):
+        h = rnn_step(x_t, h[: len(x_t)], Wx, Wh, b)
+        steps.append(h)
+    return torch.cat(steps)
 
 
 def lstm_step(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +79,25 @@ def lstm(
     return out, (hs[n, last], cs[n, last])
 
 
+def packed_lstm(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    sizes: int | Sequence[int],
+    index: Tensor | None = None,
+    c0: Tensor | None = None,
+) -> Tensor:
+    x = x if index is None else x[index.long()]
+    h, c, steps = h0, torch.zeros_like(h0) if c0 is None else c0, [h0[:0]]
+    for x_t in _steps(x, sizes, h0):
+        n = len(x_t)
+        h, c = lstm_step(x_t, h[:n], c[:n], Wx, Wh, b)
+        steps.append(h)
+    return torch.cat(steps)
+
+
 def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     right = torch.log_softmax(x, dim=-1).gather(-1, y.long().unsqueeze(-1)).squeeze(-1)  # (N, T)
@@ -75,6 +107,11 @@ def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 def temporal_affine_softmax_loss(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     return temporal_softmax_loss(temporal_affine(h, w, b), y, mask)
+
+
+def _steps(x: Tensor, sizes: int | Sequence[int], h0: Tensor) -> tuple[Tensor, ...]:
+    """Packed rows, step by step; a number of steps is one that all sequences have."""
+    return x.split([h0.shape[0]] * sizes if isinstance(sizes, int) else list(sizes))
 
 
 def _blank(h: Tensor, lengths: Tensor | None) -> Tensor:

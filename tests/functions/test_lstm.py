@@ -110,20 +110,25 @@ def test_nothing_past_the_end_matters():
 
 
 def test_every_cell_state_is_an_output_of_the_class():
-    """The public function hides all but the last; their gradients hold all the same."""
-    lengths = torch.tensor([1, 3])
+    """The public functions hide all but the last; their gradients hold all the same."""
+    sizes = (2, 1, 1)
 
     def cells(x: Tensor, h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        steps = []
-        for t, x_t in enumerate(x.unbind(1)):
-            h, c = reference.lstm_step(x_t, h, c, Wx, Wh, b)
-            goes_on = (t < lengths).unsqueeze(1)
-            steps.append((torch.where(goes_on, h, 0), torch.where(goes_on, c, 0)))
-        hs, cs = zip(*steps, strict=True)
-        return torch.stack(hs, 1), torch.stack(cs, 1)
+        hs, cs = [], []
+        for x_t in x.split(sizes):
+            h, c = reference.lstm_step(x_t, h[: len(x_t)], c[: len(x_t)], Wx, Wh, b)
+            hs.append(h)
+            cs.append(c)
+        return torch.cat(hs), torch.cat(cs)
 
-    args = (*example("lstm").values(), initial(2, 5))
-    assert_agrees(lambda *args: LSTM.apply(*args, lengths), cells, args, ("x", "h0", "Wx", "Wh", "b", "c0"))
+    x, *others = example("lstm").values()
+    args = (x.detach()[0].repeat(2, 1)[: sum(sizes)].requires_grad_(), *others, initial(2, 5))
+    for notes in (None, {}):  # plainly, and in place
+
+        def hand(*args: Tensor, notes: dict | None = notes) -> tuple[Tensor, Tensor]:
+            return LSTM.apply(*args, None, sizes, notes)
+
+        assert_agrees(hand, cells, args, ("x", "h0", "Wx", "Wh", "b", "c0"))
 
 
 def nn_lstm(

@@ -37,6 +37,7 @@ SINGLE = {case.label: case for case in compare.cases(SIZES, torch.float32)}
 DISTINCT = {"N": 4, "T": 2, "D": 5, "H": 3, "V": 6}
 SMALLER = {case.label: case for case in compare.cases(DISTINCT)}
 LARGER = {case.label: case for case in compare.cases({**DISTINCT, "N": 7})}
+STEPWISE = {label for label in CASES if label.startswith("packed")}  # whose rows are not of a batch
 BATCHED = {"x", "h0", "prev_h", "prev_c", "c0", "h", "lengths", "y", "mask", "features", "captions"}
 FUNCTIONS = [label for label in CASES if "Captioning" not in label]
 
@@ -180,6 +181,11 @@ def test_make_fx(case):
     assert_same(traced(*case.args), first_gradients(*case.args))
 
 
+def of_two_batches(case: compare.Case) -> tuple[compare.Case, compare.Case]:
+    """A case of two sizes of batch; of one where the steps, which are constants to a tracer, tell the size."""
+    return SMALLER[case.label], (SMALLER if case.label in STEPWISE else LARGER)[case.label]
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(case, strict):
     """For any batch size, tried on another than it was traced with."""
@@ -188,17 +194,18 @@ def test_export(case, strict):
         def forward(self, *args: Any) -> tuple[Tensor, ...]:
             return tuple(leaves(case.hand(*args)))
 
-    case, larger = SMALLER[case.label], LARGER[case.label]
+    case, larger = of_two_batches(case)
     N = torch.export.Dim("N")
-    shapes = tuple({0: N} if name in BATCHED else None for name, _ in zip(case.names, case.args, strict=False))
-    exported = torch.export.export(Module(), case.args, dynamic_shapes=(shapes,), strict=strict).module()
+    names = zip(case.names, case.args, strict=False)
+    shapes = None if larger is case else (tuple({0: N} if name in BATCHED else None for name, _ in names),)
+    exported = torch.export.export(Module(), case.args, dynamic_shapes=shapes, strict=strict).module()
     assert_same(exported(*case.args), case.hand(*case.args))
     assert_same(exported(*larger.args), larger.hand(*larger.args))
 
 
 def test_compile(case):
     """Once for any batch size, forward and backward."""
-    case, larger = SMALLER[case.label], LARGER[case.label]
+    case, larger = of_two_batches(case)
     torch._dynamo.reset()
     compiled = torch.compile(flat(case.hand), fullgraph=True, backend="aot_eager", dynamic=True)
     assert_agrees(compiled, flat(case.auto), case.args, case.names)
@@ -279,18 +286,17 @@ def test_cuda_derivatives(label):
 # What the backward does, and does not ---------------------------------------------------------------------------------
 
 T = SIZES["T"]
-# Matrix products in the backward: those that every gradient needs, and those of each gradient alone.
+# Matrix products forward and back: those that every gradient needs, and those of each gradient alone.
 PRODUCTS = {
-    "affine": (0, {"x": 1, "w": 1, "b": 0}),
-    "temporal_affine": (0, {"x": 1, "w": 1, "b": 0}),
+    "affine": (1, {"x": 1, "w": 1, "b": 0}),
+    "temporal_affine": (1, {"x": 1, "w": 1, "b": 0}),
     "word_embedding": (0, {"W": 0}),
-    "rnn_step": (0, {"x": 1, "prev_h": 1, "Wx": 1, "Wh": 1, "b": 0}),
-    "rnn": (T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
-    "lstm_step": (2, {"x": 1, "prev_h": 1, "prev_c": 0, "Wx": 1, "Wh": 1, "b": 0}),
-    "lstm": (2 + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
-    "lstm, lengths and state": (2 + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0, "c0": 0}),
+    "rnn_step": (2, {"x": 1, "prev_h": 1, "Wx": 1, "Wh": 1, "b": 0}),
+    "rnn": (1 + T + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
+    "lstm_step": (2 + 2, {"x": 1, "prev_h": 1, "prev_c": 0, "Wx": 1, "Wh": 1, "b": 0}),
+    "lstm": (1 + T + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
     "temporal_softmax_loss, weights": (0, {"x": 0, "mask": 0}),
-    "temporal_affine_softmax_loss, weights": (1, {"h": 1, "w": 1, "b": 0, "mask": 0}),
+    "temporal_affine_softmax_loss": (1, {"h": 1, "w": 1, "b": 1}),
 }
 
 
@@ -302,13 +308,33 @@ def test_no_gradient_is_computed_that_nobody_asked_for(label):
     def products(wanted: set[str]) -> int:
         pairs = zip(case.names, case.args, strict=False)
         args = [arg.detach().requires_grad_(name in wanted) if needs_grad(arg) else arg for name, arg in pairs]
-        outs = leaves(case.hand(*args))
         with Watch() as watch:
-            gradients(outs, [arg for arg in args if needs_grad(arg)])
+            gradients(leaves(case.hand(*args)), [arg for arg in args if needs_grad(arg)])
         return watch.products
 
     assert {name: products({name}) - common for name in single} == single
     assert products(set(single)) == common + sum(single.values())
+
+
+def test_no_gradient_is_computed_where_none_can_be_asked_for():
+    """The fused loss derives its gradients in forward."""
+    case = CASES["temporal_affine_softmax_loss"]
+    with torch.no_grad(), Watch() as watch:
+        case.hand(*case.args)
+    assert watch.products == 1
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_both_paths_give_the_same(label):
+    """In place where nobody differentiates the gradient again, plainly where somebody does; in float32 too."""
+    for case in (CASES[label], SINGLE[label]):
+        outs = leaves(case.hand(*case.args))
+        inputs = [arg for arg in case.args if needs_grad(arg)]
+        in_place = gradients(outs, inputs)
+        outs = leaves(case.hand(*case.args))
+        plain = gradients(outs, inputs, create_graph=True)
+        for k, (one, other) in enumerate(zip(in_place, plain, strict=True)):
+            assert difference(f"gradient {k}", one, other).agrees, difference(f"gradient {k}", one, other)
 
 
 def test_backward_leaves_everything_as_it_was(case):

@@ -8,7 +8,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "dot"}
+PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "mv", "dot"}
 
 
 class Watch(TorchDispatchMode):

@@ -7,8 +7,9 @@ in the docstring of its class. Names are cs231n's: N batch, T time, D input, H h
 
 from .affine import Affine, affine, temporal_affine
 from .embedding import WordEmbedding, word_embedding
-from .lstm import LSTM, LSTMStep, lstm, lstm_step
-from .rnn import RNN, RNNStep, rnn, rnn_step
+from .lstm import LSTM, LSTMStep, lstm, lstm_step, packed_lstm
+from .packing import Pack, Packing, Unpack
+from .rnn import RNN, RNNStep, packed_rnn, rnn, rnn_step
 from .softmax import (
     TemporalAffineSoftmaxLoss,
     TemporalSoftmaxLoss,
@@ -21,13 +22,18 @@ __all__ = [
     "RNN",
     "Affine",
     "LSTMStep",
+    "Pack",
+    "Packing",
     "RNNStep",
     "TemporalAffineSoftmaxLoss",
     "TemporalSoftmaxLoss",
+    "Unpack",
     "WordEmbedding",
     "affine",
     "lstm",
     "lstm_step",
+    "packed_lstm",
+    "packed_rnn",
     "rnn",
     "rnn_step",
     "temporal_affine",

@@ -1,9 +1,8 @@
-"""What every function shares: its checks, autocast, the choice of class, and two reshapes."""
+"""What every function shares: its checks, autocast, the choice of class and of path."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,21 +21,6 @@ def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any
 def rows(x: Tensor) -> Tensor:
     """(..., D) as (rows, D): time and batch are alike to a weight gradient."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def stack_time(steps: Sequence[Tensor], like: Tensor) -> Tensor:
-    """T tensors (N, H) as (N, T, H); `like` (N, H) gives the shape where T is 0."""
-    return torch.stack(list(steps), dim=1) if steps else like.unsqueeze(1)[:, :0].clone()
-
-
-def previous(first: Tensor, h: Tensor) -> Tensor:
-    """What each step started from: `first` (N, H), then all but the last of `h` (N, T, H). Returns (N, T, H)."""
-    return torch.cat([first.unsqueeze(1), h], dim=1)[:, :-1]
-
-
-def first_step(x: Tensor) -> Tensor:
-    """The first of T steps as (N, 1, D), and (N, 0, D) where T is 0."""
-    return x.narrow(1, 0, min(x.shape[1], 1))  # where T is 1, x[:, :1] is an alias, which gradcheck cannot batch
 
 
 def past_end(lengths: Tensor | None, T: int) -> Tensor | None:
@@ -69,12 +53,41 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(map(cast, tensors))
 
 
-def may_write(*inputs: Tensor) -> bool:
+def may_write(*inputs: Tensor | None) -> bool:
     """Whether what was just computed from `inputs` may be written over: nobody differentiates, maps or traces it."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    return not torch.is_grad_enabled() and untransformed(*inputs)
+
+
+def untransformed(*inputs: Tensor | None) -> bool:
+    """Whether `inputs` are plain numbers in memory: not dual, not mapped by torch.func or vmap, not traced."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _tracing():
         return False
     is_wrapped, is_legacy = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor
-    return not any(is_wrapped(t) or is_legacy(t) for t in inputs)
+    return not any(t is not None and (is_wrapped(t) or is_legacy(t) or t.is_meta) for t in inputs)
+
+
+def take_notes(*inputs: Tensor | None) -> dict[str, Any] | None:
+    """Where a forward leaves what its backward can use, or None where it has to take the plain path.
+
+    What is left there is a constant to a second derivative, which therefore computes all of it again.
+    """
+    return {} if untransformed(*inputs) else None
+
+
+def tanh_(a: Tensor) -> Tensor:
+    """tanh, written over a.
+
+    torch's sigmoid is five times as fast as its tanh; tanh(a) = 2 sigmoid(2a) - 1 is right to one unit of precision at
+    1, and so to far less than that near 0 for half precision, which takes tanh itself.
+    """
+    if a.dtype not in (torch.float32, torch.float64):
+        return a.tanh_()
+    return a.mul_(2).sigmoid_().mul_(2).sub_(1)
+
+
+def tanh_slope(h: Tensor) -> Tensor:
+    """1 - h^2, the derivative of tanh where its value is `h`, rounded once: half precision would lose h^2 near 1."""
+    return torch.addcmul(torch.ones_like(h[:1]), h, h, value=-1)
 
 
 def check_floats(function: str, sizes: dict[str, int], **tensors: tuple[Tensor, str]) -> None:
@@ -184,10 +197,13 @@ def readable(x: Tensor) -> bool:
         if torch._C._functorch.is_batchedtensor(x):
             return False
         x = torch._C._functorch.get_unwrapped(x)
+    return not _tracing() and type(x) in (Tensor, torch.nn.Parameter)  # the tensors of tracing modes are subclasses
+
+
+def _tracing() -> bool:
+    """Whether fake tensors or proxies record what is done."""
     modes = torch._C._TorchDispatchModeKey
-    if any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY)):
-        return False
-    return type(x) in (Tensor, torch.nn.Parameter)  # the tensors of tracing modes are subclasses
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
 
 
 def _factor(letter: str) -> tuple[int, str]:

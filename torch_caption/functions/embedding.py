@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, check_integers, check_range, may_write, rows
+from ._common import apply, autocast, check_floats, check_integers, check_range, may_write, readable, rows
 
 
 class WordEmbedding(Function):
@@ -26,7 +27,7 @@ class WordEmbedding(Function):
 
     @staticmethod
     def forward(x: Tensor, W: Tensor) -> Tensor:
-        return W[x]
+        return W.index_select(0, x.reshape(-1)).reshape(*x.shape, W.shape[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -52,7 +53,7 @@ class WordEmbeddingWithJVP(WordEmbedding):
     @staticmethod
     def jvp(ctx: Any, _: None, tW: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return tW[x]
+        return WordEmbedding.forward(x, tW)
 
 
 def word_embedding(x: Tensor, W: Tensor) -> Tensor:
@@ -72,8 +73,23 @@ def word_embedding(x: Tensor, W: Tensor) -> Tensor:
         ValueError: a shape does not fit.
     """
     (W,) = autocast(W)
-    sizes: dict[str, int] = {}
-    check_floats("word_embedding", sizes, W=(W, "V D"))
-    check_integers("word_embedding", "x", x, "N T", sizes, like=W)
-    check_range("word_embedding", "x", x, 0, sizes["V"], f"W has {sizes['V']} rows")
+    check_floats("word_embedding", {}, W=(W, "V D"))
+    check_words("word_embedding", "x", x, W, f"W has {W.shape[0]} rows")
     return apply(WordEmbedding, WordEmbeddingWithJVP, x.long(), W)
+
+
+def check_words(function: str, name: str, x: Tensor, W: Tensor, meaning: str) -> None:
+    """Check that `x` (N, T) holds rows of W, which messages call `meaning`; raises as `word_embedding` does."""
+    check_integers(function, name, x, "N T", {}, like=W)
+    check_range(function, name, x, 0, W.shape[0], meaning)
+
+
+def distinct_words(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The words (u,) that x (r,) holds, each once, and which of them stands at each place, (r,).
+
+    x itself and None where values cannot be read: how many words there are would be a value.
+    """
+    if not readable(x):
+        return x, None
+    words, index = torch.unique(x, return_inverse=True)
+    return words, index

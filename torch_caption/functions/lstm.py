@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import (
-    apply,
-    autocast,
-    blank,
-    check_floats,
-    check_lengths,
-    first_step,
-    past_end,
+from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, take_notes, tanh_, tanh_slope
+from ._products import products
+from .packing import (
+    Packing,
+    Sizes,
+    check_packed,
+    collected,
+    first,
+    grown,
+    joined,
+    of_each_step,
     previous,
-    rows,
-    stack_time,
+    read,
+    steps_of,
 )
 
 
@@ -91,94 +95,108 @@ class LSTMStepWithJVP(LSTMStep):
 
 
 class LSTM(Function):
-    r"""An LSTM over a whole sequence; h_0 and c_0 are the states before the first step.
+    r"""An LSTM over whole sequences, packed step after step (see `packing`).
 
-        a_t = x_t Wx + h_{t-1} Wh + b          (N, 4H)     t = 1..T
-        h_t, c_t = step(a_t, c_{t-1})          as in LSTMStep
+    At step t = 1..T the first n_t of the N sequences go on, n_1 >= n_2 >= ..., and r is the sum of all n_t; x (r, D), h
+    and c (r, H) hold n_1 rows of step 1, then n_2 of step 2 and so on. Where all are T long, n_t is N. h_0 and c_0 are
+    the states before the first step.
 
-    Backward, through time. h_t and c_t reach the loss by their own outputs and, unless they are the last, by the
-    step after them. From t = T down to 1, with LSTMStep's formulas:
+        a_t      = x_t Wx + h_{t-1}[:n_t] Wh + b    (n_t, 4H)
+        h_t, c_t = step(a_t, c_{t-1}[:n_t])         as in LSTMStep, (n_t, H) each
 
-        dnext_h = dh_t + da_{t+1} Wh^T         (N, H), the second term from t = T-1 on
-        dnext_c = dc_t + dc'_{t+1} * f_{t+1}   (N, H), likewise; dc' is that step's whole dc
-        da_t    = LSTMStep's [da_i da_f da_o da_g] (N, 4H)
+    Backward, through time. h_t and c_t reach the loss by their own outputs and, in the rows that go on, by the step
+    after them. From t = T down to 1, with LSTMStep's formulas:
 
-        dh_0 = da_1 Wh^T                       dc_0 = dc'_1 * f_1
+        dnext_h = dh_t + [da_{t+1} Wh^T; 0]    (n_t, H), the 0s for rows that end here; dh_T where t is T
+        dnext_c = dc_t + [dprev_c_{t+1}; 0]    (n_t, H), likewise
+        da_t, dprev_c_t = LSTMStep's           (n_t, 4H), (n_t, H)
 
-    The weights served all steps, so their gradients sum over batch and time, one product over r = N T rows:
+        dh_0 = [da_1 Wh^T; 0]                  dc_0 = [dprev_c_1; 0]
 
-        dx  = da Wx^T                          (N, T, 4H)(4H, D) -> (N, T, D)
+    The weights served all steps, so their gradients sum over batch and time, one product over r rows:
+
+        dx  = da Wx^T                          (r, 4H)(4H, D) -> (r, D)
         dWx = x^T da                           (D, r)(r, 4H) -> (D, 4H)
-        dWh = [h_0 .. h_{T-1}]^T da            (H, r)(r, 4H) -> (H, 4H)
+        dWh = [h_0[:n_1] .. h_{T-1}[:n_T]]^T da  (H, r)(r, 4H) -> (H, 4H)
         db  = sum_r da                         (4H,)
 
-    Lengths. Row n ends after lengths[n] steps: its h and c there are 0, whatever x holds, and so is all that comes
-    back through them. With dh and dc set to 0 past the end, da is 0 there too, and the formulas above hold unchanged.
+    Index. x may instead be a table (R, D) of which row index[k] is the input at place k, as in RNN.
+
+    For a first derivative the gates are noted in forward; for others they are computed again, as in LSTMStep.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, c0: Tensor, lengths: Tensor | None
+        x: Tensor,
+        h0: Tensor,
+        Wx: Tensor,
+        Wh: Tensor,
+        b: Tensor,
+        c0: Tensor,
+        index: Tensor | None,
+        sizes: Sizes,
+        notes: dict[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        h, c, steps_h, steps_c = h0, c0, [], []
-        for xWx in (x @ Wx + b).unbind(1):
-            h, c = _step(xWx + h @ Wh, c)  # (N, H) each
-            steps_h.append(h)
-            steps_c.append(c)
-        ended = past_end(lengths, x.shape[1])
-        return blank(stack_time(steps_h, like=h0), ended), blank(stack_time(steps_c, like=c0), ended)
+        with products(Wh, notes is not None):
+            a = read(torch.addmm(b, x, Wx), index)  # (r, 4H)
+            each = of_each_step(sizes, h0)
+            return _run(a, h0, c0, Wh, each) if notes is None else _run_(a, h0, c0, Wh, each, notes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs, *output)
-        ctx.save_for_forward(*inputs, *output)
+        *tensors, ctx.sizes, ctx.notes = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor, dc: Tensor) -> tuple:
-        x, h0, Wx, Wh, b, c0, lengths, h, c = ctx.saved_tensors
-        need_x, need_h0, need_Wx, need_Wh, need_b, need_c0, _ = ctx.needs_input_grad
-        ended = past_end(lengths, x.shape[1])
-        x, dh, dc = blank(x, ended), blank(dh, ended), blank(dc, ended)
-        per_step = _per_step(dh, dc, previous(c0, c), *_gates(x @ Wx + previous(h0, h) @ Wh + b), torch.tanh(c))
-        steps: list[Tensor] = []
-        dprev_c = torch.zeros_like(c0)  # nothing comes from beyond the last step
-        for dh_t, dc_t, prev_c, *gates, tanh_c in reversed(per_step):
-            dnext_h = dh_t + steps[-1] @ Wh.T if steps else dh_t  # (N, H)
-            da_t, dprev_c = _step_backward(dnext_h, dc_t + dprev_c, prev_c, gates, tanh_c)
-            steps.append(da_t)
-        da = stack_time(steps[::-1], like=torch.cat([h0] * 4, dim=1))  # (N, T, 4H)
-        dx = da @ Wx.T if need_x else None
-        dh0 = (first_step(da) @ Wh.T).sum(1) if need_h0 else None
-        dWx = rows(x).T @ rows(da) if need_Wx else None
-        dWh = rows(previous(h0, h)).T @ rows(da) if need_Wh else None
-        db = rows(da).sum(0) if need_b else None
-        return dx, dh0, dWx, dWh, db, dprev_c if need_c0 else None, None
+        x, h0, Wx, Wh, b, c0, index, h, c = ctx.saved_tensors
+        need_x, need_h0, need_Wx, need_Wh, need_b, need_c0, *_ = ctx.needs_input_grad
+        sizes = of_each_step(ctx.sizes, h0)
+        prev_h, prev_c = previous(h0, h, sizes), previous(c0, c, sizes)  # (r, H)
+        fast = ctx.notes is not None and may_write(dh, dc)
+        with products(Wh, fast):
+            if fast:
+                da, dprev_c = _through_time_(dh, dc, prev_c, Wh, sizes, **ctx.notes)
+            else:
+                gates = _gates(read(x @ Wx + b, index) + prev_h @ Wh)
+                da, dprev_c = _through_time(dh, dc, prev_c, Wh, sizes, gates, torch.tanh(c))
+            dh0 = grown(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
+            dc0 = grown(dprev_c, h0.shape[0]) if need_c0 else None
+            dWh = prev_h.T @ da if need_Wh else None
+            db = da.sum(0) if need_b else None
+            da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
+            dx = da @ Wx.T if need_x else None
+            dWx = x.T @ da if need_Wx else None
+        return dx, dh0, dWx, dWh, db, dc0, None, None, None
 
 
 class LSTMWithJVP(LSTM):
     r"""`LSTM` with its forward mode.
 
-    ta_t = tx_t Wx + x_t tWx + th_{t-1} Wh + h_{t-1} tWh + tb
-    th_t, tc_t = `_step_jvp` of ta_t and tc_{t-1}
+    ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
+    th_t, tc_t = `_step_jvp` of ta_t and tc_{t-1}[:n_t]
     """
 
     @staticmethod
     def jvp(
-        ctx: Any, tx: Tensor, th0: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor, tc0: Tensor, _: None
+        ctx: Any, tx: Tensor, th0: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor, tc0: Tensor, *_: None
     ) -> tuple[Tensor, Tensor]:
-        x, h0, Wx, Wh, b, c0, lengths, h, c = ctx.saved_tensors
-        ended = past_end(lengths, x.shape[1])
-        x, prev_h = blank(x, ended), previous(h0, h)
-        direct = blank(tx, ended) @ Wx + x @ tWx + prev_h @ tWh + tb  # (N, T, 4H)
-        per_step = _per_step(direct, previous(c0, c), *_gates(x @ Wx + prev_h @ Wh + b), torch.tanh(c))
+        x, h0, Wx, Wh, b, c0, index, h, c = ctx.saved_tensors
+        sizes = of_each_step(ctx.sizes, h0)
+        prev_h, prev_c = previous(h0, h, sizes), previous(c0, c, sizes)
+        direct = read(tx @ Wx + x @ tWx + tb, index) + prev_h @ tWh  # (r, 4H)
+        gates = _gates(read(x @ Wx + b, index) + prev_h @ Wh)
         th, tc, steps_h, steps_c = th0, tc0, [], []
-        for direct_t, prev_c, *gates, tanh_c in per_step:
-            th, tc = _step_jvp(direct_t + th @ Wh, tc, prev_c, gates, tanh_c)
+        for direct_t, prev_c_t, *gates_t, tanh_c_t in _per_step(sizes, direct, prev_c, *gates, torch.tanh(c)):
+            n = direct_t.shape[0]
+            ta = direct_t + th.narrow(0, 0, n) @ Wh
+            th, tc = _step_jvp(ta, tc.narrow(0, 0, n), prev_c_t, gates_t, tanh_c_t)
             steps_h.append(th)
             steps_c.append(tc)
-        return blank(stack_time(steps_h, like=th0), ended), blank(stack_time(steps_c, like=tc0), ended)
+        return joined(steps_h, like=th0), joined(steps_c, like=tc0)
 
 
 def lstm_step(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,9 +241,9 @@ def lstm(
         Wx: (D, 4H), gates in the order i, f, o, g.
         Wh: (H, 4H).
         b: (4H,).
-        lengths: (N,) integers, 0 <= lengths <= T: how many steps each row has; None for T. The range is checked
-            wherever values can be read, which under torch.compile, export, vmap, CUDA graph capture and on the meta
-            device they cannot.
+        lengths: (N,) integers, 0 <= lengths <= T: how many steps each row has; None for T. What is past a row's end is
+            neither read nor computed. Under torch.compile, export, vmap, CUDA graph capture and on the meta device
+            lengths cannot be read: their range is then not checked, and all T steps are computed, to the same effect.
         c0: (N, H), the cell state before the first step; None for zero.
         return_state: return the last state too.
 
@@ -244,8 +262,69 @@ def lstm(
     (c0,) = (torch.zeros_like(h0),) if c0 is None else autocast(c0)
     check_floats("lstm", sizes, h0=(h0, "N H"), c0=(c0, "N H"))
     check_lengths("lstm", lengths, sizes, like=x)
-    h, c = apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, lengths)
-    return (h, (_last(h0, h, lengths), _last(c0, c, lengths))) if return_state else h
+    packed = Packing.of(sizes["N"], sizes["T"], lengths)
+    x = packed.pack(blank(x, packed.unread))
+    state = packed.sort(h0), packed.sort(c0)
+    h, c = _apply(x, state[0], Wx, Wh, b, state[1], None, packed.sizes)
+    out = blank(packed.unpack(h), packed.unread)
+    if not return_state:
+        return out
+    c = blank(packed.unpack(c), packed.unread)
+    return out, (_last(h0, out, lengths), _last(c0, c, lengths))
+
+
+def packed_lstm(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    sizes: int | Sequence[int],
+    index: Tensor | None = None,
+    c0: Tensor | None = None,
+) -> Tensor:
+    """`lstm` over sequences that are packed, step after step, longest first (see `packing`).
+
+    Args:
+        x: (r, D) floating-point, or with `index` a table (R, D) of inputs.
+        h0: (N, H), the hidden states before the first step, in the order of the sequences.
+        Wx: (D, 4H), gates in the order i, f, o, g.
+        Wh: (H, 4H).
+        b: (4H,).
+        sizes: how many sequences have a step 1, a step 2 and so on: at most N, never more than before, r in all. A
+            number T instead: all have T steps.
+        index: (r,) integers, 0 <= index < R: which row of x is read at each place. The range is checked wherever values
+            can be read, as in `lstm`.
+        c0: (N, H), the cell states before the first step; None for zero.
+
+    Returns:
+        h (r, H), dtype of x (the autocast dtype under autocast).
+
+    Raises:
+        IndexError: an index is out of range.
+        TypeError: a dtype or device differs, or a value is not a tensor of the right kind.
+        ValueError: a shape or `sizes` does not fit.
+    """
+    x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
+    letters: dict[str, int] = {}
+    check_floats("packed_lstm", letters, x=(x, "R D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"))
+    (c0,) = (torch.zeros_like(h0),) if c0 is None else autocast(c0)
+    check_floats("packed_lstm", letters, h0=(h0, "N H"), c0=(c0, "N H"))
+    sizes, index = check_packed("packed_lstm", sizes, index, letters, like=x)
+    return _apply(x, h0, Wx, Wh, b, c0, index, sizes)[0]
+
+
+def _apply(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    c0: Tensor,
+    index: Tensor | None,
+    sizes: Sizes,
+) -> tuple[Tensor, Tensor]:
+    return apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, index, sizes, take_notes(x, h0, Wx, Wh, b, c0, index))
 
 
 def _gates(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -284,9 +363,9 @@ def _step_jvp(ta: Tensor, tprev_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: T
     return to * tanh_c + o * (1 - tanh_c * tanh_c) * tnext_c, tnext_c
 
 
-def _per_step(*sequences: Tensor) -> list[tuple[Tensor, ...]]:
-    """Several (N, T, ...) sequences as T tuples of (N, ...)."""
-    return list(zip(*(s.unbind(1) for s in sequences), strict=True))
+def _per_step(sizes: Sequence[int], *sequences: Tensor) -> list[tuple[Tensor, ...]]:
+    """Several packed sequences (r, ...) as T tuples of (n_t, ...)."""
+    return list(zip(*(steps_of(s, sizes) for s in sequences), strict=True))
 
 
 def _last(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
@@ -296,3 +375,82 @@ def _last(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
         return states[:, -1]
     last = lengths.long().reshape(-1, 1, 1).expand(-1, 1, states.shape[2])
     return states.gather(1, last).squeeze(1)
+
+
+# The loops over time, each twice: for derivatives of any order, and written in place for speed.
+
+
+def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """h and c (r, H) of x Wx + b (r, 4H)."""
+    h, c, steps_h, steps_c = h0, c0, [], []
+    for a_t in steps_of(a, sizes):
+        n = a_t.shape[0]
+        h, c = _step(a_t + h.narrow(0, 0, n) @ Wh, c.narrow(0, 0, n))  # (n, H) each
+        steps_h.append(h)
+        steps_c.append(c)
+    return joined(steps_h, like=h0), joined(steps_c, like=c0)
+
+
+def _run_(
+    a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, sizes: Sequence[int], notes: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`_run`, its gates written over a; they and tanh(c) are noted."""
+    r, H = a.shape[0], h0.shape[1]
+    h, c, tanh_c = (a.new_empty(r, H) for _ in range(3))
+    prev_h, prev_c = h0, c0
+    for a_t, h_t, c_t, tanh_c_t in _per_step(sizes, a, h, c, tanh_c):
+        n = len(a_t)
+        i, f, o, g = _gates_(a_t.addmm_(prev_h[:n], Wh))
+        torch.mul(i, g, out=c_t).addcmul_(f, prev_c[:n])
+        torch.mul(o, tanh_(tanh_c_t.copy_(c_t)), out=h_t)
+        prev_h, prev_c = h_t, c_t
+    notes.update(gates=a, tanh_c=tanh_c)
+    return h, c
+
+
+def _gates_(a: Tensor) -> tuple[Tensor, ...]:
+    """`_gates`, written over a (n, 4H)."""
+    H = a.shape[1] // 4
+    a[:, : 3 * H].sigmoid_()
+    tanh_(a[:, 3 * H :])
+    return a.chunk(4, dim=1)
+
+
+def _through_time(
+    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, sizes: Sequence[int], gates: Sequence[Tensor], tanh_c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """da (r, 4H), and dprev_c (n_1, H) of the first step."""
+    steps: list[Tensor] = []
+    dprev_c = first(prev_c, sizes)
+    for dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t in reversed(_per_step(sizes, dh, dc, prev_c, *gates, tanh_c)):
+        n = dh_t.shape[0]
+        dnext_h = dh_t + grown(steps[-1] @ Wh.T, n) if steps else dh_t  # (n, H)
+        dnext_c = dc_t + grown(dprev_c, n) if steps else dc_t
+        da_t, dprev_c = _step_backward(dnext_h, dnext_c, prev_c_t, gates_t, tanh_c_t)
+        steps.append(da_t)
+    return joined(steps[::-1], like=torch.cat(tuple(gates), dim=1)), dprev_c
+
+
+def _through_time_(
+    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, sizes: Sequence[int], gates: Tensor, tanh_c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_through_time` in one tensor for da. What does not depend on later steps is computed for all steps at once."""
+    H = dh.shape[1]
+    i, f, o, g = gates.chunk(4, dim=1)
+    slopes = gates * (1 - gates)  # (r, 4H), sigmoid's; times what each gate meets, LSTMStep's factors of dc and dnext_h
+    for slope, met in zip(slopes.chunk(4, dim=1), (g, prev_c, tanh_c), strict=False):
+        slope.mul_(met)
+    torch.mul(i, tanh_slope(g), out=slopes[:, 3 * H :])
+    dc_of_dh = tanh_slope(tanh_c).mul_(o)
+    da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
+    after, dprev_c = None, first(prev_c, sizes)
+    for da_t, slopes_t, dh_t, dc_t, dc_of_dh_t, f_t in reversed(_per_step(sizes, da, slopes, dh, dc, dc_of_dh, f)):
+        if after is not None:
+            dh_t[: len(after)].addmm_(after, Wh.T)
+        dnext_c = torch.addcmul(dc_t, dh_t, dc_of_dh_t)
+        if after is not None:
+            dnext_c[: len(after)] += dprev_c
+        for k, d in enumerate((dnext_c, dnext_c, dh_t, dnext_c)):
+            torch.mul(slopes_t[:, k * H : (k + 1) * H], d, out=da_t[:, k * H : (k + 1) * H])
+        after, dprev_c = da_t, dnext_c.mul_(f_t)
+    return da, dprev_c

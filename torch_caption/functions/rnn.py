@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import (
-    apply,
-    autocast,
-    blank,
-    check_floats,
-    check_lengths,
-    first_step,
-    past_end,
+from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, take_notes, tanh_, tanh_slope
+from ._products import products
+from .packing import (
+    Packing,
+    Sizes,
+    check_packed,
+    collected,
+    first,
+    grown,
+    joined,
+    of_each_step,
     previous,
-    rows,
-    stack_time,
+    read,
+    steps_of,
 )
 
 
@@ -78,79 +82,90 @@ class RNNStepWithJVP(RNNStep):
 
 
 class RNN(Function):
-    r"""A vanilla RNN over a whole sequence; h_0 is the state before the first step.
+    r"""A vanilla RNN over whole sequences, packed step after step (see `packing`).
 
-        a_t = x_t Wx + h_{t-1} Wh + b          (N, H)      t = 1..T
-        h_t = tanh(a_t)                        (N, H)
+    At step t = 1..T the first n_t of the N sequences go on, n_1 >= n_2 >= ..., and r is the sum of all n_t; x (r, D)
+    and h (r, H) hold n_1 rows of step 1, then n_2 of step 2 and so on. Where all are T long, n_t is N. h_0 is the
+    state before the first step.
 
-    Backward, through time. h_t reaches the loss by its own output and, unless it is the last, by h_{t+1}:
+        a_t = x_t Wx + h_{t-1}[:n_t] Wh + b    (n_t, H)    t = 1..T
+        h_t = tanh(a_t)                        (n_t, H)
+
+    Backward, through time. h_t reaches the loss by its own output and, in the rows that go on, by h_{t+1}:
 
         da_T = dh_T * (1 - h_T^2)
-        da_t = (dh_t + da_{t+1} Wh^T) * (1 - h_t^2)        t = T-1..1
-        dh_0 = da_1 Wh^T                       (N, H)(H, H) -> (N, H)
+        da_t = (dh_t + [da_{t+1} Wh^T; 0]) * (1 - h_t^2)   t = T-1..1
+        dh_0 = [da_1 Wh^T; 0]                  (N, H), the 0s for rows that had ended
 
-    The weights served all steps, so their gradients sum over batch and time, one product over r = N T rows:
+    The weights served all steps, so their gradients sum over batch and time, one product over r rows:
 
-        dx  = da Wx^T                          (N, T, H)(H, D) -> (N, T, D)
+        dx  = da Wx^T                          (r, H)(H, D) -> (r, D)
         dWx = x^T da                           (D, r)(r, H) -> (D, H)
-        dWh = [h_0 .. h_{T-1}]^T da            (H, r)(r, H) -> (H, H)
+        dWh = [h_0[:n_1] .. h_{T-1}[:n_T]]^T da  (H, r)(r, H) -> (H, H)
         db  = sum_r da                         (H,)
 
-    Lengths. Row n ends after lengths[n] steps: its output there is 0, whatever x holds, and so is all that comes back
-    through it. With dh set to 0 past the end, da is 0 there too, and the formulas above hold unchanged.
+    Index. x may instead be a table (R, D) of which row index[k] is the input at place k: the words of a batch repeat.
+    Each of its rows is then projected once, and collects da from all places that read it. With da' (R, H),
+    da'[u] = sum of da[k] over the k with index[k] = u, in the place of da, dx and dWx are as above.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None) -> Tensor:
-        h, steps = h0, []
-        for xWx in (x @ Wx + b).unbind(1):
-            h = torch.tanh(xWx + h @ Wh)  # (N, H)
-            steps.append(h)
-        return blank(stack_time(steps, like=h0), past_end(lengths, x.shape[1]))
+    def forward(
+        x: Tensor,
+        h0: Tensor,
+        Wx: Tensor,
+        Wh: Tensor,
+        b: Tensor,
+        index: Tensor | None,
+        sizes: Sizes,
+        notes: dict[str, Any] | None,
+    ) -> Tensor:
+        fast = notes is not None
+        with products(Wh, fast):
+            a = read(torch.addmm(b, x, Wx), index)  # (r, H)
+            return (_run_ if fast else _run)(a, h0, Wh, of_each_step(sizes, h0))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, h0, Wx, Wh, _, lengths = inputs
-        ctx.save_for_backward(x, h0, Wx, Wh, lengths, output)
-        ctx.save_for_forward(x, h0, Wx, Wh, lengths, output)
+        x, h0, Wx, Wh, _, index, ctx.sizes, ctx.notes = inputs
+        ctx.save_for_backward(x, h0, Wx, Wh, index, output)
+        ctx.save_for_forward(x, h0, Wx, Wh, index, output)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple:
-        x, h0, Wx, Wh, lengths, h = ctx.saved_tensors
-        need_x, need_h0, need_Wx, need_Wh, need_b, _ = ctx.needs_input_grad
-        ended = past_end(lengths, x.shape[1])
-        steps: list[Tensor] = []
-        for dh_t, slope_t in zip(reversed(blank(dh, ended).unbind(1)), reversed(_slope(h).unbind(1)), strict=True):
-            dnext_h = dh_t + steps[-1] @ Wh.T if steps else dh_t  # (N, H)
-            steps.append(dnext_h * slope_t)
-        da = stack_time(steps[::-1], like=h0)  # (N, T, H)
-        dx = da @ Wx.T if need_x else None
-        dh0 = (first_step(da) @ Wh.T).sum(1) if need_h0 else None
-        dWx = rows(blank(x, ended)).T @ rows(da) if need_Wx else None
-        dWh = rows(previous(h0, h)).T @ rows(da) if need_Wh else None
-        db = rows(da).sum(0) if need_b else None
-        return dx, dh0, dWx, dWh, db, None
+        x, h0, Wx, Wh, index, h = ctx.saved_tensors
+        need_x, need_h0, need_Wx, need_Wh, need_b, *_ = ctx.needs_input_grad
+        fast, sizes = ctx.notes is not None and may_write(dh), of_each_step(ctx.sizes, h0)
+        with products(Wh, fast):
+            da = (_through_time_ if fast else _through_time)(dh, h, Wh, sizes)  # (r, H)
+            dh0 = grown(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
+            dWh = previous(h0, h, sizes).T @ da if need_Wh else None
+            db = da.sum(0) if need_b else None
+            da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, H)
+            dx = da @ Wx.T if need_x else None
+            dWx = x.T @ da if need_Wx else None
+        return dx, dh0, dWx, dWh, db, None, None, None
 
 
 class RNNWithJVP(RNN):
     r"""`RNN` with its forward mode.
 
-    ta_t = tx_t Wx + x_t tWx + th_{t-1} Wh + h_{t-1} tWh + tb
+    ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
     th_t = ta_t * (1 - h_t^2)
     """
 
     @staticmethod
-    def jvp(ctx: Any, tx: Tensor, th0: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor, _: None) -> Tensor:
-        x, h0, Wx, Wh, lengths, h = ctx.saved_tensors
-        ended = past_end(lengths, x.shape[1])
-        direct = blank(tx, ended) @ Wx + blank(x, ended) @ tWx + previous(h0, h) @ tWh + tb  # (N, T, H)
+    def jvp(ctx: Any, tx: Tensor, th0: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor, *_: None) -> Tensor:
+        x, h0, Wx, Wh, index, h = ctx.saved_tensors
+        sizes = of_each_step(ctx.sizes, h0)
+        direct = read(tx @ Wx + x @ tWx + tb, index) + previous(h0, h, sizes) @ tWh  # (r, H)
         th, steps = th0, []
-        for direct_t, slope_t in zip(direct.unbind(1), _slope(h).unbind(1), strict=True):
-            th = (direct_t + th @ Wh) * slope_t
+        for direct_t, slope_t in zip(steps_of(direct, sizes), steps_of(_slope(h), sizes), strict=True):
+            th = (direct_t + th.narrow(0, 0, direct_t.shape[0]) @ Wh) * slope_t
             steps.append(th)
-        return blank(stack_time(steps, like=th0), ended)
+        return joined(steps, like=th0)
 
 
 def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> Tensor:
@@ -184,9 +199,9 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
         Wx: (D, H).
         Wh: (H, H).
         b: (H,).
-        lengths: (N,) integers, 0 <= lengths <= T: how many steps each row has; None for T. The range is checked
-            wherever values can be read, which under torch.compile, export, vmap, CUDA graph capture and on the meta
-            device they cannot.
+        lengths: (N,) integers, 0 <= lengths <= T: how many steps each row has; None for T. What is past a row's end is
+            neither read nor computed. Under torch.compile, export, vmap, CUDA graph capture and on the meta device
+            lengths cannot be read: their range is then not checked, and all T steps are computed, to the same effect.
 
     Returns:
         h (N, T, H), dtype of x (the autocast dtype under autocast); zero past a row's end.
@@ -200,9 +215,83 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
     sizes: dict[str, int] = {}
     check_floats("rnn", sizes, x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
     check_lengths("rnn", lengths, sizes, like=x)
-    return apply(RNN, RNNWithJVP, x, h0, Wx, Wh, b, lengths)
+    packed = Packing.of(sizes["N"], sizes["T"], lengths)
+    x = packed.pack(blank(x, packed.unread))
+    h = apply(RNN, RNNWithJVP, x, packed.sort(h0), Wx, Wh, b, None, packed.sizes, take_notes(x, h0, Wx, Wh, b))
+    return blank(packed.unpack(h), packed.unread)
+
+
+def packed_rnn(
+    x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, sizes: int | Sequence[int], index: Tensor | None = None
+) -> Tensor:
+    """`rnn` over sequences that are packed, step after step, longest first (see `packing`).
+
+    Args:
+        x: (r, D) floating-point, or with `index` a table (R, D) of inputs.
+        h0: (N, H), the states before the first step, in the order of the sequences.
+        Wx: (D, H).
+        Wh: (H, H).
+        b: (H,).
+        sizes: how many sequences have a step 1, a step 2 and so on: at most N, never more than before, r in all. A
+            number T instead: all have T steps.
+        index: (r,) integers, 0 <= index < R: which row of x is read at each place. The range is checked wherever values
+            can be read, as in `rnn`.
+
+    Returns:
+        h (r, H), dtype of x (the autocast dtype under autocast).
+
+    Raises:
+        IndexError: an index is out of range.
+        TypeError: a dtype or device differs, or a value is not a tensor of the right kind.
+        ValueError: a shape or `sizes` does not fit.
+    """
+    x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
+    letters: dict[str, int] = {}
+    check_floats("packed_rnn", letters, x=(x, "R D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
+    sizes, index = check_packed("packed_rnn", sizes, index, letters, like=x)
+    return apply(RNN, RNNWithJVP, x, h0, Wx, Wh, b, index, sizes, take_notes(x, h0, Wx, Wh, b, index))
 
 
 def _slope(h: Tensor) -> Tensor:
     """The derivative of tanh where its value is `h`."""
     return 1 - h * h
+
+
+# The loops over time, each twice: for derivatives of any order, and written in place for speed.
+
+
+def _run(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
+    """h (r, H) of x Wx + b (r, H)."""
+    h, steps = h0, []
+    for a_t in steps_of(a, sizes):
+        h = torch.tanh(a_t + h.narrow(0, 0, a_t.shape[0]) @ Wh)  # (n, H)
+        steps.append(h)
+    return joined(steps, like=h0)
+
+
+def _run_(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
+    """`_run`, written over a."""
+    h = h0
+    for a_t in steps_of(a, sizes):
+        h = tanh_(a_t.addmm_(h[: len(a_t)], Wh))
+    return a
+
+
+def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
+    """da (r, H)."""
+    steps: list[Tensor] = []
+    for dh_t, slope_t in zip(reversed(steps_of(dh, sizes)), reversed(steps_of(_slope(h), sizes)), strict=True):
+        dnext_h = dh_t + grown(steps[-1] @ Wh.T, dh_t.shape[0]) if steps else dh_t  # (n, H)
+        steps.append(dnext_h * slope_t)
+    return joined(steps[::-1], like=h)
+
+
+def _through_time_(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
+    """`_through_time` in one tensor."""
+    da = dh.clone(memory_format=torch.contiguous_format)
+    after = None
+    for da_t, slope_t in zip(reversed(steps_of(da, sizes)), reversed(steps_of(tanh_slope(h), sizes)), strict=True):
+        if after is not None:
+            da_t[: len(after)].addmm_(after, Wh.T)
+        after = da_t.mul_(slope_t)
+    return da

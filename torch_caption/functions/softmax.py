@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, check_integers, check_range, check_shape, may_write, readable, rows
+from ._common import (
+    apply,
+    autocast,
+    check_floats,
+    check_integers,
+    check_range,
+    check_shape,
+    may_write,
+    readable,
+    rows,
+    take_notes,
+)
+from ._products import products
+
+CHUNK = 2**26
+"""Bytes of scores that the fused loss holds at a time: 64 MiB."""
 
 
 class TemporalSoftmaxLoss(Function):
@@ -71,52 +87,52 @@ class TemporalAffineSoftmaxLoss(Function):
         db    = sum_r dx                       (V,)
         dmask = dloss / N * nll                (N, T), of a real-valued mask
 
-    The scores are the largest tensor of a captioner. They are not kept for the backward but computed again, and their
-    gradient is written over them, so that the two never stand side by side. A word that the mask leaves out has no part
-    in any sum above and gets no scores. Under double backward, vmap, torch.func and torch.compile, where nothing may be
-    written over and masks cannot be read, all of it is computed.
+    The scores are the largest tensor of a captioner, but no row of them needs another: some rows at a time become the
+    loss, then their own gradient, written over them, then their share of dh, dw and db, before the next rows take their
+    place. All of that happens in forward, where the scores are; `backward` multiplies by dloss. A word that the mask
+    leaves out has no part in any sum above and gets no scores. Under double backward, vmap, torch.func and
+    torch.compile, where nothing may be written over and masks cannot be read, all is computed at once and again.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        N = _batch(y)
-        if not (may_write(h, w, b, y, mask) and readable(mask)):
-            return _loss(torch.log_softmax(_scores(h, w, b), dim=-1), y, mask, N)
-        h, y, mask, _ = _counted(h, y, mask)
-        x = _scores(h, w, b)  # (r, V)
-        return _loss(torch.log_softmax(x, dim=-1, out=x), y, mask, N)
+    def forward(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor, notes: dict[str, Any] | None) -> Tensor:
+        if notes is None:
+            return _loss(torch.log_softmax(_scores(h, w, b), dim=-1), y, mask, _batch(y))
+        loss, *notes["gradients"] = _in_chunks(h, w, b, y, mask, notes.pop("needed"))
+        return loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+        *tensors, ctx.notes = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple:
         h, w, b, y, mask = ctx.saved_tensors
-        need_h, need_w, need_b, _, need_mask = ctx.needs_input_grad
-        scale = dloss / _batch(y)
-        if may_write(h, w, b, y, mask, dloss) and readable(mask) and not need_mask:
-            return *_affine_softmax_backward(h, w, b, y, scale * mask, need_h, need_w, need_b), None, None
+        need_h, need_w, need_b, _, need_mask, _ = ctx.needs_input_grad
+        if ctx.notes is not None and may_write(dloss):
+            return *_noted(ctx, dloss), None, None, None
         h = _silence(h, mask)
         x = _scores(h, w, b)
+        scale = dloss / _batch(y)
         dmask = scale * _nll(torch.log_softmax(x, dim=-1), y) if need_mask else None
         if not (need_h or need_w or need_b):
-            return None, None, None, None, dmask
+            return None, None, None, None, dmask, None
         dx = _dscores(x, y, scale * mask).to(h.dtype)
         dh = dx @ w.T if need_h else None
         dw = rows(h).T @ rows(dx) if need_w else None
         db = rows(dx).sum(0) if need_b else None
-        return dh, dw, db, None, dmask
+        return dh, dw, db, None, dmask, None
 
 
 class TemporalAffineSoftmaxLossWithJVP(TemporalAffineSoftmaxLoss):
     """`TemporalAffineSoftmaxLoss` with its forward mode: tx = th w + h tw + tb, then TemporalSoftmaxLoss's."""
 
     @staticmethod
-    def jvp(ctx: Any, th: Tensor, tw: Tensor, tb: Tensor, _: None, tmask: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, th: Tensor, tw: Tensor, tb: Tensor, _: None, tmask: Tensor | None, __: None) -> Tensor:
         h, w, b, y, mask = ctx.saved_tensors
         h, th = _silence(h, mask), _silence(th, mask)
         x = _scores(h, w, b)
@@ -150,7 +166,7 @@ def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 def temporal_affine_softmax_loss(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """`temporal_softmax_loss(temporal_affine(h, w, b), y, mask)` in one, without keeping the scores.
+    """`temporal_softmax_loss(temporal_affine(h, w, b), y, mask)` in one, holding few scores at a time.
 
     Args:
         h: (N, T, H) floating-point.
@@ -173,7 +189,10 @@ def temporal_affine_softmax_loss(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mas
     sizes: dict[str, int] = {}
     check_floats("temporal_affine_softmax_loss", sizes, h=(h, "N T H"), w=(w, "H V"), b=(b, "V"))
     y, mask = _check_targets("temporal_affine_softmax_loss", y, mask, sizes, like=h)
-    return apply(TemporalAffineSoftmaxLoss, TemporalAffineSoftmaxLossWithJVP, h, w, b, y, mask)
+    notes = take_notes(h, w, b, y, mask) if readable(mask) and not mask.requires_grad else None
+    if notes is not None:
+        notes["needed"] = [torch.is_grad_enabled() and t.requires_grad for t in (h, w, b)]
+    return apply(TemporalAffineSoftmaxLoss, TemporalAffineSoftmaxLossWithJVP, h, w, b, y, mask, notes)
 
 
 def _check_targets(
@@ -202,7 +221,7 @@ def _batch(y: Tensor) -> int:
 
 
 def _scores(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """h w + b (N, T, V) in one piece of memory, where a product and then a sum would take two."""
+    """h w + b (..., V) in one piece of memory, where a product and then a sum would take two."""
     return _full(torch.addmm(b, rows(h), w).reshape(*h.shape[:-1], *b.shape))
 
 
@@ -226,24 +245,88 @@ def _silence_(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill_(~mask.unsqueeze(-1), 0) if mask.dtype == torch.bool else x
 
 
-def _counted(h: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h (r, H), y (r,) and weights (r,) of the r words whose weight is not 0, and their places (r,) among N T."""
-    places = weights.reshape(-1).nonzero().squeeze(1)
-    return rows(h)[places], y.reshape(-1)[places], weights.reshape(-1)[places], places
+def _noted(ctx: Any, dloss: Tensor) -> list[Tensor | None]:
+    """dh, dw, db as forward noted them, times dloss; made anew where an earlier backward has taken them."""
+    gradients = ctx.notes.pop("gradients", None)
+    if gradients is None:
+        h, w, b, y, mask = ctx.saved_tensors
+        _, *gradients = _in_chunks(h, w, b, y, mask, ctx.needs_input_grad[:3])
+    if dloss.device.type == "cpu" and dloss == 1:
+        return gradients
+    return [None if d is None else d.mul_(dloss) for d in gradients]
 
 
-def _affine_softmax_backward(
-    h: Tensor, w: Tensor, b: Tensor, y: Tensor, weights: Tensor, need_h: bool, need_w: bool, need_b: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dh, dw, db of the words that count alone, in the memory of their scores."""
-    counted, y, weights, places = _counted(h, y, weights)
-    x = _scores(counted, w, b)
-    dx = _dscores_out(x, y, weights, out=x).to(h.dtype)  # (r, V)
-    dh = None
-    if need_h:
-        dh = rows(torch.zeros_like(h, memory_format=torch.contiguous_format))
-        dh = dh.index_copy_(0, places, (dx @ w.T).to(h.dtype)).reshape(h.shape)
-    return dh, counted.T @ dx if need_w else None, dx.sum(0) if need_b else None
+def _in_chunks(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss, and for dloss = 1 those of dh, dw and db that are needed; of the words that the mask leaves in."""
+    weights = mask.reshape(-1).to(_full(h[:0]).dtype) / _batch(y)  # (r,)
+    if mask.all():
+        loss, dh, dw, db = _sum_of_chunks(rows(h), w, b, y.reshape(-1), weights, needed)
+        return loss, None if dh is None else dh.reshape(h.shape), dw, db
+    left = weights.nonzero().squeeze(1)
+    y, weights = y.reshape(-1).index_select(0, left), weights.index_select(0, left)
+    loss, dh, dw, db = _sum_of_chunks(rows(h).index_select(0, left), w, b, y, weights, needed)
+    if dh is not None:
+        dh = rows(torch.zeros_like(h, memory_format=torch.contiguous_format)).index_copy_(0, left, dh).reshape(h.shape)
+    return loss, dh, dw, db
+
+
+def _sum_of_chunks(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, weights: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """sum_r weights * nll and its gradients, from as many rows at a time as `CHUNK` allows."""
+    dh, dw, db = (x.new_empty(x.shape) if need else None for x, need in zip((h, w, b), needed, strict=True))
+    loss = weights.new_zeros(())
+    rows_at_once = max(1, CHUNK // (w.shape[1] * loss.element_size()))
+    with products(w, fast=True):
+        for k in range(0, max(len(y), 1), rows_at_once):
+            chunk = slice(k, k + rows_at_once)
+            dh_k = None if dh is None else dh[chunk]
+            loss += _chunk(h[chunk], w, b, y[chunk], weights[chunk], dh_k, dw, db, add=k > 0)
+    return loss, dh, dw, db
+
+
+def _chunk(
+    h: Tensor,
+    w: Tensor,
+    b: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    dh: Tensor | None,
+    dw: Tensor | None,
+    db: Tensor | None,
+    add: bool,
+) -> Tensor:
+    """sum_r weights * nll of a chunk of rows. Its dh is written, its dw and db are written or, if `add`, added.
+
+    A row's weight multiplies its h and its dh, which are narrower than its scores.
+    """
+    weights = weights.unsqueeze(1)  # (r, 1)
+    x = _scores(h, w, b)  # (r, V)
+    loss = (_dnll_(x, y.unsqueeze(1)) * weights).sum()
+    if db is not None:
+        db_k = (weights.T @ x).squeeze(0)
+        db.copy_(db + db_k if add else db_k)
+    dx = x.to(h.dtype) if dh is not None or dw is not None else x
+    if dh is not None:
+        torch.mm(dx, w.T, out=dh).mul_(weights)
+    if dw is not None:
+        dw.addmm_((h * weights).to(h.dtype).T, dx, beta=float(add))
+    return loss
+
+
+def _dnll_(x: Tensor, y: Tensor) -> Tensor:
+    """nll (r, 1) of the words y (r, 1), whose gradient p - onehot(y) is written over the scores x (r, V).
+
+    log sum_v exp(x[v]) is had from the largest p, which is exp(max x) over that sum and at least 1 / V: no logarithm of
+    a small number, and one pass fewer than log-softmax and its exponential.
+    """
+    right, top = x.gather(1, y), x.amax(1, keepdim=True)
+    p = torch.softmax(x, dim=1, out=x)  # a row is read before it is written
+    nll = (top - right) - p.amax(1, keepdim=True).log()
+    p.scatter_add_(1, y, -torch.ones_like(right))
+    return nll
 
 
 def _dscores(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
