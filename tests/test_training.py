@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -188,6 +189,26 @@ def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, cell_type: str) -> None:
     model = checkpoints.build_model(checkpoints.load(run / "best.pt")).eval()
     captions = describe(model, data["test"], range(12))
     assert [captions[idx].text for idx in range(12)] == [data["test"].references(idx)[0] for idx in range(12)]
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns_the_same(config: TrainConfig) -> None:
+    """Padded where the other is packed; its last batch is smaller than the others."""
+    config = replace(config, epochs=2, batch_size=5, dropout=0.0, feature_dropout=0.0, score_images=0)
+    packed, compiled = (runs.read(fit(replace(config, compile=compile))) for compile in (False, True))
+    for one, other in zip(packed, compiled, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused_at_once(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"^--compile: torch.compile needs a C\+\+ compiler"):
+        fit(replace(config, compile=True))
+    assert not config.out.exists()
 
 
 def test_training_ends_when_the_validation_loss_no_longer_falls(

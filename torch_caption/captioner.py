@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torch_caption import decoding
 from torch_caption.cells import State, make_cell
+from torch_caption.dropout import dropout
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_of
 from torch_caption.vocabulary import END, NULL, START
@@ -222,4 +223,4 @@ class CaptioningRNN(nn.Module):
             raise ValueError(f"{path}: {error}") from error
 
     def _drop(self, x: Tensor) -> Tensor:
-        return nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout) if self.training and self.dropout else x

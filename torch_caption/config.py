@@ -75,6 +75,9 @@ class TrainConfig:
     """Precision of the weights."""
     amp: Literal["none", "bf16"] = "none"
     """Products in bfloat16 (automatic mixed precision): faster where the processor has it."""
+    compile: bool = False
+    """Compile the model with torch.compile, on a GPU into CUDA graphs: then captions are padded. On a processor it is
+    slower than the functions as they are, which leave padding out."""
     threads: Annotated[int | None, arg(metavar="INT")] = None
     """Processor threads; PyTorch's own choice without it."""
 

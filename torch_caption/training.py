@@ -7,6 +7,8 @@ words, <END> counted and <NULL> not. exp of it is the perplexity, and it does no
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,7 +21,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from torch_caption.captioning import describe, some_images
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, EpochBatches, Split, batches, open_data
+from torch_caption.dropout import dropout
 from torch_caption.state import Progress, State, begin, restore, snapshot
 
 WARM_UP = 200  # steps of the cosine schedule, and at most a tenth of all
@@ -134,12 +136,16 @@ def fit(config: TrainConfig) -> Path:
         KeyboardInterrupt: Ctrl-C; the state after the last whole step is saved first.
     """
     config.check()
+    check_compiler(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     data = load_data(config)
     scored = some_images(data["val"], config.score_images, seed=config.seed)
     state = begin(config, data, device)
+    if config.compile:
+        # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
+        state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
     if config.resume is None:
         run = runs.create(config.out, f"{runs.data_name(config.data)}-{config.cell_type}")
     else:
@@ -189,6 +195,17 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_compiler(config: TrainConfig) -> None:
+    """Find a missing compiler before the first step does.
+
+    Raises:
+        ConfigError: --compile, and there is no C++ compiler.
+    """
+    names = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if config.compile and not any(name and shutil.which(name) for name in names):
+        raise ConfigError("--compile: torch.compile needs a C++ compiler (g++, clang++ or cl), and none is installed")
 
 
 def finished(progress: Progress, config: TrainConfig) -> bool:

@@ -296,7 +296,7 @@ PRODUCTS = {
     "lstm_step": (2 + 2, {"x": 1, "prev_h": 1, "prev_c": 0, "Wx": 1, "Wh": 1, "b": 0}),
     "lstm": (1 + T + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
     "temporal_softmax_loss, weights": (0, {"x": 0, "mask": 0}),
-    "temporal_affine_softmax_loss": (1, {"h": 1, "w": 1, "b": 1}),
+    "temporal_affine_softmax_loss": (1, {"h": 1, "w": 1, "b": 0}),
 }
 
 

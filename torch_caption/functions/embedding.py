@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, check_integers, check_range, may_write, readable, rows
+from ._common import apply, check_floats, check_integers, check_range, may_write, readable, rows
 
 
 class WordEmbedding(Function):
@@ -65,14 +65,13 @@ def word_embedding(x: Tensor, W: Tensor) -> Tensor:
         W: (V, D) floating-point; row v is the vector of word v.
 
     Returns:
-        (N, T, D), dtype of W; the autocast dtype under autocast.
+        (N, T, D), dtype of W, also under autocast: what is looked up is rounded where it is multiplied.
 
     Raises:
         IndexError: a word id is negative or not below V; the message names it, its row and column.
         TypeError: x does not hold integers, W is not floating-point, or the devices differ.
         ValueError: a shape does not fit.
     """
-    (W,) = autocast(W)
     check_floats("word_embedding", {}, W=(W, "V D"))
     check_words("word_embedding", "x", x, W, f"W has {W.shape[0]} rows")
     return apply(WordEmbedding, WordEmbeddingWithJVP, x.long(), W)

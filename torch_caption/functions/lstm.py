@@ -434,23 +434,21 @@ def _through_time(
 def _through_time_(
     dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, sizes: Sequence[int], gates: Tensor, tanh_c: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`_through_time` in one tensor for da. What does not depend on later steps is computed for all steps at once."""
-    H = dh.shape[1]
-    i, f, o, g = gates.chunk(4, dim=1)
-    slopes = gates * (1 - gates)  # (r, 4H), sigmoid's; times what each gate meets, LSTMStep's factors of dc and dnext_h
-    for slope, met in zip(slopes.chunk(4, dim=1), (g, prev_c, tanh_c), strict=False):
-        slope.mul_(met)
-    torch.mul(i, tanh_slope(g), out=slopes[:, 3 * H :])
-    dc_of_dh = tanh_slope(tanh_c).mul_(o)
+    """`_through_time` in one tensor for da: LSTMStep's formulas, each factor written over the last."""
     da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
     after, dprev_c = None, first(prev_c, sizes)
-    for da_t, slopes_t, dh_t, dc_t, dc_of_dh_t, f_t in reversed(_per_step(sizes, da, slopes, dh, dc, dc_of_dh, f)):
+    for da_t, dh_t, dc_t, prev_c_t, gates_t, tanh_c_t in reversed(_per_step(sizes, da, dh, dc, prev_c, gates, tanh_c)):
+        i, f, o, g = gates_t.chunk(4, dim=1)
         if after is not None:
             dh_t[: len(after)].addmm_(after, Wh.T)
-        dnext_c = torch.addcmul(dc_t, dh_t, dc_of_dh_t)
+        dnext_c = torch.addcmul(dc_t, tanh_slope(tanh_c_t).mul_(o), dh_t)
         if after is not None:
             dnext_c[: len(after)] += dprev_c
-        for k, d in enumerate((dnext_c, dnext_c, dh_t, dnext_c)):
-            torch.mul(slopes_t[:, k * H : (k + 1) * H], d, out=da_t[:, k * H : (k + 1) * H])
-        after, dprev_c = da_t, dnext_c.mul_(f_t)
+        torch.addcmul(gates_t, gates_t, gates_t, value=-1, out=da_t)  # s (1 - s), for three of the gates
+        da_i, da_f, da_o, da_g = da_t.chunk(4, dim=1)
+        da_i.mul_(g).mul_(dnext_c)
+        da_f.mul_(prev_c_t).mul_(dnext_c)
+        da_o.mul_(tanh_c_t).mul_(dh_t)
+        torch.mul(tanh_slope(g), i, out=da_g).mul_(dnext_c)
+        after, dprev_c = da_t, dnext_c.mul_(f)
     return da, dprev_c

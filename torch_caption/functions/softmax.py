@@ -298,21 +298,20 @@ def _chunk(
     db: Tensor | None,
     add: bool,
 ) -> Tensor:
-    """sum_r weights * nll of a chunk of rows. Its dh is written, its dw and db are written or, if `add`, added.
-
-    A row's weight multiplies its h and its dh, which are narrower than its scores.
-    """
+    """sum_r weights * nll of a chunk of rows. Its dh is written, its dw and db are written or, if `add`, added."""
     weights = weights.unsqueeze(1)  # (r, 1)
     x = _scores(h, w, b)  # (r, V)
     loss = (_dnll_(x, y.unsqueeze(1)) * weights).sum()
+    if dh is None and dw is None and db is None:
+        return loss
+    x.mul_(weights)
     if db is not None:
-        db_k = (weights.T @ x).squeeze(0)
-        db.copy_(db + db_k if add else db_k)
-    dx = x.to(h.dtype) if dh is not None or dw is not None else x
+        db.copy_(x.sum(0) + db if add else x.sum(0))
+    dx = x.to(h.dtype)
     if dh is not None:
-        torch.mm(dx, w.T, out=dh).mul_(weights)
+        torch.mm(dx, w.T, out=dh)
     if dw is not None:
-        dw.addmm_((h * weights).to(h.dtype).T, dx, beta=float(add))
+        dw.addmm_(h.T, dx, beta=float(add))
     return loss
 
 

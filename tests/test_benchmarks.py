@@ -1,0 +1,420 @@
+"""The benchmark runs, holds every part, and finds out whoever computes something else. No time is asserted anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+
+from benchmarks import agreement, assignment, decoding, gpu, loading, memory, peers, step, timing, workload
+from benchmarks.__main__ import main
+from benchmarks.agreement import Disagreement
+from benchmarks.options import PARTS, Options
+from benchmarks.tables import Column, Table
+from benchmarks.timing import Contender, Effort, Times
+from benchmarks.workload import IDS, Shape
+from torch_caption.vocabulary import END, NULL, START
+
+
+class Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def run(*flags: str) -> Ran:
+    """The smoke run, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["--quick", *flags])
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
+    """What the whole smoke run prints and what it writes."""
+    path = tmp_path_factory.mktemp("benchmarks") / "all.json"
+    ran = run("--json", str(path))
+    assert ran.status == 0, ran.out + ran.err
+    return ran.out, json.loads(path.read_text(encoding="utf-8"))
+
+
+# What is printed and written -----------------------------------------------------------------------------------------
+
+
+def test_every_part_is_there(everything):
+    out, content = everything
+    assert {table["part"] for table in content["tables"]} == set(PARTS)
+    assert set(content["seconds"]) == set(PARTS)
+    assert {"PyTorch", "NumPy", "Python", "processor", "threads", "GPU"} <= content["machine"].keys()
+    for table in content["tables"]:
+        assert table["title"] in out
+        assert all(note in out for note in table["notes"])
+    for fact in content["machine"].values():
+        assert fact in out
+
+
+def test_every_figure_is_a_number(everything):
+    for table in everything[1]["tables"]:
+        for row in table["rows"]:
+            for value in row.values():
+                assert not isinstance(value, float) or math.isfinite(value), (table["title"], row)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_a_step_is_timed_of_everyone_in_both_precisions(everything, cell):
+    (table,) = (t for t in everything[1]["tables"] if t["title"].startswith(f"training step, {cell}, tiny"))
+    who = {(row["who"], row["precision"]) for row in table["rows"]}
+    names = {"ours", *(peer.label for peer in peers.PEERS)}
+    expected = {(name, precision) for name in names for precision in ("float32", "bfloat16")}
+    assert who == expected | {(assignment.Assignment.label, "float32")}
+    assert any("Zipf" in note and "distinct" in note for note in table["notes"])
+    left_out = [note for note in table["notes"] if "torch.compile" in note]
+    assert len(left_out) == 2
+    assert all("--compile-seconds 0" in note for note in left_out)
+
+
+@pytest.mark.parametrize(("part", "who"), [("memory", memory.WAYS), ("epoch", ["ours", "(a) torch.nn"])])
+def test_everyone_takes_part(everything, part, who):
+    (table,) = (t for t in everything[1]["tables"] if t["part"] == part)
+    assert set(who) <= {row["who"] for row in table["rows"]}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_is_said_to_be_missing(everything):
+    assert "gpu: skipped, PyTorch finds no CUDA device here" in everything[0].splitlines()
+
+
+def test_the_gpu_section_on_a_stand_in(monkeypatch):
+    """Without a GPU: the processor stands in, and a graph that is replayed does nothing but keep what it captured."""
+    stand_in = mock.MagicMock()
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, getattr(stand_in, name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a stand-in")
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision
+    ran = run("--only", "gpu")
+    assert ran.status == 0, ran.out + ran.err
+    assert "GPU            a stand-in" in ran.out
+    for cell in ("rnn", "lstm"):
+        assert f"gpu: training step, {cell}, tiny" in ran.out
+    for precision in gpu.PRECISIONS:
+        for name in ("ours", "ours, captured", "(a) torch.nn, captured"):
+            assert re.search(rf"^  {re.escape(name)} +{precision} ", ran.out, re.MULTILINE)
+    assert before == (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu():
+    ran = run("--only", "gpu")
+    assert ran.status == 0, ran.out + ran.err
+    assert "ours, captured" in ran.out
+
+
+def test_parts_and_cells_are_chosen():
+    ran = run("--only", "memory", "gpu", "--cells", "rnn")
+    assert ran.status == 0
+    assert "peak memory" in ran.out
+    assert "training step" not in ran.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--threads", "0"], "--threads must be at least 1, but is 0"),
+        (["--epoch-steps", "0"], "--epoch-steps must be at least 1, but is 0"),
+        (["--seconds", "nan"], "--seconds must be at least 0, but is nan"),
+        (["--json", "nowhere/all.json"], "there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(flags, message):
+    ran = run(*flags)
+    assert ran.status == 2
+    assert not ran.out
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_table():
+    columns = Column("who"), Column("ms", ".1f"), Column("quartiles", ".1f")
+    table = Table("step", "a title", columns, (("ours", 2.25, (1.5, 3.0)), ("a long name", 10.0, None)), ("a note",))
+    assert str(table).splitlines() == [
+        "a title",
+        "  who            ms  quartiles",
+        "  ours          2.2    1.5-3.0",
+        "  a long name  10.0",
+        "  a note",
+    ]
+    assert table.plain()["rows"][0] == {"who": "ours", "ms": 2.25, "quartiles": (1.5, 3.0)}
+    with pytest.raises(ValueError, match="2 values under 3 headings"):
+        Table("step", "", columns, (("ours", 1.0),))
+
+
+# Whoever computes something else is found out ------------------------------------------------------------------------
+
+
+def scaled(cls: type, name: str, factor: float):
+    """The method of that name with one of the gradients it returns scaled."""
+    right = cls.gradients
+
+    def gradients(self):
+        found = dict(right(self))
+        return {**found, name: factor * found[name]}
+
+    return gradients
+
+
+@pytest.mark.parametrize("name", ["W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab"])
+@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.label)
+def test_a_wrong_gradient_is_named(monkeypatch, peer, name):
+    """And by every check of the step: in float32 a thousandth is enough."""
+    monkeypatch.setattr(peer, "gradients", scaled(peer, name, 1.001))
+    model, batch = workload.new_model(workload.TINY, "lstm"), workload.new_batch(workload.TINY)
+    check = step.same_as_first("lstm, tiny")
+    ours = step.module_step(step.OURS, model, model, batch, "float32")
+    check(ours, ours.run())
+    theirs = peer(model)
+    wrong = step.module_step(peer.label, theirs, theirs, batch, "float32")
+    with pytest.raises(Disagreement) as found:
+        check(wrong, wrong.run())
+    assert str(found.value).startswith(f"{peer.label}, float32, lstm, tiny: {name} differs from ours by 1.0e-03")
+
+
+def test_a_wrong_loss_ends_the_run(monkeypatch):
+    right = peers.Packed.nats
+    monkeypatch.setattr(peers.Packed, "nats", lambda self, h, targets: 1.01 * right(self, h, targets))
+    ran = run("--only", "step", "--cells", "rnn")
+    assert ran.status == 1
+    assert ran.err.startswith("error: (b) torch.nn, packed, float32, rnn, tiny: loss differs from ours by 1.0e-02")
+    assert "over (a)" not in ran.out  # nothing was timed
+
+
+def test_wrong_numpy_ends_the_run(monkeypatch):
+    right = assignment.LAYERS["rnn"][1]
+
+    def wrong(dh, cache):
+        dx, dh0, dWx, dWh, db = right(dh, cache)
+        return dx, dh0, dWx, dWh.T, db
+
+    monkeypatch.setitem(assignment.LAYERS, "rnn", (assignment.LAYERS["rnn"][0], wrong))
+    ran = run("--only", "step", "--cells", "rnn")
+    assert ran.status == 1
+    assert ran.err.startswith("error: (d) NumPy, float32, rnn, tiny: Wh differs from ours")
+
+
+def test_a_wrong_layer_ends_the_run(monkeypatch):
+    monkeypatch.setattr(peers.PackedLayer, "gradients", scaled(peers.PackedLayer, "Wx", 1.001))
+    ran = run("--only", "growth", "--cells", "rnn")
+    assert ran.status == 1
+    assert "packed, layer, rnn, N=3 T=3 H=5: Wx differs from ours by 1.0e-03" in ran.err
+
+
+def test_other_captions_end_the_run(monkeypatch):
+    right = decoding.plain_loop
+    monkeypatch.setattr(decoding, "plain_loop", lambda *args, **flags: right(*args, **flags).flip(1))
+    ran = run("--only", "decoding", "--cells", "rnn")
+    assert ran.status == 1
+    assert ran.err.startswith("error: decoding, rnn, V=20, torch.float64: at step ")
+
+
+def test_other_features_end_the_run(monkeypatch):
+    right = loading.ByItem.__getitem__
+    monkeypatch.setattr(loading.ByItem, "__getitem__", lambda self, k: (right(self, k - 1)[0], right(self, k)[1]))
+    ran = run("--only", "loading")
+    assert ran.status == 1
+    assert ran.err == "error: loading, item by item, in memory: features and captions are not of the same images\n"
+
+
+def test_another_loss_over_a_large_vocabulary_ends_the_run(monkeypatch):
+    right = memory.WAYS[memory.A]
+    monkeypatch.setitem(memory.WAYS, memory.A, lambda h, w, b, y: right(1.01 * h, w, b, y))
+    ran = run("--only", "memory")
+    assert ran.status == 1
+    assert ran.err.startswith(f"error: memory, {memory.A}: loss is ")
+
+
+def test_what_is_not_a_number_differs():
+    with pytest.raises(Disagreement, match="who: x differs from ours by nan"):
+        agreement.require("who", {"x": torch.tensor([math.nan])}, {"x": torch.ones(1)}, 0.1)
+    with pytest.raises(Disagreement, match="who has no x"):
+        agreement.require("who", {}, {"x": torch.ones(1)}, 0.1)
+    with pytest.raises(Disagreement, match="by inf"):
+        agreement.require("who", {"x": torch.ones(2)}, {"x": torch.ones(1)}, 0.1)
+
+
+# What is computed ----------------------------------------------------------------------------------------------------
+
+
+def test_the_arithmetic_limit():
+    """By hand: N=2, F=4, W=5, H=6, V=7 and four words."""
+    shape = Shape("", N=2, T=3, F=4, W=5, H=6, V=7)
+    projection = 2 * (2 * 2 * 4 * 6)  # forward, and the gradient of W_proj
+    scores = 3 * (2 * 4 * 6 * 7)  # forward, and the gradients of h and of W_vocab
+    rnn = 3 * (2 * 4 * 5 * 6) + 3 * (2 * 4 * 6 * 6)
+    assert workload.layer_flops("rnn", 4, 5, 6) == rnn == 1584
+    assert workload.step_flops(shape, "rnn", 4) == rnn + scores + projection == 2784
+    assert workload.step_flops(shape, "lstm", 4) == 4 * rnn + scores + projection == 7536
+
+
+def test_the_peak_is_the_best_product_of_a_precision():
+    effort = Effort(product=10)
+    times = {
+        ("product", "float32"): Times((4.0, 2.0, 3.0)),
+        ("product, oneDNN", "float32"): Times((2.0,)),
+        ("product", "bfloat16"): Times((0.5,)),
+        ("ours", "float32"): Times((0.1,)),
+    }
+    assert timing.peak(times, "float32", effort) == 1000
+    assert timing.peak(times, "bfloat16", effort) == 4000
+    assert step.how(times, "float32") == "product, oneDNN"
+
+
+def test_onednn_is_put_back_and_accurate():
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    with timing.onednn():
+        assert settings.fp32_precision == "bf16"
+    assert settings.fp32_precision == before
+    names = [contender.name for contender in timing.peak_contenders(timing.QUICK)]
+    assert ("product, oneDNN" in names) == timing.onednn_is_float32(timing.QUICK.product)
+
+
+@pytest.mark.parametrize(("N", "T"), [(1, 1), (1, 2), (3, 2), (2, 3), (25, 16), (128, 20), (32, 300)])
+def test_captions_are_as_coco_s(N, T):
+    captions = workload.new_captions(N, T, 30, torch.Generator().manual_seed(0))
+    assert captions.shape == (N, T + 1)
+    assert (captions[:, 0] == IDS[START]).all()
+    assert (captions == IDS[END]).sum(1).eq(1).all()
+    ends = (captions == IDS[END]).int().argmax(1)
+    behind = torch.arange(T + 1) > ends.unsqueeze(1)
+    assert torch.equal(captions == IDS[NULL], behind)
+    assert captions.max() < 30
+    if T > 2:
+        assert abs(int(behind.sum()) - 0.35 * N * T) <= 1
+    common, rare = ((captions == 4).sum(), (captions == 29).sum())
+    assert N * T < 1000 or common > 5 * rare
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_captions_end_as_real_ones_do(cell):
+    model = decoding.captioner(Shape("", N=0, T=0, F=8, W=16, H=32, V=50), cell)
+    lengths = decoding.caption_lengths(model.sample(decoding.new_features(64, 8), decoding.STEPS)).double()
+    assert 9.5 <= lengths.mean() <= 12.5
+    assert 4 < lengths.min() < lengths.max() < 25
+
+
+def test_caption_lengths():
+    end = IDS[END]
+    words = torch.tensor([[5, 6, end, 0], [end, 0, 0, 0], [5, 6, 7, 8], [5, end, 6, end]])
+    assert decoding.caption_lengths(words).tolist() == [3, 1, 4, 2]
+
+
+def test_a_tie_is_no_difference():
+    model = decoding.captioner(Shape("", N=0, T=0, F=5, W=4, H=6, V=20), "rnn")
+    with torch.no_grad():
+        model.W_vocab[:, 7], model.b_vocab[7] = model.W_vocab[:, 9], model.b_vocab[9]
+    features = decoding.new_features(8, 5)
+    assert decoding.require_same(model, features, allowed=0.0) == 0
+    peer_alone = decoding.Loop(model)
+    with torch.no_grad():
+        peer_alone.out.bias[9] += 1e-6
+    assert decoding._gap(peer_alone, features[:1], torch.tensor([9]), 0, 7) == pytest.approx(1e-6, abs=3e-7)
+
+
+# Who runs when -------------------------------------------------------------------------------------------------------
+
+
+def test_turns_are_even_and_go_back_and_forth():
+    order = [*timing.turns([4, 2, 0, 4])]
+    assert order == [0, 3, 3, 1, 0, 0, 3, 3, 1, 0]
+    assert [*timing.turns([])] == [*timing.turns([0])] == []
+
+
+def test_a_race_warms_up_checks_and_repeats():
+    calls: list[str] = []
+
+    def contender(name: str, **how) -> Contender:
+        return Contender(name, lambda: calls.append(name), **how)
+
+    def check(who: Contender, result: object) -> None:
+        calls.append(f"check {who.name}")
+
+    effort = Effort(seconds=0, least=3, most=9, burst=0.0, patience=60)
+    times = timing.race([contender("a"), contender("b", least=1)], effort, check=check)
+    assert calls[:4] == ["a", "check a", "b", "check b"]
+    assert (calls.count("a"), calls.count("b")) == (4, 2)
+    assert len(times["a", "float32"].seconds) == 3
+    assert len(times["b", "float32"].seconds) == 1
+
+
+def test_what_takes_long_is_not_repeated_unless_it_is_ours():
+    calls = []
+    impatient = Effort(seconds=0, least=2, patience=-1.0, burst=0.0)
+    contenders = [Contender(name, lambda name=name: calls.append(name)) for name in ("ours", "b")]
+    times = timing.race(contenders, impatient)
+    assert calls == ["ours", "b", "ours", "ours"]
+    assert len(times["b", "float32"].seconds) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (0.001, (15, 6)),  # five timed runs a turn
+        (0.03, (12, 4)),
+        (0.09, (8, 2)),
+        (0.5, (3, 1)),  # long ones are timed each time
+    ],
+)
+def test_plan(first, expected):
+    effort = Effort(seconds=3.0, least=3, most=15, burst=0.1)
+    assert timing.plan(Contender("x", lambda: None), first, effort, contenders=2) == expected
+
+
+def test_times():
+    times = Times((4.0, 1.0, 2.0, 3.0, 5.0))
+    assert times.median == 3
+    assert times.quartiles == (2, 4)
+
+
+def test_compile_is_left_out_for_a_reason(monkeypatch):
+    model, batch = workload.new_model(workload.TINY, "rnn"), workload.new_batch(workload.TINY)
+    monkeypatch.setattr(step.shutil, "which", lambda name: None)
+    assert step.Compiler(9).step(model, batch, "float32") == "for want of a C++ compiler"
+    spent = step.Compiler(9, spent=10)
+    assert spent.step(model, batch, "float32") == "after 10 s of compilation (--compile-seconds 9)"
+
+
+def test_a_child_that_fails_is_named(monkeypatch):
+    monkeypatch.setattr(memory.sys, "executable", "false")
+    with pytest.raises(ChildProcessError, match="memory, ours: "):
+        memory.peak_apart(memory.Loss("ours", 1, 1, 1, 1, 1))
+
+
+def test_options_default_to_everything():
+    assert Options().only == PARTS
+    assert Options(quick=True).small().compile_seconds == 0
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return loading.write(tmp_path / "data", 6, 20, workload.TINY)
+
+
+def test_the_data_directory_is_sound(data):
+    from torch_caption.data.coco import open_data
+
+    split = open_data(data)["train"]
+    assert len(split) == 20
+    features, captions = split.__getitems__([3, 5])
+    words = workload.TINY.V - 4
+    assert torch.equal(features[:, 0].long() % words, captions[:, 1] - 4)
