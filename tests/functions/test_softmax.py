@@ -14,7 +14,7 @@ from watched import Watch
 
 from torch_caption import functions, reference
 from torch_caption.agreement import assert_agrees, assert_derivatives, difference
-from torch_caption.functions import temporal_affine, temporal_affine_softmax_loss, temporal_softmax_loss
+from torch_caption.functions import softmax, temporal_affine, temporal_affine_softmax_loss, temporal_softmax_loss
 
 LOSSES = ["temporal_softmax_loss", "temporal_affine_softmax_loss"]
 MASKS = {
@@ -223,6 +223,36 @@ def test_scores_and_their_gradient_are_never_held_together():
     with Watch(scores) as oracle:
         reference.temporal_affine_softmax_loss(**args).backward()
     assert oracle.most_alive > 2  # the count can fail
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 100])
+@pytest.mark.parametrize("mask", ["some", "weights"])
+def test_chunks_of_any_size_give_the_same(monkeypatch, rows, mask):
+    """Nor are more scores alive than a chunk of them."""
+    N, T, H, V = 3, 4, 1, 64  # w is as large as one row of scores
+    args = example("temporal_affine_softmax_loss", N=N, T=T, H=H, V=V)
+    args["mask"] = args["mask"] if mask == "some" else args["mask"] * torch.rand(N, T, dtype=torch.float64)
+    monkeypatch.setattr(softmax, "CHUNK", rows * V * 8)
+    assert_agrees(temporal_affine_softmax_loss, reference.temporal_affine_softmax_loss, tuple(args.values()))
+    counted = int(args["mask"].count_nonzero())
+    if 1 < rows < counted:
+        for least, alive in ((rows, 1), (rows + 1, 0)):
+            with Watch(least * V * 8) as watch:
+                temporal_affine_softmax_loss(**args).backward()
+            assert watch.most_alive == alive
+
+
+@pytest.mark.parametrize("scale", [1.0, -2.5])
+def test_a_loss_may_be_scaled_and_its_backward_repeated(scale):
+    args = example("temporal_affine_softmax_loss", N=3, V=50)
+    inputs = [arg for arg in args.values() if arg.requires_grad]
+    loss = scale * temporal_affine_softmax_loss(**args)
+    expected = torch.autograd.grad(scale * reference.temporal_affine_softmax_loss(**args), inputs)
+    for _ in range(2):
+        grads = torch.autograd.grad(loss, inputs, retain_graph=True)
+        for k, (grad, auto) in enumerate(zip(grads, expected, strict=True)):
+            assert difference(f"gradient {k}", grad, auto).agrees
+            grad.zero_()  # which is the caller's own
 
 
 @pytest.mark.parametrize("function", LOSSES)

@@ -1,0 +1,160 @@
+"""Sequences without their padding: rows step after step, longest sequence first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from drawn import LAYOUTS, assert_all_agree, example, tensor
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from torch_caption import functions, reference
+from torch_caption.agreement import assert_agrees, assert_derivatives
+from torch_caption.functions.packing import Pack, Packing, Unpack, lengths_of, of_each_step, previous
+
+LENGTHS = torch.tensor([2, 4, 3])
+
+
+def test_the_example_of_the_docstring():
+    packed = Packing.of(3, 4, LENGTHS)
+    assert packed.order.tolist() == [1, 2, 0]
+    assert packed.sizes == (3, 3, 2, 1)
+    letters = torch.tensor([[*b"ab.."], [*b"efgh"], [*b"ijk."]])
+    assert bytes(packed.words(letters).tolist()) == b"eiafjbgkh"
+
+
+def test_without_lengths_steps_are_whole():
+    packed = Packing.of(2, 3)
+    assert (packed.sizes, packed.order, packed.places, packed.unread) == (3, None, None, None)
+    assert of_each_step(3, torch.empty(2, 5)) == (2, 2, 2)
+    assert packed.words(torch.tensor([[1, 2, 3], [4, 5, 6]])).tolist() == [1, 4, 2, 5, 3, 6]
+
+
+@given(st.lists(st.integers(0, 5), max_size=6), st.integers(5, 6), st.integers(1, 3))
+def test_unpacking_is_the_inverse_of_packing(lengths, T, D):
+    N = len(lengths)
+    packed = Packing.of(N, T, torch.tensor(lengths, dtype=torch.int64))
+    x = torch.randn(N, T, D)
+    past = torch.arange(T) >= torch.tensor(lengths, dtype=torch.int64).reshape(-1, 1)
+    rows = packed.pack(x)
+    assert len(rows) == sum(lengths) == sum(packed.sizes)
+    assert torch.equal(packed.unpack(rows), x.masked_fill(past.unsqueeze(2), 0))
+    assert torch.equal(packed.sort(x[:, 0]), x[:, 0][packed.order])
+    assert list(packed.sizes) == sorted(packed.sizes, reverse=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_taken_and_put_back_have_every_derivative(layout):
+    places = torch.tensor([4, 0, 3])
+    generator = torch.Generator().manual_seed(0)
+
+    def take(x: Tensor) -> Tensor:
+        return Pack.apply(x, places)
+
+    def put(x: Tensor) -> Tensor:
+        return Unpack.apply(x, places, 5)
+
+    x = tensor(generator, (5, 2), layout).requires_grad_()
+    assert_agrees(take, lambda x: x[places], (x,))
+    y = tensor(generator, (3, 2), layout).requires_grad_()
+    assert_agrees(put, lambda y: torch.zeros(5, 2, dtype=y.dtype).index_put((places,), y), (y,))
+
+
+def test_rows_taken_and_put_back_in_every_mode(randn):
+    packed = Packing.of(3, 4, LENGTHS)
+    assert_derivatives(packed.pack, (randn(3, 4, 2),))
+    assert_derivatives(packed.unpack, (randn(9, 2),))
+
+
+@st.composite
+def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
+    """Arguments of `packed_rnn` or `packed_lstm`, with an index and a first cell state or without."""
+    N, D, H = (draw(st.integers(low, 4)) for low in (0, 1, 1))
+    sizes = tuple(sorted(draw(st.lists(st.integers(0, N), max_size=4)), reverse=True))
+    steps = draw(st.sampled_from([sizes, len(sizes)]))
+    r = sum(of_each_step(steps, torch.empty(N, 1)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
+    width = 4 * H if function == "packed_lstm" else H
+    shapes = [(r if index is None else 3, D), (N, H), (D, width), (H, width), (width,)]
+    args: list = [tensor(generator, s, draw(st.sampled_from(LAYOUTS))).requires_grad_() for s in shapes]
+    args += [steps, index]
+    if function == "packed_lstm":
+        args.append(tensor(generator, (N, H)).requires_grad_() if draw(st.booleans()) else None)
+    return tuple(args)
+
+
+@given(packed_arguments("packed_rnn"))
+def test_packed_rnn_agrees(args):
+    assert_all_agree(functions.packed_rnn, reference.packed_rnn, args)
+
+
+@given(packed_arguments("packed_lstm"))
+def test_packed_lstm_agrees(args):
+    assert_all_agree(functions.packed_lstm, reference.packed_lstm, args)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_packed_and_padded_are_the_same(cell):
+    """The second where lengths cannot be read, as under vmap."""
+    args = tuple(example(cell, N=3, T=4).values())
+
+    def padded(*args: Tensor) -> Tensor:
+        whole = torch.func.vmap(lambda lengths: getattr(functions, cell)(*args, lengths))
+        return whole(LENGTHS.unsqueeze(0)).squeeze(0)
+
+    assert_agrees(lambda *args: getattr(functions, cell)(*args, LENGTHS), padded, args, ("x", "h0", "Wx", "Wh", "b"))
+
+
+def test_padding_is_in_no_product():
+    """Not even where it is not a number; and what it holds is not read."""
+    x, h0, Wx, Wh, b = example("rnn", N=3, T=4).values()
+    seen = []
+
+    class Watched(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_"):
+                seen.append(max(arg.shape[0] for arg in args if isinstance(arg, Tensor) and arg.dim() == 2))
+            return func(*args, **(kwargs or {}))
+
+    with Watched():
+        functions.rnn(x, h0, Wx, Wh, b, LENGTHS).sum().backward()
+    assert max(seen) == int(LENGTHS.sum())  # of 12 places
+
+
+def test_a_length_ends_at_the_last_real_word():
+    real = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    assert lengths_of(real).tolist() == [3, 0, 4]
+    assert lengths_of(real[:, :0]).tolist() == [0, 0, 0]
+    assert lengths_of(real[:0]).tolist() == []
+
+
+def test_previous_states():
+    h0, h = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[4.0], [5.0], [6.0], [7.0], [8.0]])
+    assert previous(h0, h, (2, 2, 1)).squeeze(1).tolist() == [1, 2, 4, 5, 6]
+    assert previous(h0, h[:0], ()).shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"sizes": (2, 3)}, ValueError, "sizes must fall from at most N = 2 to 0 or more, but are [2, 3]"),
+        ({"sizes": (3, 2)}, ValueError, "sizes must fall from at most N = 2 to 0 or more, but are [3, 2]"),
+        ({"sizes": (2, -1)}, ValueError, "sizes must fall from at most N = 2 to 0 or more, but are [2, -1]"),
+        ({"sizes": (2, 1)}, ValueError, "sizes add up to 3, but x has 4 rows"),
+        ({"sizes": 3}, ValueError, "sizes add up to 6, but x has 4 rows"),
+        ({"index": torch.tensor([0, 4, 1, 1])}, IndexError, "index[1] is 4, but x has 4 rows (0 to 3)"),
+        ({"index": torch.tensor([0, 1, 1])}, ValueError, "index must be (r) with r = 4, but is (3,)"),
+        ({"index": torch.ones(4)}, TypeError, "index must hold integers, but is float32"),
+    ],
+)
+@pytest.mark.parametrize("function", ["packed_rnn", "packed_lstm"])
+def test_what_does_not_fit_is_refused(function, changes, error, message):
+    width = 12 if function == "packed_lstm" else 3
+    args = {"x": torch.ones(4, 2), "h0": torch.ones(2, 3), "Wx": torch.ones(2, width), "Wh": torch.ones(3, width)}
+    args |= {"b": torch.ones(width), "sizes": (2, 2)}
+    getattr(functions, function)(**args)
+    with pytest.raises(error) as raised:
+        getattr(functions, function)(**{**args, **changes})
+    assert str(raised.value) == f"{function}: {message}"
