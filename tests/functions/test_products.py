@@ -10,7 +10,9 @@ import torch
 from torch_caption.agreement import assert_agrees
 from torch_caption.compare import cases
 from torch_caption.functions import _products
-from torch_caption.functions._products import products
+from torch_caption.functions._products import LARGE, products
+
+ONE = torch.ones(1)
 
 
 def setting() -> str:
@@ -26,13 +28,13 @@ def exact(monkeypatch) -> None:
 @pytest.mark.usefixtures("exact")
 def test_the_setting_holds_within_the_block_alone():
     before = setting()
-    with products(torch.ones(1), fast=True):
+    with products(LARGE, ONE, fast=True):
         assert setting() == "bf16"
-        with products(torch.ones(1), fast=True):
+        with products(LARGE, ONE, fast=True):
             pass
         assert setting() == "bf16"
     assert setting() == before
-    with pytest.raises(ZeroDivisionError), products(torch.ones(1), fast=True):
+    with pytest.raises(ZeroDivisionError), products(LARGE, ONE, fast=True):
         _ = 1 / 0
     assert setting() == before
 
@@ -41,7 +43,7 @@ def test_the_setting_holds_within_the_block_alone():
 def test_what_was_set_before_comes_back(monkeypatch):
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     try:
-        with products(torch.ones(1), fast=True):
+        with products(LARGE, ONE, fast=True):
             pass
         assert setting() == "ieee"
     finally:
@@ -50,11 +52,12 @@ def test_what_was_set_before_comes_back(monkeypatch):
 
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
-    ("like", "fast"), [(torch.ones(1).double(), True), (torch.ones(1).bfloat16(), True), (torch.ones(1), False)]
+    ("rows", "w", "fast"),
+    [(LARGE, ONE.double(), True), (LARGE, ONE.bfloat16(), True), (LARGE, ONE, False), (LARGE - 1, ONE, True)],
 )
-def test_nothing_is_set_for_others(like, fast):
+def test_nothing_is_set_for_others(rows, w, fast):
     before = setting()
-    with products(like, fast):
+    with products(rows, w, fast):
         assert setting() == before
 
 
@@ -64,13 +67,13 @@ def test_threads_leave_the_setting_as_it_was():
     before, entered, left = setting(), threading.Barrier(2), threading.Barrier(2)
 
     def first() -> None:
-        with products(torch.ones(1), fast=True):
+        with products(LARGE, ONE, fast=True):
             entered.wait()
         left.wait()
 
     thread = threading.Thread(target=first)
     thread.start()
-    with products(torch.ones(1), fast=True):
+    with products(LARGE, ONE, fast=True):
         entered.wait()
         left.wait()
         assert setting() == "bf16"
@@ -100,5 +103,6 @@ def test_either_library_gives_the_oracles_gradients(monkeypatch, exact):
     if exact and not _products._onednn_is_exact():
         pytest.skip("oneDNN is not there, or rounds to bfloat16, on this processor")
     monkeypatch.setattr(_products, "_onednn_is_exact", lambda: exact)
+    monkeypatch.setattr(_products, "LARGE", 0)
     for case in cases({"N": 16, "T": 5, "D": 32, "H": 64, "V": 100}, torch.float32):
         assert_agrees(case.hand, case.auto, case.args, case.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -9,13 +10,20 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+_TWO, _MINUS_ONE = torch.tensor(2.0), torch.tensor(-1.0)  # a number in their place costs a microsecond more
+
 
 def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any:
     """Apply `with_jvp`, the subclass that adds forward mode, or plain `function` where torch.compile traces.
 
     Dynamo refuses a Function that has a jvp once an input requires grad.
     """
-    return (function if torch.compiler.is_compiling() else with_jvp).apply(*args)
+    if torch.compiler.is_compiling():
+        return function.apply(*args)
+    forward: Any = function.forward
+    if not hasattr(forward, "__signature__"):  # which torch would take apart at every call, for 10 microseconds
+        forward.__signature__ = inspect.signature(forward)
+    return with_jvp.apply(*args)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -82,7 +90,7 @@ def tanh_(a: Tensor) -> Tensor:
     """
     if a.dtype not in (torch.float32, torch.float64):
         return a.tanh_()
-    return a.mul_(2).sigmoid_().mul_(2).sub_(1)
+    return torch.add(_MINUS_ONE, a.mul_(_TWO).sigmoid_(), alpha=2, out=a)
 
 
 def tanh_slope(h: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class LSTM(Function):
         sizes: Sizes,
         notes: dict[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        with products(Wh, notes is not None):
+        with products(h0.shape[0], Wh, notes is not None):
             a = read(torch.addmm(b, x, Wx), index)  # (r, 4H)
             each = of_each_step(sizes, h0)
             return _run(a, h0, c0, Wh, each) if notes is None else _run_(a, h0, c0, Wh, each, notes)
@@ -157,7 +157,7 @@ class LSTM(Function):
         sizes = of_each_step(ctx.sizes, h0)
         prev_h, prev_c = previous(h0, h, sizes), previous(c0, c, sizes)  # (r, H)
         fast = ctx.notes is not None and may_write(dh, dc)
-        with products(Wh, fast):
+        with products(h0.shape[0], Wh, fast):
             if fast:
                 da, dprev_c = _through_time_(dh, dc, prev_c, Wh, sizes, **ctx.notes)
             else:

@@ -123,7 +123,7 @@ class RNN(Function):
         notes: dict[str, Any] | None,
     ) -> Tensor:
         fast = notes is not None
-        with products(Wh, fast):
+        with products(h0.shape[0], Wh, fast):
             a = read(torch.addmm(b, x, Wx), index)  # (r, H)
             return (_run_ if fast else _run)(a, h0, Wh, of_each_step(sizes, h0))
 
@@ -138,7 +138,7 @@ class RNN(Function):
         x, h0, Wx, Wh, index, h = ctx.saved_tensors
         need_x, need_h0, need_Wx, need_Wh, need_b, *_ = ctx.needs_input_grad
         fast, sizes = ctx.notes is not None and may_write(dh), of_each_step(ctx.sizes, h0)
-        with products(Wh, fast):
+        with products(h0.shape[0], Wh, fast):
             da = (_through_time_ if fast else _through_time)(dh, h, Wh, sizes)  # (r, H)
             dh0 = grown(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
             dWh = previous(h0, h, sizes).T @ da if need_Wh else None

@@ -279,7 +279,7 @@ def _sum_of_chunks(
     dh, dw, db = (x.new_empty(x.shape) if need else None for x, need in zip((h, w, b), needed, strict=True))
     loss = weights.new_zeros(())
     rows_at_once = max(1, CHUNK // (w.shape[1] * loss.element_size()))
-    with products(w, fast=True):
+    with products(len(y), w, fast=True):
         for k in range(0, max(len(y), 1), rows_at_once):
             chunk = slice(k, k + rows_at_once)
             dh_k = None if dh is None else dh[chunk]
