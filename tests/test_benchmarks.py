@@ -350,7 +350,7 @@ def test_a_race_warms_up_checks_and_repeats():
         calls.append(f"check {who.name}")
 
     effort = Effort(seconds=0, least=3, most=9, burst=0.0, patience=60)
-    times = timing.race([contender("a"), contender("b", least=1)], effort, check=check)
+    times = timing.race([contender("a"), contender("b", weight=1 / 3)], effort, check=check)
     assert calls[:4] == ["a", "check a", "b", "check b"]
     assert (calls.count("a"), calls.count("b")) == (4, 2)
     assert len(times["a", "float32"].seconds) == 3
@@ -367,17 +367,19 @@ def test_what_takes_long_is_not_repeated_unless_it_is_ours():
 
 
 @pytest.mark.parametrize(
-    ("first", "expected"),
+    ("first", "weight", "expected"),
     [
-        (0.001, (15, 6)),  # five timed runs a turn
-        (0.03, (12, 4)),
-        (0.09, (8, 2)),
-        (0.5, (3, 1)),  # long ones are timed each time
+        (0.001, 1, (15, 6)),  # five timed runs a turn
+        (0.03, 1, (12, 4)),
+        (0.03, 0.5, (6, 4)),
+        (0.09, 1, (8, 2)),
+        (0.5, 1, (3, 1)),  # long ones are timed each time
+        (0.9, 2, (6, 1)),
     ],
 )
-def test_plan(first, expected):
-    effort = Effort(seconds=3.0, least=3, most=15, burst=0.1)
-    assert timing.plan(Contender("x", lambda: None), first, effort, contenders=2) == expected
+def test_plan(first, weight, expected):
+    effort = Effort(least=3, most=15, burst=0.1)
+    assert timing.plan(Contender("x", lambda: None, weight=weight), first, effort, a_weight=1.5) == expected
 
 
 def test_times():

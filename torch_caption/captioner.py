@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch_caption import decoding
 from torch_caption.cells import State, make_cell
 from torch_caption.dropout import dropout
+from torch_caption.functions._products import products
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_of
 from torch_caption.vocabulary import END, NULL, START
@@ -172,8 +173,19 @@ class CaptioningRNN(nn.Module):
         """
         if self.start is None:
             raise ValueError(f"the vocabulary has no {START} to begin a caption with")
-        decoded = decoding.greedy(self, features, start=self.start, end=self.end, null=self.null, max_length=max_length)
+        stepper = self.stepper(features.shape[0] * max_length)
+        decoded = decoding.greedy(
+            stepper, features, start=self.start, end=self.end, null=self.null, max_length=max_length
+        )
         return decoded.words
+
+    def stepper(self, words: int) -> Prepared:
+        """This model as it is now, prepared for decoding: the same `begin` and `step`, faster and without a gradient.
+
+        Args:
+            words: how many words it will be given to read at most, all rows and steps together.
+        """
+        return Prepared(self, words)
 
     def params(self) -> dict[str, np.ndarray]:
         """The weights as cs231n's dictionary of NumPy arrays (copies)."""
@@ -224,3 +236,69 @@ class CaptioningRNN(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class Prepared:
+    """A captioner prepared for decoding; see `CaptioningRNN.stepper`. It has the weights as they were when it was made.
+
+    Its steps differ from the captioner's in two ways. All that is large is written to memory that they share, the next
+    state over the last one. And what a word brings, x Wx + b, is looked up in a table (V, GH) of all words, where that
+    costs less: a row of the table takes the products of one word read, done faster since all are done at once, and
+    about half of the `words` announced will be read, since captions end before their limit.
+
+    The dtype is that in which the captioner computes where this is made: under autocast, autocast's.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: CaptioningRNN, words: int):
+        self._model = model
+        self._cell = model.cell
+        like = model.begin(model.W_proj.new_empty(0, model.input_dim))[0]
+
+        def weight(w: Tensor) -> Tensor:
+            return w.detach().to(like.dtype)
+
+        self._W_embed, self._Wx, self._Wh, self._b = map(weight, (model.W_embed, model.Wx, model.Wh, model.b))
+        self._W_vocab, self._b_vocab = weight(model.W_vocab), weight(model.b_vocab)
+        self._table: Tensor | None = None
+        if words > 2 * model.vocab_size:
+            self._table = self._project(self._W_embed, out=like.new_empty(model.vocab_size, len(self._b)))
+        self._make_room(0)
+
+    def _project(self, x: Tensor, out: Tensor) -> Tensor:
+        """x Wx + b of word vectors x (n, W), written to `out` (n, GH). (With `out`, autocast changes no dtype.)"""
+        with products(len(x), self._Wx, fast=True):
+            return torch.addmm(self._b, x, self._Wx, out=out)
+
+    def _make_room(self, n: int) -> None:
+        """Memory for steps of at most n rows."""
+        self._room = n
+        self._x = self._W_embed.new_empty(n, self._W_embed.shape[1])
+        self._a = self._b.new_empty(n, len(self._b))
+        self._scores = self._b.new_empty(n, len(self._b_vocab))
+
+    @torch.no_grad()
+    def begin(self, features: Tensor) -> State:
+        """The state before the first word, of features (N, D).
+
+        Raises:
+            ValueError: the features are not (N, D).
+        """
+        return tuple(part.to(self._b.dtype) for part in self._model.begin(features))
+
+    @torch.no_grad()
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (n, V) of the word after `words` (n,), and the state then, which is written over `state`."""
+        n = len(words)
+        if n > self._room:
+            self._make_room(n)
+        a, scores = self._a[:n], self._scores[:n]
+        if self._table is not None:
+            torch.index_select(self._table, 0, words, out=a)
+        else:
+            self._project(torch.index_select(self._W_embed, 0, words, out=self._x[:n]), out=a)
+        with products(n, self._Wh, fast=True):
+            self._cell.step_(a, state, self._Wh)
+        with products(n, self._W_vocab, fast=n > 1):  # one row is a matrix and a vector, which MKL is the faster at
+            torch.addmm(self._b_vocab, state[0], self._W_vocab, out=scores)
+        return scores, state

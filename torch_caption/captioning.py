@@ -31,7 +31,8 @@ def describe(
     captions: dict[int, Caption] = {}
     remaining = iter(image_idxs)
     while batch := list(islice(remaining, batch_size)):
-        decoded = decoding.greedy(model, _features(model, split, batch), **_limits(model, max_length))
+        stepper = model.stepper(len(batch) * max_length)
+        decoded = decoding.greedy(stepper, _features(model, split, batch), **_limits(model, max_length))
         captions |= zip(batch, _captions(split, decoded), strict=True)
     return captions
 
@@ -50,11 +51,13 @@ def draw(
 ) -> dict[int, list[Caption]]:
     """Captions of each image drawn at random, `samples` of them; they depend on the seed and on no other image."""
     captions = {}
-    for idx in image_idxs:
+    images = list(image_idxs)
+    stepper = model.stepper(len(images) * samples * max_length)
+    for idx in images:
         features = _features(model, split, [idx]).repeat_interleave(samples, 0)
         generator = torch.Generator(features.device).manual_seed(_mix(seed, split.name, idx))
         decoded = decoding.sample(
-            model,
+            stepper,
             features,
             **_limits(model, max_length),
             temperature=temperature,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_caption import functions, reference
+from torch_caption.functions._common import tanh_
+from torch_caption.functions.lstm import gates_
 
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
@@ -54,6 +56,13 @@ class Cell:
         """The state after the input x (N, D)."""
         raise NotImplementedError
 
+    def step_(self, a: Tensor, state: State, Wh: Tensor) -> None:
+        """`step` without a gradient, in place: a (N, GH) holds x Wx + b, and the next state is written over `state`.
+
+        What is in `a` is lost.
+        """
+        raise NotImplementedError
+
     def sequence(
         self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
@@ -85,6 +94,10 @@ class RNNCell(Cell):
     def step(self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor) -> State:
         return (self.ops.rnn_step(x, *state, Wx, Wh, b),)
 
+    def step_(self, a: Tensor, state: State, Wh: Tensor) -> None:
+        (h,) = state
+        h.copy_(tanh_(a.addmm_(h, Wh)))
+
     def sequence(
         self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
@@ -115,6 +128,12 @@ class LSTMCell(Cell):
 
     def step(self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor) -> State:
         return self.ops.lstm_step(x, *state, Wx, Wh, b)
+
+    def step_(self, a: Tensor, state: State, Wh: Tensor) -> None:
+        h, c = state
+        i, f, o, g = gates_(a.addmm_(h, Wh))
+        c.mul_(f).addcmul_(i, g)
+        tanh_(h.copy_(c)).mul_(o)
 
     def sequence(
         self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-_TWO, _MINUS_ONE = torch.tensor(2.0), torch.tensor(-1.0)  # a number in their place costs a microsecond more
+_ONE, _TWO, _MINUS_ONE = map(torch.tensor, (1.0, 2.0, -1.0))  # numbers in their place cost a microsecond more
 
 
 def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any:
@@ -95,7 +95,7 @@ def tanh_(a: Tensor) -> Tensor:
 
 def tanh_slope(h: Tensor) -> Tensor:
     """1 - h^2, the derivative of tanh where its value is `h`, rounded once: half precision would lose h^2 near 1."""
-    return torch.addcmul(torch.ones_like(h[:1]), h, h, value=-1)
+    return torch.addcmul(_ONE, h, h, value=-1)
 
 
 def check_floats(function: str, sizes: dict[str, int], **tensors: tuple[Tensor, str]) -> None:

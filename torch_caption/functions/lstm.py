@@ -398,18 +398,21 @@ def _run_(
     r, H = a.shape[0], h0.shape[1]
     h, c, tanh_c = (a.new_empty(r, H) for _ in range(3))
     prev_h, prev_c = h0, c0
-    for a_t, h_t, c_t, tanh_c_t in _per_step(sizes, a, h, c, tanh_c):
+    ifo, (i, f, o, g) = a[:, : 3 * H], a.chunk(4, dim=1)
+    for a_t, ifo_t, i_t, f_t, o_t, g_t, h_t, c_t, tanh_c_t in _per_step(sizes, a, ifo, i, f, o, g, h, c, tanh_c):
         n = len(a_t)
-        i, f, o, g = _gates_(a_t.addmm_(prev_h[:n], Wh))
-        torch.mul(i, g, out=c_t).addcmul_(f, prev_c[:n])
-        torch.mul(o, tanh_(tanh_c_t.copy_(c_t)), out=h_t)
+        a_t.addmm_(prev_h[:n], Wh)
+        ifo_t.sigmoid_()
+        tanh_(g_t)
+        torch.mul(i_t, g_t, out=c_t).addcmul_(f_t, prev_c[:n])
+        torch.mul(o_t, tanh_(tanh_c_t.copy_(c_t)), out=h_t)
         prev_h, prev_c = h_t, c_t
     notes.update(gates=a, tanh_c=tanh_c)
     return h, c
 
 
-def _gates_(a: Tensor) -> tuple[Tensor, ...]:
-    """`_gates`, written over a (n, 4H)."""
+def gates_(a: Tensor) -> tuple[Tensor, ...]:
+    """i, f, o, g (n, H) of the pre-activations a (n, 4H), written over them."""
     H = a.shape[1] // 4
     a[:, : 3 * H].sigmoid_()
     tanh_(a[:, 3 * H :])
@@ -437,15 +440,14 @@ def _through_time_(
     """`_through_time` in one tensor for da: LSTMStep's formulas, each factor written over the last."""
     da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
     after, dprev_c = None, first(prev_c, sizes)
-    for da_t, dh_t, dc_t, prev_c_t, gates_t, tanh_c_t in reversed(_per_step(sizes, da, dh, dc, prev_c, gates, tanh_c)):
-        i, f, o, g = gates_t.chunk(4, dim=1)
+    steps = _per_step(sizes, da, *da.chunk(4, 1), gates, *gates.chunk(4, 1), dh, dc, prev_c, tanh_c)
+    for da_t, da_i, da_f, da_o, da_g, gates_t, i, f, o, g, dh_t, dc_t, prev_c_t, tanh_c_t in reversed(steps):
         if after is not None:
             dh_t[: len(after)].addmm_(after, Wh.T)
         dnext_c = torch.addcmul(dc_t, tanh_slope(tanh_c_t).mul_(o), dh_t)
         if after is not None:
             dnext_c[: len(after)] += dprev_c
         torch.addcmul(gates_t, gates_t, gates_t, value=-1, out=da_t)  # s (1 - s), for three of the gates
-        da_i, da_f, da_o, da_g = da_t.chunk(4, dim=1)
         da_i.mul_(g).mul_(dnext_c)
         da_f.mul_(prev_c_t).mul_(dnext_c)
         da_o.mul_(tanh_c_t).mul_(dh_t)
