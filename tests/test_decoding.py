@@ -1,12 +1,18 @@
+"""Decoding, over steppers whose captions are known, and over the captioner."""
+
 from __future__ import annotations
 
 import math
 
 import pytest
 import torch
+from functions.watched import Watch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_caption.decoding import Decoded, greedy, sample
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.decoding import Decoded, greedy, sample, select
 
 NULL, START, END, A, B, C = range(6)
 IDS = {"start": START, "end": END, "null": NULL}
@@ -29,6 +35,7 @@ class TableStepper:
     def __init__(self, table: list[list[float]] = TABLE) -> None:
         self.scores = torch.tensor(table, dtype=torch.float64).log()
         self.steps = 0
+        self.rows: list[int] = []  # that each step was given
 
     def begin(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return features, torch.zeros(len(features), dtype=torch.int64)
@@ -36,6 +43,7 @@ class TableStepper:
     def step(self, words: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         features, count = state
         self.steps += 1
+        self.rows.append(len(words))
         return self.scores[words] + features, (features, count + 1)
 
 
@@ -94,6 +102,14 @@ def test_rows_stop_each_at_their_end() -> None:
     expected = [0.5 * 0.6 * 0.35, 0.9 / 1.8, 0.5 / 0.9 * (0.6 / 0.75) * (0.15 / 0.65) * (0.6 / 0.75)]
     torch.testing.assert_close(decoded.log_probs.exp(), torch.tensor(expected, dtype=torch.float64))
     assert stepper.steps == 4
+    assert stepper.rows == [3, 2, 2, 1]  # who has ended costs nothing more
+
+
+def test_rows_of_a_state_can_be_left_out_repeated_and_reordered() -> None:
+    state = torch.arange(3), torch.arange(6).reshape(3, 2)
+    taken = select(state, torch.tensor([2, 0, 2]))
+    assert taken[0].tolist() == [2, 0, 2]
+    assert taken[1].tolist() == [[4, 5], [0, 1], [4, 5]]
 
 
 def test_the_loop_stops_when_all_rows_have() -> None:
@@ -296,3 +312,114 @@ def test_arguments_are_checked(options: dict[str, float], message: str) -> None:
 def test_greedy_checks_max_length() -> None:
     with pytest.raises(ValueError, match="max_length must be at least 1, not -3"):
         greedy(TableStepper(), rows(1), **IDS, max_length=-3)
+
+
+# The captioner, prepared -----------------------------------------------------------------------------------------------
+
+
+def captioner(cell_type: str, V: int = 23, D: int = 5, W: int = 4, H: int = 6, dtype: torch.dtype = torch.float64):
+    """One whose captions end at different steps."""
+    words = ["<NULL>", "<START>", "<END>", "<UNK>", *(f"w{k}" for k in range(4, V))]
+    torch.manual_seed(1)
+    model = CaptioningRNN({word: k for k, word in enumerate(words)}, D, W, H, cell_type).to(dtype)
+    with torch.no_grad():
+        model.W_embed.mul_(100)  # so that words matter
+        model.W_vocab.mul_(2)
+        model.b_vocab[2] = 1.0
+    return model
+
+
+CAPTIONER_IDS = {"start": 1, "end": 2, "null": 0}
+
+
+def plain_loop(model: CaptioningRNN, features: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+    """Greedy captions as one would write it first: all rows to the last step, through `begin` and `step`."""
+    state = model.begin(features)
+    last = torch.ones(len(features), dtype=torch.int64)
+    words, total = [], torch.zeros(len(features), dtype=features.dtype)
+    ended = torch.zeros(len(features), dtype=torch.bool)
+    for _ in range(max_length):
+        scores, state = model.step(last, state)
+        log_p = torch.log_softmax(scores, 1)
+        allowed = log_p.clone()
+        allowed[:, :2] = -math.inf
+        last = torch.where(ended, 0, allowed.argmax(1))
+        total = total + torch.where(ended, 0, log_p.gather(1, last.unsqueeze(1)).squeeze(1))
+        ended = ended | (last == 2)
+        words.append(last)
+    return torch.stack(words, 1), total
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+@given(N=st.integers(0, 9), V=st.integers(4, 40), H=st.integers(1, 9), seed=st.integers(0, 999), table=st.booleans())
+def test_a_prepared_captioner_says_the_same(cell_type: str, N: int, V: int, H: int, seed: int, table: bool) -> None:
+    """Word by word in float64, with a table of words and without, whatever rows end when."""
+    model = captioner(cell_type, V=V, H=H)
+    features = torch.randn(N, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    stepper = model.stepper(10**6 if table else 0)
+    decoded = greedy(stepper, features, **CAPTIONER_IDS, max_length=12)
+    words, log_probs = (x.detach() for x in plain_loop(model, features, 12))
+    assert torch.equal(decoded.words, words)
+    torch.testing.assert_close(decoded.log_probs, log_probs, rtol=1e-12, atol=1e-12, check_dtype=N > 0)
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+def test_in_float32_only_ties_differ(cell_type: str) -> None:
+    model = captioner(cell_type, V=200, H=32)
+    features = torch.randn(400, 5, dtype=torch.float64)
+    exact, _ = plain_loop(model, features, 20)
+    single = model.float()
+    decoded = greedy(single.stepper(400 * 20), features.float(), **CAPTIONER_IDS, max_length=20).words
+    assert exact.unique(dim=0).shape[0] > 50  # captions differ
+    for row in (decoded != exact).any(1).nonzero().flatten().tolist():
+        t = int((decoded[row] != exact[row]).nonzero()[0])
+        state, last = single.begin(features[row : row + 1].float()), torch.ones(1, dtype=torch.int64)
+        for word in decoded[row, :t].tolist():
+            _, state = single.step(last, state)
+            last = torch.tensor([word])
+        scores, _ = single.step(last, state)
+        assert abs(scores[0, decoded[row, t]] - scores[0, exact[row, t]]) < 1e-5
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+@pytest.mark.parametrize("table", [0, 10**6])
+def test_a_prepared_step_takes_no_memory_of_its_own(cell_type: str, table: int) -> None:
+    n, V, H = 16, 300, 32
+    model = captioner(cell_type, V=V, H=H, dtype=torch.float32)
+    stepper = model.stepper(table)
+    state = stepper.begin(torch.randn(n, 5))
+    words = torch.randint(2, V, (n,))
+    scores, state = stepper.step(words, state)
+    memory = {x.untyped_storage().data_ptr() for x in (scores, *state)}
+    for m in (n, n - 3):
+        state = select(state, torch.arange(m))
+        memory |= {x.untyped_storage().data_ptr() for x in state}
+        with Watch(m * H * 4) as watch:
+            scores, state = stepper.step(words[:m], state)
+        assert memory >= {x.untyped_storage().data_ptr() for x in (scores, *state)}
+        assert watch.operators.count("new_empty") == watch.operators.count("empty") == 0
+        assert not scores.requires_grad
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+def test_a_prepared_captioner_in_half_precision(cell_type: str) -> None:
+    """Under autocast and as a model of its own; the log-probabilities are float32."""
+    model = captioner(cell_type, dtype=torch.float32)
+    features = torch.randn(5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = greedy(model.stepper(0), features, **CAPTIONER_IDS, max_length=9)
+    own = model.bfloat16()
+    decoded = greedy(own.stepper(0), features.bfloat16(), **CAPTIONER_IDS, max_length=9)
+    assert under.log_probs.dtype == decoded.log_probs.dtype == torch.float32
+    assert torch.equal(under.words, decoded.words)
+
+
+def test_a_prepared_captioner_samples_by_its_seed() -> None:
+    model = captioner("rnn")
+    features = torch.randn(6, 5, dtype=torch.float64)
+    draws = [
+        sample(model.stepper(words), features, **CAPTIONER_IDS, generator=torch.Generator().manual_seed(seed)).words
+        for words, seed in ((0, 1), (10**6, 1), (0, 2))
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
