@@ -314,7 +314,7 @@ def test_greedy_checks_max_length() -> None:
         greedy(TableStepper(), rows(1), **IDS, max_length=-3)
 
 
-# The captioner, prepared -----------------------------------------------------------------------------------------------
+# The captioner, prepared ----------------------------------------------------------------------------------------------
 
 
 def captioner(cell_type: str, V: int = 23, D: int = 5, W: int = 4, H: int = 6, dtype: torch.dtype = torch.float64):
