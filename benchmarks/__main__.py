@@ -1,0 +1,26 @@
+"""The command line: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from benchmarks.options import THREAD_VARIABLES, Options
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Measure and print. Exit status: 0; 1 where a peer computes something else than ours; 2 for a wrong flag."""
+    options = tyro.cli(Options, args=args, prog="python -m benchmarks")
+    if options.threads and "numpy" not in sys.modules:  # its BLAS reads them once, when it is loaded
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
+    from benchmarks.run import run
+    from torch_caption.command_line import guarded
+
+    return guarded(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

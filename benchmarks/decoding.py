@@ -1,0 +1,185 @@
+"""Greedy captions, against the loop of nn.RNNCell or nn.LSTMCell that a user writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.agreement import Disagreement
+from benchmarks.options import Options
+from benchmarks.peers import Loop, first_state
+from benchmarks.step import OURS
+from benchmarks.tables import Column, Table
+from benchmarks.timing import QUICK, Contender, Effort, race
+from benchmarks.workload import IDS, Shape, new_model
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.vocabulary import END, NULL, START
+
+STEPS = 30
+WORDS = 11.0  # of a caption on average, <END> counted
+TIE = 1e-5  # float32 may choose the other of two words whose log-probabilities are this close
+ALL_STEPS, UNTIL_ALL_END = "loop, 30 steps", "loop until all rows end"
+
+COLUMNS = (
+    *(Column("cell"), Column("N", ",d"), Column("V", ",d")),
+    *(Column("ms", ".2f"), Column("quartiles", ".2f"), Column("us a caption", ",.0f")),
+    *(Column(f"over {name}", ".2f") for name in (ALL_STEPS, UNTIL_ALL_END)),
+    *(Column("words", ".1f"), Column("shortest-longest", "d"), Column("ties", "d")),
+)
+NOTES = (
+    f"H=512 W=256, at most {STEPS} words; words: the mean length of a caption, <END> counted",
+    f"the same captions as the loop's: in float64 all of them, in float32 all but those parted by a tie within {TIE:g}",
+)
+
+
+def tables(options: Options) -> Iterator[Table]:
+    """One table, of each cell, V and N."""
+    effort = QUICK if options.quick else Effort(options.seconds / 3, least=3)
+    F, W, H = (5, 4, 6) if options.quick else (512, 256, 512)
+    rows = []
+    for cell in options.cells:
+        for V in (20,) if options.quick else (1004, 10000):
+            model = captioner(Shape("", N=0, T=0, F=F, W=W, H=H, V=V), cell)
+            rows += [(cell, N, V, *measure(model, N, effort)) for N in ((1, 5) if options.quick else (1, 128))]
+    yield Table("decoding", "greedy captions", COLUMNS, tuple(rows), NOTES)
+
+
+def measure(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ...]:
+    """Time ours and the two loops on N images' random features, once their captions have been found to be the same."""
+    features = new_features(N, model.input_dim)
+    require_same(model.double(), features.double(), allowed=0.0)
+    ties = require_same(model.float(), features, allowed=TIE)
+    peer = Loop(model)
+    contenders = [
+        Contender(OURS, lambda: model.sample(features, STEPS)),
+        Contender(ALL_STEPS, lambda: plain_loop(peer, features)),
+        Contender(UNTIL_ALL_END, lambda: plain_loop(peer, features, stop=True)),
+    ]
+    label = f"decoding, {model.cell_type}, N={N}, V={model.vocab_size}"
+    times = {name: t for (name, _), t in race(contenders, effort, label=label).items()}
+    ours = times[OURS]
+    lengths = caption_lengths(model.sample(features, STEPS))
+    return (
+        *(1e3 * ours.median, tuple(1e3 * t for t in ours.quartiles), 1e6 * ours.median / N),
+        *(times[name].median / ours.median for name in (ALL_STEPS, UNTIL_ALL_END)),
+        *(float(lengths.double().mean()), (int(lengths.min()), int(lengths.max())), ties),
+    )
+
+
+def new_features(N: int, width: int) -> Tensor:
+    return torch.randn(N, width, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def plain_loop(peer: Loop, features: Tensor, *, stop: bool = False) -> Tensor:
+    """Words (N, 30), whatever follows <END> left as it comes; with `stop` the loop ends when every row has one."""
+    word = torch.full((len(features),), IDS[START])
+    state = first_state(peer.cell_type, peer.proj(features))
+    ended = torch.zeros(len(features), dtype=torch.bool)
+    words = []
+    for _ in range(STEPS):
+        state = peer.rnn(peer.embed(word), state)
+        h = state if isinstance(state, Tensor) else state[0]
+        word = torch.log_softmax(peer.out(h), dim=1).argmax(1)
+        words.append(word)
+        if stop:
+            ended |= word == IDS[END]
+            if ended.all():
+                break
+    return torch.stack(words, dim=1)
+
+
+def caption_lengths(words: Tensor) -> Tensor:
+    """How many words each row (N, T) has, its first <END> counted."""
+    ended = (words == IDS[END]).cumsum(1)
+    return ((ended - (words == IDS[END]).long()) == 0).sum(1)
+
+
+def require_same(model: CaptioningRNN, features: Tensor, allowed: float) -> int:
+    """Hold our captions against the loop's; how many rows part ways at a tie.
+
+    Raises:
+        Disagreement: a row parts ways where the two words' log-probabilities differ by more than `allowed`.
+    """
+    peer = Loop(model)
+    ours, theirs = model.sample(features, STEPS), plain_loop(peer, features)
+    theirs = theirs.masked_fill(torch.arange(STEPS) >= caption_lengths(theirs).unsqueeze(1), IDS[NULL])
+    parted = (ours != theirs).any(1).nonzero().squeeze(1).tolist()
+    for row in parted:
+        t = int((ours[row] != theirs[row]).nonzero()[0])
+        gap = _gap(peer, features[row : row + 1], theirs[row], t, int(ours[row, t]))
+        if not gap <= allowed:
+            raise Disagreement(
+                f"decoding, {model.cell_type}, V={model.vocab_size}, {features.dtype}: at step {t} row {row} has word "
+                f"{int(ours[row, t])}, but the loop {int(theirs[row, t])}; their log-probabilities differ by {gap:.1e}"
+            )
+    return len(parted)
+
+
+@torch.no_grad()
+def _gap(peer: Loop, features: Tensor, words: Tensor, t: int, other: int) -> float:
+    """How far log p of words[t] is from that of `other`, after words[:t]."""
+    state = first_state(peer.cell_type, peer.proj(features))
+    for word in torch.cat([torch.tensor([IDS[START]]), words[:t]]).split(1):
+        state = peer.rnn(peer.embed(word), state)
+    h = state if isinstance(state, Tensor) else state[0]
+    log_p = torch.log_softmax(peer.out(h), dim=1)[0]
+    return float((log_p[words[t]] - log_p[other]).abs())
+
+
+# Captions that end ---------------------------------------------------------------------------------------------------
+
+
+def captioner(shape: Shape, cell: str) -> CaptioningRNN:
+    """A captioner with random weights whose captions end as real ones do, after about 11 words, some sooner or later.
+
+    Hidden unit 0 is a clock: it takes a small step up with every word, a little more or less as the word has it, and
+    only <END> reads it. Where it starts depends on the image in the RNN; the LSTM's cell starts at zero.
+    """
+    model = new_model(shape, cell).eval()
+    with torch.no_grad():
+        CLOCKS[cell](model)
+        model.W_embed.mul_(100)  # entries of size 1, as training makes them
+        model.W_vocab[:, IDS[END]] = 0
+        model.W_vocab[0] = 0
+        model.W_vocab[0, IDS[END]] = 200
+        model.b_vocab[[IDS[NULL], IDS[START]]] = -1e4  # which no trained model says
+        _set_mean_length(model)
+    return model
+
+
+def _rnn_clock(model: CaptioningRNN) -> None:
+    """h = tanh(h + 0.02 + noise of the word), from about -0.2."""
+    model.W_proj[:, 0] *= 0.02
+    model.b_proj[0] = -0.2
+    model.Wh[:, 0], model.Wh[0, 0] = 0, 1
+    model.Wx[:, 0] *= 0.005
+    model.b[0] = 0.02
+
+
+def _lstm_clock(model: CaptioningRNN) -> None:
+    """c = c + tanh(0.02 + noise of the word and of the state), all gates of the unit held open."""
+    H = model.hidden_dim
+    for gate in range(4):
+        unit = gate * H
+        model.Wh[:, unit] *= 0.01 if gate == 3 else 0
+        model.Wh[0, unit] = 0
+        model.Wx[:, unit] *= 0.005 if gate == 3 else 0
+        model.b[unit] = 0.02 if gate == 3 else 8
+    # the other units' gates are left as they were drawn
+
+
+CLOCKS: dict[str, Callable[[CaptioningRNN], None]] = {"rnn": _rnn_clock, "lstm": _lstm_clock}
+
+
+def _set_mean_length(model: CaptioningRNN) -> None:
+    """b_vocab of <END> by bisection, until captions have `WORDS` words on average."""
+    features = new_features(32, model.input_dim)
+    low, high = -100.0, 100.0
+    for _ in range(12):
+        model.b_vocab[IDS[END]] = (low + high) / 2
+        mean = float(caption_lengths(model.sample(features, STEPS)).double().mean())
+        low, high = (low, (low + high) / 2) if mean < WORDS else ((low + high) / 2, high)
