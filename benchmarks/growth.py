@@ -13,7 +13,7 @@ from benchmarks.agreement import TOLERANCE, kept, require
 from benchmarks.assignment import Assignment
 from benchmarks.options import Options
 from benchmarks.peers import PEERS, LoopLayer, PackedLayer, PaddedLayer, gradient
-from benchmarks.step import OURS, module_step, numpy_step, same_as_first
+from benchmarks.step import CLAIMED, OURS, module_step, numpy_step, same_as_first
 from benchmarks.tables import Column, Table
 from benchmarks.timing import QUICK, Contender, Effort, Key, Times, peak, peak_contenders, race
 from benchmarks.workload import Shape, layer_flops, new_batch, new_lengths, new_model, step_flops
@@ -55,22 +55,21 @@ def shapes(quick: bool) -> dict[str, list[Shape]]:
 
 def tables(options: Options) -> Iterator[Table]:
     """Of each cell: the layer with T, H and N, then the step with V, H and N."""
-    effort = QUICK if options.quick else Effort(options.seconds / 5, patience=PATIENCE)
+    effort = QUICK if options.quick else Effort(options.seconds / 5, least=1, patience=PATIENCE)
     for cell in options.cells:
+        speed = peak_speed(effort)
         for what, sizes in layers(options.quick).items():
             title = f"recurrent layer, {cell}, forward and backward of all inputs, with {what}: W={sizes[0].W}"
-            speed = peak_speed(effort)
             rows = tuple(layer_row(cell, layer, effort, speed) for layer in sizes)
             yield Table("growth", title, LAYER_COLUMNS, rows, LAYER_NOTES)
         for what, steps in shapes(options.quick).items():
             title = f"training step, {cell}, with {what}: T={steps[0].T} F={steps[0].F} W={steps[0].W}"
-            speed = peak_speed(effort)
             rows = tuple(step_row(cell, shape, effort, speed) for shape in steps)
             yield Table("growth", title, STEP_COLUMNS, rows, STEP_NOTES)
 
 
 def peak_speed(effort: Effort) -> float:
-    """The machine's peak in flops a second, before each table."""
+    """The machine's peak in flops a second."""
     return peak(race(peak_contenders(effort, ("float32",)), effort, label="peak"), "float32", effort)
 
 
@@ -152,7 +151,12 @@ def layer_passes(cell: str, layer: Layer, lengths: Tensor | None, generator: tor
             h.backward(dh)
             return h.detach()
 
-        return Pass(module.label, run, gradients=lambda: {"x": gradient(x), "h0": gradient(h0), **module.gradients()})
+        return Pass(
+            module.label,
+            run,
+            weight=CLAIMED if module.label == OURS else 1.0,
+            gradients=lambda: {"x": gradient(x), "h0": gradient(h0), **module.gradients()},
+        )
 
     peers = [peer for peer in LAYER_PEERS if lengths is not None or peer is not PackedLayer]
     return [one(OurLayer(cell, **weights)), *(one(peer(cell, **weights)) for peer in peers)]

@@ -29,11 +29,11 @@ class Options:
     """The recurrent cells to measure."""
     quick: bool = False
     """Tiny sizes, one repetition: shows that everything runs, and says nothing about speed."""
-    json: Path | None = None
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write all figures to this file as well."""
     threads: Annotated[int | None, arg(metavar="INT")] = None
     """Processor threads of PyTorch and of NumPy's BLAS alike; PyTorch's own choice without it."""
-    seconds: float = 8.0
+    seconds: float = 7.0
     """Time for the repetitions of a training step, its peers' included; long ones are repeated all the same."""
     compile_seconds: float = 60.0
     """Time for torch.compile in all; what is not compiled by then is left out, 0 leaves all of it out."""

@@ -276,7 +276,8 @@ def test_the_peak_is_the_best_product_of_a_precision():
     }
     assert timing.peak(times, "float32", effort) == 1000
     assert timing.peak(times, "bfloat16", effort) == 4000
-    assert step.how(times, "float32") == "product, oneDNN"
+    assert timing.fastest_product(times, "float32") == ("product, oneDNN", "float32")
+    assert step.peak_note(times, "bfloat16", effort) == "at 0 GFLOP/s (quartiles 0-0, product)"
 
 
 def test_onednn_is_put_back_and_accurate():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -47,7 +48,14 @@ def example(function: str, dtype: torch.dtype = torch.float64, **sizes: int) -> 
 
 
 @st.composite
-def arguments(draw: st.DrawFn, function: str, most: int = 5, layouts: Sequence[str] = LAYOUTS, **limits: int) -> tuple:
+def arguments(
+    draw: st.DrawFn,
+    function: str,
+    most: int = 5,
+    layouts: Sequence[str] = LAYOUTS,
+    dtype: torch.dtype = torch.float64,
+    **limits: int,
+) -> tuple:
     """Arguments of `function`, in order; at least one requires grad.
 
     Sizes go up to `most` (or what `limits` says of a letter), N and T down to 0, the others to 1.
@@ -58,14 +66,15 @@ def arguments(draw: st.DrawFn, function: str, most: int = 5, layouts: Sequence[s
     }
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31), label="seed"))
 
-    def floats(spec: str) -> Tensor:
-        layout = draw(st.sampled_from(layouts), label="layout")
-        return tensor(generator, shape_of(spec, sizes), layout).requires_grad_(
-            draw(st.booleans(), label="requires_grad")
-        )
+    def layout() -> str:
+        return draw(st.sampled_from(layouts), label="layout")
 
-    def integers(below: int, *shape: int) -> Tensor:
-        return torch.randint(0, below, shape, generator=generator)
+    def floats(spec: str) -> Tensor:
+        requires_grad = draw(st.booleans(), label="requires_grad")
+        return tensor(generator, shape_of(spec, sizes), layout(), dtype).requires_grad_(requires_grad)
+
+    def integers(below: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return laid_out(lambda *size: torch.randint(0, below, size, generator=generator).to(dtype), shape, layout())
 
     N, T, V = sizes["N"], sizes["T"], sizes["V"]
     args: list = [floats(spec) for spec in FLOATS[function].values()]
@@ -76,7 +85,7 @@ def arguments(draw: st.DrawFn, function: str, most: int = 5, layouts: Sequence[s
     if function == "lstm":
         args += [floats("N H") if draw(st.booleans()) else None, draw(st.booleans())]
     if function.endswith("loss"):
-        masks = [integers(2, N, T).bool(), torch.zeros(N, T).bool(), torch.ones(N, T).bool(), floats("N T")]
+        masks = [integers(2, N, T, dtype=torch.bool), torch.zeros(N, T).bool(), torch.ones(N, T).bool(), floats("N T")]
         args += [integers(V, N, T), draw(st.sampled_from(masks))]
     if not any(map(needs_grad, args)):
         next(arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()).requires_grad_()
@@ -102,30 +111,89 @@ def shape_of(spec: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(int(letter[:-1] or 1) * sizes[letter[-1]] for letter in spec.split())
 
 
-def tensor(generator: torch.Generator, shape: tuple[int, ...], layout: str = "contiguous") -> Tensor:
-    """Normal numbers, float64; those of a matrix over sqrt(fan-in)."""
+def tensor(
+    generator: torch.Generator,
+    shape: tuple[int, ...],
+    layout: str = "contiguous",
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Normal numbers; those of a matrix over sqrt(fan-in)."""
     scale = shape[0] ** -0.5 if len(shape) == 2 and shape[0] else 1.0
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64).mul_(scale)
+        return torch.randn(*size, generator=generator, dtype=torch.float64).mul_(scale).to(dtype)
 
+    return laid_out(normal, shape, layout)
+
+
+def laid_out(make: Callable[..., Tensor], shape: tuple[int, ...], layout: str) -> Tensor:
+    """What `make` makes of a shape, such that it has this shape and lies in memory as `layout` says."""
     if 0 in shape:
-        return normal(*shape)
+        return make(*shape)
     if layout == "transposed":
-        return normal(*reversed(shape)).permute(*reversed(range(len(shape))))
+        return make(*reversed(shape)).permute(*reversed(range(len(shape))))
     if layout == "strided":
-        return normal(*(2 * size for size in shape))[(slice(None, None, 2),) * len(shape)]
+        return make(*(2 * size for size in shape))[(slice(None, None, 2),) * len(shape)]
     if layout == "expanded":
-        return normal(1, *shape[1:]).expand(shape)
-    return normal(*shape)
+        return make(1, *shape[1:]).expand(shape)
+    return make(*shape)
+
+
+def expanded_inside(function: Callable, args: tuple) -> tuple[Callable, tuple]:
+    """A function of the first rows of the expanded arguments, which expands them itself, and its arguments.
+
+    Forward mode and gradcheck take no tensor whose entries share memory. Vectors are copied: the gradient of a softmax
+    by a bias that is the same everywhere is 0, and what is rounded of it is relative to nothing.
+    """
+    args = tuple(x.detach().clone().requires_grad_(x.requires_grad) if is_vector(x) else x for x in args)
+    sizes = [arg.shape[0] if isinstance(arg, Tensor) and 0 in arg.stride()[:1] else None for arg in args]
+
+    def call(*firsts: Any) -> Any:
+        pairs = zip(firsts, sizes, strict=True)
+        return function(*(x if size is None else x.expand(size, *x.shape[1:]) for x, size in pairs))
+
+    def first(x: Tensor) -> Tensor:
+        return x[:1].detach().requires_grad_(x.requires_grad)
+
+    return call, tuple(x if size is None else first(x) for x, size in zip(args, sizes, strict=True))
+
+
+def is_vector(arg: Any) -> bool:
+    return isinstance(arg, Tensor) and arg.dim() == 1
+
+
+def flat(function: Callable) -> Callable:
+    """`function`, returning all its tensors in one tuple."""
+    return lambda *args: tuple(leaves(function(*args)))
+
+
+def mixed(outs: Sequence[Tensor], douts: Sequence[Tensor]) -> Tensor:
+    """A scalar whose gradients are those of `outs` for the incoming gradients `douts`."""
+    return torch.stack([(out * dout).sum() for out, dout in zip(outs, douts, strict=True)]).sum()
+
+
+def scalar(function: Callable, args: tuple) -> tuple[Callable, tuple[Tensor, ...]]:
+    """A random mix of the outputs of `function`, as a function of the inputs that require grad; and those, detached."""
+    call, inputs = of_inputs(function, args)
+    douts = [random_like(out, k) for k, out in enumerate(call(*inputs))]
+    return lambda *inputs: mixed(call(*inputs), douts), tuple(x.detach() for x in inputs)
+
+
+def assert_same(found: Any, expected: Any, names: Sequence[str] = ()) -> None:
+    """Fail by name unless the tensors of two nested tuples agree to TOLERANCE."""
+    pairs = [*zip(leaves(found), leaves(expected), strict=True)]
+    names = names or [f"tensor {k}" for k in range(len(pairs))]
+    compared = [difference(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+    wrong = [str(d) for d in compared if not d.agrees]
+    assert not wrong, "; ".join(wrong)
 
 
 def assert_all_agree(hand: Callable, auto: Callable, args: tuple) -> None:
     """Fail unless outputs, gradients, second derivatives and tangents are the oracle's."""
     assert_agrees(hand, auto, args)
     for what, derive in {"second derivative": second_derivatives, "tangent": tangents}.items():
-        for k, (found, expected) in enumerate(zip(derive(hand, args), derive(auto, args), strict=True)):
-            assert difference(f"{what} {k}", found, expected).agrees, difference(f"{what} {k}", found, expected)
+        found, expected = derive(hand, args), derive(auto, args)
+        assert_same(found, expected, [f"{what} {k}" for k in range(len(found))])
 
 
 def second_derivatives(function: Callable, args: tuple) -> tuple[Tensor, ...]:
@@ -143,8 +211,7 @@ def second_derivatives(function: Callable, args: tuple) -> tuple[Tensor, ...]:
 
 def tangents(function: Callable, args: tuple) -> list[Tensor]:
     """Of all outputs, for random tangents of the inputs."""
-    call, inputs = of_inputs(function, args)
-    inputs = tuple(x.detach().clone() for x in inputs)  # forward mode takes no expanded tensors
+    call, inputs = of_inputs(*expanded_inside(function, args))
     directions = tuple(random_like(x, k) for k, x in enumerate(inputs))
     _, pushed = torch.func.jvp(call, inputs, directions)
     return leaves(pushed)

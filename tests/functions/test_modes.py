@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import assert_same, flat, mixed, scalar
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -45,26 +46,6 @@ FUNCTIONS = [label for label in CASES if "Captioning" not in label]
 @pytest.fixture(params=CASES)
 def case(request) -> compare.Case:
     return CASES[request.param]
-
-
-def flat(function: Callable) -> Callable:
-    return lambda *args: tuple(leaves(function(*args)))
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    for k, (x, y) in enumerate(zip(leaves(found), leaves(expected), strict=True)):
-        assert difference(f"tensor {k}", x, y).agrees, difference(f"tensor {k}", x, y)
-
-
-def mixed(outs: tuple[Tensor, ...], douts: list[Tensor]) -> Tensor:
-    return torch.stack([(out * dout).sum() for out, dout in zip(outs, douts, strict=True)]).sum()
-
-
-def scalar(function: Callable, args: tuple) -> tuple[Callable, tuple[Tensor, ...]]:
-    """A random mix of the outputs of `function`, as a function of the inputs that require grad; and those, detached."""
-    call, inputs = of_inputs(function, args)
-    douts = [random_like(out, k) for k, out in enumerate(call(*inputs))]
-    return lambda *inputs: mixed(call(*inputs), douts), tuple(x.detach() for x in inputs)
 
 
 def test_func_grad(case):

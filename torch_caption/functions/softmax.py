@@ -311,7 +311,9 @@ def _chunk(
     if dh is not None:
         torch.mm(dx, w.T, out=dh)
     if dw is not None:
-        dw.addmm_(h.T, dx, beta=float(add))
+        H, V = w.shape
+        left = h.T.contiguous() if V >= 8 * H else h.T  # a transposed factor is read slower; wide scores repay the copy
+        dw.addmm_(left, dx, beta=float(add))
     return loss
 
 
