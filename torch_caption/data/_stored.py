@@ -39,7 +39,7 @@ class FeatureFile:
             values = _checks.read_rows(self._dataset(), unique.numpy())
         except (OSError, RuntimeError, KeyError) as error:
             raise DataError(f"{self.path}: cannot be read any more ({_checks.one_line(error)})") from None
-        return torch.from_numpy(values)[place]
+        return torch.from_numpy(values).index_select(0, place)
 
     def _dataset(self) -> h5py.Dataset:
         if self._opened is None or self._opened[0] != os.getpid():

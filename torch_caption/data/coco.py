@@ -87,13 +87,17 @@ class Split(Dataset[Batch]):
     def __getitem__(self, row: int) -> Batch:
         if not -len(self) <= row < len(self):
             raise IndexError(f"{self.name}: row {row} of {len(self)}")
-        features, captions = self.__getitems__([row])
+        features, captions = self.__getitems__([row % len(self)])
         return features[0], captions[0]
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """The whole batch at once: features (B, D) float32 and captions (B, T) int64."""
         idx = torch.as_tensor(rows, dtype=torch.int64)
-        return self._features[self.image_idxs[idx]], self.captions[idx]
+        return self._rows(self.image_idxs.index_select(0, idx)), self.captions.index_select(0, idx)
+
+    def _rows(self, idx: Tensor) -> Tensor:
+        features = self._features
+        return features.index_select(0, idx) if isinstance(features, Tensor) else features[idx]
 
     def features_of(self, image_idxs: Tensor | Sequence[int]) -> Tensor:
         """The images' features (B, D) float32.
@@ -105,7 +109,7 @@ class Split(Dataset[Batch]):
         outside = idx[(idx < 0) | (idx >= self.num_images)]
         if len(outside):
             self._check_image(int(outside[0]))
-        return self._features[idx]
+        return self._rows(idx)
 
     def references(self, image_idx: int) -> list[str]:
         """The captions of one image as text, in the order of the rows; [] if it has none among them.
