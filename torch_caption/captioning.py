@@ -51,9 +51,8 @@ def draw(
 ) -> dict[int, list[Caption]]:
     """Captions of each image drawn at random, `samples` of them; they depend on the seed and on no other image."""
     captions = {}
-    images = list(image_idxs)
-    stepper = model.stepper(len(images) * samples * max_length)
-    for idx in images:
+    stepper = model.stepper(samples * max_length)  # prepared for one image, however many there are
+    for idx in image_idxs:
         features = _features(model, split, [idx]).repeat_interleave(samples, 0)
         generator = torch.Generator(features.device).manual_seed(_mix(seed, split.name, idx))
         decoded = decoding.sample(

@@ -319,7 +319,10 @@ def test_float32(function, data):
 @pytest.mark.parametrize("inside", [True, False])
 @given(data=st.data())
 def test_autocast(function, inside, data):
-    """float32 gradients, no further from the truth than the oracle's own under autocast, backward in or out of it."""
+    """float32 gradients within bfloat16's own error, with the backward in or out of autocast.
+
+    test_modes.py holds each tensor to its own greatest entry, where nothing cancels.
+    """
     case = data.draw(cases(function, dtype=torch.float32))
     inputs = [arg for arg in case.args if needs_grad(arg)]
 
@@ -330,16 +333,24 @@ def test_autocast(function, inside, data):
                 return *outs, *gradients(outs, inputs)
         return *outs, *gradients(outs, inputs)
 
-    exact = tuple(
-        arg.detach().double().requires_grad_(arg.requires_grad)
-        if isinstance(arg, Tensor) and arg.is_floating_point()
-        else arg
-        for arg in case.args
-    )
-    hand, auto, truth = run(case.hand), run(case.auto), by_autograd(case.auto, exact)
+    def cast(dtype: torch.dtype) -> tuple:
+        def value(arg: Any) -> Any:
+            if not isinstance(arg, Tensor) or not arg.is_floating_point():
+                return arg
+            return arg.detach().to(dtype).requires_grad_(arg.requires_grad)
+
+        return tuple(map(value, case.args))
+
+    truth = by_autograd(case.auto, cast(torch.float64))
+    # The oracle adds a bias of float32, and so has its tanh of float32; ours rounds all that it is given.
+    oracles = run(case.auto), by_autograd(case.auto, cast(torch.bfloat16))
+    hand = run(case.hand)
     assert {grad.dtype for grad in hand[-len(inputs) :]} == {torch.float32}
-    eps = torch.finfo(torch.bfloat16).eps
-    for name, found, oracle, true in zip(labels(case, hand), hand, auto, truth, strict=True):
+    unit = 4 * torch.finfo(torch.bfloat16).eps
+    greatest = max(
+        (x.abs().max() for x in truth if x.numel()), default=0
+    )  # a sum that cancels is as exact as what it sums
+    for name, found, true, *autos in zip(labels(case, hand), hand, truth, *oracles, strict=True):
         if true.numel():
-            allowed = 2 * (oracle - true).abs().max() + 4 * eps * true.abs().max()
+            allowed = 2 * max((auto - true).abs().max() for auto in autos) + unit * greatest
             assert (found - true).abs().max() <= allowed, name
