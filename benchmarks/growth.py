@@ -20,7 +20,7 @@ from benchmarks.workload import Shape, layer_flops, new_batch, new_lengths, new_
 from torch_caption import functions
 from torch_caption.cells import make_cell
 
-PATIENCE = 2.0  # seconds: packed sequences of 1024 steps take a minute
+PATIENCE = 1.0  # seconds: packed sequences of 1024 steps take a minute
 LAYER_PEERS: tuple[type[PaddedLayer], ...] = (PaddedLayer, PackedLayer, LoopLayer)
 
 

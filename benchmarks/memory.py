@@ -29,7 +29,6 @@ from torch_caption.vocabulary import NULL
 
 MIB = 2**20
 A = "(a) nn.Linear, F.cross_entropy"
-A_REAL = "(b) the same, real words only"
 FUSED = "(f) F.linear_cross_entropy in chunks"
 
 COLUMNS = (
@@ -163,17 +162,12 @@ def _padded(h: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(scores.flatten(0, 1), y.flatten(), ignore_index=IDS[NULL], reduction="sum") / len(y)
 
 
-def _real(h: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    real = y != IDS[NULL]
-    return F.cross_entropy(F.linear(h[real], w, b), y[real], reduction="sum") / len(y)
-
-
 def _fused(h: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Tensor:
     real = y != IDS[NULL]
     return chunked_cross_entropy(h[real], w, b, y[real]) / len(y)
 
 
-WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {OURS: _ours, A: _padded, A_REAL: _real}
+WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {OURS: _ours, A: _padded}
 if HAS_CHUNKED:
     WAYS[FUSED] = _fused
 

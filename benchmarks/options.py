@@ -33,13 +33,13 @@ class Options:
     """Write all figures to this file as well."""
     threads: Annotated[int | None, arg(metavar="INT")] = None
     """Processor threads of PyTorch and of NumPy's BLAS alike; PyTorch's own choice without it."""
-    seconds: float = 7.0
+    seconds: float = 5.0
     """Time for the repetitions of a training step, its peers' included; long ones are repeated all the same."""
     compile_seconds: float = 60.0
     """Time for torch.compile in all; what is not compiled by then is left out, 0 leaves all of it out."""
     data: str = "scenes"
     """What the epoch is of: `scenes`, the built-in drawn pictures, or a directory in cs231n's layout."""
-    epoch_steps: int = 80
+    epoch_steps: int = 60
     """Steps of the epoch that are run."""
     epochs: int = 0
     """Whole epochs, in place of --epoch-steps."""

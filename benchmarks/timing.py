@@ -76,7 +76,7 @@ class Effort:
         product: M of the (M, M) products that the machine's peak is measured by.
     """
 
-    seconds: float = 7.0
+    seconds: float = 5.0
     least: int = 2
     most: int = 15
     burst: float = 0.1
@@ -216,7 +216,7 @@ def onednn_is_float32(size: int) -> bool:
     return bool((plain - other).abs().max() <= FLOAT32_ACCURACY * plain.abs().max())
 
 
-PRODUCT_WEIGHT = 2.5
+PRODUCT_WEIGHT = 1.5
 
 
 def peak_contenders(effort: Effort, precisions: Sequence[str] = ("float32", "bfloat16")) -> list[Contender]:
