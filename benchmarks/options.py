@@ -39,7 +39,7 @@ class Options:
     """Time for torch.compile in all; what is not compiled by then is left out, 0 leaves all of it out."""
     data: str = "scenes"
     """What the epoch is of: `scenes`, the built-in drawn pictures, or a directory in cs231n's layout."""
-    epoch_steps: int = 60
+    epoch_steps: int = 40
     """Steps of the epoch that are run."""
     epochs: int = 0
     """Whole epochs, in place of --epoch-steps."""

@@ -27,7 +27,7 @@ class WordEmbedding(Function):
 
     @staticmethod
     def forward(x: Tensor, W: Tensor) -> Tensor:
-        return W.index_select(0, x.reshape(-1)).reshape(*x.shape, W.shape[1])
+        return W.index_select(0, x.reshape(x.numel())).reshape(*x.shape, W.shape[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -43,8 +43,10 @@ class WordEmbedding(Function):
         if not need_W:
             return None, None
         dW = dout.new_zeros(ctx.V, dout.shape[-1])
-        add = dW.index_add_ if may_write(x, dout) else dW.index_add
-        return None, add(0, x.reshape(-1), rows(dout))
+        if may_write(x, dout):
+            return None, dW.index_add_(0, x.reshape(-1), rows(dout))
+        places = x.reshape(x.numel(), 1).expand(x.numel(), dout.shape[-1])
+        return None, dW.scatter_add(0, places, rows(dout))
 
 
 class WordEmbeddingWithJVP(WordEmbedding):

@@ -373,7 +373,7 @@ def _last(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
     states = torch.cat([first.unsqueeze(1), h], dim=1)  # (N, 1 + T, H)
     if lengths is None:
         return states[:, -1]
-    last = lengths.long().reshape(-1, 1, 1).expand(-1, 1, states.shape[2])
+    last = lengths.long().unsqueeze(1).unsqueeze(2).expand(-1, 1, states.shape[2])
     return states.gather(1, last).squeeze(1)
 
 
