@@ -44,9 +44,10 @@ CLASSES: dict[str, type[Function]] = {
     name: value for name, value in vars(functions).items() if isinstance(value, type) and issubclass(value, Function)
 }
 # Arguments of classes that have no gradient.
-UNDIFFERENTIATED = {"y", "index", "places", "sizes", "R", "notes"}
+UNDIFFERENTIATED = {"y", "index", "places", "sizes", "R", "label_smoothing", "notes"}
 # Finite differences take one evaluation an entry: the modes run on sizes of their own.
 SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5}
+SMOOTHING = 0.1  # of labels, where they are smoothed
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,15 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "packed_lstm, index and state": (normal(V, D), normal(N, H), *weights(4), sizes_of_steps, index, normal(N, H)),
         "temporal_softmax_loss": (normal(N, T, V), y, mask),
         "temporal_softmax_loss, weights": (normal(N, T, V), y, normal(N, T)),
+        "temporal_softmax_loss, smoothed": (normal(N, T, V), y, normal(N, T), SMOOTHING),
         "temporal_affine_softmax_loss": (normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y, mask),
         "temporal_affine_softmax_loss, weights": (
             *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
             normal(N, T),
+        ),
+        "temporal_affine_softmax_loss, smoothed": (
+            *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
+            *(mask, SMOOTHING),
         ),
     }
     made = [_function_case(label, args) for label, args in arguments.items()]

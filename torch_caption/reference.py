@@ -98,15 +98,19 @@ def packed_lstm(
     return torch.cat(steps)
 
 
-def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
-    right = torch.log_softmax(x, dim=-1).gather(-1, y.long().unsqueeze(-1)).squeeze(-1)  # (N, T)
-    weighted = torch.where(mask, right, 0) if mask.dtype == torch.bool else right * mask
+    log_p = torch.log_softmax(x, dim=-1)
+    right = log_p.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)  # (N, T)
+    likely = (1 - label_smoothing) * right + label_smoothing * log_p.mean(dim=-1) if label_smoothing else right
+    weighted = torch.where(mask, likely, 0) if mask.dtype == torch.bool else likely * mask
     return -weighted.sum() / max(x.shape[0], 1)
 
 
-def temporal_affine_softmax_loss(h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    return temporal_softmax_loss(temporal_affine(h, w, b), y, mask)
+def temporal_affine_softmax_loss(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    return temporal_softmax_loss(temporal_affine(h, w, b), y, mask, label_smoothing)
 
 
 def _steps(x: Tensor, sizes: int | Sequence[int], h0: Tensor) -> tuple[Tensor, ...]:

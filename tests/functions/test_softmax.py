@@ -83,10 +83,11 @@ def test_weights_of_another_precision(function):
         assert dmask.dtype == other
 
 
-def cross_entropy(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+def cross_entropy(x: Tensor, y: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """torch.nn's, which leaves out a word of -100."""
     y = torch.where(mask, y, -100)
-    return F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum") / x.shape[0]
+    x, y = x.flatten(0, 1), y.flatten()
+    return F.cross_entropy(x, y, reduction="sum", label_smoothing=label_smoothing) / len(mask)
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
@@ -99,6 +100,47 @@ def test_agrees_with_torch_nn(mask):
         lambda h, w, b, y, mask: cross_entropy(F.linear(h, w.T, b), y, mask),
         tuple(args.values()),
     )
+
+
+@pytest.mark.parametrize("s", [0.0, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_smoothed_labels_are_those_of_torch_nn(mask, s):
+    """Padding is left out of the smoothed part as well."""
+    args = {**example("temporal_softmax_loss"), "mask": mask}
+
+    def smoothed(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return cross_entropy(x, y, mask, label_smoothing=s)
+
+    assert_agrees(lambda *args: temporal_softmax_loss(*args, s), smoothed, tuple(args.values()), tuple(args))
+    args = {**example("temporal_affine_softmax_loss"), "mask": mask}
+    assert_agrees(
+        lambda *args: temporal_affine_softmax_loss(*args, s),
+        lambda h, w, b, y, mask: smoothed(F.linear(h, w.T, b), y, mask),
+        tuple(args.values()),
+        tuple(args),
+    )
+
+
+@pytest.mark.parametrize("function", LOSSES)
+def test_no_smoothing_is_the_loss_itself(function):
+    args = tuple(example(function).values())
+    call = getattr(functions, function)
+    assert torch.equal(call(*args), call(*args, 0.0))
+    assert torch.equal(call(*args), call(*args, label_smoothing=0))
+
+
+@pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize("s", [-0.1, 1.1, float("nan")])
+def test_refused_smoothing(function, s):
+    with pytest.raises(ValueError, match=rf"^{function}: label_smoothing must be from 0 to 1, but is {s}$"):
+        getattr(functions, function)(*example(function).values(), s)
+
+
+@pytest.mark.parametrize("function", LOSSES)
+def test_smoothing_is_a_number(function):
+    """A tensor might have a gradient, which there is none of."""
+    with pytest.raises(TypeError, match=rf"^{function}: label_smoothing must be a number, but is a Tensor$"):
+        getattr(functions, function)(*example(function).values(), torch.tensor(0.1))
 
 
 def test_the_two_losses_agree(randn):
@@ -159,6 +201,16 @@ def test_great_scores_of_an_affine_layer(dtype, autocast):
         assert (grad - auto).abs().max() <= 4 * eps * auto.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_great_scores_with_smoothed_labels(dtype):
+    """As exact as the oracle in float64: the mean of the scores and the greatest one are subtracted before they grow."""
+    x, y, mask = great_scores(dtype)
+    h, w, b = torch.eye(3, dtype=dtype).unsqueeze(1), x.squeeze(1), torch.zeros(4, dtype=dtype)
+    expected = reference.temporal_softmax_loss(x.double(), y, mask, 0.1).item()
+    for loss in (temporal_softmax_loss(x, y, mask, 0.1), temporal_affine_softmax_loss(h, w, b, y, mask, 0.1)):
+        assert loss.item() == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps)
+
+
 def test_impossible_word_under_an_empty_mask():
     """A score of -inf at a word that does not count costs nothing, nor do its gradients."""
     x = torch.tensor([[[0.0, -torch.inf], [0.0, 1.0]]], dtype=torch.float64, requires_grad=True)
@@ -196,13 +248,14 @@ def test_what_a_boolean_mask_leaves_out_may_be_nan(function):
 
 @pytest.mark.parametrize("function", LOSSES)
 @pytest.mark.parametrize("real", [False, True])
-def test_both_paths_give_the_same(function, real):
+@pytest.mark.parametrize("s", [0.0, 0.3])
+def test_both_paths_give_the_same(function, real, s):
     """In place where nobody differentiates the gradient again, plainly where somebody does."""
     args = example(function, N=3, V=50)
     args["mask"] = tensor(torch.Generator().manual_seed(1), (3, 3)).requires_grad_() if real else MASKS["some"][:1]
     args["mask"] = args["mask"].expand(3, 3)
     inputs = [arg for arg in args.values() if arg.requires_grad]
-    loss = getattr(functions, function)(**args)
+    loss = getattr(functions, function)(**args, label_smoothing=s)
     in_place = torch.autograd.grad(loss, inputs, retain_graph=True)
     plain = torch.autograd.grad(loss, inputs, create_graph=True)
     again = torch.autograd.grad(loss, inputs)
@@ -211,12 +264,13 @@ def test_both_paths_give_the_same(function, real):
         assert torch.equal(first, third)  # nothing saved was written over
 
 
-def test_scores_and_their_gradient_are_never_held_together():
+@pytest.mark.parametrize("s", [0.0, 0.1])
+def test_scores_and_their_gradient_are_never_held_together(s):
     N, T, H, V = 4, 8, 3, 512
     args = example("temporal_affine_softmax_loss", N=N, T=T, H=H, V=V)
     scores = int(args["mask"].count_nonzero()) * V * 8  # bytes, of the words that count; h, w and b are smaller
     with Watch(scores) as forward:
-        loss = temporal_affine_softmax_loss(**args)
+        loss = temporal_affine_softmax_loss(**args, label_smoothing=s)
     with Watch(scores) as backward:
         loss.backward()
     assert (forward.most_alive, backward.most_alive) == (1, 0)
@@ -227,12 +281,14 @@ def test_scores_and_their_gradient_are_never_held_together():
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 100])
 @pytest.mark.parametrize("mask", ["some", "weights"])
-def test_chunks_of_any_size_give_the_same(monkeypatch, rows, mask):
+@pytest.mark.parametrize("s", [0.0, 0.1])
+def test_chunks_of_any_size_give_the_same(monkeypatch, rows, mask, s):
     """Nor are more scores alive than a chunk of them."""
     N, T, H, V = 3, 4, 1, 64  # w is as large as one row of scores
     args = example("temporal_affine_softmax_loss", N=N, T=T, H=H, V=V)
     args["mask"] = args["mask"] if mask == "some" else args["mask"] * torch.rand(N, T, dtype=torch.float64)
     monkeypatch.setattr(softmax, "CHUNK", rows * V * 8)
+    args["label_smoothing"] = s
     assert_agrees(temporal_affine_softmax_loss, reference.temporal_affine_softmax_loss, tuple(args.values()))
     counted = int(args["mask"].count_nonzero())
     if 1 < rows < counted:
