@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from torch_caption.metrics import score, tokenize
+from torch_caption.metrics import CiderReward, score, tokenize
 
 ALL = ("BLEU", "ROUGE-L", "CIDEr")
 CANDIDATES = {"mat": "the cat the cat", "dog": "a dog"}
@@ -176,3 +177,83 @@ def test_images_without_a_candidate_are_not_looked_at() -> None:
 def test_errors_name_the_image(candidates: dict, references: dict, metrics: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score(candidates, references, metrics)
+
+
+# The reward of self-critical training -----------------------------------------------------------------------------
+
+
+def drawn(seed: int, images: int, unknown: str = "") -> tuple[dict[int, list[list[str]]], list[list[str]]]:
+    """References of images, some of them without a word, and a candidate an image."""
+    draw = random.Random(seed)
+    words = tokenize("a the man dog cat red blue small on under")
+
+    def caption(words: list[str], least: int = 0) -> list[str]:
+        return draw.choices(words, k=draw.randint(least, 12))
+
+    references = {image: [caption(words) for _ in range(draw.randint(1, 6))] for image in range(images)}
+    references[0] = [[], *references[0]]
+    candidates = [draw.choice([*references[image], caption([*words, *unknown.split()])]) for image in references]
+    candidates[1] = []
+    return references, candidates
+
+
+@pytest.mark.parametrize("unknown", ["", "zebra zoo", "zebra zoo zoom zig zag"])
+def test_the_reward_is_cider_of_pycocoevalcap(unknown: str) -> None:
+    """Also of images named more than once, in any order: document frequencies are those of all references."""
+    references, first = drawn(1, 40, unknown)
+    _, second = drawn(2, 40, unknown)
+    joined = {image: [" ".join(caption) for caption in captions] for image, captions in references.items()}
+    expected = [
+        Cider().compute_score(joined, {image: [" ".join(caption)] for image, caption in enumerate(candidates)})[1]
+        for candidates in (first, second)
+    ]
+    reward = CiderReward(references)
+    images = [*range(40), *range(39, -1, -1)]
+    rewards = reward(images, first + second[::-1])
+    assert rewards == pytest.approx(np.concatenate([expected[0], expected[1][::-1]]), rel=1e-12, abs=1e-14)
+    assert rewards.max() > 1
+    assert reward([7], [second[7]])[0] == pytest.approx(expected[1][7], rel=1e-12)
+
+
+def test_the_reward_takes_ids_as_it_takes_words() -> None:
+    references, candidates = drawn(3, 20)
+    vocabulary = {word: 5 * place for place, word in enumerate({w for r in references.values() for c in r for w in c})}
+
+    def ids(caption: list[str]) -> tuple[int, ...]:
+        return tuple(vocabulary[word] for word in caption)
+
+    numbered = {f"image {image}": [ids(c) for c in captions] for image, captions in references.items()}
+    rewards = CiderReward(numbered)(list(numbered), [ids(caption) for caption in candidates])
+    assert rewards == pytest.approx(CiderReward(references)(list(references), candidates), rel=1e-12, abs=1e-14)
+
+
+def test_the_reward_with_an_end_punishes_a_caption_that_breaks_off() -> None:
+    whole = tokenize("a red cat sleeps on the mat <end>")
+    reward = CiderReward({0: [whole], 1: [tokenize("two dogs run <end>")]})
+    ended, broken = reward([0, 0], [whole, whole[:-1]])
+    assert ended > broken > 0
+
+
+def test_the_reward_does_not_remember_tokens() -> None:
+    references, candidates = drawn(4, 20)
+    reward = CiderReward(references)
+    before = reward([3], [candidates[3]])
+    reward([3], [["unknown", "to", "all", "references"]])
+    assert reward([3], [candidates[3]]) == before
+    assert reward([], []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("references", "images", "captions", "message"),
+    [
+        ({}, [], [], "there are no references"),
+        ({7: []}, [], [], "image 7 has no references"),
+        ({7: ["a cat"]}, [], [], "not the string 'a cat'; split it"),
+        ({7: [["a"]]}, [7], ["a"], "not the string 'a'; split it"),
+        ({7: [["a"]]}, [7, 8], [["a"], ["a"]], "image 8 has no references"),
+        ({7: [["a"]]}, [7], [], "there are 1 images and 0 captions"),
+    ],
+)
+def test_the_reward_says_what_is_wrong(references: dict, images: list, captions: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CiderReward(references)(images, captions)
