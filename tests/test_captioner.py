@@ -40,7 +40,7 @@ def cell_type(request) -> str:
 def make(cell_type: str = "rnn", seed: int = 0, **options: object) -> CaptioningRNN:
     """A float64 model whose weights are not as small as at first, so that everything matters."""
     torch.manual_seed(seed)
-    model = CaptioningRNN(WORDS, D, W, H, cell_type, **options).double()
+    model = CaptioningRNN(WORDS, D, **{"wordvec_dim": W, "hidden_dim": H, "cell_type": cell_type} | options).double()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn_like(p) / p.shape[0] ** 0.5)
@@ -253,12 +253,13 @@ class Twin(nn.Module):
             "b_vocab": grads["score.bias"],
         }
 
-    def forward(self, features: Tensor, captions: Tensor) -> Tensor:
+    def forward(self, features: Tensor, captions: Tensor, label_smoothing: float = 0.0) -> Tensor:
         h0 = self.project(features).unsqueeze(0)
         state = (h0, torch.zeros_like(h0)) if isinstance(self.recurrent, nn.LSTM) else h0
         h, _ = self.recurrent(self.embed(captions[:, :-1]), state)
         scores, targets = self.score(h).flatten(0, 1), captions[:, 1:].flatten()
-        return F.cross_entropy(scores, targets, ignore_index=NULL, reduction="sum") / features.shape[0]
+        loss = F.cross_entropy(scores, targets, ignore_index=NULL, reduction="sum", label_smoothing=label_smoothing)
+        return loss / features.shape[0]
 
 
 def test_gradients_are_those_of_torch_nn(model, features):
@@ -392,6 +393,154 @@ def test_dropout_is_the_same_for_hand_and_auto(cell_type, features):
         assert difference(f"gradient {k}", hand, auto).agrees
 
 
+# Smoothed labels, words read, weights ---------------------------------------------------------------------------------
+
+
+def test_labels_are_smoothed_in_training_alone(cell_type, features):
+    """By torch.nn's definition; the loss of validation is the plain one."""
+    model, plain = make(cell_type, label_smoothing=0.2), make(cell_type)
+    twin = Twin(plain)
+    assert difference("loss", model(features, CAPTIONS), twin(features, CAPTIONS, label_smoothing=0.2)).agrees
+    model.eval()
+    assert torch.equal(model(features, CAPTIONS), plain(features, CAPTIONS))
+
+
+def test_words_read_are_not_those_predicted(model, features):
+    """Against the stepper: what is read may be any words, what is predicted stays, and so does the padding."""
+    read = torch.randint(0, V, (N, T - 1), generator=torch.Generator().manual_seed(3))
+    state, total = model.begin(features), torch.zeros(N, dtype=torch.float64)
+    for t in range(T - 1):
+        scores, state = model.step(read[:, t], state)
+        nll = -scores.log_softmax(1)[torch.arange(N), CAPTIONS[:, t + 1]]
+        total += nll * (CAPTIONS[:, t + 1] != NULL)
+    torch.testing.assert_close(model(features, CAPTIONS, read), total.mean(), rtol=1e-13, atol=0)
+    assert torch.equal(model(features, CAPTIONS, CAPTIONS[:, :-1]), model(features, CAPTIONS))
+
+
+def test_weights_multiply_each_words_part(model, features):
+    weights = torch.randn(N, T - 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
+    for n in range(N):
+        for t in range(T - 1):
+            if CAPTIONS[n, t + 1] != NULL:
+                one = torch.zeros(N, T - 1, dtype=torch.float64)
+                one[n, t] = weights[n, t]
+                total += model(features, CAPTIONS, weights=one)
+    torch.testing.assert_close(model(features, CAPTIONS, weights=weights), total, rtol=1e-13, atol=1e-14)
+    ones = torch.ones(N, T - 1)
+    assert torch.equal(model(features, CAPTIONS, weights=ones), model(features, CAPTIONS))
+    assert model(features, CAPTIONS, weights=0 * ones).item() == 0
+
+
+EVERY_OPTION = {"dropout": 0.3, "label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize("W", [W, H])
+@pytest.mark.parametrize("tied", [False, True])
+def test_hand_and_auto_agree_with_every_option(cell_type, features, tied, W):
+    """Dropout, smoothed and tied words, words read and weights, all at once; the gradient of the image too."""
+    generator = torch.Generator().manual_seed(4)
+    read = torch.randint(0, V, (N, T - 1), generator=generator)
+    weights = torch.randn(N, T - 1, generator=generator, dtype=torch.float64)
+    found = []
+    for gradients in ("hand", "auto"):
+        model = make(cell_type, gradients=gradients, tied=tied, wordvec_dim=W, **EVERY_OPTION)
+        pictures = features.clone().requires_grad_()
+        torch.manual_seed(5)
+        loss = model(pictures, CAPTIONS, read, weights)
+        names, params = zip(*model.named_parameters(), strict=True)
+        found.append((loss, *torch.autograd.grad(loss, (pictures, *params))))
+    for name, hand, auto in zip(("loss", "dfeatures", *names), *found, strict=True):
+        assert difference(name, hand, auto).agrees, difference(name, hand, auto)
+
+
+# Tied word vectors ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("W", [W, H])
+def test_tied_weights_are_there_once(cell_type, W):
+    plain, tied = make(cell_type, wordvec_dim=W), make(cell_type, wordvec_dim=W, tied=True)
+    expected = {name: p.shape for name, p in plain.named_parameters() if name != "W_vocab"}
+    if W != H:
+        expected["W_out"] = (H, W)
+    assert {name: tuple(p.shape) for name, p in tied.named_parameters()} == expected
+    assert set(tied.state_dict()) == set(tied.params()) == set(expected)
+
+
+@pytest.mark.parametrize("W", [W, H])
+def test_tied_is_the_same_weight_in_both_places(cell_type, features, W):
+    """The gradient of each use from a model that is not tied; they add up."""
+    tied, plain = make(cell_type, wordvec_dim=W, tied=True), make(cell_type, wordvec_dim=W)
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            if name != "W_vocab":
+                p.copy_(getattr(tied, name))
+        W_out = tied.W_out if W != H else torch.eye(H, dtype=torch.float64)
+        plain.W_vocab.copy_(W_out @ tied.W_embed.T)
+    for model in (tied, plain):
+        model(features, CAPTIONS).backward()
+    assert difference("loss", tied(features, CAPTIONS), plain(features, CAPTIONS)).agrees
+    dW_embed = plain.W_embed.grad + (W_out.T @ plain.W_vocab.grad).T
+    assert difference("dW_embed", tied.W_embed.grad, dW_embed).agrees
+    if W != H:
+        assert difference("dW_out", tied.W_out.grad, plain.W_vocab.grad @ tied.W_embed).agrees
+    for name, p in tied.named_parameters():
+        if name not in ("W_embed", "W_out"):
+            assert difference(f"d{name}", p.grad, getattr(plain, name).grad).agrees
+    scores, _ = tied.step(CAPTIONS[:, 0], tied.begin(features))
+    expected, _ = plain.step(CAPTIONS[:, 0], plain.begin(features))
+    assert difference("scores", scores, expected).agrees
+
+
+@pytest.mark.parametrize("W", [W, H])
+@pytest.mark.parametrize("words", [1, 10**6])
+def test_tied_is_prepared_for_decoding(cell_type, features, W, words):
+    """With and without the table of all words."""
+    model = make(cell_type, wordvec_dim=W, tied=True)
+    stepper, state, prepared = model.stepper(words), model.begin(features), None
+    prepared = stepper.begin(features)
+    for t in range(T - 1):
+        scores, state = model.step(CAPTIONS[:, t], state)
+        found, prepared = stepper.step(CAPTIONS[:, t], prepared)
+        assert difference("scores", found, scores).agrees
+
+
+@pytest.mark.parametrize("W", [W, H])
+def test_tied_words_are_learnt_by_heart(cell_type, W):
+    model = make(cell_type, wordvec_dim=W, tied=True)
+    assert losses_of(model, torch.optim.Adam(model.parameters(), lr=0.05), 200)[-1] < 0.1
+    pictures = torch.randn(N, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert torch.equal(model.sample(pictures, max_length=T - 1), CAPTIONS[:, 1:])
+
+
+@pytest.mark.parametrize("W", [W, H])
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_option_compiles(cell_type, features, W, padded):
+    torch._dynamo.reset()
+    model = make(cell_type, wordvec_dim=W, tied=True, label_smoothing=0.1)
+    read, weights = CAPTIONS[:, :-1].flip(0), torch.rand(N, T - 1, dtype=torch.float64)
+    compiled = torch.compile(model, fullgraph=True, dynamic=padded, backend="aot_eager")
+    found = compiled(features, CAPTIONS, read, weights)
+    expected = model(features, CAPTIONS, read, weights)
+    assert difference("loss", found, expected).agrees
+    grads = [torch.autograd.grad(loss, tuple(model.parameters())) for loss in (found, expected)]
+    for (name, _), grad, other in zip(model.named_parameters(), *grads, strict=True):
+        assert difference(f"d{name}", grad, other).agrees
+
+
+@pytest.mark.parametrize("W", [W, H])
+def test_tied_by_autocast(cell_type, features, W):
+    model = make(cell_type, wordvec_dim=W, tied=True, label_smoothing=0.1).float()
+    single = model(features.float(), CAPTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(features.float(), CAPTIONS)
+        scores, _ = model.stepper(9).step(CAPTIONS[:, 0], model.stepper(9).begin(features.float()))
+    loss.backward()
+    assert loss.item() == pytest.approx(single.item(), rel=0.02)
+    assert scores.dtype == torch.bfloat16
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
 # Weights in and out --------------------------------------------------------------------------------------------------
 
 
@@ -517,6 +666,7 @@ def test_copied_pickled_and_saved(model, features):
         ({"hidden_dim": 0}, "^hidden_dim must be at least 1, but is 0$"),
         ({"dropout": 1.0}, "^dropout must be at least 0 and below 1, but is 1.0$"),
         ({"dropout": -0.1}, "^dropout must be at least 0 and below 1, but is -0.1$"),
+        ({"label_smoothing": 1.0}, "^label_smoothing must be at least 0 and below 1, but is 1.0$"),
     ],
 )
 def test_refused_options(options, message):
@@ -537,6 +687,18 @@ def test_refused_inputs(features, gradients):
     for pictures, captions, message in cases:
         with pytest.raises(ValueError, match=message):
             model(pictures, captions)
+
+
+def test_refused_words_read_and_weights(features):
+    model = make()
+    with pytest.raises(ValueError, match=r"^read must be \(4, 5\), but is \(4, 6\)$"):
+        model(features, CAPTIONS, CAPTIONS)
+    with pytest.raises(ValueError, match=r"^weights must be \(4, 5\), but is \(4, 1\)$"):
+        model(features, CAPTIONS, weights=torch.ones(N, 1))
+    with pytest.raises(IndexError, match=r"CaptioningRNN: read\[0, 0\] is 8, but there are 8 words"):
+        model(features, CAPTIONS, torch.full((N, T - 1), V))
+    with pytest.raises(TypeError, match="CaptioningRNN: read must hold integers, but is float32"):
+        model(features, CAPTIONS, torch.ones(N, T - 1))
 
 
 def test_refused_kinds(features):

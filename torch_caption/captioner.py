@@ -41,6 +41,10 @@ class CaptioningRNN(nn.Module):
         gradients: "hand" for the derivatives of `torch_caption.functions`, "auto" for torch.autograd's, of the same
             model through `torch_caption.reference`.
         dropout: the share of word vectors' and hidden states' entries set to zero in training (Zaremba et al. 2014).
+        label_smoothing: what share of its probability a target spreads evenly over the vocabulary in training.
+        tied: let the word vectors be the vocabulary layer's weight as well, W_vocab = W_embed^T (Press & Wolf 2017).
+            There is then no W_vocab, and where H is not W there is W_out (H, W), which brings h to the width of a word
+            vector: scores = h W_out W_embed^T + b_vocab.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -53,6 +57,7 @@ class CaptioningRNN(nn.Module):
     Wh: Tensor
     b: Tensor
     W_vocab: Tensor
+    W_out: Tensor
     b_vocab: Tensor
 
     def __init__(
@@ -64,6 +69,8 @@ class CaptioningRNN(nn.Module):
         cell_type: str = "rnn",
         gradients: str = "hand",
         dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        tied: bool = False,
     ):
         super().__init__()
         if NULL not in word_to_idx:
@@ -71,12 +78,15 @@ class CaptioningRNN(nn.Module):
         for name, size in {"input_dim": input_dim, "wordvec_dim": wordvec_dim, "hidden_dim": hidden_dim}.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, but is {size}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, but is {dropout}")
+        for name, share in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, but is {share}")
         self.cell_type = cell_type
         self.gradients = gradients
         self.input_dim, self.wordvec_dim, self.hidden_dim = input_dim, wordvec_dim, hidden_dim
         self.dropout = dropout
+        self.label_smoothing = label_smoothing
+        self.tied = tied
         self.null = word_to_idx[NULL]
         self.start, self.end = word_to_idx.get(START), word_to_idx.get(END)
         self.cell = make_cell(cell_type, gradients)
@@ -87,13 +97,18 @@ class CaptioningRNN(nn.Module):
             "b_proj": torch.zeros(H),
             "W_embed": torch.randn(V, W) / 100,
             **self.cell.weights(W, H),
-            "W_vocab": torch.randn(H, V) / H**0.5,
-            "b_vocab": torch.zeros(V),
         }
+        if not tied:
+            weights["W_vocab"] = torch.randn(H, V) / H**0.5
+        elif H != W:
+            weights["W_out"] = torch.randn(H, W) / H**0.5
+        weights["b_vocab"] = torch.zeros(V)
         for name, weight in weights.items():
             self.register_parameter(name, nn.Parameter(weight))
 
-    def forward(self, features: Tensor, captions: Tensor) -> Tensor:
+    def forward(
+        self, features: Tensor, captions: Tensor, read: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """The loss of captions under the model: negative log-likelihood in nats, summed over time, mean over N.
 
         Each word is predicted from those before it and the image. <NULL> is padding and is not predicted.
@@ -101,6 +116,9 @@ class CaptioningRNN(nn.Module):
         Args:
             features: (N, D) floating-point.
             captions: (N, T) integers, a <START> at the head of each; T is at least 1.
+            read: (N, T-1) integers, the words that come before the predicted ones; captions[:, :-1] without it.
+            weights: (N, T-1) floating-point numbers, by which each word's part in the loss is multiplied; they are
+                constants, of which no gradient is taken.
 
         Returns:
             a scalar that can be differentiated.
@@ -116,19 +134,38 @@ class CaptioningRNN(nn.Module):
             raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
         check_words("CaptioningRNN", "captions", captions, self.W_embed, f"there are {self.vocab_size} words")
         targets = captions[:, 1:]
+        for name, x in {"read": read, "weights": weights}.items():
+            if x is not None and x.shape != targets.shape:
+                raise ValueError(f"{name} must be {tuple(targets.shape)}, but is {tuple(x.shape)}")
+        if read is not None:
+            check_words("CaptioningRNN", "read", read, self.W_embed, f"there are {self.vocab_size} words")
         real = targets != self.null
         packed = Packing.of(N, targets.shape[1], lengths_of(real))
-        x, index = self._vectors(packed.words(captions[:, :-1]))
+        x, index = self._vectors(packed.words(captions[:, :-1] if read is None else read))
         if packed.order is not None:  # rows are looked up in h0 as word vectors are in W_embed
             h0 = self.cell.ops.word_embedding(packed.order.unsqueeze(0), h0).squeeze(0)
         state = self.cell.begin(h0)
         h = self._drop(self.cell.packed(x, state, self.Wx, self.Wh, self.b, packed.sizes, index))  # (r, H)
         y = packed.words(targets)
-        share = packed.words(real).to(self.W_vocab.dtype) / max(N, 1)  # (r,), of each word in the mean over the batch
+        part = real if weights is None else weights.detach() * real
+        share = packed.words(part).to(self.b_vocab.dtype) / max(N, 1)  # (r,), of each word in the mean over the batch
+        h, w = self._vocabulary_layer(h)
+        smoothing = self.label_smoothing if self.training else 0.0
         # To the loss the packed rows are one sequence.
         return self.cell.ops.temporal_affine_softmax_loss(
-            h.unsqueeze(0), self.W_vocab, self.b_vocab, y.unsqueeze(0), share.unsqueeze(0)
+            h.unsqueeze(0), w, self.b_vocab, y.unsqueeze(0), share.unsqueeze(0), smoothing
         )
+
+    def _vocabulary_layer(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h (n, H) as the vocabulary layer takes it, and the weight of that layer.
+
+        Tied, the weight is W_embed^T: autograd adds up what comes back to W_embed from here and as word vectors.
+        """
+        if not self.tied:
+            return h, self.W_vocab
+        if self.hidden_dim != self.wordvec_dim:
+            h = self.cell.ops.affine(h, self.W_out, self.b_vocab.new_zeros(self.wordvec_dim))
+        return h, self.W_embed.T
 
     def _vectors(self, words: Tensor) -> tuple[Tensor, Tensor | None]:
         """The vectors (R, W) of words (r,), and which of them each word has; None where each has its own.
@@ -156,7 +193,8 @@ class CaptioningRNN(nn.Module):
         """Scores (N, V) of the word after `words` (N,), and the state then."""
         x = self.cell.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
         state = self.cell.step(x, state, self.Wx, self.Wh, self.b)
-        return self.cell.ops.affine(state[0], self.W_vocab, self.b_vocab), state
+        h, w = self._vocabulary_layer(state[0])
+        return self.cell.ops.affine(h, w, self.b_vocab), state
 
     def sample(self, features: Tensor, max_length: int = 30) -> Tensor:
         """The greedy caption of each image.
@@ -259,7 +297,9 @@ class Prepared:
             return w.detach().to(like.dtype)
 
         self._W_embed, self._Wx, self._Wh, self._b = map(weight, (model.W_embed, model.Wx, model.Wh, model.b))
-        self._W_vocab, self._b_vocab = weight(model.W_vocab), weight(model.b_vocab)
+        self._W_vocab = self._W_embed.T if model.tied else weight(model.W_vocab)
+        self._b_vocab = weight(model.b_vocab)
+        self._W_out = weight(model.W_out) if hasattr(model, "W_out") else None
         self._table: Tensor | None = None
         if words > 2 * model.vocab_size:
             self._table = self._project(self._W_embed, out=like.new_empty(model.vocab_size, len(self._b)))
@@ -300,5 +340,6 @@ class Prepared:
         with products(n, self._Wh, fast=True):
             self._cell.step_(a, state, self._Wh)
         with products(n, self._W_vocab, fast=n > 1):  # one row is a matrix and a vector, which MKL is the faster at
-            torch.addmm(self._b_vocab, state[0], self._W_vocab, out=scores)
+            h = state[0] if self._W_out is None else torch.mm(state[0], self._W_out, out=self._x[:n])
+            torch.addmm(self._b_vocab, h, self._W_vocab, out=scores)
         return scores, state
