@@ -26,6 +26,7 @@ from benchmarks.workload import TINY
 from torch_caption import training
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import CocoData, EpochBatches, batches
+from torch_caption.objectives import Objective, make_objective
 from torch_caption.state import State, begin
 
 TURN = 10  # steps of one contender before it is the other's turn
@@ -43,6 +44,7 @@ class Runner:
     name: str
     state: State
     config: TrainConfig
+    objective: Objective
     seconds: list[float] = field(default_factory=list)
     captions: list[int] = field(default_factory=list)
 
@@ -51,7 +53,7 @@ class Runner:
         self.state.model.train()
         begun, sizes = time.perf_counter(), []
         for features, captions in islice(stream, TURN):
-            training._train_batch(self.state, self.config, features, captions, steps_an_epoch)
+            training._train_batch(self.state, self.config, self.objective, features, captions, steps_an_epoch)
             sizes.append(len(captions))
         if sizes:
             self.seconds.append(time.perf_counter() - begun)
@@ -108,17 +110,21 @@ def configuration(options: Options, cell: str) -> TrainConfig:
 
 def contenders(config: TrainConfig, data: CocoData) -> list[Runner]:
     """All from the same first weights."""
-    device = torch.device("cpu")
+    device, objective = torch.device("cpu"), make_objective(config, data["train"])
     made = [
-        Runner(OURS, begin(config, data, device), config),
-        Runner(f"{OURS}, --amp bf16", begin(config, data, device), dataclasses.replace(config, amp="bf16")),
+        Runner(OURS, begin(config, data, device), config, objective),
+        Runner(f"{OURS}, --amp bf16", begin(config, data, device), dataclasses.replace(config, amp="bf16"), objective),
     ]
     peer = Padded(made[0].state.model)
     peer.rnn.bias_hh_l0.requires_grad_(False)  # it stays zero: of two biases Adam would move each as far as our one
     optimizer = AdamW(
-        [p for p in peer.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay, fused=True
+        [p for p in peer.parameters() if p.requires_grad],
+        lr=config.highest_lr,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
-    made.append(Runner(Padded.label, State(cast(Any, peer), optimizer), config))  # it has what training asks of a model
+    # It has what training asks of a model.
+    made.append(Runner(Padded.label, State(cast(Any, peer), optimizer), config, objective))
     return made
 
 

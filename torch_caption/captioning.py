@@ -32,7 +32,7 @@ def describe(
     remaining = iter(image_idxs)
     while batch := list(islice(remaining, batch_size)):
         stepper = model.stepper(len(batch) * max_length)
-        decoded = decoding.greedy(stepper, _features(model, split, batch), **_limits(model, max_length))
+        decoded = decoding.greedy(stepper, _features(model, split, batch), **limits(model, max_length))
         captions |= zip(batch, _captions(split, decoded), strict=True)
     return captions
 
@@ -58,7 +58,7 @@ def draw(
         decoded = decoding.sample(
             stepper,
             features,
-            **_limits(model, max_length),
+            **limits(model, max_length),
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -84,7 +84,8 @@ def _features(model: CaptioningRNN, split: Split, image_idxs: Sequence[int]) -> 
     return split.features_of(image_idxs).to(model.W_proj)
 
 
-def _limits(model: CaptioningRNN, max_length: int) -> dict[str, Any]:
+def limits(model: CaptioningRNN, max_length: int) -> dict[str, Any]:
+    """What decoding has to know of the words."""
     return {"start": model.start, "end": model.end, "null": model.null, "max_length": max_length}
 
 

@@ -39,6 +39,7 @@ class Checkpoint:
     model: the constructor's arguments of `CaptioningRNN` without the vocabulary.
     progress: how far training has come.
     optimizer, random: the optimizer's state and the random generators'; None where training is not to go on.
+    average: the moving average of the weights, where training keeps one to go on with.
     """
 
     weights: dict[str, Tensor]
@@ -49,6 +50,7 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
     random: dict[str, Any] | None = None
+    average: dict[str, Tensor] | None = None
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -164,15 +166,16 @@ def _from_content(path: Path, content: dict[str, Any]) -> Checkpoint:
     for f in dataclasses.fields(Checkpoint):
         value = content.get(f.name)
         right = isinstance(value, list if f.name == "words" else dict)
-        if not right and not (value is None and f.name in ("optimizer", "random")):
+        if not right and not (value is None and f.default is None):
             raise CheckpointError(f"{path}: not a whole checkpoint: {f.name} is missing or is no {f.type}")
-    for name, weight in content["weights"].items():
+    for name, weight in [*content["weights"].items(), *(content.get("average") or {}).items()]:
         if not isinstance(name, str) or not isinstance(weight, Tensor):
             raise CheckpointError(f"{path}: not a whole checkpoint: the weight {name!r} is no tensor")
     strange = next((word for word in content["words"] if not isinstance(word, str)), None)
     if strange is not None:
         raise CheckpointError(f"{path}: not a whole checkpoint: {strange!r} in its vocabulary is no word")
-    return Checkpoint(**{f.name: content[f.name] for f in dataclasses.fields(Checkpoint)})
+    parts: dict[str, Any] = {f.name: content.get(f.name) for f in dataclasses.fields(Checkpoint)}
+    return Checkpoint(**parts)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,21 +11,26 @@ import tyro
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import runs
-from torch_caption.config import TrainConfig
+from torch_caption.config import OF_THE_DATA, OF_THE_MODEL, TrainConfig
 from torch_caption.sampling import SampleConfig
 
 
 def train_config(args: Sequence[str]) -> TrainConfig:
-    """The flags of `train.py`. With `--resume` the named run's own settings, or the last one's, are the defaults.
+    """The flags of `train.py`. With `--resume` the named run's own settings, or the last one's, are the defaults; with
+    `--init-from` those of the checkpoint's that its weights and data fix.
 
     Raises:
-        ValueError: there is no run to resume.
+        ValueError: there is no run to resume, or no checkpoint to begin with.
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     args = _name_the_run(args)
     config = tyro.cli(TrainConfig, prog="train.py", args=args)
-    if config.resume is None:
+    if config.resume is None and config.init_from is None:
         return config
+    if config.resume is None:
+        saved = checkpoints.load(runs.checkpoint(config.init_from, config.out)).config
+        kept = {name: saved[name] for name in (*OF_THE_MODEL, *OF_THE_DATA) if name in saved}
+        return tyro.cli(TrainConfig, prog="train.py", default=TrainConfig.from_plain(kept), args=args)
     run = runs.find(config.out, config.resume)
     settings = checkpoints.load(run / runs.LAST).config
     config = tyro.cli(TrainConfig, prog="train.py", default=TrainConfig.from_plain(settings), args=args)

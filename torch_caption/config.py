@@ -11,6 +11,13 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+LEARNING_RATES = {"xe": 2e-3, "scst": 1e-4}
+"""Adam's highest learning rate for each objective, where none is given."""
+OF_THE_MODEL = ("cell_type", "hidden_dim", "wordvec_dim", "tied", "dtype")
+"""What a model's weights fix."""
+OF_THE_DATA = ("data", "pca_features", "max_length")
+"""What a model that begins with another's weights learns from, unless it is told otherwise."""
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names its flag and value."""
@@ -42,25 +49,44 @@ class TrainConfig:
     (and so the training loss stands above what the model can do)."""
     feature_dropout: float = 0.2
     """Share of the features' entries zeroed in training."""
+    tied: bool = False
+    """Let the word vectors be the vocabulary layer's weight as well, through a further matrix where W is not H."""
     gradients: Literal["hand", "auto"] = "hand"
     """Gradients derived by hand, or the same model through automatic differentiation."""
 
+    objective: Literal["xe", "scst"] = "xe"
+    """Cross-entropy with people's captions; or self-critical training, which rewards captions that the model draws by
+    their CIDEr-D over its greedy ones (no dropout but that of features), beginning with the weights of --init-from."""
+    init_from: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Begin with the weights of this checkpoint, run or folder of runs; its data and the sizes of its model hold where
+    no flag says otherwise."""
     epochs: int = 10
-    """Passes over the training captions, at most."""
+    """Passes over the training captions, or over their images in self-critical training, at most."""
     batch_size: int = 128
     """Captions in a step."""
-    lr: float = 2e-3
-    """Adam's learning rate at its highest."""
+    lr: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Adam's learning rate at its highest; without it 2e-3, and 1e-4 in self-critical training."""
     lr_schedule: Literal["cosine", "exponential", "constant"] = "cosine"
-    """Cosine falls to zero at the last step after a short warm-up; exponential falls by --lr-decay an epoch."""
+    """Cosine falls to zero at the last step after the warm-up; exponential falls by --lr-decay an epoch."""
     lr_decay: float = 0.9
     """Factor an epoch of the exponential schedule."""
+    warm_up: int = 200
+    """Steps over which the cosine schedule first rises, but at most a tenth of all."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW)."""
+    """Decoupled weight decay (AdamW) of the matrices. Biases and word vectors do not decay: a rare word's vector would
+    fade in the many steps that do not meet it."""
+    label_smoothing: float = 0.0
+    """Share of its probability that a training target spreads evenly over the vocabulary."""
+    scheduled_sampling: float = 0.0
+    """Share of the words read that the model draws itself in the last epoch; it rises from 0 in the first."""
+    ema: float = 0.0
+    """Decay a step of a moving average of the weights, such as 0.999; the average is what is validated, scored and
+    kept as the best. 0 averages nothing."""
     clip: float = 5.0
     """Longest gradient, in the norm over all parameters; 0 clips nothing."""
     patience: int = 4
-    """Epochs without a better validation loss after which training ends; 0 never ends early."""
+    """Epochs without a better validation loss (in self-critical training, CIDEr) after which training ends; 0 never
+    ends early."""
     seed: int = 0
     """Decides the first weights, the order of the captions, dropout and the images that are scored."""
 
@@ -91,24 +117,42 @@ class TrainConfig:
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
         at_least = {"hidden_dim": 1, "wordvec_dim": 1, "epochs": 1, "batch_size": 1, "max_length": 1, "workers": 0}
-        at_least |= {"patience": 0, "score_images": 0, "max_train": 1, "threads": 1}
+        at_least |= {"patience": 0, "score_images": 0, "max_train": 1, "threads": 1, "warm_up": 0}
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{_flag(name)} must be at least {least}, not {value}")
         for name in ("lr", "lr_decay"):
-            if not 0 < getattr(self, name) < math.inf:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{_flag(name)} must be a positive number, not {getattr(self, name)}")
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{_flag(name)} must be 0 or a positive number, not {getattr(self, name)}")
-        for name in ("dropout", "feature_dropout"):
+        for name in ("dropout", "feature_dropout", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
+        if not 0 <= self.scheduled_sampling <= 1:
+            raise ConfigError(f"--scheduled-sampling must be from 0 to 1, not {self.scheduled_sampling}")
+        if self.objective == "scst":
+            self._check_self_critical()
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")
         if self.amp == "bf16" and self.dtype == "float64":
             raise ConfigError("--amp bf16 goes with --dtype float32, not with float64")
+
+    def _check_self_critical(self) -> None:
+        if self.init_from is None:
+            raise ConfigError("--objective scst begins with a trained model: name it with --init-from")
+        if self.score_images == 0:
+            raise ConfigError("--objective scst keeps the weights of the best CIDEr: --score-images must not be 0")
+        for name in ("label_smoothing", "scheduled_sampling"):
+            if getattr(self, name):
+                raise ConfigError(f"{_flag(name)} goes with --objective xe, not with scst")
+
+    @property
+    def highest_lr(self) -> float:
+        """`lr`, or what suits the objective."""
+        return LEARNING_RATES[self.objective] if self.lr is None else self.lr
 
     def plain(self) -> dict[str, Any]:
         """The settings as plain values, for a checkpoint."""
@@ -119,7 +163,8 @@ class TrainConfig:
         """The inverse of `plain`; a name of another version is left out, a missing one takes its default."""
         names = {field.name for field in dataclasses.fields(cls)}
         known = {k: v for k, v in settings.items() if k in names}
-        return cls(**known | ({"out": Path(known["out"])} if "out" in known else {}))
+        paths = {k: Path(known[k]) for k in ("out", "init_from") if known.get(k) is not None}
+        return cls(**known | paths)
 
 
 def _flag(name: str) -> str:

@@ -32,20 +32,29 @@ def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN
         f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}, "
         f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.W_proj.device.type}"
     )
+    if config.init_from is not None:
+        print(f"begins    with the weights of {config.init_from}")
     print(f"run       {run}", flush=True)
 
 
 def epoch(record: dict[str, Any], config: TrainConfig, *, best: bool) -> None:
-    """One line: losses in nats per word, scores of greedy captions."""
+    """One line: losses in nats per word or rewards, scores of greedy captions."""
     width = len(str(config.epochs))
     parts = [
         f"epoch {record['epoch']:{width}}/{config.epochs}",
-        f"train {record['train_loss']:.3f}",
+        so_far(record),
         f"val {record['val_loss']:.3f} nats per word",
         *(f"{name} {record[name]:.3f}" for name in ("BLEU-4", "CIDEr") if name in record),
         f"{record['seconds']:.0f} s",
     ]
     print("   ".join(parts) + ("   best" if best else ""), flush=True)
+
+
+def so_far(record: Mapping[str, Any]) -> str:
+    """What training has come to, from `Progress.means`."""
+    if "reward" in record:
+        return f"reward {record['reward']:.3f}, greedy {record['greedy_reward']:.3f}"
+    return f"train {record['train_loss']:.3f}"
 
 
 def interrupted(run: Path, step: int) -> None:
@@ -61,7 +70,8 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
     best = checkpoints.load(run / runs.BEST)
     model = checkpoints.build_model(best, run / runs.BEST).to(device).eval()
     progress = best.progress
-    print(f"best      epoch {progress['best_epoch']}, val {progress['best_loss']:.4f} nats per word")
+    cider = f", CIDEr {progress['best_cider']:.4f}" if config.objective == "scst" else ""
+    print(f"best      epoch {progress['best_epoch']}, val {progress['best_loss']:.4f} nats per word{cider}")
     for name in ("test", "novel"):
         if name in data.splits:
             _judge(model, data, name, config.max_length)

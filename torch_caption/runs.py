@@ -55,6 +55,19 @@ def find(out: str | Path, name: str | None = None) -> Path:
     raise CheckpointError(f"there is no run {name!r}, here or in {out}")
 
 
+def checkpoint(named: Path | None, out: str | Path) -> Path:
+    """The checkpoint itself, the best one of a run, or that of the last run of a folder; of `out` where named is None.
+
+    Raises:
+        CheckpointError: there is no such run.
+    """
+    if named is None:
+        return find(out) / BEST
+    if named.is_dir():
+        return (find(named) if (named / POINTER).is_file() else named) / BEST
+    return named
+
+
 def data_name(data: str) -> str:
     """What a run is called after its data: the directory's own name."""
     return Path(data).resolve().name or "data"

@@ -92,7 +92,7 @@ def run(config: SampleConfig) -> list[Described]:
         ValueError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
     """
     config.check()
-    path = _find(config.checkpoint)
+    path = runs.checkpoint(config.checkpoint, TrainConfig.out)
     saved = checkpoints.load(path)
     trained = TrainConfig.from_plain(saved.config)
     wanted = dataclasses.replace(trained, data=config.data or trained.data, max_train=None)
@@ -164,15 +164,6 @@ def _plain(path: Path, split: Split, described: list[Described]) -> dict[str, An
             for image in described
         ],
     }
-
-
-def _find(named: Path | None) -> Path:
-    """The checkpoint itself, the best one of a run, or that of the last run of a folder."""
-    if named is None:
-        return runs.find(TrainConfig.out) / runs.BEST
-    if named.is_dir():
-        return (runs.find(named) if (named / runs.POINTER).is_file() else named) / runs.BEST
-    return named
 
 
 def _choose_split(config: SampleConfig, data: CocoData) -> Split:

@@ -33,9 +33,8 @@ from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, EpochBatches, Split, batches, open_data
 from torch_caption.dropout import dropout
+from torch_caption.objectives import Objective, make_objective
 from torch_caption.state import Progress, State, begin, restore, snapshot
-
-WARM_UP = 200  # steps of the cosine schedule, and at most a tenth of all
 
 
 class LossNotFinite(ArithmeticError):
@@ -48,6 +47,8 @@ def train_step(
     features: Tensor,
     captions: Tensor,
     *,
+    read: Tensor | None = None,
+    weights: Tensor | None = None,
     clip: float = 0.0,
     amp: str = "none",
 ) -> tuple[float, float]:
@@ -56,6 +57,7 @@ def train_step(
     Args:
         features: (N, D) floating-point.
         captions: (N, T) int64, <START> first, <NULL> after <END>.
+        read, weights: as in `CaptioningRNN.forward`, on the model's device.
         clip: the longest gradient, in the norm over all parameters; 0 for any.
         amp: "bf16" computes the loss under automatic mixed precision.
 
@@ -66,9 +68,10 @@ def train_step(
         LossNotFinite: one of the two is infinite or NaN; the weights are as before.
     """
     weight = model.W_proj
+    given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=amp == "bf16"):
-        loss = model(features.to(weight), captions.to(weight.device))
+        loss = model(features.to(weight), captions.to(weight.device), **given)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise LossNotFinite(f"the loss is {value}")
@@ -113,18 +116,19 @@ def count_words(captions: Tensor, null: int) -> int:
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step, counted from 0, as `lr_schedule` says.
 
-    cosine: lr (step + 1) / w in the first w steps, w = min(200, a tenth of all), then lr (1 + cos(pi s)) / 2, with s
-    going from 0 to 1 over the rest. exponential: lr lr_decay^epoch. constant: lr.
+    cosine: lr (step + 1) / w in the first w steps, w = min(warm_up, a tenth of all), then lr (1 + cos(pi s)) / 2, with
+    s going from 0 to 1 over the rest. exponential: lr lr_decay^epoch. constant: lr.
     """
+    lr = config.highest_lr
     if config.lr_schedule == "constant":
-        return config.lr
+        return lr
     if config.lr_schedule == "exponential":
-        return config.lr * config.lr_decay ** (step // steps_per_epoch)
+        return lr * config.lr_decay ** (step // steps_per_epoch)
     steps = config.epochs * steps_per_epoch
-    warm_up = min(WARM_UP, steps // 10)
+    warm_up = min(config.warm_up, steps // 10)
     if step < warm_up:
-        return config.lr * (step + 1) / warm_up
-    return config.lr * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
+        return lr * (step + 1) / warm_up
+    return lr * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
 
 
 def fit(config: TrainConfig) -> Path:
@@ -152,12 +156,13 @@ def fit(config: TrainConfig) -> Path:
         run = runs.find(config.out, config.resume)
         restore(state, config, data, run / runs.LAST)
         runs.point_to(run)
+    objective = make_objective(config, data["train"])
     report.opening(run, config, data, state.model)
     log = runs.Log(run, tensorboard=config.tensorboard, epochs=state.progress.epoch, step=state.progress.step)
-    loader = batches(data["train"], config.batch_size, seed=config.seed, workers=config.workers)
+    loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers)
     with closing(log), Interrupt() as interrupt:
         while not finished(state.progress, config):
-            _train_epoch(state, config, loader, interrupt)
+            _train_epoch(state, config, objective, loader, interrupt)
             if not interrupt.asked:
                 record = _end_epoch(run, state, config, data, scored)
                 log.write(record)
@@ -214,39 +219,50 @@ def finished(progress: Progress, config: TrainConfig) -> bool:
     return progress.epoch >= config.epochs or 0 < config.patience <= stale
 
 
-def _train_epoch(state: State, config: TrainConfig, loader: DataLoader[Any], interrupt: Interrupt) -> None:
+def _train_epoch(
+    state: State, config: TrainConfig, objective: Objective, loader: DataLoader[Any], interrupt: Interrupt
+) -> None:
     """What remains of the epoch under way, or as much of it as goes before Ctrl-C."""
     progress = state.progress
     order = cast(EpochBatches, loader.batch_sampler)
     order.set_epoch(progress.epoch, start=progress.position)
     steps = progress.position + len(order)
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
-    state.model.train()
+    state.model.train(objective.drops)
     started = time.perf_counter()
     with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=None) as bar:
-        for features, captions in _each(loader, interrupt):
+        for features, batch in _each(loader, interrupt):
             try:
-                _train_batch(state, config, features, captions, steps)
+                _train_batch(state, config, objective, features, batch, steps)
             except LossNotFinite as error:
                 raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; a lower --lr may help") from None
-            bar.set_postfix_str(f"{progress.nats / progress.words:.3f} nats per word", refresh=False)
+            bar.set_postfix_str(report.so_far(progress.means()), refresh=False)
             bar.update()
             if interrupt.asked:
                 break
     progress.seconds += time.perf_counter() - started
 
 
-def _train_batch(state: State, config: TrainConfig, features: Tensor, captions: Tensor, steps_per_epoch: int) -> None:
+def _train_batch(
+    state: State, config: TrainConfig, objective: Objective, features: Tensor, batch: Tensor, steps_per_epoch: int
+) -> None:
     model, optimizer, progress = state.model, state.optimizer, state.progress
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
-    features = dropout(features, config.feature_dropout)
-    loss, norm = train_step(model, optimizer, features, captions, clip=config.clip, amp=config.amp)
-    progress.position += 1
-    progress.step += 1
-    progress.nats += loss * len(captions)
-    progress.words += count_words(captions, model.null)
-    progress.norms += norm
+    features = dropout(features, config.feature_dropout).to(model.W_proj)
+    lesson = objective.lesson(model, features, batch.to(features.device), progress.epoch)
+    loss, norm = train_step(
+        model,
+        optimizer,
+        features,
+        lesson.captions,
+        read=lesson.read,
+        weights=lesson.weights,
+        clip=config.clip,
+        amp=config.amp,
+    )
+    state.follow(config.ema)
+    progress.count(lesson, loss, norm, words=count_words(lesson.captions, model.null))
 
 
 def _each(loader: DataLoader[Any], interrupt: Interrupt) -> Iterator[tuple[Tensor, Tensor]]:
@@ -269,8 +285,8 @@ def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData, sco
     record = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
-        "train_loss": progress.nats / progress.words,
-        "val_loss": validate(state.model, val),
+        **progress.means(),
+        "val_loss": validate(state.judged, val),
         "lr": state.optimizer.param_groups[0]["lr"],
         "gradient_norm": progress.norms / progress.position,
         "seconds": round(progress.seconds, 1),
@@ -278,12 +294,11 @@ def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData, sco
     if not math.isfinite(record["val_loss"]):
         raise LossNotFinite(f"epoch {record['epoch']}: the validation loss is {record['val_loss']}")
     if scored:
-        record |= score(state.model, val, scored, max_length=config.max_length)
-    state.progress = Progress(
-        progress.epoch + 1, 0, progress.step, best_epoch=progress.best_epoch, best_loss=progress.best_loss
-    )
-    if record["val_loss"] < progress.best_loss:
+        record |= score(state.judged, val, scored, max_length=config.max_length)
+    state.progress = progress.next_epoch()
+    if progress.is_beaten_by(record, config.objective):
         state.progress.best_epoch, state.progress.best_loss = record["epoch"], record["val_loss"]
+        state.progress.best_cider = record.get("CIDEr", -math.inf)
         checkpoints.save(run / runs.BEST, snapshot(state, config, data, resumable=False))
     return record
 

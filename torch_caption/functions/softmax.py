@@ -211,7 +211,8 @@ def temporal_affine_softmax_loss(
 
     Raises:
         IndexError: a word id is out of range; the message names it, its row and column.
-        TypeError: a value is not a tensor of the right kind, a dtype or device differs, or label_smoothing is no number.
+        TypeError: a value is not a tensor of the right kind, a dtype or device differs, or label_smoothing is not a
+            number.
         ValueError: a shape does not fit, or label_smoothing is out of range.
     """
     h, w, b = autocast(h, w, b)
@@ -222,9 +223,7 @@ def temporal_affine_softmax_loss(
     notes = take_notes(h, w, b, y, mask) if readable(mask) and not mask.requires_grad else None
     if notes is not None:
         notes["needed"] = [torch.is_grad_enabled() and t.requires_grad for t in (h, w, b)]
-    return apply(
-        TemporalAffineSoftmaxLoss, TemporalAffineSoftmaxLossWithJVP, h, w, b, y, mask, label_smoothing, notes
-    )
+    return apply(TemporalAffineSoftmaxLoss, TemporalAffineSoftmaxLossWithJVP, h, w, b, y, mask, label_smoothing, notes)
 
 
 def _check_targets(

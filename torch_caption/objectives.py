@@ -1,0 +1,191 @@
+"""What a step of training learns: the captions that people wrote, or captions of the model's own and how good they are.
+
+An objective says what an epoch goes through and makes a `Lesson` of each batch. The loss is the same for both,
+`CaptioningRNN.forward`, and so is its gradient, derived by hand: what the model itself says is drawn without a gradient
+and comes back as words, which are integers, and as weights, which are constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torch_caption import decoding
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.captioning import captioned_images, limits
+from torch_caption.config import TrainConfig
+from torch_caption.data.coco import Split
+from torch_caption.metrics import CiderReward
+from torch_caption.vocabulary import NULL, START, UNK
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What `CaptioningRNN.forward` is given beside the features.
+
+    Attributes:
+        captions: (N, T) int64.
+        read, weights: as in `CaptioningRNN.forward`.
+        reward, greedy_reward: the mean CIDEr-D of the model's drawn and greedy captions, where it was rewarded.
+    """
+
+    captions: Tensor
+    read: Tensor | None = None
+    weights: Tensor | None = None
+    reward: float | None = None
+    greedy_reward: float | None = None
+
+
+class Objective(Protocol):
+    """What training asks of an objective.
+
+    Attributes:
+        rows: what an epoch goes through; `Dataset.__getitems__` gives features (N, ...) and what `lesson` takes.
+        drops: whether the model drops and smooths as in training while it learns.
+    """
+
+    rows: Dataset[tuple[Tensor, Tensor]]
+    drops: bool
+
+    def lesson(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
+        """The lesson of a batch, in the epoch of that number, counted from 0."""
+        ...
+
+
+def make_objective(config: TrainConfig, train: Split) -> Objective:
+    """The configuration's objective over the training split."""
+    return SelfCritical(config, train) if config.objective == "scst" else Likelihood(config, train)
+
+
+class Likelihood:
+    """Maximum likelihood: each word of a caption after the words before it, once a caption and epoch.
+
+    With scheduled sampling some of those are the model's own (see `own_words`), ever more of them: none in the first
+    epoch, the share `scheduled_sampling` in the last, linearly between.
+    """
+
+    drops = True
+
+    def __init__(self, config: TrainConfig, train: Split) -> None:
+        self.rows: Dataset[tuple[Tensor, Tensor]] = train
+        self._share = config.scheduled_sampling
+        self._last = max(config.epochs - 1, 1)
+
+    def lesson(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
+        """The captions (N, T), and the words to read instead of their own where some are drawn."""
+        share = self._share * min(epoch / self._last, 1)
+        return Lesson(batch, own_words(model, features, batch, share) if share else None)
+
+
+@torch.no_grad()
+def own_words(model: CaptioningRNN, features: Tensor, captions: Tensor, share: float) -> Tensor:
+    """The captions' words with a share of them replaced by words of the model's own (Bengio et al. 2015).
+
+    Each word after <START> is replaced with the probability `share` by one that the model draws, from its distribution
+    after all that it has read up to there, words of its own among it. The model learns to go on from its own mistakes,
+    which it meets when it captions and never in a true caption. Nothing is differentiated through the draw: the loss of
+    the true words given the words read has the gradient it always has, and takes a second pass.
+
+    Args:
+        model: it draws without dropout.
+        features: (N, ...) of its images.
+        captions: (N, T) int64, <START> first, <NULL> after <END>.
+
+    Returns:
+        (N, T-1) int64, to stand for captions[:, :-1].
+    """
+    read = captions[:, :-1].clone()
+    replaced = torch.rand(read.shape, device=read.device) < share
+    replaced[:, :1] = False
+    replaced &= captions[:, 1:] != model.null
+    columns = replaced.any(0).nonzero().flatten().tolist()
+    if not columns:
+        return read
+    stepper = model.stepper(read.numel())
+    state = stepper.begin(features)
+    blank = [idx for idx in (model.null, model.start) if idx is not None]
+    for t in range(1, columns[-1] + 1):
+        scores, state = stepper.step(read[:, t - 1], state)
+        rows = replaced[:, t].nonzero().squeeze(1)
+        if len(rows):
+            p = torch.softmax(scores.index_select(0, rows).float(), 1)
+            p[:, blank] = 0  # no caption has them where a word is read
+            read[rows, t] = torch.multinomial(p, 1).squeeze(1)
+    return read
+
+
+class SelfCritical:
+    """Self-critical sequence training (Rennie et al. 2017), once an image and epoch.
+
+    The aim is the expected reward of the captions c that the model draws, r being their CIDEr-D against the image's
+    training captions. Its gradient is REINFORCE's, with the reward of the greedy caption g as the baseline:
+
+        d E[r(c)] = E[(r(c) - r(g)) d log p(c)],     log p(c) = sum_t log p(c_t | c_1 .. c_t-1, image)
+
+    so with one drawn caption an image the loss, to be lowered, is that of the drawn captions as if people had written
+    them, each word weighted by the advantage r(c) - r(g): what the real mask of `temporal_affine_softmax_loss` does.
+    The baseline depends on no drawn word, so it leaves the expectation as it is; it makes better than greedy the aim.
+
+    Dropout and smoothed labels are off: captions are drawn without them, and the gradient is that of the probability
+    they were drawn with. (Dropped features are the input of all three, draw, baseline and loss.) <START> and <NULL> are
+    never drawn; what probability they have is not counted in the draw and is in log p.
+
+    <END> is a token to the reward, of references and captions alike. Without it a caption that breaks off after "with
+    a" loses nothing, and that is what is learnt. <UNK> in a reference is some word that has no id: no caption can have
+    said it, so it is rewarded nowhere.
+    """
+
+    drops = False
+
+    def __init__(self, config: TrainConfig, train: Split) -> None:
+        self.rows: Dataset[tuple[Tensor, Tensor]] = CaptionedImages(train)
+        self._max_length = config.max_length
+        word_to_idx = train.vocabulary.word_to_idx
+        self._start = word_to_idx[START]
+        self._blank = {word_to_idx[NULL], self._start}
+        unknown = {word_to_idx[UNK]: -1}
+        references: dict[int, list[list[int]]] = {}
+        for image, ids in zip(train.image_idxs.tolist(), train.captions.tolist(), strict=True):
+            said = [unknown.get(idx, idx) for idx in ids if idx not in self._blank]
+            references.setdefault(image, []).append(said)
+        self._reward = CiderReward(references)
+
+    def lesson(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
+        """Captions drawn for the images (N,), each word weighted by its caption's advantage."""
+        stepper = model.stepper(2 * len(features) * self._max_length)
+        drawn = decoding.sample(stepper, features, **limits(model, self._max_length)).words
+        greedy = decoding.greedy(stepper, features, **limits(model, self._max_length)).words
+        reward, baseline = (self.reward(batch.tolist(), words) for words in (drawn, greedy))
+        captions = torch.cat([torch.full_like(drawn[:, :1], self._start), drawn], dim=1)
+        weights = (reward - baseline).to(features).unsqueeze(1).expand(drawn.shape)
+        return Lesson(captions, None, weights, reward.mean().item(), baseline.mean().item())
+
+    def reward(self, images: Sequence[int], words: Tensor) -> Tensor:
+        """The CIDEr-D (N,) float64 of captions (N, T), <END> counted, <NULL> not, each of an image of the split."""
+        said = [[idx for idx in ids if idx not in self._blank] for ids in words.tolist()]
+        return torch.from_numpy(self._reward(images, said))
+
+
+class CaptionedImages(Dataset[tuple[Tensor, Tensor]]):
+    """The images of a split that have captions, each once: features and the image's index."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._images = torch.tensor(captioned_images(split))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        features, images = self.__getitems__([row])
+        return features[0], images[0]
+
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """The whole batch at once: features (N, D) float32 and images (N,) int64."""
+        images = self._images[rows]
+        return self._split.features_of(images), images
