@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "data": {"vocabulary"},
     "plots": {"data"},
     "checkpoint": {"captioner", "vocabulary"},
+    "objectives": {"captioner", "captioning", "config", "data", "decoding", "metrics", "vocabulary"},
     "cs231n": {"captioner", "data", "decoding", "functions", "metrics", "vocabulary"},
     "compare": {"agreement", "captioner", "cells", "functions", "plots", "reference", "vocabulary"},
 }

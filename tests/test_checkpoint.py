@@ -35,6 +35,7 @@ def make(**changes: Any) -> Checkpoint:
         "progress": {"epoch": 2, "best_loss": 1.5},
         "optimizer": optimizer.state_dict(),
         "random": {"torch": torch.get_rng_state()},
+        "average": {name: 2 * weight.detach() for name, weight in model.state_dict().items()},
     }
     return Checkpoint(**content | changes)
 
@@ -184,6 +185,8 @@ def test_a_compressed_archive_is_refused(saved: Path) -> None:
         ({"words": None}, "words is missing"),
         ({"words": ["a", 3]}, "3 in its vocabulary is no word"),
         ({"weights": {"Wx": 1.0}}, "the weight 'Wx' is no tensor"),
+        ({"average": {"Wx": 1.0}}, "the weight 'Wx' is no tensor"),
+        ({"average": [1]}, "average is missing"),
     ],
 )
 def test_other_content(tmp_path: Path, content: Any, words: str) -> None:

@@ -35,6 +35,7 @@ INSIDE = {
     "CaptioningRNN, rnn": {"Affine", "WordEmbedding", "RNN", "TemporalAffineSoftmaxLoss"},
     "CaptioningRNN, lstm": {"Affine", "WordEmbedding", "LSTM", "TemporalAffineSoftmaxLoss"},
 }
+INSIDE |= {f"{label}, every option": INSIDE[label] for label in ("CaptioningRNN, rnn", "CaptioningRNN, lstm")}
 # What a case packs comes back through Pack, and all that comes back comes through Unpack.
 THROUGH = {
     ("Pack.dx", "rnn, lengths"): {"dx", "dh0"},
@@ -185,9 +186,10 @@ def test_broken_on_the_command_line(run):
     status, out, _ = run(*FLAGS, "--break", "RNN.dWh")
     assert status == 1
     differing = [line for line in out.splitlines() if line.endswith("DIFFERS")]
-    assert [line.split()[-5] for line in differing] == ["dWh"] * 5
+    assert [line.split()[-5] for line in differing] == ["dWh"] * 6
     last = out.splitlines()[-1]
-    assert "rnn: dWh, rnn, lengths: dWh, packed_rnn: dWh, packed_rnn, index: dWh, CaptioningRNN, rnn: dWh" in last
+    assert "rnn: dWh, rnn, lengths: dWh, packed_rnn: dWh, packed_rnn, index: dWh, CaptioningRNN, rnn: dWh, " in last
+    assert "CaptioningRNN, rnn, every option: dWh" in last
     assert "rnn: gradcheck" in last
 
 

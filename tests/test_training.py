@@ -24,10 +24,11 @@ from torch_caption.captioning import describe, draw, some_images
 from torch_caption.checkpoint import CheckpointError
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data.coco import CocoData, batches, open_data
-from torch_caption.state import Progress, begin
+from torch_caption.state import Progress, State, begin, restore
 from torch_caption.training import LossNotFinite, fit, learning_rate, score, train_step, validate
 
 CPU = torch.device("cpu")
+SCST: dict[str, Any] = {"objective": "scst", "init_from": Path("somewhere")}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,11 @@ def test_cosine_rate() -> None:
     assert rates[4 + 18] == pytest.approx(0.25, rel=1e-12)
     assert rates[4 + 24] == pytest.approx(0.125, rel=1e-12)
     assert rates[39] == pytest.approx((1 - math.cos(math.pi / 36)) / 4, rel=1e-9)
+    short = TrainConfig(lr=0.5, epochs=4, warm_up=2)
+    assert [learning_rate(short, step, 10) for step in range(3)] == [0.25, 0.5, 0.5]
+    assert learning_rate(TrainConfig(lr=0.5, epochs=4, warm_up=0), 0, 10) == 0.5
+    assert learning_rate(TrainConfig(epochs=4, warm_up=0), 0, 10) == 2e-3
+    assert learning_rate(TrainConfig(epochs=4, warm_up=0, objective="scst"), 0, 10) == 1e-4
     long = TrainConfig(lr=0.5, epochs=10)  # 10,000 steps, of which 200 warm up
     assert learning_rate(long, 199, 1000) == 0.5
     assert learning_rate(long, 200 + 4900, 1000) == pytest.approx(0.25, rel=1e-12)
@@ -194,14 +200,150 @@ def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, cell_type: str) -> None:
     assert [captions[idx].text for idx in range(12)] == [data["test"].references(idx)[0] for idx in range(12)]
 
 
+# The moving average of the weights, and their decay ------------------------------------------------------------------
+
+
+def test_the_average_follows_the_weights(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what is validated, scored and kept as the best; the last checkpoint holds both."""
+    weights: list[dict[str, Tensor]] = []
+    seen: list[dict[str, Tensor]] = []
+    follow = State.follow
+
+    def watched(state: State, decay: float) -> None:
+        follow(state, decay)
+        weights.append({name: w.clone() for name, w in state.model.state_dict().items()})
+
+    def judged(model: CaptioningRNN, *args: Any, **kwargs: Any) -> float:
+        seen.append({name: w.clone() for name, w in model.state_dict().items()})
+        return validate(model, *args, **kwargs)
+
+    monkeypatch.setattr(State, "follow", watched)
+    monkeypatch.setattr(training, "validate", judged)
+    config = replace(config, ema=0.7, epochs=2, patience=0)
+    mean = begin(config, open_data(config.data), CPU).model.state_dict()
+    run = fit(config)
+    assert len(weights) == 10
+    for k, after in enumerate(weights):
+        decay = min(0.7, (1 + k) / (10 + k))
+        mean = {name: decay * mean[name] + (1 - decay) * w for name, w in after.items()}
+        if k in (4, 9):
+            for name, w in mean.items():
+                torch.testing.assert_close(seen[k // 5][name], w, rtol=1e-5, atol=1e-7)
+    last = checkpoints.load(run / "last.pt")
+    assert last.average is not None
+    for name, w in weights[-1].items():
+        assert torch.equal(last.weights[name], w)
+        assert torch.equal(last.average[name], seen[-1][name])
+    best = checkpoints.load(run / "best.pt")
+    assert best.average is None
+    assert all(torch.equal(w, seen[best.progress["best_epoch"] - 1][name]) for name, w in best.weights.items())
+
+
+def test_an_average_may_begin_and_end_with_a_resume(config: TrainConfig) -> None:
+    """It begins as the weights are then."""
+    run = fit(replace(config, epochs=1, lr_schedule="constant"))
+    fit(replace(config, epochs=2, lr_schedule="constant", ema=0.5, resume="last"))
+    assert checkpoints.load(run / "last.pt").average is not None
+    fit(replace(config, epochs=3, lr_schedule="constant", resume="last"))
+    assert checkpoints.load(run / "last.pt").average is None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_matrices_decay_and_nothing_else(config: TrainConfig, data: CocoData, tied: bool) -> None:
+    """By lr times weight_decay a step, where no gradient moves them."""
+    config = replace(config, weight_decay=0.5, lr=0.1, tied=tied, cell_type="lstm")
+    state = begin(config, data, CPU)
+    before = {name: w.clone() for name, w in state.model.state_dict().items()}
+    for p in state.model.parameters():
+        p.grad = torch.zeros_like(p)
+    state.optimizer.step()
+    decaying = {"W_proj", "Wx", "Wh", *(["W_out"] if tied else ["W_vocab"])}
+    for name, w in state.model.state_dict().items():
+        torch.testing.assert_close(w, before[name] * (0.95 if name in decaying else 1.0))
+    assert decaying < set(before)
+
+
+def test_another_decay_may_be_asked_of_a_resumed_run(config: TrainConfig, data: CocoData) -> None:
+    run = fit(replace(config, epochs=1))
+    config = replace(config, weight_decay=0.25)
+    state = begin(config, data, CPU)
+    restore(state, config, data, run / "last.pt")
+    assert [group["weight_decay"] for group in state.optimizer.param_groups] == [0.25, 0.0]
+
+
+# Objectives ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_epoch_of_scheduled_sampling_reads_what_people_wrote(config: TrainConfig) -> None:
+    plain, sampled = (fit(replace(config, scheduled_sampling=share)) for share in (0.0, 0.9))
+    ours, theirs = records_of(plain), records_of(sampled)
+    assert ours[0] == theirs[0]
+    assert theirs[-1]["train_loss"] > ours[-1]["train_loss"]  # which is that of true words after words drawn
+
+
+def test_self_critical_training_raises_the_reward(config: TrainConfig) -> None:
+    config = replace(config, dropout=0.0, feature_dropout=0.0, epochs=8, score_images=12)
+    begun = fit(config)
+    run = fit(replace(config, objective="scst", init_from=begun, epochs=40, batch_size=12, lr=2e-3, patience=0))
+    records = runs.read(run)
+    assert [record["step"] for record in records] == list(range(1, 41))
+    assert "train_loss" not in records[0]
+    drawn = [record["reward"] for record in records]
+    assert sum(drawn[-10:]) > 1.2 * sum(drawn[:10])
+    best = checkpoints.load(run / "best.pt")
+    cider = [record["CIDEr"] for record in records]
+    assert best.progress["best_cider"] == max(cider)
+    assert best.progress["best_epoch"] == 1 + cider.index(max(cider))
+    assert best.progress["best_loss"] == records[cider.index(max(cider))]["val_loss"]
+    assert max(cider) > runs.read(begun)[-1]["CIDEr"]
+    assert (run / "loss.png").is_file()
+
+
+def test_a_run_begins_with_the_weights_of_another(config: TrainConfig, data: CocoData) -> None:
+    """Of its best epoch, or of the checkpoint that is named; the averaged ones where they were averaged."""
+    run = fit(replace(config, ema=0.9))
+    for source, name in ((run, "best.pt"), (run.parent, "best.pt"), (run / "last.pt", "last.pt")):
+        state = begin(replace(config, init_from=source, ema=0.5), data, CPU)
+        saved = checkpoints.load(run / name).weights
+        assert state.average is not None
+        for key, weight in state.model.state_dict().items():
+            assert torch.equal(weight, saved[key])
+            assert torch.equal(state.average.state_dict()[key], saved[key])
+
+
+def test_what_a_run_cannot_begin_with(config: TrainConfig, tmp_path: Path) -> None:
+    run = fit(replace(config, epochs=1))
+    for change in ({"hidden_dim": 17}, {"cell_type": "lstm"}, {"tied": True}, {"dtype": "float64"}):
+        (name,) = change
+        with pytest.raises(CheckpointError, match=rf"best\.pt: was made with --{name.replace('_', '-')} "):
+            fit(replace(config, init_from=run, **change))
+    with pytest.raises(CheckpointError, match=r"nowhere\.pt: there is no such checkpoint"):
+        fit(replace(config, init_from=Path("nowhere.pt")))
+    few = write_tiny(tmp_path / "few", wordings=1)
+    with pytest.raises(CheckpointError, match=r"its vocabulary is not that of .*few: 15 words against 12"):
+        fit(replace(config, init_from=run, data=str(few)))
+    with pytest.raises(CheckpointError, match=r"last\.pt: was made with --objective xe, which scst cannot replace"):
+        fit(replace(config, resume=run.name, objective="scst", init_from=run))
+    assert len(list(config.out.glob("*-rnn-*"))) == 1
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_run_learns_the_same(config: TrainConfig) -> None:
+@pytest.mark.parametrize("options", [{}, EVERY_OPTION | {"scheduled_sampling": 0.0}], ids=["plain", "options"])
+def test_a_compiled_run_learns_the_same(config: TrainConfig, options: dict[str, Any]) -> None:
     """Padded where the other is packed; its last batch is smaller than the others."""
-    config = replace(config, epochs=2, batch_size=5, dropout=0.0, feature_dropout=0.0, score_images=0)
+    config = replace(config, epochs=2, batch_size=5, dropout=0.0, feature_dropout=0.0, score_images=0, **options)
     packed, compiled = (runs.read(fit(replace(config, compile=compile))) for compile in (False, True))
     for one, other in zip(packed, compiled, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-5)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
+def test_what_the_model_says_itself_goes_with_a_compiled_run(config: TrainConfig) -> None:
+    """A word that is all but as likely as another may be drawn instead: the runs need not be the same."""
+    config = replace(config, epochs=2, score_images=3, compile=True)
+    begun = fit(replace(config, scheduled_sampling=0.5))
+    fit(replace(config, objective="scst", init_from=begun))
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(
@@ -276,9 +418,29 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return stop
 
 
+EVERY_OPTION: dict[str, Any] = {
+    "tied": True,
+    "label_smoothing": 0.1,
+    "scheduled_sampling": 0.5,
+    "ema": 0.9,
+    "weight_decay": 0.1,
+    "warm_up": 3,
+}
+
+
 @pytest.mark.parametrize(
-    ("cell_type", "workers", "steps"),
-    [("rnn", 0, [7]), ("rnn", 0, [5]), ("lstm", 0, [3, 9]), ("rnn", 2, [8]), ("lstm", 2, [10])],
+    ("cell_type", "workers", "steps", "options"),
+    [
+        ("rnn", 0, [7], {}),
+        ("rnn", 0, [5], {}),
+        ("lstm", 0, [3, 9], {}),
+        ("rnn", 2, [8], {}),
+        ("lstm", 2, [10], {}),
+        ("rnn", 0, [2, 7, 10], EVERY_OPTION),
+        ("lstm", 2, [8], EVERY_OPTION),
+        ("rnn", 0, [2, 3, 7], {"objective": "scst", "ema": 0.9}),
+        ("lstm", 2, [5], {"objective": "scst"}),
+    ],
 )
 def test_a_resumed_run_ends_as_if_never_stopped(
     config: TrainConfig,
@@ -287,8 +449,12 @@ def test_a_resumed_run_ends_as_if_never_stopped(
     cell_type: str,
     workers: int,
     steps: list[int],
+    options: dict[str, Any],
 ) -> None:
     config = replace(config, cell_type=cell_type, workers=workers, dropout=0.5)
+    if options.get("objective") == "scst":  # three steps an epoch
+        options = options | {"init_from": fit(config), "lr": 1e-3}
+    config = replace(config, **options)
     whole = fit(config)
     resumed = config
     done = 0
@@ -304,6 +470,13 @@ def test_a_resumed_run_ends_as_if_never_stopped(
     assert run != whole
     assert weights_equal(whole, run)
     assert records_of(whole) == records_of(run)
+    means = [checkpoints.load(r / "last.pt").average for r in (whole, run)]
+    if "ema" in options:
+        assert means[0] is not None
+        assert means[1] is not None
+        assert all(torch.equal(means[0][name], means[1][name]) for name in means[0])
+    else:
+        assert means == [None, None]
     ours, theirs = (checkpoints.load(r / "last.pt").optimizer for r in (whole, run))
     assert ours is not None
     assert theirs is not None
@@ -432,8 +605,11 @@ def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str) -> None
 
 
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
-def test_hand_and_automatic_gradients_train_alike(config: TrainConfig, data: CocoData, cell_type: str) -> None:
-    config = replace(config, cell_type=cell_type, dtype="float64")
+@pytest.mark.parametrize("options", [{}, EVERY_OPTION], ids=["plain", "options"])
+def test_hand_and_automatic_gradients_train_alike(
+    config: TrainConfig, data: CocoData, cell_type: str, options: dict[str, Any]
+) -> None:
+    config = replace(config, cell_type=cell_type, dtype="float64", **options)
 
     def losses(gradients: str) -> Iterator[float]:
         state = begin(replace(config, gradients=gradients), data, CPU)
@@ -468,6 +644,17 @@ def test_progress_says_when_to_end() -> None:
         ({"lr": math.nan}, "--lr must be a positive number, not nan"),
         ({"clip": -1.0}, "--clip must be 0 or a positive number, not -1.0"),
         ({"dropout": 1.0}, "--dropout must be at least 0 and below 1, not 1.0"),
+        ({"label_smoothing": -0.1}, "--label-smoothing must be at least 0 and below 1, not -0.1"),
+        ({"ema": 1.0}, "--ema must be at least 0 and below 1, not 1.0"),
+        ({"scheduled_sampling": 1.5}, "--scheduled-sampling must be from 0 to 1, not 1.5"),
+        ({"warm_up": -1}, "--warm-up must be at least 0, not -1"),
+        ({"objective": "scst"}, "--objective scst begins with a trained model: name it with --init-from"),
+        (
+            SCST | {"score_images": 0},
+            "--objective scst keeps the weights of the best CIDEr: --score-images must not be 0",
+        ),
+        (SCST | {"label_smoothing": 0.1}, "--label-smoothing goes with --objective xe, not with scst"),
+        (SCST | {"scheduled_sampling": 0.1}, "--scheduled-sampling goes with --objective xe, not with scst"),
         ({"seed": -1}, "--seed must be at least 0 and below 2^63, not -1"),
         ({"amp": "bf16", "dtype": "float64"}, "--amp bf16 goes with --dtype float32, not with float64"),
     ],
@@ -479,7 +666,7 @@ def test_settings_that_cannot_be(change: dict[str, Any], message: str) -> None:
 
 
 def test_settings_survive_a_checkpoint() -> None:
-    config = TrainConfig(data="x", out=Path("a") / "b", max_train=3, tensorboard=False)
+    config = TrainConfig(data="x", out=Path("a") / "b", max_train=3, tensorboard=False, init_from=Path("c") / "d")
     plain = json.loads(json.dumps(config.plain()))
     assert TrainConfig.from_plain(plain | {"setting_of_another_version": 1}) == config
     assert TrainConfig.from_plain({}) == TrainConfig()

@@ -155,7 +155,14 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         ),
     }
     made = [_function_case(label, args) for label, args in arguments.items()]
-    return made + [_captioner_case(cell, sizes, normal, y) for cell in CELLS]
+    # What training may add: other words read than those before the predicted ones, a weight of each word, its options.
+    read, parts = y[:, :-1].flip(0), normal(N, T - 1).detach()
+    for cell in CELLS:
+        made.append(_captioner_case(f"CaptioningRNN, {cell}", cell, sizes, normal, (y,)))
+        label = f"CaptioningRNN, {cell}, every option"
+        options = {"tied": True, "label_smoothing": SMOOTHING}
+        made.append(_captioner_case(label, cell, sizes, normal, (y, read, parts), options))
+    return made
 
 
 def _function_case(label: str, args: tuple) -> Case:
@@ -164,25 +171,34 @@ def _function_case(label: str, args: tuple) -> Case:
     return Case(label, hand, getattr(reference, name), args, tuple(inspect.signature(hand).parameters))
 
 
-def _captioner_case(cell: str, sizes: Mapping[str, int], normal: Callable[..., Tensor], y: Tensor) -> Case:
-    """The loss of the captioner as a function of its features and parameters."""
+def _captioner_case(
+    label: str,
+    cell: str,
+    sizes: Mapping[str, int],
+    normal: Callable[..., Tensor],
+    given: tuple[Tensor, ...],
+    options: Mapping[str, Any] | None = None,
+) -> Case:
+    """The loss of the captioner as a function of its features, of what else it is `given`, and of its parameters."""
     words = [*SPECIAL, *(f"word{k}" for k in range(len(SPECIAL), sizes["V"]))]
     word_to_idx = {word: k for k, word in enumerate(words)}
     widths = {"input_dim": sizes["D"], "wordvec_dim": sizes["D"], "hidden_dim": sizes["H"]}
-    models = [CaptioningRNN(word_to_idx, **widths, cell_type=cell, gradients=kind) for kind in ("hand", "auto")]
+    made: dict[str, Any] = {**widths, "cell_type": cell, **(options or {})}
+    models = [CaptioningRNN(word_to_idx, **made, gradients=kind) for kind in ("hand", "auto")]
     shapes = {name: p.shape for name, p in models[0].named_parameters()}
     scales = [shape[0] ** -0.5 if len(shape) == 2 else 1.0 for shape in shapes.values()]
     params = [normal(*shape, scale=scale) for shape, scale in zip(shapes.values(), scales, strict=True)]
 
     def loss_of(model: CaptioningRNN) -> Callable:
-        def loss(features: Tensor, captions: Tensor, *params: Tensor) -> Tensor:
-            return functional_call(model, dict(zip(shapes, params, strict=True)), (features, captions))
+        def loss(features: Tensor, *others: Tensor) -> Tensor:
+            given, params = others[: -len(shapes)], others[-len(shapes) :]
+            return functional_call(model, dict(zip(shapes, params, strict=True)), (features, *given))
 
         return loss
 
-    args = (normal(y.shape[0], sizes["D"]), y, *params)
     hand, auto = map(loss_of, models)
-    return Case(f"CaptioningRNN, {cell}", hand, auto, args, ("features", "captions", *shapes))
+    names = ("features", *("captions", "read", "weights")[: len(given)], *shapes)
+    return Case(label, hand, auto, (normal(sizes["N"], sizes["D"]), *given, *params), names)
 
 
 # Running -------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ and comes back as words, which are integers, and as weights, which are constants
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -113,9 +114,9 @@ def own_words(model: CaptioningRNN, features: Tensor, captions: Tensor, share: f
         scores, state = stepper.step(read[:, t - 1], state)
         rows = replaced[:, t].nonzero().squeeze(1)
         if len(rows):
-            p = torch.softmax(scores.index_select(0, rows).float(), 1)
-            p[:, blank] = 0  # no caption has them where a word is read
-            read[rows, t] = torch.multinomial(p, 1).squeeze(1)
+            scores = scores.index_select(0, rows).float()
+            scores[:, blank] = -math.inf  # no caption has them where a word is read
+            read[rows, t] = torch.multinomial(torch.softmax(scores, 1), 1).squeeze(1)
     return read
 
 

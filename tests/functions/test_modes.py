@@ -39,7 +39,7 @@ DISTINCT = {"N": 4, "T": 2, "D": 5, "H": 3, "V": 6}
 SMALLER = {case.label: case for case in compare.cases(DISTINCT)}
 LARGER = {case.label: case for case in compare.cases({**DISTINCT, "N": 7})}
 STEPWISE = {label for label in CASES if label.startswith("packed")}  # whose rows are not of a batch
-BATCHED = {"x", "h0", "prev_h", "prev_c", "c0", "h", "lengths", "y", "mask", "features", "captions"}
+BATCHED = {"x", "h0", "prev_h", "prev_c", "c0", "h", "lengths", "y", "mask", "features", "captions", "read", "weights"}
 FUNCTIONS = [label for label in CASES if "Captioning" not in label]
 
 
