@@ -165,6 +165,41 @@ def test_resume_takes_the_settings_of_the_run(trained: tuple[Path, str], monkeyp
     assert train_config([]) == TrainConfig()
 
 
+def test_init_from_takes_data_and_sizes_of_the_checkpoint(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no more: how a new run learns is its own affair."""
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    for source in ("runs", "runs/tiny-lstm-1", "runs/tiny-lstm-1/best.pt"):
+        config = train_config(["--init-from", source, "--objective", "scst"])
+        assert config.init_from == Path(source)
+        assert (config.cell_type, config.hidden_dim, config.wordvec_dim, config.data) == ("lstm", 16, 8, "tiny")
+        assert (config.max_length, config.batch_size, config.lr, config.highest_lr) == (6, 128, None, 1e-4)
+    assert train_config(["--init-from", "runs", "--max-length", "9"]).max_length == 9
+    assert train_config(["--init-from", "runs", "--data", "other"]).data == "other"
+
+
+def test_self_critical_training_says_what_it_does(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    args = ["--init-from", "runs", "--objective", "scst", "--epochs", "2", "--out", str(tmp_path), "--no-tensorboard"]
+    run = fit(train_config(args))
+    lines = capsys.readouterr().out.splitlines()
+    assert "begins    with the weights of runs" in lines
+    number = r"\d\.\d{3}"
+    pattern = (
+        rf"epoch 1/2   reward {number}, greedy {number}   val {number} nats per word   BLEU-4 .* CIDEr .* s   best"
+    )
+    assert any(re.fullmatch(pattern, line) for line in lines)
+    assert any(re.fullmatch(r"best      epoch [12], val \S+ nats per word, CIDEr \d\.\d{4}", line) for line in lines)
+    again = train_config(["--resume", str(run), "--epochs", "3"])  # it is still what it was
+    assert (again.objective, again.init_from) == ("scst", Path("runs"))
+    assert len(runs.read(fit(again))) == 3
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process")
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny")
@@ -221,6 +256,10 @@ def mistake(status: int, capsys: pytest.CaptureFixture[str]) -> str:
         (["--resume", "--out", "nothing"], "no run in nothing yet"),
         (["--resume", "tiny-rnn-99"], "there is no run 'tiny-rnn-99'"),
         (["--resume", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
+        (["--init-from", "nowhere.pt"], "nowhere.pt: there is no such checkpoint"),
+        (["--init-from", "tiny"], str(Path("tiny") / "best.pt: there is no such checkpoint")),
+        (["--init-from", "runs", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
+        (["--data", "tiny", "--objective", "scst"], "name it with --init-from"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -84,7 +84,7 @@ def test_own_words_follow_what_has_been_read(data: CocoData) -> None:
     """A model that is sure of the next word, which depends on the last: its own words follow its own words."""
     model, (features, captions) = model_of(data), whole_batch(data)
     with torch.no_grad():
-        model.W_vocab.mul_(300)
+        model.W_vocab.mul_(10_000)
     read = own_words(model, features, captions, 1.0)
     state = model.begin(features)
     word = captions[:, 0]

@@ -144,7 +144,7 @@ class TrainConfig:
         if self.init_from is None:
             raise ConfigError("--objective scst begins with a trained model: name it with --init-from")
         if self.score_images == 0:
-            raise ConfigError("--objective scst keeps the weights of the best CIDEr: --score-images must not be 0")
+            raise ConfigError("--objective scst keeps the best CIDEr's weights: --score-images must not be 0")
         for name in ("label_smoothing", "scheduled_sampling"):
             if getattr(self, name):
                 raise ConfigError(f"{_flag(name)} goes with --objective xe, not with scst")
