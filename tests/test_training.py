@@ -591,13 +591,22 @@ def test_a_gradient_that_is_no_number_leaves_the_weights(data: CocoData) -> None
 
 
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
-def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str) -> None:
+@pytest.mark.parametrize("options", [{}, EVERY_OPTION | {"scheduled_sampling": 0.0}], ids=["plain", "options"])
+def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str, options: dict[str, Any]) -> None:
+    config = replace(config, **options)
     full, mixed = (fit(replace(config, cell_type=cell_type, amp=amp)) for amp in ("none", "bf16"))
     for ours, theirs in zip(runs.read(full), runs.read(mixed), strict=True):
         assert theirs["train_loss"] == pytest.approx(ours["train_loss"], rel=1e-2)
         assert theirs["val_loss"] == pytest.approx(ours["val_loss"], rel=1e-2)
     assert not weights_equal(full, mixed)
     assert all(weight.dtype == torch.float32 for weight in weights_of(mixed).values())
+
+
+def test_what_the_model_says_itself_goes_with_mixed_precision(config: TrainConfig) -> None:
+    config = replace(config, epochs=2, amp="bf16")
+    begun = fit(replace(config, scheduled_sampling=0.5))
+    run = fit(replace(config, objective="scst", init_from=begun))
+    assert all(weight.dtype == torch.float32 for weight in weights_of(run).values())
 
 
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
