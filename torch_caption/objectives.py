@@ -102,15 +102,14 @@ def own_words(model: CaptioningRNN, features: Tensor, captions: Tensor, share: f
     """
     read = captions[:, :-1].clone()
     replaced = torch.rand(read.shape, device=read.device) < share
-    replaced[:, :1] = False
     replaced &= captions[:, 1:] != model.null
-    columns = replaced.any(0).nonzero().flatten().tolist()
+    columns = replaced[:, 1:].any(0).nonzero().flatten().tolist()
     if not columns:
         return read
     stepper = model.stepper(read.numel())
     state = stepper.begin(features)
     blank = [idx for idx in (model.null, model.start) if idx is not None]
-    for t in range(1, columns[-1] + 1):
+    for t in range(1, columns[-1] + 2):
         scores, state = stepper.step(read[:, t - 1], state)
         rows = replaced[:, t].nonzero().squeeze(1)
         if len(rows):
