@@ -230,6 +230,8 @@ def test_scores_of_a_choice_of_images() -> None:
     of = {name: float(value) for name, value in scores.of(times).items()}
     assert {name: of[name] for name in chosen} == pytest.approx(chosen, rel=1e-12)
     assert of["CIDEr"] == pytest.approx(np.repeat(scores.each["CIDEr"], times).mean(), rel=1e-12)
+    between = score_each({0: "a red cat"}, {0: ["a cat", "a small red cat"]}, ["BLEU"])  # the shorter of two as near
+    assert between.of(np.ones(1))["BLEU-1"] == pytest.approx(between.overall["BLEU-1"], rel=1e-12)
     many = scores.of(np.stack([times, np.ones_like(times)]))
     assert {name: values[0] for name, values in many.items()} == pytest.approx(of, rel=1e-12)
     assert {name: values[1] for name, values in many.items()} == pytest.approx(scores.overall, rel=1e-12)

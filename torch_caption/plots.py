@@ -127,12 +127,14 @@ class GalleryItem:
         caption: what the model says.
         references: what people say, drawn smaller below it.
         right: whether the caption was judged right; None where nobody judged.
+        note: what else there is to say, drawn small above the caption.
     """
 
     picture: np.ndarray | Image.Image | str | Path | None
     caption: str
     references: tuple[str, ...] = ()
     right: bool | None = None
+    note: str = ""
 
 
 CELL, GAP, MARGIN = 2.5, 0.3, 0.3  # inches: a column's width, between columns and rows, around all
@@ -244,6 +246,7 @@ def _cell(item: GalleryItem, ruler: _Ruler) -> _Cell:
     if item.right is not None:
         mark, colour = ("\N{CHECK MARK} right", GREEN) if item.right else ("\N{BALLOT X} wrong", VERMILION)
         lines += ruler.wrap(mark, 9, colour, bold=True)
+    lines += ruler.wrap(item.note, 8, GREY)
     lines += ruler.wrap(item.caption, 10, INK) if item.caption.strip() else ruler.wrap("(no words)", 10, GREY)
     for reference in item.references:
         lines += [_SPACE, *ruler.wrap(reference, 8, GREY)]

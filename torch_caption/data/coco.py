@@ -132,16 +132,24 @@ class Split(Dataset[Batch]):
         lines = self._urls or self._names
         return (lines[image_idx] or None) if lines else None
 
-    def image_path(self, image_idx: int) -> Path | None:
-        """The image's file below the folder of pictures; None if there is none, or if its name leads out of there.
+    def file_name(self, image_idx: int) -> str | None:
+        """The image's line in {split}2014_images.txt; None without.
 
         Raises:
             DataError: there is no such image.
         """
         self._check_image(image_idx)
-        if self._images is None or not self._names:
-            return None
-        return _below(self._images, self._names[image_idx])
+        return (self._names[image_idx] or None) if self._names else None
+
+    def image_path(self, image_idx: int, folder: Path | None = None) -> Path | None:
+        """The image's file below that folder, or the data's own of pictures; None if there is none, or if its name
+        leads out of there.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        name, folder = self.file_name(image_idx), folder or self._images
+        return None if name is None or folder is None else _below(folder, name)
 
     def _check_image(self, image_idx: int) -> None:
         if not 0 <= image_idx < self.num_images:
