@@ -30,6 +30,8 @@ class Cell:
     """
 
     gates: ClassVar[int]
+    constant: ClassVar[int] = 0
+    """How many parts at the end of the state are the image's own: no step changes them."""
 
     def __init__(self, gradients: str = "hand"):
         self.gradients = gradients

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import report, runs
-from torch_caption.captioning import Caption, describe, draw, some_images
+from torch_caption.beam import LengthPenalty
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.captioning import LENGTH_PENALTY, Caption, describe, draw, search, some_images
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data.coco import CocoData, Split
 from torch_caption.training import choose_device, load_data
@@ -20,7 +22,8 @@ from torch_caption.training import choose_device, load_data
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Caption images with a trained model: greedily, or drawn at random where a flag of chance is given."""
+    """Caption images with a trained model: greedily, by beam search (--beam-size), or drawn at random where a flag of
+    chance is given."""
 
     checkpoint: Annotated[Path | None, arg(metavar="PATH")] = None
     """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
@@ -32,6 +35,18 @@ class SampleConfig:
     """Images by their index in the split; some chosen by the seed without it."""
     count: int = 8
     """How many images, where --images names none."""
+
+    beam_size: int = 1
+    """Hypotheses of beam search; 1 is the greedy choice."""
+    length_penalty: Annotated[LengthPenalty, arg(metavar="FLOAT|mean")] = LENGTH_PENALTY
+    """Beam search divides a log-probability by ((5 + words) / 6)^FLOAT (Wu et al. 2016): 0 finds the likeliest caption,
+    which tends to be a short one. `mean` divides by the number of words."""
+    n_best: int = 1
+    """Captions per image that beam search shows, best first."""
+    no_repeat_ngram: Annotated[int | None, arg(metavar="INT")] = None
+    """No so many words may come twice in a caption in the same order."""
+    no_unk: Annotated[bool, FlagCreatePairsOff] = False
+    """Never say <UNK>, whichever way captions are found."""
 
     samples: int = 1
     """Captions per image; more than one are drawn at random."""
@@ -59,9 +74,17 @@ class SampleConfig:
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
-        for name, value in {"count": self.count, "samples": self.samples, "max-length": self.max_length}.items():
+        for name in ("count", "samples", "max_length", "beam_size", "n_best", "no_repeat_ngram"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name} must be at least 1, not {value}")
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if self.n_best > self.beam_size:
+            raise ConfigError(f"--n-best {self.n_best} needs a --beam-size of as many, not {self.beam_size}")
+        if self.length_penalty != "mean" and not 0 <= self.length_penalty < float("inf"):
+            raise ConfigError(f"--length-penalty must be 0, a positive number or mean, not {self.length_penalty}")
+        if self.random and (self.beam_size > 1 or self.no_repeat_ngram is not None):
+            flag = "--beam-size" if self.beam_size > 1 else "--no-repeat-ngram"
+            raise ConfigError(f"{flag} is of beam search, which draws nothing at random: leave out either")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ConfigError(f"--temperature must be a positive number, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -103,26 +126,46 @@ def run(config: SampleConfig) -> list[Described]:
     images = list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
     _check_files(config, data, split, images)
     max_length = config.max_length or trained.max_length
-    if config.random:
-        captions = draw(
-            model,
-            split,
-            images,
-            samples=config.samples,
-            max_length=max_length,
-            temperature=1.0 if config.temperature is None else config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            seed=config.seed,
-        )
-    else:
-        captions = {idx: [caption] for idx, caption in describe(model, split, images, max_length=max_length).items()}
+    captions = _decode(config, model, split, images, max_length)
     described = [
         Described(idx, split.image_name(idx), captions[idx], split.references(idx) if config.references else [])
         for idx in images
     ]
     _tell(config, path, data, split, described)
     return described
+
+
+def _decode(
+    config: SampleConfig, model: CaptioningRNN, split: Split, images: list[int], max_length: int
+) -> dict[int, list[Caption]]:
+    """The captions of each image, found as the configuration says."""
+    if config.random:
+        return draw(
+            model,
+            split,
+            images,
+            samples=config.samples,
+            max_length=max_length,
+            no_unk=config.no_unk,
+            temperature=1.0 if config.temperature is None else config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=config.seed,
+        )
+    if config.beam_size > 1 or config.no_repeat_ngram is not None:
+        return search(
+            model,
+            split,
+            images,
+            beam_size=config.beam_size,
+            max_length=max_length,
+            length_penalty=config.length_penalty,
+            n_best=config.n_best,
+            no_unk=config.no_unk,
+            no_repeat_ngram=config.no_repeat_ngram,
+        )
+    greedy = describe(model, split, images, max_length=max_length, no_unk=config.no_unk)
+    return {idx: [caption] for idx, caption in greedy.items()}
 
 
 def _tell(config: SampleConfig, path: Path, data: CocoData, split: Split, described: list[Described]) -> None:
@@ -140,13 +183,16 @@ def _tell(config: SampleConfig, path: Path, data: CocoData, split: Split, descri
 
 
 def _table(described: list[Described], references: bool) -> str:
-    """One row a caption: the image's index, the caption's log-probability, its words; references under it."""
-    lines = [f"{'image':>6}  {'log p':>7}  caption"]
+    """One row a caption: the image's index, log-probability, score if there is one, words; references under it."""
+    scored = any(caption.score is not None for image in described for caption in image.captions)
+    lines = [f"{'image':>6}  {'log p':>7}  {'score  ' if scored else ''}caption"]
     for image in described:
         for place, caption in enumerate(image.captions):
             index = str(image.index) if place == 0 else ""
-            lines.append(f"{index:>6}  {caption.log_prob:7.2f}  {caption.text}")
-        lines += [f"{'':6}  {'people':>7}  {reference}" for reference in image.references]
+            score = "" if caption.score is None else f"{caption.score:5.2f}  "
+            lines.append(f"{index:>6}  {caption.log_prob:7.2f}  {score}{caption.text}")
+        blank = " " * 7 if scored else ""
+        lines += [f"{'':6}  {'people':>7}  {blank}{reference}" for reference in image.references]
     return "\n".join(lines)
 
 
@@ -158,12 +204,17 @@ def _plain(path: Path, split: Split, described: list[Described]) -> dict[str, An
             {
                 "index": image.index,
                 "name": image.name,
-                "captions": [{"caption": c.text, "log_prob": c.log_prob} for c in image.captions],
+                "captions": [_plain_caption(caption) for caption in image.captions],
                 **({"references": image.references} if image.references else {}),
             }
             for image in described
         ],
     }
+
+
+def _plain_caption(caption: Caption) -> dict[str, Any]:
+    plain = {"caption": caption.text, "log_prob": caption.log_prob, "ended": caption.ended}
+    return plain if caption.score is None else plain | {"score": caption.score}
 
 
 def find_checkpoint(named: Path | None) -> Path:
