@@ -20,7 +20,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from tiny import write_tiny
 
+from torch_caption import checkpoint as checkpoints
 from torch_caption import evaluate, java, metrics, plots
+from torch_caption.captioning import search
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import open_data
 from torch_caption.evaluate import EvaluateConfig, main, run
@@ -257,6 +259,7 @@ def test_without_java(config: EvaluateConfig, tmp_path: Path, monkeypatch: pytes
     ("args", "words"),
     [
         (["--beam-size", "0"], "--beam-size must be at least 1, not 0"),
+        (["--length-penalty", "-1"], "length_penalty must be"),
         (["--draws", "1"], "--draws must be at least 2, not 1"),
         (["--seed", "-1"], "--seed must be at least 0, not -1"),
         (["--max-length", "0"], "--max-length must be at least 1, not 0"),
@@ -281,6 +284,20 @@ def test_a_mistake_is_one_line(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert words in err
+
+
+def test_captions_are_found_as_the_flags_say(
+    config: EvaluateConfig, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(dataclasses.replace(config, beam_size=3, length_penalty=0.0, no_unk=True, max_length=2))
+    data = open_data(folder / "tiny")
+    saved = checkpoints.load(config.checkpoint / "best.pt")
+    beams = search(
+        checkpoints.build_model(saved).eval(), data["val"], range(12), beam_size=3, length_penalty=0.0, no_unk=True,
+        max_length=2,
+    )  # fmt: skip
+    assert found.first.captions == {idx: captions[0] for idx, captions in beams.items()}
+    assert "best.pt, beam search, 3 wide" in capsys.readouterr().out
 
 
 def test_references_need_the_images_names(config: EvaluateConfig, folder: Path, tmp_path: Path) -> None:

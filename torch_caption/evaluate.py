@@ -16,12 +16,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import java, metrics, plots
+from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.captioning import Caption, captioned_images, describe
+from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, describe
 from torch_caption.command_line import guarded
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import _annotations
@@ -53,6 +54,10 @@ class EvaluateConfig:
 
     beam_size: int = 5
     """Hypotheses of beam search; 1 is the greedy choice."""
+    length_penalty: Annotated[LengthPenalty, arg(metavar="FLOAT|mean")] = LENGTH_PENALTY
+    """Of beam search: 0 finds the likeliest caption, which tends to be a short one; see `sample.py --help`."""
+    no_unk: Annotated[bool, FlagCreatePairsOff] = False
+    """Never say <UNK>."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None
     """Longest caption, in words; as in training without it."""
 
@@ -212,7 +217,15 @@ def _caption(
 ) -> dict[int, Caption]:
     """The model's caption of each image that has references; of those only the images are looked at."""
     images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=None)
-    return describe(model, split, images, max_length=max_length)
+    return describe(
+        model,
+        split,
+        images,
+        max_length=max_length,
+        beam_size=config.beam_size,
+        length_penalty=config.length_penalty,
+        no_unk=config.no_unk,
+    )
 
 
 def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], references: References) -> Judged:
@@ -299,6 +312,7 @@ def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
         "references": evaluation.references.source,
         "reference_count": sum(map(len, evaluation.references.captions.values())),
         "beam_size": config.beam_size,
+        "length_penalty": config.length_penalty,
         "tokenizer": config.tokenizer,
         "scores": first.scores.overall,
         "intervals": {name: [interval.low, interval.high] for name, interval in first.intervals.items()},
