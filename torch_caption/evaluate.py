@@ -26,7 +26,7 @@ from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, 
 from torch_caption.command_line import guarded
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import _annotations
-from torch_caption.data.coco import CocoData, DataError, Split
+from torch_caption.data.coco import CocoData, DataError, Split, below
 from torch_caption.metrics import Interval, Scores
 from torch_caption.plots import GalleryItem
 from torch_caption.sampling import find_checkpoint
@@ -159,7 +159,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     path, model, data, limit = _open(config, config.checkpoint)
     split = data[config.split]
     references = read_references(config, data, split)
-    if config.gallery is not None and not any(split.image_path(idx, config.images) for idx in references.captions):
+    if config.gallery is not None and not any(_picture(config, split, idx) for idx in references.captions):
         where = config.images or data.directory
         raise ConfigError(f"--gallery: {where} holds no pictures of {split.name}; --images names their folder")
     first = _judge(config, path, _caption(config, model, split, references, limit), references)
@@ -328,11 +328,11 @@ def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
 
 def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Path) -> None:
     """The best captions, then the worst, of the images that have a picture."""
-    seen = [(idx, score) for idx, score in evaluation.first.ranked if split.image_path(idx, config.images)]
+    seen = [(idx, score) for idx, score in evaluation.first.ranked if _picture(config, split, idx)]
     shown = min(DRAWN, (len(seen) + 1) // 2)
     items = [
         GalleryItem(
-            split.image_path(idx, config.images),
+            _picture(config, split, idx),
             evaluation.first.captions[idx].text,
             tuple(evaluation.references.captions[idx]),
             note=f"{RANKED_BY} {score:.2f}",
@@ -340,6 +340,13 @@ def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Pa
         for idx, score in dict.fromkeys([*seen[:shown], *seen[-shown:]])
     ]
     plots.gallery(items, path)
+
+
+def _picture(config: EvaluateConfig, split: Split, idx: int) -> Path | None:
+    if config.images is None:
+        return split.image_path(idx)
+    name = split.file_name(idx)
+    return None if name is None else below(config.images, name)
 
 
 def main(args: Sequence[str] | None = None) -> int:

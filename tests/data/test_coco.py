@@ -240,10 +240,6 @@ def test_image_path(coco_directory, tmp_path):
     assert open_data(directory)["val"].image_path(0) is None
     assert [split.file_name(i) for i in range(7)] == [name or None for name in names]
     assert open_data(directory)["val"].file_name(0) is None
-    elsewhere = [split.image_path(i, directory / "images" / "below") for i in range(7)]
-    assert elsewhere == [None] * 7
-    (directory / "images" / "below" / "a.png").touch()
-    assert split.image_path(0, directory / "images" / "below") == directory / "images" / "below" / "a.png"
 
 
 @pytest.mark.parametrize(
