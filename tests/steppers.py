@@ -67,8 +67,7 @@ def captioner(cell_type: str, V: int = 23, D: int = 5, W: int = 4, H: int = 6, d
     model = CaptioningRNN({word: k for k, word in enumerate(words)}, D, W, H, cell_type).to(dtype)
     with torch.no_grad():
         model.W_embed.mul_(100)  # so that words matter
-        model.W_vocab.mul_(2)
-        model.b_vocab[2] = 1.0
+        model.W_vocab.mul_(6)
     return model
 
 

@@ -115,7 +115,7 @@ def run(config: SampleConfig) -> list[Described]:
         ValueError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
     """
     config.check()
-    path = _find(config.checkpoint)
+    path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
     trained = TrainConfig.from_plain(saved.config)
     wanted = dataclasses.replace(trained, data=config.data or trained.data, max_train=None)
@@ -217,7 +217,7 @@ def _plain_caption(caption: Caption) -> dict[str, Any]:
     return plain if caption.score is None else plain | {"score": caption.score}
 
 
-def _find(named: Path | None) -> Path:
+def find_checkpoint(named: Path | None) -> Path:
     """The checkpoint itself, the best one of a run, or that of the last run of a folder."""
     if named is None:
         return runs.find(TrainConfig.out) / runs.BEST
