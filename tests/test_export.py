@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from steppers import captioner
+from steppers import captioner, images
 from test_docs import blocks
 from torch import Tensor
 
@@ -28,7 +28,12 @@ README_OUT = "captioner.onnx"  # what the README calls the file
 
 @pytest.fixture(params=CELLS, scope="module")
 def model(request: pytest.FixtureRequest) -> CaptioningRNN:
-    return captioner(request.param, dtype=torch.float32).eval()
+    """One some of whose captions end."""
+    model = captioner(request.param, dtype=torch.float32).eval()
+    with torch.no_grad():
+        while not (model.sample(pictures(request.param, 64), T) == 2).any():
+            model.b_vocab[2] += 1
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +48,10 @@ def saved(model: CaptioningRNN, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-def pictures(n: int) -> Tensor:
-    return torch.randn(n, 5, generator=torch.Generator().manual_seed(n))
+def pictures(cell_type: str, n: int) -> Tensor:
+    """Features of n images, places in a row if they have any."""
+    features = images(cell_type, n, n, torch.float32)
+    return features.flatten(2) if CELLS[cell_type].looks else features
 
 
 def run(path: Path, features: Tensor) -> Tensor:
@@ -66,8 +73,8 @@ def onnx_file(saved: Path) -> Path:
 
 @pytest.mark.parametrize("n", [0, 1, 2, 9, 64])
 def test_onnx_says_the_same(model: CaptioningRNN, onnx_file: Path, n: int) -> None:
-    expected = model.sample(pictures(n), T)
-    assert torch.equal(run(onnx_file, pictures(n)), expected)
+    expected = model.sample(pictures(model.cell_type, n), T)
+    assert torch.equal(run(onnx_file, pictures(model.cell_type, n)), expected)
     if n == 64:
         assert expected.unique(dim=0).shape[0] > 10  # captions differ
         assert len((expected == 2).any(1).unique()) == 2  # some end, some are cut off
@@ -81,7 +88,8 @@ def test_what_the_onnx_file_says_of_itself(onnx_file: Path, saved: Path) -> None
     assert about["max_length"] == T
     assert about["features"] == {"encoder": "none"}
     (features,), (ids,) = session.get_inputs(), session.get_outputs()
-    assert (features.name, features.shape, features.type) == ("features", ["N", 5], "tensor(float)")
+    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).model["cell_type"]].looks else ["N", 5]
+    assert (features.name, features.shape, features.type) == ("features", shape, "tensor(float)")
     assert (ids.name, ids.shape, ids.type) == ("ids", ["N", T], "tensor(int64)")
     assert {path.name for path in onnx_file.parent.glob(f"{README_OUT}*")} == {README_OUT}  # one file, weights and all
 
@@ -89,11 +97,13 @@ def test_what_the_onnx_file_says_of_itself(onnx_file: Path, saved: Path) -> None
 def test_the_lines_of_the_readme(model: CaptioningRNN, onnx_file: Path, saved: Path) -> None:
     """They run without torch and without this package, and print the captions."""
     (code,) = (block.content for block in blocks(ROOT / "README.md") if "onnxruntime" in block.content)
-    np.save(onnx_file.with_name("features.npy"), pictures(9).numpy())
+    np.save(onnx_file.with_name("features.npy"), pictures(model.cell_type, 9).numpy())
     code += "\nimport sys\nassert not {'torch', 'torch_caption'} & {*sys.modules}\n"
     printed = alone(code, onnx_file.parent)
     words = checkpoints.load(saved).words
-    expected = [[words[k] for k in row if k not in (0, 2)] for row in model.sample(pictures(9), T).tolist()]
+    expected = [
+        [words[k] for k in row if k not in (0, 2)] for row in model.sample(pictures(model.cell_type, 9), T).tolist()
+    ]
     assert printed.splitlines() == [" ".join(caption) for caption in expected]
 
 
@@ -109,7 +119,7 @@ def test_pt2_says_the_same_without_this_package(model: CaptioningRNN, saved: Pat
     path = saved.with_name("captioner.pt2")
     assert export.main([str(saved), "--out", str(path), "--max-length", str(T)]) == 0
     sizes = [1, 2, 9]
-    torch.save([pictures(n) for n in sizes], path.with_name("pictures.pt"))
+    torch.save([pictures(model.cell_type, n) for n in sizes], path.with_name("pictures.pt"))
     code = """
 import json, sys, torch
 about = {"words.json": "", "max_length.json": ""}
@@ -121,7 +131,7 @@ print(len(json.loads(about["words.json"])), about["max_length.json"])
 """
     assert alone(code, path.parent) == f"23 {T}\n"
     for n, said in zip(sizes, torch.load(path.with_name("said.pt")), strict=True):
-        assert torch.equal(said, model.sample(pictures(n), T))
+        assert torch.equal(said, model.sample(pictures(model.cell_type, n), T))
 
 
 def test_the_graph_says_the_same(model: CaptioningRNN) -> None:
@@ -133,15 +143,16 @@ def test_the_graph_says_the_same(model: CaptioningRNN) -> None:
     for options in ({}, {"no_unk": True}):
         said = export.trace(double, T, **options).module()
         for n in (0, 1, 5):
-            features = pictures(n).double()
+            features = pictures(model.cell_type, n).double()
             expected = double.beam_search(features, 1, T, **options).words.squeeze(1)
             assert torch.equal(said(features), expected)
-    assert (double.sample(pictures(5).double(), T) == 3).any()
+    assert (double.sample(pictures(model.cell_type, 5).double(), T) == 3).any()
 
 
 def test_captions_without_an_end() -> None:
     model = CaptioningRNN({"<NULL>": 0, "<START>": 1, "a": 2, "b": 3}, 5, 4, 6).eval()
-    assert torch.equal(export.trace(model, T).module()(pictures(4)), model.sample(pictures(4), T))
+    features = pictures("rnn", 4)
+    assert torch.equal(export.trace(model, T).module()(features), model.sample(features, T))
 
 
 @pytest.fixture

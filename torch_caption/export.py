@@ -2,6 +2,7 @@
 
 The file holds the greedy captioner, features in, word ids out, and the words. An .onnx file is for onnxruntime and
 whatever else reads ONNX, a .pt2 file (torch.export) for torch alone. Its captions are those of `CaptioningRNN.sample`.
+A grid of features goes in with its places in a row, (N, D, a, a) as (N, D, L).
 """
 
 from __future__ import annotations
@@ -84,9 +85,15 @@ def trace(model: CaptioningRNN, max_length: int = 30, *, no_unk: bool = False) -
         ValueError: as `Greedy`.
     """
     greedy = Greedy(model, max_length, no_unk=no_unk)
-    example = model.W_proj.new_zeros(2, model.input_dim)
+    example = model.blank(2, places=3)
+    sizes = {axis: Dim(letter, min=least) for axis, (letter, least) in _free_axes(example).items()}
     with torch.no_grad():
-        return torch.export.export(greedy, (example,), dynamic_shapes=({0: Dim("N", min=0)},))
+        return torch.export.export(greedy, (example,), dynamic_shapes=(sizes,))
+
+
+def _free_axes(features: Tensor) -> dict[int, tuple[str, int]]:
+    """The axes of features whose size is free, by name and least size: the images, and places if there are any."""
+    return {0: ("N", 0)} if features.dim() == 2 else {0: ("N", 0), 2: ("L", 1)}
 
 
 def save(program: ExportedProgram, path: Path, about: dict[str, str]) -> None:
@@ -107,6 +114,7 @@ def _pt2(program: ExportedProgram, about: dict[str, str]) -> bytes:
 
 
 def _onnx(program: ExportedProgram, about: dict[str, str]) -> bytes:
+    (example,), _ = program.example_inputs
     with warnings.catch_warnings():
         # torch's own
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
@@ -115,7 +123,7 @@ def _onnx(program: ExportedProgram, about: dict[str, str]) -> bytes:
             dynamo=True,
             input_names=[FEATURES],
             output_names=[IDS],
-            dynamic_shapes={FEATURES: {0: "N"}},
+            dynamic_shapes={FEATURES: {axis: letter for axis, (letter, _) in _free_axes(example).items()}},
             verbose=False,
         )
     assert made is not None  # as it is where no file is named
@@ -169,7 +177,8 @@ def run(config: ExportConfig) -> None:
     save(trace(model, max_length, no_unk=config.no_unk), config.out, about(saved, max_length))
     kind = str(model.W_proj.dtype).removeprefix("torch.")
     size = config.out.stat().st_size / 1e6
-    print(f"{config.out}: {FEATURES} (N, {model.input_dim}) {kind} -> {IDS} (N, {max_length}) int64, {size:.1f} MB")
+    shape = f"(N, {model.input_dim}{', L' if model.cell.looks else ''})"
+    print(f"{config.out}: {FEATURES} {shape} {kind} -> {IDS} (N, {max_length}) int64, {size:.1f} MB")
 
 
 def about(saved: checkpoints.Checkpoint, max_length: int) -> dict[str, str]:
