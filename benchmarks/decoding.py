@@ -210,8 +210,8 @@ def require_same_beams(model: CaptioningRNN, features: Tensor) -> None:
     for row, parted in enumerate(parted_beams(model, Loop(model), features)):
         if parted:
             raise Disagreement(
-                f"beam search, {model.cell_type}, V={model.vocab_size}, {features.dtype}: the beams of row {row} differ "
-                "from the loop's"
+                f"beam search, {model.cell_type}, V={model.vocab_size}, {features.dtype}: the beams of row "
+                f"{row} differ from the loop's"
             )
 
 

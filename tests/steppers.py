@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_caption.captioner import CaptioningRNN
+from torch_caption.cells import CELLS
 from torch_caption.decoding import Stepper
 
 NULL, START, END, A, B, C = range(6)
@@ -67,9 +68,14 @@ def captioner(cell_type: str, V: int = 23, D: int = 5, W: int = 4, H: int = 6, d
     model = CaptioningRNN({word: k for k, word in enumerate(words)}, D, W, H, cell_type).to(dtype)
     with torch.no_grad():
         model.W_embed.mul_(100)  # so that words matter
-        model.W_vocab.mul_(2)
-        model.b_vocab[2] = 1.0
+        model.W_vocab.mul_(6)
     return model
 
 
 CAPTIONER_IDS = {"start": 1, "end": 2, "null": 0}
+
+
+def images(cell_type: str, n: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Features of n images, those of places for the cell that looks at them."""
+    places = (3, 2) if CELLS[cell_type].looks else ()
+    return torch.randn(n, 5, *places, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -10,7 +10,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steppers import CAPTIONER_IDS, END, IDS, NULL, START, A, B, C, TableStepper, captioner, rows, teacher_forced
+from steppers import (
+    CAPTIONER_IDS,
+    END,
+    IDS,
+    NULL,
+    START,
+    A,
+    B,
+    C,
+    TableStepper,
+    captioner,
+    images,
+    rows,
+    teacher_forced,
+)
 from torch import Tensor
 
 from torch_caption.beam import Beams, LengthPenalty, beam_search
@@ -280,7 +294,7 @@ def test_width_one_is_greedy(
     cell_type: str, N: int, V: int, H: int, seed: int, length_penalty: LengthPenalty, avoid: tuple[int, ...]
 ) -> None:
     model = captioner(cell_type, V=V, H=H)
-    features = torch.randn(N, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    features = images(cell_type, N, seed)
     expected = greedy(model.stepper(0), features, **CAPTIONER_IDS, max_length=12, avoid=avoid)
     for stepper in (model.stepper(0), model.stepper(10**6), model):
         beams = beam_search(
@@ -300,7 +314,7 @@ def test_width_one_is_greedy(
 @pytest.mark.parametrize("cell_type", CELLS)
 def test_width_one_is_greedy_in_float32(cell_type: str) -> None:
     model = captioner(cell_type, V=200, H=32, dtype=torch.float32)
-    features = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    features = images(cell_type, 300, 0, torch.float32)
     expected = greedy(model.stepper(0), features, **CAPTIONER_IDS, max_length=20)
     beams = beam_search(model.stepper(0), features, **CAPTIONER_IDS, beam_size=1, max_length=20)
     assert torch.equal(beams.words[:, 0], expected.words)
@@ -333,7 +347,7 @@ def test_an_image_alone_and_in_any_batch(
 ) -> None:
     model = captioner(cell_type)
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(6, 5, dtype=torch.float64, generator=generator)
+    features = images(cell_type, 6, seed)
     options = {"beam_size": beam_size, "max_length": 9, "n_best": min(n_best, beam_size), "no_repeat_ngram": repeat}
     options |= {"length_penalty": 0.7, **CAPTIONER_IDS}
     together = beam_search(model.stepper(0), features, **options)
@@ -351,10 +365,10 @@ def test_an_image_alone_and_in_any_batch(
 def test_log_probabilities_are_the_models(cell_type: str) -> None:
     """Recomputed word by word; captions differ, and are in order."""
     model = captioner(cell_type)
-    features = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    features = images(cell_type, 9, 2)
     beams = beam_search(model.stepper(0), features, **CAPTIONER_IDS, beam_size=4, max_length=7, length_penalty=1.0)
     for row in range(9):
-        expected = teacher_forced(model, features[row : row + 1].expand(4, -1), beams.words[row], 2)
+        expected = teacher_forced(model, features[[row] * 4], beams.words[row], 2)
         torch.testing.assert_close(beams.log_probs[row], expected, rtol=1e-12, atol=1e-12)
         assert (beams.scores[row].diff() <= 0).all()
         assert beams.words[row].unique(dim=0).shape[0] == 4

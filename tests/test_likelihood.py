@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from steppers import CAPTIONER_IDS, END, IDS, NULL, A, B, C, TableStepper, captioner, rows, teacher_forced
+from steppers import CAPTIONER_IDS, END, IDS, NULL, A, B, C, TableStepper, captioner, images, rows, teacher_forced
 
 from torch_caption.cells import CELLS
 from torch_caption.decoding import greedy
@@ -43,7 +43,7 @@ def test_captions_that_others_wrote_and_of_different_lengths() -> None:
 @pytest.mark.parametrize("cell_type", CELLS)
 def test_the_sum_is_the_log_probability_of_the_caption(cell_type: str) -> None:
     model = captioner(cell_type)
-    features = torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    features = images(cell_type, 20, 0)
     decoded = greedy(model.stepper(0), features, **CAPTIONER_IDS, max_length=9)
     found = model.alternatives(features, decoded.words)
     torch.testing.assert_close(found.log_probs.sum(1), decoded.log_probs, rtol=1e-12, atol=1e-12)

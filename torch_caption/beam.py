@@ -109,9 +109,10 @@ def beam_search(
         rows, last, sums = _grow(log_p, live, found, t)
         before, live = live, _Live(live.image[rows], live.words[rows], sums)
         live.words[:, t] = last
-        if end is not None:
-            ends = last == end
+        ends = last == end if end is not None else torch.zeros_like(last, dtype=torch.bool)
+        if ends.any():
             found.add(live.take(ends), t + 1, ended=True)
+        if found.any:
             going = ~(ends | found.settled(live.take(~ends), n_best)[live.image])
             rows, last, live = rows[going], last[going], live.take(going)
         state = _follow(state, rows, getattr(stepper, "constant", 0), before.image, live.image)
@@ -145,6 +146,7 @@ class _Found:
         self, N: int, beam_size: int, max_length: int, null: int, length_penalty: LengthPenalty, device: torch.device
     ):
         self.beam_size, self.max_length, self.length_penalty = beam_size, max_length, length_penalty
+        self.any = False
         self.counts = torch.zeros(N, dtype=torch.int64, device=device)
         self.words = torch.full((N, beam_size, max_length), null, device=device)
         self.sums = torch.full((N, beam_size), -math.inf, dtype=torch.float64, device=device)
@@ -154,14 +156,15 @@ class _Found:
 
     def add(self, those: _Live, length: int, *, ended: bool) -> None:
         """Give each its place."""
-        images, group, counts = _groups(those.image)
-        places = those.image, self.counts[those.image] + _ranks(group, counts)
+        images, counts, _, rank = _groups(those.image)
+        places = those.image, self.counts[those.image] + rank
         self.words[places] = those.words
         self.sums[places] = those.sums
         self.scores[places] = those.sums / _penalty(length, self.length_penalty)
         self.lengths[places] = length
         self.ended[places] = ended
         self.counts[images] += counts
+        self.any = True
 
     def settled(self, live: _Live, n_best: int) -> Tensor:
         """(N,) boolean: no live hypothesis can come to a better score than the n_best best of its image.
@@ -187,21 +190,21 @@ def _grow(log_p: Tensor, live: _Live, found: _Found, t: int) -> tuple[Tensor, Te
     Returns:
         rows (m,): which of the live hypotheses each continues; words (m,): by which word; sums (m,) float64.
     """
-    images, group, counts = _groups(live.image)
+    images, counts, group, rank = _groups(live.image)
     free = found.beam_size - found.counts[images]  # (n,)
     K = min(int(free.max()), log_p.shape[1])  # of no hypothesis more than its image has places
     words, gained = best_words(log_p, K)  # (r, K)
     sums = log_p.new_full((len(images), int(counts.max()), K), -math.inf, dtype=torch.float64)
-    sums[group, _ranks(group, counts)] = live.sums.unsqueeze(1) + gained
+    sums[group, rank] = live.sums.unsqueeze(1) + gained
     sums, order = sums.flatten(1).sort(dim=1, descending=True, stable=True)
     sums, order = sums[:, : found.beam_size], order[:, : found.beam_size]
-    # NaN stands before all numbers. An image that has found something may have nothing to go on with.
-    check_choice(sums[:, 0].masked_fill((sums[:, 0] == -math.inf) & (free < found.beam_size), 0), images, t)
+    best = sums[:, 0]  # NaN, if there is one
+    # An image that has found something may have nothing to go on with.
+    check_choice(best.masked_fill((best == -math.inf) & (free < found.beam_size), 0) if found.any else best, images, t)
     kept = (torch.arange(sums.shape[1], device=sums.device) < free.unsqueeze(1)) & (sums > -math.inf)
-    group, place = kept.nonzero(as_tuple=True)
-    chosen = order[group, place]
+    group, chosen = kept.nonzero(as_tuple=True)[0], order[kept]
     rows = (counts.cumsum(0) - counts)[group] + chosen // K
-    return rows, words[rows, chosen % K], sums[group, place]
+    return rows, words[rows, chosen % K], sums[kept]
 
 
 def _forbid_repeats(log_p: Tensor, words: Tensor, n: int) -> None:
@@ -222,14 +225,11 @@ def _follow(state: State, rows: Tensor, constant: int, before: Tensor, after: Te
     return (*select(state[:changing], rows), *state[changing:])
 
 
-def _groups(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of sorted (r,): the different ones (n,), which of them each is (r,), how many there are of each (n,)."""
-    return torch.unique_consecutive(image, return_inverse=True, return_counts=True)
-
-
-def _ranks(group: Tensor, counts: Tensor) -> Tensor:
-    """(r,) the place of each within its group."""
-    return torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]
+def _groups(image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of sorted (r,): the different ones (n,), how many there are of each (n,); which of them each is (r,), and its
+    place among its equals (r,)."""
+    images, group, counts = torch.unique_consecutive(image, return_inverse=True, return_counts=True)
+    return images, counts, group, torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[group]
 
 
 def _penalty(length: int, length_penalty: LengthPenalty) -> float:
