@@ -142,22 +142,6 @@ def read_rows(features: h5py.Dataset, rows: Any) -> np.ndarray:
         return features[rows].astype(np.float32, copy=False)
 
 
-def check_finite(values: np.ndarray, features: h5py.Dataset, where: str, first: int = 0) -> None:
-    """Check that rows of features, read from row `first` on, are finite.
-
-    Raises:
-        DataError: a NaN, an infinity, or a number beyond float32; `where` begins the message.
-    """
-    finite = np.isfinite(values)
-    if not finite.all():
-        place = [int(i) for i in np.unravel_index(int((~finite).argmax()), finite.shape)]
-        place[0] += first
-        raise DataError(
-            f"{where}{place} is {features[tuple(place)]}, not a finite float32; "
-            "extract the features again, or leave the image out"
-        )
-
-
 def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) -> None:
     """Check that every feature is finite, block by block, and fill `out` (images, D) float32 with them where given.
 
@@ -168,7 +152,13 @@ def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) ->
     block = max(1, BLOCK_BYTES // (features.dtype.itemsize * width))
     for first in range(0, images, block):
         values = read_rows(features, slice(first, first + block))
-        check_finite(values, features, where, first)
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, col = np.unravel_index(int((~finite).argmax()), finite.shape)
+            raise DataError(
+                f"{where}[{first + row}, {col}] is {features[first + row, col]}, not a finite float32; "
+                "extract the features again, or leave the image out"
+            )
         if out is not None:
             out[first : first + block] = values
 

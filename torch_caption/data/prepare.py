@@ -476,7 +476,7 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
     manifest = _checks.read_manifest(directory / MANIFEST)
     if "encoder" in manifest:
         raise DataError(f"{directory / MANIFEST}: says already how the features were made, with {manifest['encoder']}")
-    data = coco.open_data(directory, in_memory="no")
+    data, _ = (coco.open_data(directory, pca=pca, in_memory="no") for pca in (True, False))
     full, projected = (
         {split: directory / f"{split}2014_vgg16_fc7{kind}.h5" for split in data.splits} for kind in ("", "_pca")
     )
