@@ -83,7 +83,7 @@ class Projection:
             DataError: missing, or not such a file.
         """
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 mean, components = (np.asarray(content[name], np.float32) for name in ("mean", "components"))
                 share = float(content["share"]) if "share" in content else float("nan")
         except FileNotFoundError:
@@ -99,7 +99,7 @@ class Projection:
 
 def check_size(size: float, flag: str) -> None:
     """Raise DataError unless it is a number of components, or a share of the variance below 1."""
-    if not (0 < size < 1 or (size >= 1 and size == int(size))):
+    if not (0 < size < 1 or (size >= 1 and float(size).is_integer())):
         raise DataError(f"{flag} {size:g}: name a number of components, or a share of the variance between 0 and 1")
 
 

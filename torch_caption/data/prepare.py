@@ -26,7 +26,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -316,7 +315,7 @@ def _write(
     projection = _write_vectors(config, ready, encoding, splits)
     if config.grid:
         for split in splits:
-            with closing(encoding.grids(split)) as grids:
+            with encoding.grids(split) as grids:
                 write_hdf5(grids, ready / f"{split}2014_grid.h5", grids.shape, _same)
         if encoding.projection is not None:
             encoding.projection.save(ready / GRID_PCA)
@@ -346,13 +345,13 @@ def _write_vectors(
     projection = None
     if config.pca is not None:
         moments = _pca.Moments(encoding.width)
-        with closing(encoding.vectors("train")) as vectors:
+        with encoding.vectors("train") as vectors:
             for block in tqdm(vectors.blocks(), desc="PCA of vectors", unit="block", disable=None):
                 moments.update(torch.from_numpy(block))
         projection = _pca.fit(moments, config.pca, "--pca")
         projection.save(ready / VECTOR_PCA)
     for split in splits:
-        with closing(encoding.vectors(split)) as vectors:
+        with encoding.vectors(split) as vectors:
             write_hdf5(vectors, ready / f"{split}2014_vgg16_fc7.h5", vectors.shape, _same)
             if projection is not None:
                 shape = (projection.components.shape[1],)
