@@ -61,14 +61,12 @@ class Progress:
         done: of each split, the photographs that were read or tried.
         failed: of each split, the places of those that could not be read, and why.
         fitted: the grids' PCA is there, and grids from now on are projected.
-        encoded: every split is done.
     """
 
     settings: str
     done: dict[str, int] = field(default_factory=dict)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     fitted: bool = False
-    encoded: bool = False
 
     def rows(self, split: str) -> int:
         return self.done.get(split, 0) - len(self.failed.get(split, {}))
@@ -158,8 +156,6 @@ class Encoding:
                 self._fit()
                 if self._remains(split, photographs):
                     self._encode(split, photographs, tell)
-        self.progress.encoded = True
-        self.progress.save(self.folder)
 
     def _remains(self, split: str, photographs: list[Photograph]) -> bool:
         """Whether there is more to encode before the grids' PCA is fitted, or before the split's end."""
