@@ -32,8 +32,9 @@ class Photographs(Split):
         self, vocabulary: Vocabulary, features: Tensor, sources: Sequence[str], pictures: Sequence[Image.Image | None]
     ) -> None:
         nothing = torch.zeros(0, dtype=torch.int64)
-        shape = features.shape
-        super().__init__("photographs", vocabulary, nothing.view(0, 2), nothing, features, shape, names=sources)  # type: ignore[arg-type]  # a grid's shape is longer
+        super().__init__(
+            "photographs", vocabulary, nothing.view(0, 2), nothing, features, features.shape, names=sources
+        )
         self._pictures = pictures
 
     def _rows(self, idx: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import photographs, report, runs
-from torch_caption.captioning import Caption, describe, draw, some_images
+from torch_caption import photographs, plots, report, runs
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.captioning import Caption, describe, draw, looked, some_images
 from torch_caption.checkpoint import Checkpoint
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import recipe as recipes
@@ -67,6 +68,8 @@ class SampleConfig:
     """Write the captions to this file as JSON."""
     gallery: Annotated[Path | None, arg(metavar="PATH")] = None
     """Draw the pictures with their captions into this PNG file."""
+    show_attention: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Draw where a model with attention looked for each word of each caption into this PNG file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU where there is one."""
 
@@ -140,6 +143,8 @@ def run(config: SampleConfig) -> list[Described]:
     subject = find(config, path, saved, trained)
     split, images = subject.split, subject.images
     model = checkpoints.build_model(saved, path).to(device).eval()
+    if config.show_attention is not None:
+        _check_looks(model, split, path)
     max_length = config.max_length or trained.max_length
     if config.random:
         captions = draw(
@@ -160,6 +165,8 @@ def run(config: SampleConfig) -> list[Described]:
         for idx in images
     ]
     _tell(config, path, subject, described)
+    if config.show_attention is not None:
+        _draw_attention(model, split, described, config.show_attention)
     return described
 
 
@@ -169,8 +176,9 @@ def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainC
     split = _choose_split(config, data)
     checkpoints.check_fits(saved, data.vocabulary, split.feature_dim, path=path, data=data.directory)
     images = list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
-    if config.gallery is not None and not any(split.image_path(idx) for idx in images):
-        raise ConfigError(f"--gallery: {data.directory} holds no pictures of {split.name}")
+    for flag, picture in _pictures(config).items():
+        if picture is not None and not any(split.image_path(idx) for idx in images):
+            raise ConfigError(f"{flag}: {data.directory} holds no pictures of {split.name}")
     return Subject(split, images, data)
 
 
@@ -196,7 +204,7 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
         maker,
         Vocabulary(tuple(saved.words)),
         allow_private=config.allow_private,
-        keep=config.gallery is not None,
+        keep=any(_pictures(config).values()),
         failed=fail,
     )
     if found is None:
@@ -237,6 +245,33 @@ def _tell(config: SampleConfig, path: Path, subject: Subject, described: list[De
     if config.gallery is not None:
         captions = {image.index: [caption.text for caption in image.captions] for image in described}
         report.gallery(data, split, captions, config.gallery, references=config.references)
+
+
+def _draw_attention(model: CaptioningRNN, split: Split, described: list[Described], path: Path) -> None:
+    """Each caption with where the model looked for its words."""
+    pairs = [(image.index, caption.text) for image in described for caption in image.captions]
+    features = split.features_of([index for index, _ in pairs])
+    weights = looked(model, split.vocabulary, features, [text for _, text in pairs])
+    items = [
+        plots.AttentionItem(split.picture(index), text.split(), of_words)
+        for (index, text), of_words in zip(pairs, weights, strict=True)
+    ]
+    plots.attention(items, path)
+
+
+def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
+    """There are weights, and they have rows and columns.
+
+    Raises:
+        ConfigError: the model looks at no places, or at places in a row.
+    """
+    if not model.cell.looks:
+        raise ConfigError(
+            f"--show-attention: {path} is of the cell {model.cell_type}, which looks at no places; "
+            "`train.py --cell-type attention` makes one that does"
+        )
+    if len(split.grid) != 2:
+        raise ConfigError(f"--show-attention: the features of {split.name} are of places without rows and columns")
 
 
 def _table(described: list[Described], references: bool, *, named: bool) -> str:
@@ -286,6 +321,10 @@ def _choose_split(config: SampleConfig, data: CocoData) -> Split:
 
 def _check_files(config: SampleConfig) -> None:
     """The files that are asked for can be written, known before any work is done."""
-    for flag, path in {"--json": config.json, "--gallery": config.gallery}.items():
+    for flag, path in {"--json": config.json, **_pictures(config)}.items():
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
+
+
+def _pictures(config: SampleConfig) -> dict[str, Path | None]:
+    return {"--gallery": config.gallery, "--show-attention": config.show_attention}

@@ -408,6 +408,7 @@ def _manifest(
         "projections": {kind: name for kind, name in projections.items() if name},
         "vector_dim": encoding.width,
         "grid_shape": list(encoding.stored_grid_shape) if config.grid else None,
+        "grid_dtype": config.grid_dtype if config.grid else None,
         "splits": {
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()

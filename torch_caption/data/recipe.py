@@ -82,9 +82,11 @@ def maker(
     if recipe["encoder"] == SCENES:
         if recipe.get("recipe") != scenes.RECIPE:
             raise DataError(f"features of scenes by recipe {recipe.get('recipe')}; this is recipe {scenes.RECIPE}")
-        return _Scenes()
+        return _Scenes(recipe.get("features") == "grid")
     encoder = features.from_recipe(recipe, weights=weights, near=near, device=device)
-    return _Photographs(encoder, recipe["features"] == "grid", _projection(recipe.get("projection")))
+    grid = recipe["features"] == "grid"
+    half = grid and recipe.get("grid_dtype") == "float16"
+    return _Photographs(encoder, grid, _projection(recipe.get("projection")), half)
 
 
 def _projection(arrays: Any) -> Projection | None:
@@ -97,18 +99,24 @@ def _projection(arrays: Any) -> Projection | None:
 
 
 class _Scenes:
+    def __init__(self, grid: bool) -> None:
+        self._grid = grid
+
     def prepare(self, picture: Image.Image) -> Tensor:
-        return torch.from_numpy(scenes.features(np.asarray(picture)))
+        pixels = np.asarray(picture)
+        made = scenes.grid(pixels).astype(np.float16) if self._grid else scenes.features(pixels)
+        return torch.from_numpy(made).float()
 
     def make(self, prepared: Sequence[Tensor]) -> Tensor:
         return torch.stack([*prepared])
 
 
 class _Photographs:
-    def __init__(self, encoder: Encoder, grid: bool, projection: Projection | None) -> None:
+    def __init__(self, encoder: Encoder, grid: bool, projection: Projection | None, half: bool) -> None:
         self._encoder = encoder
         self._grid = grid
         self._projection = projection
+        self._half = half
 
     def prepare(self, picture: Image.Image) -> Tensor:
         return self._encoder.prepare(picture)
@@ -116,4 +124,5 @@ class _Photographs:
     def make(self, prepared: Sequence[Tensor]) -> Tensor:
         encoded = self._encoder.encode(torch.stack([*prepared]), grids=self._grid)
         made = encoded.vectors if encoded.grids is None else encoded.grids
-        return made if self._projection is None else self._projection(made)
+        made = made if self._projection is None else self._projection(made)
+        return made.half().float() if self._half else made  # as it was stored
