@@ -81,10 +81,14 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
 
 
 def gallery(
-    data: CocoData, split: Split, captions: Mapping[int, Sequence[str]], path: Path, *, references: bool = False
+    data: CocoData | None, split: Split, captions: Mapping[int, Sequence[str]], path: Path, *, references: bool = False
 ) -> bool:
-    """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them."""
-    pictures = {idx: split.image_path(idx) for idx in captions}
+    """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them.
+
+    Args:
+        data: what the split is of; None where it is of no data, and nobody knows which captions are right.
+    """
+    pictures = {idx: split.picture(idx) for idx in captions}
     if not any(pictures.values()):
         return False
     people = {idx: tuple(split.references(idx)) if references else () for idx in captions}
@@ -97,9 +101,9 @@ def gallery(
     return True
 
 
-def _right(data: CocoData, split: Split, idx: int, text: str) -> bool | None:
+def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | None:
     """Whether the caption describes the scene right; None where the image is no scene."""
-    result = scenes.score(data.directory, split.name, {idx: text})
+    result = scenes.score(data.directory, split.name, {idx: text}) if data else None
     return None if result is None else result.right == 1
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -60,14 +61,12 @@ class Progress:
         done: of each split, the photographs that were read or tried.
         failed: of each split, the places of those that could not be read, and why.
         fitted: the grids' PCA is there, and grids from now on are projected.
-        encoded: every split is done.
     """
 
     settings: str
     done: dict[str, int] = field(default_factory=dict)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     fitted: bool = False
-    encoded: bool = False
 
     def rows(self, split: str) -> int:
         return self.done.get(split, 0) - len(self.failed.get(split, {}))
@@ -149,16 +148,19 @@ class Encoding:
             DataError: nothing of a split can be read, or the grids' PCA cannot be fitted.
         """
         for split, photographs in splits.items():
-            while not (whole := self.progress.done.get(split, 0) == len(photographs)) or self._to_fit:
-                rows = self.progress.rows(split)
-                if whole and rows == 0:
-                    raise DataError(f"none of the {len(photographs)} photographs of {split} can be read")
-                if self._to_fit and (whole or rows >= self._enough):
-                    self._fit()
-                else:
+            if self._remains(split, photographs):
+                self._encode(split, photographs, tell)
+            if self.progress.rows(split) == 0:
+                raise DataError(f"none of the {len(photographs)} photographs of {split} can be read")
+            if self._to_fit:
+                self._fit()
+                if self._remains(split, photographs):
                     self._encode(split, photographs, tell)
-        self.progress.encoded = True
-        self.progress.save(self.folder)
+
+    def _remains(self, split: str, photographs: list[Photograph]) -> bool:
+        """Whether there is more to encode before the grids' PCA is fitted, or before the split's end."""
+        whole = self.progress.done.get(split, 0) == len(photographs)
+        return not whole and not (self._to_fit and self.progress.rows(split) >= self._enough)
 
     @property
     def _enough(self) -> int:
@@ -176,8 +178,6 @@ class Encoding:
     def _encode(self, split: str, photographs: list[Photograph], tell: Callable[[str], None]) -> None:
         """Encode the split to its end, or until there are grids enough to fit their PCA on."""
         wanted, start = self._wanted, self.progress.done.get(split, 0)
-        vectors = self.vectors(split)
-        grids = self.grids(split) if wanted.grid else None
         enough = self._enough if self._to_fit else len(photographs)
         batches = stream(
             self._encoder,
@@ -187,8 +187,14 @@ class Encoding:
             workers=wanted.workers,
             grids=wanted.grid,
         )
-        saved = time.monotonic()
-        with tqdm(total=len(photographs), initial=start, desc=split, unit="photo", disable=None) as bar:
+        with ExitStack() as stack:
+            vectors = stack.enter_context(self.vectors(split))
+            grids = stack.enter_context(self.grids(split)) if wanted.grid else None
+            bar = stack.enter_context(
+                tqdm(total=len(photographs), initial=start, desc=split, unit="photo", disable=None)
+            )
+            stack.enter_context(closing(batches))
+            saved = time.monotonic()
             for batch in batches:
                 self._keep(split, batch, vectors, grids)
                 bar.update(batch.stop - bar.n)
@@ -199,11 +205,7 @@ class Encoding:
                     saved = time.monotonic()
                 if self.progress.rows(split) >= enough:
                     break
-        batches.close()
-        self._save(vectors, grids)
-        for rows in (vectors, grids):
-            if rows is not None:
-                rows.close()
+            self._save(vectors, grids)
 
     def _keep(self, split: str, batch: Batch, vectors: RowFile, grids: RowFile | None) -> None:
         if batch.encoded is not None:
@@ -228,23 +230,20 @@ class Encoding:
     def _fit(self) -> None:
         """Fit the grids' PCA on those that are there, and project them."""
         assert self._wanted.grid_pca is not None
-        raw = self.grids("train")
         moments = _pca.Moments(self.grid_shape[0])
-        with tqdm(total=raw.count, desc="PCA of grids", unit="photo", disable=None) as bar:
-            for block in raw.blocks():
-                moments.update(_pca.positions(torch.from_numpy(block)))
-                bar.update(len(block))
-        projection = _pca.fit(moments, self._wanted.grid_pca, "--grid-pca")
-        projection.save(self.folder / GRID_PCA)
-        path = self.folder / "train_grids"
-        path.unlink(missing_ok=True)
-        self.projection = projection
-        stored = RowFile(path, self.stored_grid_shape, self._wanted.grid_dtype)
-        for block in raw.blocks():
-            stored.append(self._stored(projection(torch.from_numpy(block)), stored.dtype))
-        stored.sync()
-        stored.close()
-        raw.close()
+        with self.grids("train") as raw:
+            with tqdm(total=raw.count, desc="PCA of grids", unit="photo", disable=None) as bar:
+                for block in raw.blocks():
+                    moments.update(_pca.positions(torch.from_numpy(block)))
+                    bar.update(len(block))
+            self.projection = _pca.fit(moments, self._wanted.grid_pca, "--grid-pca")
+            self.projection.save(self.folder / GRID_PCA)
+            path = self.folder / "train_grids"
+            path.unlink(missing_ok=True)
+            with RowFile(path, self.stored_grid_shape, self._wanted.grid_dtype) as stored:
+                for block in raw.blocks():
+                    stored.append(self._stored(self.projection(torch.from_numpy(block)), stored.dtype))
+                stored.sync()
         self.progress.fitted = True
         self.progress.save(self.folder)
         self._raw.unlink()

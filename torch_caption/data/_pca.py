@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -84,7 +83,7 @@ class Projection:
             DataError: missing, or not such a file.
         """
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 mean, components = (np.asarray(content[name], np.float32) for name in ("mean", "components"))
                 share = float(content["share"]) if "share" in content else float("nan")
         except FileNotFoundError:
@@ -100,7 +99,7 @@ class Projection:
 
 def check_size(size: float, flag: str) -> None:
     """Raise DataError unless it is a number of components, or a share of the variance below 1."""
-    if not (0 < size < 1 or (size >= 1 and size == int(size))):
+    if not (0 < size < 1 or (size >= 1 and float(size).is_integer())):
         raise DataError(f"{flag} {size:g}: name a number of components, or a share of the variance between 0 and 1")
 
 
@@ -150,7 +149,7 @@ def recover(full: dict[str, Path], projected: dict[str, Path]) -> Recovered:
     y = (x - m) C is affine in x: with both sides centred, C = Sxx^+ Sxy from the scatters; the means then give m.
 
     Args:
-        full, projected: of each split the file of full features, and that of the projected ones.
+        full, projected: of each split the file of full features, and that of the projected ones, both found sound.
 
     Raises:
         DataError: the files do not belong together, have too few rows, or no projection explains them.
@@ -189,20 +188,15 @@ def _error(projection: Projection, full: Path, projected: Path) -> float:
 
 def _shape(path: Path) -> tuple[int, int]:
     with _checks.opened(path) as file:
-        return _checks.dataset(file, "features", 2, "f").shape
+        return file["features"].shape
 
 
 def _pairs(full: Path, projected: Path, says: str) -> Iterator[tuple[Tensor, Tensor]]:
     with _checks.opened(full) as left, _checks.opened(projected) as right:
         xs, ys = left["features"], right["features"]
         for first in tqdm(range(0, len(xs), CHUNK), desc=f"{says}, {full.name}", unit="block", disable=None):
-            yield _rows(xs, first, full), _rows(ys, first, projected)
-
-
-def _rows(features: h5py.Dataset, first: int, path: Path) -> Tensor:
-    values = _checks.read_rows(features, slice(first, first + CHUNK))
-    _checks.check_finite(values, features, f"{path}: features", first)
-    return torch.from_numpy(values)
+            piece = slice(first, first + CHUNK)
+            yield torch.from_numpy(_checks.read_rows(xs, piece)), torch.from_numpy(_checks.read_rows(ys, piece))
 
 
 def positions(grids: Tensor) -> Tensor:

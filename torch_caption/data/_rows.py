@@ -13,7 +13,7 @@ from torch_caption.data._checks import BLOCK_BYTES
 
 
 class RowFile:
-    """Rows of one shape and dtype in a plain file.
+    """Rows of one shape and dtype in a plain file, open within a `with`.
 
     Args:
         rows: those that are known to be whole; what a stopped run wrote behind them goes.
@@ -31,7 +31,7 @@ class RowFile:
         self.dtype = np.dtype(dtype)
         self.count = rows
         self._bytes = int(np.prod(shape)) * self.dtype.itemsize
-        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - `close` closes it
+        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - closed at the end of a with
         if os.fstat(self._file.fileno()).st_size < rows * self._bytes:
             self._file.close()
             raise ValueError(f"{path}: shorter than {rows} rows")
@@ -48,7 +48,10 @@ class RowFile:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def __enter__(self) -> RowFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def blocks(self) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@
     {split}2014_grid.h5                 features (images, D, a, a) or (images, D, L) of places, for attention (optional)
     {split}2014_images.txt              the images' file names, one a row of the features     (optional)
     {split}2014_urls.txt                the images' URLs, likewise                            (optional)
-    manifest.json                       how the features were made                            (optional)
+    manifest.json, *pca.npz             how the features were made                            (optional)
     images/                             the pictures that {split}2014_images.txt names        (optional)
 
 `python -m torch_caption.data.coco DIR` checks a directory; with `--download DIR` it first brings cs231n's own.
@@ -28,10 +28,12 @@ import h5py
 import numpy as np
 import torch
 import tyro
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from torch_caption.data import _checks, _download, _stored
+from torch_caption.data import recipe as recipes
 from torch_caption.data._batches import Batch, EpochBatches, batches, generator
 from torch_caption.data._checks import DataError
 from torch_caption.data._stored import FeatureFile
@@ -156,6 +158,14 @@ class Split(Dataset[Batch]):
         name = self.file_name(image_idx)
         return None if name is None or self._images is None else below(self._images, name)
 
+    def picture(self, image_idx: int) -> Path | Image.Image | None:
+        """What a gallery shows of the image: its file, the picture itself where that is at hand, or None.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        return self.image_path(image_idx)
+
     def _check_image(self, image_idx: int) -> None:
         if not 0 <= image_idx < self.num_images:
             raise DataError(f"{self.name}: there is no image {image_idx}; choose one of 0 to {self.num_images - 1}")
@@ -184,12 +194,14 @@ class CocoData:
         directory: where it lies.
         vocabulary: the words of every split.
         manifest: what manifest.json says of the making of the features; {} without it.
+        recipe: what a checkpoint keeps of it, to do the same to a new picture (`torch_caption.data.recipe`).
         splits: by name, train first.
     """
 
     directory: Path
     vocabulary: Vocabulary
     manifest: dict[str, Any]
+    recipe: dict[str, Any]
     splits: dict[str, Split]
 
     def __getitem__(self, split: str) -> Split:
@@ -257,7 +269,7 @@ def open_data(
         )
         for name in names
     }
-    return CocoData(directory, vocabulary, manifest, splits)
+    return CocoData(directory, vocabulary, manifest, recipes.record(directory, manifest, paths["train"]), splits)
 
 
 def _split_names(file: h5py.File) -> list[str]:

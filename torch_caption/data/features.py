@@ -379,7 +379,7 @@ def _torchvision() -> ModuleType:
     `nms` in Python. Declared, and never called, it does no harm.
 
     Raises:
-        FeatureError: it is not installed.
+        FeatureError: it is not installed, or fails in another way.
     """
     try:
         import torchvision
@@ -387,7 +387,8 @@ def _torchvision() -> ModuleType:
         raise FeatureError(f"photographs need torchvision, which cannot be imported: {error}") from None
     except RuntimeError as error:
         if str(error) != "operator torchvision::nms does not exist":
-            raise
+            reason = " ".join(str(error).split())
+            raise FeatureError(f"photographs need torchvision, and importing it fails: {reason}") from error
         for operator in ("nms", "qnms"):
             torch.library.define(f"torchvision::{operator}", _NMS)
         import torchvision

@@ -26,7 +26,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -316,7 +315,7 @@ def _write(
     projection = _write_vectors(config, ready, encoding, splits)
     if config.grid:
         for split in splits:
-            with closing(encoding.grids(split)) as grids:
+            with encoding.grids(split) as grids:
                 write_hdf5(grids, ready / f"{split}2014_grid.h5", grids.shape, _same)
         if encoding.projection is not None:
             encoding.projection.save(ready / GRID_PCA)
@@ -346,13 +345,13 @@ def _write_vectors(
     projection = None
     if config.pca is not None:
         moments = _pca.Moments(encoding.width)
-        with closing(encoding.vectors("train")) as vectors:
+        with encoding.vectors("train") as vectors:
             for block in tqdm(vectors.blocks(), desc="PCA of vectors", unit="block", disable=None):
                 moments.update(torch.from_numpy(block))
         projection = _pca.fit(moments, config.pca, "--pca")
         projection.save(ready / VECTOR_PCA)
     for split in splits:
-        with closing(encoding.vectors(split)) as vectors:
+        with encoding.vectors(split) as vectors:
             write_hdf5(vectors, ready / f"{split}2014_vgg16_fc7.h5", vectors.shape, _same)
             if projection is not None:
                 shape = (projection.components.shape[1],)
@@ -409,6 +408,7 @@ def _manifest(
         "projections": {kind: name for kind, name in projections.items() if name},
         "vector_dim": encoding.width,
         "grid_shape": list(encoding.stored_grid_shape) if config.grid else None,
+        "grid_dtype": config.grid_dtype if config.grid else None,
         "splits": {
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
@@ -476,7 +476,7 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
     manifest = _checks.read_manifest(directory / MANIFEST)
     if "encoder" in manifest:
         raise DataError(f"{directory / MANIFEST}: says already how the features were made, with {manifest['encoder']}")
-    data = coco.open_data(directory, in_memory="no")
+    data, _ = (coco.open_data(directory, pca=pca, in_memory="no") for pca in (True, False))
     full, projected = (
         {split: directory / f"{split}2014_vgg16_fc7{kind}.h5" for split in data.splits} for kind in ("", "_pca")
     )
