@@ -257,4 +257,6 @@ def test_every_library_that_is_imported_is_required():
     distributions = {"PIL": "pillow", "dateutil": "python-dateutil", "pycocoevalcap": "pycocoevalcap"}
     roots = {name.split(".")[0] for path in [*MODULES.values(), *ROOT.glob("*.py")] for name in imports(path)}
     foreign = roots - set(sys.stdlib_module_names) - {"torch_caption", "__future__"}
-    assert {distributions.get(name, name) for name in foreign} <= {requirement.name for requirement in ranges()}
+    extras = [Requirement(line) for lines in project()["optional-dependencies"].values() for line in lines]
+    required = {requirement.name for requirement in [*ranges(), *extras]}
+    assert {distributions.get(name, name) for name in foreign} <= required

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+from PIL import Image
 from tiny import write_tiny
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import runs
+from torch_caption import plots, runs
 from torch_caption.command_line import guarded, sample_config, train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import open_data
@@ -221,6 +223,23 @@ def test_sample_draws_where_it_looked(
     assert guarded(lambda: sample(sample_config(args))) == 0
     assert capsys.readouterr().err == ""
     assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sample_draws_the_part_of_a_photograph_that_the_model_sees(
+    looking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of a grid lie over the middle square that the transform keeps, not over all of the photograph."""
+    shutil.copytree(looking / "grids", tmp_path / "grids")
+    (tmp_path / "grids" / "manifest.json").write_text('{"transform": {"resize": 40, "crop": 20}}', encoding="utf-8")
+    picture = Image.new("RGB", (30, 16), "white")
+    picture.paste("red", (11, 4, 19, 12))
+    for path in (tmp_path / "grids" / "images").iterdir():
+        picture.save(path)
+    drawn: list[plots.AttentionItem] = []
+    monkeypatch.setattr(plots, "attention", lambda items, path: drawn.extend(items))
+    monkeypatch.chdir(looking)
+    sample(sample_config(["--data", str(tmp_path / "grids"), "--images", "3", "--show-attention", "x.png"]))
+    assert drawn[0].picture.getcolors() == [(64, (255, 0, 0))]
 
 
 @pytest.mark.parametrize(

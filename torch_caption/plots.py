@@ -261,13 +261,13 @@ def attention(items: Sequence[AttentionItem], path: str | Path, columns: int = 6
         picture = _picture(item.picture)[0] or Image.new("RGB", (256, 256), PALE)
         cells = [_cell(GalleryItem(picture, " ".join(item.words)), ruler)]
         pairs = zip(item.words, item.weights, strict=True)
-        cells += [_cell(GalleryItem(_lit(picture, weights), word), ruler) for word, weights in pairs]
+        cells += [_cell(GalleryItem(lit(picture, weights), word), ruler) for word, weights in pairs]
         rows += _rows(cells, columns)
     return _draw_rows(rows, path)
 
 
-def _lit(picture: Image.Image, weights: np.ndarray) -> Image.Image:
-    """The picture, dark where the weights (a, b) are small."""
+def lit(picture: Image.Image, weights: np.ndarray) -> Image.Image:
+    """The picture, dark where the weights (a, b), rows and columns from its upper left corner, are small."""
     shares = np.clip(weights / max(float(weights.max()), np.finfo(np.float64).tiny), 0, 1)
     light = Image.fromarray(np.rint(255 * shares).astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)
     return Image.composite(picture, ImageEnhance.Brightness(picture).enhance(DARK), light)

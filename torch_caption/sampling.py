@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from PIL import Image
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption import checkpoint as checkpoints
@@ -20,7 +22,7 @@ from torch_caption.checkpoint import Checkpoint
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import recipe as recipes
 from torch_caption.data.coco import CocoData, Split
-from torch_caption.data.images import ImageError, shown
+from torch_caption.data.images import ImageError, load_image, shown
 from torch_caption.training import choose_device, load_data
 from torch_caption.vocabulary import Vocabulary
 
@@ -139,12 +141,14 @@ class Subject:
     Attributes:
         split: it holds the images.
         images: those of them that are meant.
+        recipe: how its features are made, as far as anybody says.
         data: what the split is of; None of photographs.
         failed: photographs that could not be read, and why.
     """
 
     split: Split
     images: list[int]
+    recipe: Mapping[str, Any]
     data: CocoData | None
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -175,7 +179,7 @@ def run(config: SampleConfig) -> list[Described]:
     ]
     _tell(config, path, subject, described)
     if config.show_attention is not None:
-        _draw_attention(model, split, described, config.show_attention)
+        _draw_attention(model, subject, described, config.show_attention)
     return described
 
 
@@ -221,7 +225,7 @@ def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainC
     for flag, picture in _pictures(config).items():
         if picture is not None and not any(split.image_path(idx) for idx in images):
             raise ConfigError(f"{flag}: {data.directory} holds no pictures of {split.name}")
-    return Subject(split, images, data)
+    return Subject(split, images, data.recipe, data)
 
 
 def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
@@ -232,7 +236,7 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     Raises:
         ValueError: no photograph can be read, nobody says how their features are made, or the encoder is not to be had.
     """
-    recipe, source = _recipe(config, path, saved, trained)
+    recipe, source = recipe_of(path, saved, config.data)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
     errors: dict[str, ImageError] = {}
 
@@ -256,14 +260,21 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     width = saved.model.get("input_dim")
     if found.feature_dim != width:
         raise ConfigError(f"{path}: takes features of width {width}, but {source} makes {found.feature_dim}")
-    return Subject(found, [*range(found.num_images)], None, {name: str(error) for name, error in errors.items()})
+    return Subject(
+        found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
+    )
 
 
-def _recipe(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> tuple[dict[str, Any], Path]:
-    """How features are made, and who says so: the checkpoint, or the directory that is named."""
+def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[Mapping[str, Any], Path]:
+    """How the features of pictures are made for a checkpoint, and who says so: itself, or the directory that is named.
+
+    Raises:
+        ValueError: nobody does, or the directory is not fit for the checkpoint.
+    """
     recipe, source = saved.manifest, path
-    if config.data is not None:
-        data = load_data(dataclasses.replace(trained, data=config.data, max_train=None, in_memory="no"))
+    if named is not None:
+        trained = TrainConfig.from_plain(saved.config)
+        data = load_data(dataclasses.replace(trained, data=named, max_train=None, in_memory="no"))
         checkpoints.check_fits(saved, data.vocabulary, data["train"].feature_dim, path=path, data=data.directory)
         recipe, source = data.recipe, data.directory
     if not recipes.is_one(recipe):
@@ -289,16 +300,28 @@ def _tell(config: SampleConfig, path: Path, subject: Subject, described: list[De
         report.gallery(data, split, captions, config.gallery, references=config.references)
 
 
-def _draw_attention(model: CaptioningRNN, split: Split, described: list[Described], path: Path) -> None:
+def _draw_attention(model: CaptioningRNN, subject: Subject, described: list[Described], path: Path) -> None:
     """Each caption with where the model looked for its words."""
+    split = subject.split
     pairs = [(image.index, caption.text) for image in described for caption in image.captions]
     features = split.features_of([index for index, _ in pairs])
     weights = looked(model, split.vocabulary, features, [text for _, text in pairs])
     items = [
-        plots.AttentionItem(split.picture(index), text.split(), of_words)
+        plots.AttentionItem(_seen(subject, index), text.split(), of_words)
         for (index, text), of_words in zip(pairs, weights, strict=True)
     ]
     plots.attention(items, path)
+
+
+def _seen(subject: Subject, index: int) -> Image.Image | None:
+    """The part of an image that the model sees; None where there is no picture of it."""
+    picture = subject.split.picture(index)
+    if isinstance(picture, Path):
+        try:
+            picture = load_image(picture)
+        except ImageError:
+            return None
+    return None if picture is None else recipes.seen(subject.recipe, picture)
 
 
 def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
