@@ -17,8 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import small_encoder
 import torch
 from PIL import Image
+from small_encoder import CHANNELS
 from tqdm import tqdm
 
 from torch_caption.data import _encoding, _pca, features, prepare
@@ -79,19 +81,10 @@ def photos(tmp_path: Path) -> Photos:
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    """One encoder for all tests, which is slow to draw."""
-    encoder = features.build("resnet18", "random")
-    patch = pytest.MonkeyPatch()
-    build = features.build
-
-    def cached(name: str, weights: object = "default", **options: Any) -> features.Encoder:
-        if (name, weights, options.get("transform", "auto")) == ("resnet18", "random", "auto"):
-            return encoder
-        return build(name, weights, **options)
-
-    patch.setattr(features, "build", cached)
-    yield
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "build", features.build)  # so that it comes back
+        small_encoder.install()
+        yield
 
 
 def stored(path: Path, name: str = "features") -> np.ndarray:
@@ -125,7 +118,7 @@ def test_the_directory_is_in_cs231ns_layout(photos: Photos, tmp_path: Path, caps
     }  # fmt: skip
     for split, count in SPLITS.items():
         assert data[split].num_images == count
-        assert data[split].feature_dim == 512
+        assert data[split].feature_dim == CHANNELS
         assert len(data[split]) == 3 * count  # the long sentence is left out
         assert data[split].captions.shape[1] == 17
         assert data[split].references(2)[:2] == ["a dog runs", "the brown dog it runs fast"]
@@ -159,14 +152,14 @@ def test_projections_are_fitted_on_train(
 ) -> None:
     """The grids' on as many of its photographs as are kept for it: all, or those of the batches that make 6."""
     if enough:
-        monkeypatch.setattr(_encoding, "FIT_BYTES", enough * 4 * 512 * 7 * 7)
+        monkeypatch.setattr(_encoding, "FIT_BYTES", enough * 4 * CHANNELS * 7 * 7)
     whole, out = tmp_path / "whole", tmp_path / "out"
     prepare.prepare(photos.config(whole, grid=True, grid_dtype="float32"))
     prepare.prepare(photos.config(out, pca=4, grid=True, grid_pca=0.8))
     fitted = SPLITS["train"] if enough is None else 8
     for name, kind, size, used in (("pca", "vgg16_fc7", 4, 13), ("grid_pca", "grid", 0.8, fitted)):
         x = torch.from_numpy(stored(whole / f"train2014_{kind}.h5")[:used])
-        moments = _pca.Moments(512)
+        moments = _pca.Moments(CHANNELS)
         moments.update(_pca.positions(x) if x.dim() == 4 else x)
         expected, found = _pca.fit(moments, size, "--pca"), Projection.load(out / f"{name}.npz")
         torch.testing.assert_close(found.components, expected.components, rtol=0, atol=1e-3)
@@ -186,11 +179,11 @@ def test_the_manifest_says_how(photos: Photos, tmp_path: Path) -> None:
     manifest, encoder = data.manifest, features.build("resnet18", "random", seed=0)
     assert {key: manifest[key] for key in encoder.recipe} == encoder.recipe
     assert manifest["projections"] == {"vector": "pca.npz"}
-    assert manifest["grid_shape"] == [512, 7, 7]
+    assert manifest["grid_shape"] == [CHANNELS, 7, 7]
     assert manifest["images"] == str(photos.images)
     assert manifest["versions"]["torch"] == torch.__version__
     assert data.recipe["features"] == "vgg16_fc7_pca"
-    assert data.recipe["projection"]["components"].shape == (512, 4)
+    assert data.recipe["projection"]["components"].shape == (CHANNELS, 4)
     assert "projection" not in open_data(tmp_path / "out", pca=False).recipe
 
 
@@ -287,7 +280,7 @@ MISTAKES: dict[str, tuple[list[str], str, Callable[[Photos], object] | None]] = 
     "no annotations": (["--annotations", "none_train.json"], "none_train.json: cannot be read: No such file", None),
     "a bad annotation": ([], "captions_val.json: annotations[2].image_id is 7777, the id of no image", bad_annotation),
     "no weights": (["--weights", "none.pt"], "none.pt: there is no such file of weights", None),
-    "too many components": (["--pca", "13"], "--pca 13: 13 rows of 512 numbers have at most 12 components", None),
+    "too many components": (["--pca", "13"], "--pca 13: 13 rows of 24 numbers have at most 12 components", None),
     "half a component": (["--pca", "2.5"], "--pca 2.5: name a number of components, or a share", None),
     "a share above 1": (["--grid", "--grid-pca", "-1"], "--grid-pca -1: name a number", None),
     "no grids to project": (["--grid-pca", "3"], "--grid-pca projects grids: give --grid as well", None),
@@ -334,7 +327,9 @@ def test_a_full_disk_is_known_before(photos: Photos, tmp_path: Path, capsys: pyt
 def run_and_kill(args: list[str], out: Path, after: int) -> None:
     """Start the program, and kill it when it has put down that so many photographs are done."""
     code = (
-        "import sys; from torch_caption.data import _encoding, features, prepare; _encoding.SAVE_SECONDS = 0\n"
+        f"import sys; sys.path.insert(0, {str(Path(small_encoder.__file__).parent)!r})\n"
+        "import small_encoder; small_encoder.install()\n"
+        "from torch_caption.data import _encoding, features, prepare; _encoding.SAVE_SECONDS = 0\n"
         "encode = features.Encoder.encode\n"
         "import time\n"
         "features.Encoder.encode = lambda *a, **k: (time.sleep(0.2), encode(*a, **k))[1]\n"

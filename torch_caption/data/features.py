@@ -324,8 +324,8 @@ def from_recipe(
     encoder = build(name, path, device=device)
     if label.sha256 is not None and encoder.weights.sha256 != label.sha256:
         raise FeatureError(
-            f"{path}: other weights than the features were made with: SHA-256 {_short(encoder.weights.sha256)}, "
-            f"but those of {label.name} have {_short(label.sha256)}"
+            f"{path}: other weights than the features were made with: SHA-256 {short(encoder.weights.sha256)}, "
+            f"but those of {label.name} have {short(label.sha256)}"
         )
     encoder.transform = transform
     return encoder
@@ -361,11 +361,12 @@ def _find(name: str, label: Weights, near: Sequence[Path]) -> str | Path:
     for path in (*recorded, *(folder / label.name for folder in (*near, Path(), _cache()))):
         if path.is_file() and (label.sha256 is None or file_sha256(path) == label.sha256):
             return path
-    known = f" (SHA-256 {_short(label.sha256)})" if label.sha256 else ""
+    known = f" (SHA-256 {short(label.sha256)})" if label.sha256 else ""
     raise FeatureError(f"the weights of {name}, {label.name}{known}, are not found; name their file with --weights")
 
 
-def _short(sha256: str | None) -> str:
+def short(sha256: str | None) -> str:
+    """The beginning of a SHA-256, enough to tell files apart."""
     return f"{(sha256 or '')[:12]}..."
 
 

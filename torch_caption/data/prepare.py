@@ -25,7 +25,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -223,11 +223,15 @@ def _settings(
     """A digest of all that the files depend on."""
     names = ("pca", "grid", "grid_pca", "grid_dtype", "batch_size")
     recipe = encoder.recipe
-    parts: list[Any] = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
+    parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
     parts += [{name: getattr(config, name) for name in names}, config.computes_on]
+    digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
-        parts += [split, captions.rows[split].tolist(), [(p.file_name, p.url, p.captions) for p in photographs]]
-    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+        digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
+        for photograph in photographs:
+            content = photograph.file_name, photograph.url, photograph.captions
+            digest.update(json.dumps(content).encode("utf-8"))
+    return digest.hexdigest()
 
 
 def _complete(out: Path, settings: str) -> bool:
@@ -272,29 +276,37 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
     Raises:
         DataError: a split is left without captions, or the vocabulary cannot be used.
     """
-    tokens = {
-        split: [(place, tokenize(text)) for place, p in enumerate(photographs) for _, text in p.captions]
-        for split, photographs in splits.items()
-    }
     if config.vocabulary is not None:
         vocabulary = _checks.read_vocabulary(config.vocabulary)
     else:
-        vocabulary = Vocabulary.build((words for _, words in tokens["train"]), config.min_count)
+        vocabulary = Vocabulary.build((words for _, words in _tokens(splits["train"])), config.min_count)
         if len(vocabulary) == len(SPECIAL):
             raise DataError(f"--min-count {config.min_count}: no word of train occurs so often")
     rows, places = {}, {}
     too_long = empty = 0
-    for split, found in tokens.items():
-        kept = [(place, words) for place, words in found if 0 < len(words) <= config.max_words]
-        empty += sum(not words for _, words in found)
-        too_long += sum(len(words) > config.max_words for _, words in found)
-        if not kept:
+    for split, photographs in splits.items():
+        most = sum(len(photograph.captions) for photograph in photographs)
+        ids = np.full((most, config.max_words + 2), vocabulary.word_to_idx[NULL], np.int32)
+        of = np.empty(most, np.int32)
+        count = 0
+        for place, words in _tokens(photographs):
+            empty += not words
+            too_long += len(words) > config.max_words
+            if 0 < len(words) <= config.max_words:
+                ids[count, : len(words) + 2] = vocabulary.encode(words)
+                of[count] = place
+                count += 1
+        if not count:
             raise DataError(f"no caption of {split} has 1 to {config.max_words} words; choose another --max-words")
-        rows[split] = np.full((len(kept), config.max_words + 2), vocabulary.word_to_idx[NULL], np.int32)
-        for row, (_, words) in zip(rows[split], kept, strict=True):
-            row[: len(words) + 2] = vocabulary.encode(words)
-        places[split] = np.array([place for place, _ in kept])
+        rows[split], places[split] = ids[:count], of[:count]
     return Captions(vocabulary, rows, places, too_long, empty)
+
+
+def _tokens(photographs: Sequence[Photograph]) -> Iterator[tuple[int, list[str]]]:
+    """The place of each caption's photograph, and its words."""
+    for place, photograph in enumerate(photographs):
+        for _, text in photograph.captions:
+            yield place, tokenize(text)
 
 
 # What is written
@@ -433,7 +445,7 @@ def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> N
 
 
 def _says(weights: features.Weights) -> str:
-    return f"{weights.name} (SHA-256 {weights.sha256})"
+    return f"{weights.name} (SHA-256 {features.short(weights.sha256)})"
 
 
 def _tell_captions(splits: Mapping[str, list[Photograph]], captions: Captions, config: PrepareConfig) -> None:
