@@ -16,6 +16,7 @@ from torch import Tensor
 from torch_caption import decoding
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import limits
+from torch_caption.cells import CELLS
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import CocoData, batches, open_data
 from torch_caption.metrics import CiderReward
@@ -26,11 +27,18 @@ SCST = TrainConfig(objective="scst", init_from=Path("somewhere"), max_length=6)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> CocoData:
-    return open_data(write_tiny(tmp_path_factory.mktemp("data") / "tiny"))
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", grids=True)
 
 
-@pytest.fixture(params=["rnn", "lstm"])
+@pytest.fixture
+def data(request: pytest.FixtureRequest, directory: Path) -> CocoData:
+    """With the features that the test's cell looks at."""
+    cell_type = request.getfixturevalue("cell_type") if "cell_type" in request.fixturenames else "rnn"
+    return open_data(directory, grids=CELLS[cell_type].looks)
+
+
+@pytest.fixture(params=CELLS)
 def cell_type(request: pytest.FixtureRequest) -> str:
     return request.param
 

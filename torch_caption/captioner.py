@@ -6,18 +6,20 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_caption import decoding
+from torch_caption import decoding, likelihood
+from torch_caption.beam import Beams, LengthPenalty, beam_search
 from torch_caption.cells import State, make_cell
 from torch_caption.dropout import dropout
 from torch_caption.functions._products import products
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_of
-from torch_caption.vocabulary import END, NULL, START
+from torch_caption.vocabulary import END, NULL, START, UNK
 
 
 class CaptioningRNN(nn.Module):
@@ -28,8 +30,14 @@ class CaptioningRNN(nn.Module):
         h      = rnn or lstm of x from h0      (N, T, W) -> (N, T, H)
         scores = h W_vocab + b_vocab           (N, T, H) -> (N, T, V)
 
+    With "attention" the features are a grid, D numbers at each of L places, and every place is projected:
+
+        A      = W_proj^T features + b_proj    (N, D, L) -> (N, H, L)
+        h      = attention_lstm of x over A    (N, T, W) -> (N, T, H)
+
     Parameters bear cs231n's names, shapes and first values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
-    Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm".
+    Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
+    "attention" Wattn (H, 4H).
 
     Args:
         word_to_idx: ids of the words, <NULL> among them; V is its size. Without <START> nothing can be sampled;
@@ -37,7 +45,7 @@ class CaptioningRNN(nn.Module):
         input_dim: D, the width of the features.
         wordvec_dim: W.
         hidden_dim: H.
-        cell_type: "rnn" or "lstm".
+        cell_type: "rnn", "lstm" or "attention".
         gradients: "hand" for the derivatives of `torch_caption.functions`, "auto" for torch.autograd's, of the same
             model through `torch_caption.reference`.
         dropout: the share of word vectors' and hidden states' entries set to zero in training (Zaremba et al. 2014).
@@ -88,7 +96,7 @@ class CaptioningRNN(nn.Module):
         self.label_smoothing = label_smoothing
         self.tied = tied
         self.null = word_to_idx[NULL]
-        self.start, self.end = word_to_idx.get(START), word_to_idx.get(END)
+        self.start, self.end, self.unk = (word_to_idx.get(word) for word in (START, END, UNK))
         self.cell = make_cell(cell_type, gradients)
         V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
         self.vocab_size = V
@@ -114,7 +122,7 @@ class CaptioningRNN(nn.Module):
         Each word is predicted from those before it and the image. <NULL> is padding and is not predicted.
 
         Args:
-            features: (N, D) floating-point.
+            features: (N, D) floating-point; (N, D, L) or (N, D, a, a) for "attention".
             captions: (N, T) integers, a <START> at the head of each; T is at least 1.
             read: (N, T-1) integers, the words that come before the predicted ones; captions[:, :-1] without it.
             weights: (N, T-1) floating-point numbers, by which each word's part in the loss is multiplied; they are
@@ -128,7 +136,7 @@ class CaptioningRNN(nn.Module):
             TypeError: a dtype or device does not fit.
             ValueError: a shape does not fit.
         """
-        h0 = self._h0(features)
+        image = self._project(features)
         N = features.shape[0]
         if captions.dim() != 2 or captions.shape[0] != N or captions.shape[1] < 1:
             raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
@@ -142,10 +150,10 @@ class CaptioningRNN(nn.Module):
         real = targets != self.null
         packed = Packing.of(N, targets.shape[1], lengths_of(real))
         x, index = self._vectors(packed.words(captions[:, :-1] if read is None else read))
-        if packed.order is not None:  # rows are looked up in h0 as word vectors are in W_embed
-            h0 = self.cell.ops.word_embedding(packed.order.unsqueeze(0), h0).squeeze(0)
-        state = self.cell.begin(h0)
-        h = self._drop(self.cell.packed(x, state, self.Wx, self.Wh, self.b, packed.sizes, index))  # (r, H)
+        if packed.order is not None:  # rows are looked up in the image as word vectors are in W_embed
+            image = self.cell.ops.word_embedding(packed.order.unsqueeze(0), image.flatten(1)).reshape(image.shape)
+        state = self.cell.begin(image)
+        h = self._drop(self.cell.packed(x, state, self.recurrent(), packed.sizes, index))  # (r, H)
         y = packed.words(targets)
         part = real if weights is None else weights.detach() * real
         share = packed.words(part).to(self.b_vocab.dtype) / max(N, 1)  # (r,), of each word in the mean over the batch
@@ -176,23 +184,63 @@ class CaptioningRNN(nn.Module):
         x = self.cell.ops.word_embedding(words.unsqueeze(0), self.W_embed).squeeze(0)
         return self._drop(x), index
 
+    def recurrent(self) -> dict[str, Tensor]:
+        """The weights of the recurrence, Wx, Wh, b and with "attention" Wattn, by name."""
+        return {name: getattr(self, name) for name in self.cell.names}
+
     def begin(self, features: Tensor) -> State:
-        """The state before the first word, of features (N, D).
+        """The state before the first word, of features as `forward` takes them.
 
         Raises:
-            ValueError: the features are not (N, D).
+            ValueError: the features are of another shape.
         """
-        return self.cell.begin(self._h0(features))
+        return self.cell.begin(self._project(features))
 
-    def _h0(self, features: Tensor) -> Tensor:
-        if features.dim() != 2 or features.shape[1] != self.input_dim:
-            raise ValueError(f"features must be (N, {self.input_dim}), but are {tuple(features.shape)}")
+    def _project(self, features: Tensor) -> Tensor:
+        """h0 (N, H) of features (N, D); the places (N, L, H) of a grid (N, D, L) or (N, D, a, a) for a cell that looks.
+
+        Raises:
+            ValueError: the features are of another shape.
+        """
+        D = self.input_dim
+        if self.cell.looks:
+            if features.dim() not in (3, 4) or features.shape[1] != D or 0 in features.shape[2:]:
+                raise ValueError(
+                    f"the cell {self.cell_type} looks at a grid: features must be (N, {D}, L) or (N, {D}, a, a), "
+                    f"but are {tuple(features.shape)}"
+                )
+            features = features.flatten(2).mT  # (N, L, D)
+        elif features.dim() != 2 or features.shape[1] != D:
+            raise ValueError(f"features must be (N, {D}), but are {tuple(features.shape)}")
         return self.cell.ops.affine(features, self.W_proj, self.b_proj)
+
+    @torch.no_grad()
+    def attention(self, features: Tensor, words: Tensor) -> Tensor:
+        """Where a model with attention looks before each word of a caption, however the caption was found.
+
+        Args:
+            features: (N, D, L) or (N, D, a, a) floating-point.
+            words: (N, T) integers, the captions without their <START>, as `sample` returns them.
+
+        Returns:
+            weights (N, T, L) or (N, T, a, a), positive and of sum 1 for each word; zero at <NULL>.
+
+        Raises:
+            ValueError: a shape does not fit, the cell does not look, or the vocabulary has no <START>.
+        """
+        if not self.cell.looks:
+            raise ValueError(f"the cell {self.cell_type} does not look at places of its image")
+        starts = words.new_full((words.shape[0], 1), self.special()["start"])
+        read = torch.cat([starts, words], dim=1)[:, :-1]  # before each word
+        x = self.cell.ops.word_embedding(read, self.W_embed)
+        places, lengths = self._project(features).mT, lengths_of(words != self.null)
+        _, weights = self.cell.ops.attention_lstm(x, places, **self.recurrent(), lengths=lengths, return_weights=True)
+        return weights.reshape(*words.shape, *features.shape[2:])
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the word after `words` (N,), and the state then."""
         x = self.cell.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
-        state = self.cell.step(x, state, self.Wx, self.Wh, self.b)
+        state = self.cell.step(x, state, self.recurrent())
         h, w = self._vocabulary_layer(state[0])
         return self.cell.ops.affine(h, w, self.b_vocab), state
 
@@ -200,7 +248,7 @@ class CaptioningRNN(nn.Module):
         """The greedy caption of each image.
 
         Args:
-            features: (N, D) floating-point.
+            features: as `forward` takes them.
             max_length: the most words to sample, <END> counted.
 
         Returns:
@@ -209,13 +257,78 @@ class CaptioningRNN(nn.Module):
         Raises:
             ValueError: a shape does not fit, or the vocabulary has no <START>.
         """
+        stepper = self.stepper(features.shape[0] * max_length)
+        return decoding.greedy(stepper, features, **self.special(), max_length=max_length).words
+
+    def beam_search(
+        self,
+        features: Tensor,
+        beam_size: int = 5,
+        max_length: int = 30,
+        *,
+        length_penalty: LengthPenalty = 0.0,
+        n_best: int | None = None,
+        no_unk: bool = False,
+        no_repeat_ngram: int | None = None,
+    ) -> Beams:
+        """The best captions of each image that a beam of hypotheses finds: see `torch_caption.beam`.
+
+        Args:
+            features: as `forward` takes them.
+            beam_size: hypotheses an image; 1 gives the captions of `sample`.
+            max_length: the most words of a caption, <END> counted.
+            length_penalty: 0 for the likeliest caption, alpha of Wu et al. 2016, or "mean".
+            n_best: K, how many captions of each image to return; `beam_size` of them without it.
+            no_unk: never say <UNK>.
+            no_repeat_ngram: n, where no n words may come twice in a caption.
+
+        Returns:
+            `Beams`: words (N, K, max_length), their log-probabilities and scores (N, K), and whether they ended.
+
+        Raises:
+            ValueError: an argument is out of its range, a shape does not fit, or the vocabulary has no <START>.
+        """
+        return beam_search(
+            self.stepper(features.shape[0] * beam_size * max_length),
+            features,
+            **self.special(),
+            beam_size=beam_size,
+            max_length=max_length,
+            length_penalty=length_penalty,
+            n_best=n_best,
+            avoid=self.avoided(no_unk),
+            no_repeat_ngram=no_repeat_ngram,
+        )
+
+    def alternatives(self, features: Tensor, words: Tensor, k: int = 5) -> likelihood.Alternatives:
+        """The k likeliest words at each place of given captions, and the captions' own log-probabilities there.
+
+        Args:
+            features: as `forward` takes them.
+            words: (N, T) integers, as `sample` or `beam_search` has them.
+
+        Raises:
+            ValueError: as `torch_caption.likelihood.alternatives`, or the vocabulary has no <START>.
+        """
+        return likelihood.alternatives(self.stepper(words.numel()), features, words, **self.special(), k=k)
+
+    def special(self) -> dict[str, Any]:
+        """The ids that decoding asks for: start, end (None without <END>) and null.
+
+        Raises:
+            ValueError: the vocabulary has no <START>.
+        """
         if self.start is None:
             raise ValueError(f"the vocabulary has no {START} to begin a caption with")
-        stepper = self.stepper(features.shape[0] * max_length)
-        decoded = decoding.greedy(
-            stepper, features, start=self.start, end=self.end, null=self.null, max_length=max_length
-        )
-        return decoded.words
+        return {"start": self.start, "end": self.end, "null": self.null}
+
+    def avoided(self, no_unk: bool) -> tuple[int, ...]:
+        """The ids that decoding is to avoid: that of <UNK> if it is not wanted, and if there is one."""
+        return (self.unk,) if no_unk and self.unk is not None else ()
+
+    def blank(self, n: int, places: int = 1) -> Tensor:
+        """Features of n images, zeros of the right shape, (n, D), or (n, D, places) for a cell that looks at places."""
+        return self.W_proj.new_zeros(n, self.input_dim, *([places] if self.cell.looks else []))
 
     def stepper(self, words: int) -> Prepared:
         """This model as it is now, prepared for decoding: the same `begin` and `step`, faster and without a gradient.
@@ -285,20 +398,25 @@ class Prepared:
     about half of the `words` announced will be read, since captions end before their limit.
 
     The dtype is that in which the captioner computes where this is made: under autocast, autocast's.
+
+    Attributes:
+        constant: how many parts at the end of the state are the image's own, which no step changes.
     """
 
     @torch.no_grad()
     def __init__(self, model: CaptioningRNN, words: int):
         self._model = model
         self._cell = model.cell
-        like = model.begin(model.W_proj.new_empty(0, model.input_dim))[0]
+        self.constant = model.cell.constant
+        like = model.begin(model.blank(0))[0]
 
         def weight(w: Tensor) -> Tensor:
             return w.detach().to(like.dtype)
 
-        self._W_embed, self._Wx, self._Wh, self._b = map(weight, (model.W_embed, model.Wx, model.Wh, model.b))
+        self._weights = {name: weight(w) for name, w in model.recurrent().items()}
+        self._Wx, self._b = self._weights["Wx"], self._weights["b"]
+        self._W_embed, self._b_vocab = weight(model.W_embed), weight(model.b_vocab)
         self._W_vocab = self._W_embed.T if model.tied else weight(model.W_vocab)
-        self._b_vocab = weight(model.b_vocab)
         self._W_out = weight(model.W_out) if hasattr(model, "W_out") else None
         self._table: Tensor | None = None
         if words > 2 * model.vocab_size:
@@ -319,10 +437,10 @@ class Prepared:
 
     @torch.no_grad()
     def begin(self, features: Tensor) -> State:
-        """The state before the first word, of features (N, D).
+        """The state before the first word, of features as the model takes them.
 
         Raises:
-            ValueError: the features are not (N, D).
+            ValueError: the features are of another shape.
         """
         return tuple(part.to(self._b.dtype) for part in self._model.begin(features))
 
@@ -337,8 +455,8 @@ class Prepared:
             torch.index_select(self._table, 0, words, out=a)
         else:
             self._project(torch.index_select(self._W_embed, 0, words, out=self._x[:n]), out=a)
-        with products(n, self._Wh, fast=True):
-            self._cell.step_(a, state, self._Wh)
+        with products(n, self._weights["Wh"], fast=True):
+            self._cell.step_(a, state, self._weights)
         with products(n, self._W_vocab, fast=n > 1):  # one row is a matrix and a vector, which MKL is the faster at
             h = state[0] if self._W_out is None else torch.mm(state[0], self._W_out, out=self._x[:n])
             torch.addmm(self._b_vocab, h, self._W_vocab, out=scores)

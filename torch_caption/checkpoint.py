@@ -35,7 +35,7 @@ class Checkpoint:
     weights: the model's parameters by name.
     config: the run's settings (`TrainConfig.plain`).
     words: the vocabulary, in the order of the ids.
-    manifest: how the features were made; empty where the data does not say.
+    manifest: how the features were made, the recipe of `torch_caption.data.recipe`, as far as the data says.
     model: the constructor's arguments of `CaptioningRNN` without the vocabulary.
     progress: how far training has come.
     optimizer, random: the optimizer's state and the random generators'; None where training is not to go on.

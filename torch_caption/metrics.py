@@ -1,7 +1,8 @@
-"""How good captions are: BLEU-1 to 4, ROUGE-L and CIDEr over pycocoevalcap, the code of the COCO captions challenge.
+"""How good captions are: BLEU-1 to 4, ROUGE-L, CIDEr and METEOR over pycocoevalcap, the code of the COCO challenge.
 
-No Java: COCO's own tokeniser, Stanford's PTB, is replaced by `tokenize`. On the same tokens the numbers are those of
-pycocoevalcap; a score from other tokens may differ in the third digit, so compare scores of one tokeniser only.
+Java only for METEOR and for COCO's own tokeniser, Stanford's PTB; `tokenize` is near to it and needs none. On the same
+tokens the numbers are those of pycocoevalcap; a score from other tokens may differ in the third digit, so compare
+scores of one tokeniser only.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
+
+from torch_caption import java
 
 Image = TypeVar("Image")
 Captions = dict[int, list[str]]  # tokens joined by blanks, as pycocoevalcap wants them
@@ -54,83 +57,230 @@ def tokenize(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
+@dataclass(frozen=True)
+class Scores(Generic[Image]):
+    """Scores of captions: of all of them together, of each, and of any choice among them.
+
+    Attributes:
+        images: N of them, in the candidates' order.
+        overall: the name of each score -> its value over all images.
+        each: the name -> (N,) float64, of each image alone. ROUGE-L and CIDEr are means of theirs; BLEU and METEOR are
+            not, they add up counts.
+    """
+
+    images: tuple[Image, ...]
+    overall: dict[str, float]
+    each: dict[str, np.ndarray]
+    _counted: tuple[_Counted, ...]
+
+    def of(self, times: np.ndarray) -> dict[str, np.ndarray]:
+        """What `overall` would be with the n-th image there `times[..., n]` times; CIDEr weighs n-grams as before.
+
+        Args:
+            times: (..., N) numbers of at least 0, not all 0.
+
+        Returns:
+            the name -> (...,) float64.
+        """
+        return {name: values for counted in self._counted for name, values in counted.of(np.asarray(times)).items()}
+
+    def interval(self, other: Scores[Image] | None = None, *, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
+        """The 95 % bootstrap interval (Efron 1979) of each score, or of its difference to the other's, self - other.
+
+        N images are drawn from the N with repetition, `draws` times over, the same ones for both; the interval holds
+        the middle 95 % of the scores.
+
+        Raises:
+            ValueError: the other's images are not these, in this order.
+        """
+        if other is not None and other.images != self.images:
+            raise ValueError("two sets of captions can be compared where they are of the same images in the same order")
+        N = len(self.images)
+        random = np.random.default_rng(seed)
+        drawn: dict[str, list[float]] = {name: [] for name in self.overall if other is None or name in other.overall}
+        for _ in range(draws):
+            times = np.bincount(random.integers(N, size=N), minlength=N)
+            mine, theirs = self.of(times), {} if other is None else other.of(times)
+            for name, values in drawn.items():
+                values.append(float(mine[name] - theirs.get(name, 0.0)))
+        return {name: Interval(*np.quantile(values, (0.025, 0.975)).tolist()) for name, values in drawn.items()}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From `low` to `high`."""
+
+    low: float
+    high: float
+
+
 def score(
     candidates: Mapping[Image, str],
     references: Mapping[Image, Sequence[str]],
     metrics: Sequence[str] = ("BLEU", "CIDEr"),
+    tokenizer: str = "own",
 ) -> dict[str, float]:
     """Score one caption an image against all the references of that image.
 
     Args:
-        candidates: image -> its caption. Captions go through `tokenize`, candidates and references alike; <UNK> is a
-            word like another, so it matches an <UNK> of a reference.
+        candidates: image -> its caption. <UNK> is a word like another, so it matches an <UNK> of a reference.
         references: image -> captions by people, one or more; images without a candidate are not looked at.
         metrics: of "BLEU" (corpus BLEU: n-grams and lengths are summed over all images, with the closest reference
-            length), "ROUGE-L" and "CIDEr" (CIDEr-D with sigma 6; means over the images).
+            length), "ROUGE-L" and "CIDEr" (CIDEr-D with sigma 6; means over the images), and "METEOR" (1.5; needs
+            Java, and some seconds).
+        tokenizer: "own" is `tokenize`, "ptb" the challenge's own tokeniser, which needs Java; candidates and references
+            alike go through it.
 
     Returns:
-        "BLEU-1" to "BLEU-4", "ROUGE-L", "CIDEr" as far as asked for; CIDEr from 0 to 10, the others from 0 to 1. A
-        caption without words counts 0. CIDEr weighs an n-gram by how few of the scored images have it in a reference:
-        among few images it says little, and of one image it is always 0.
+        "BLEU-1" to "BLEU-4", "ROUGE-L", "CIDEr", "METEOR" as far as asked for; CIDEr from 0 to 10, the others from 0 to
+        1. A caption without words counts 0. CIDEr weighs an n-gram by how few of the scored images have it in a
+        reference: among few images it says little, and of one image it is always 0.
 
     Raises:
         ValueError: no candidates; an image without references, or whose references hold no word; a caption that is not
-            a string; an unknown metric.
+            a string; an unknown metric or tokeniser; Java is wanted and not there.
     """
-    unknown = [name for name in metrics if name not in _METRICS]
-    if unknown:
-        raise ValueError(f"no metric is called {unknown[0]!r}; there are {', '.join(_METRICS)}")
+    return score_each(candidates, references, metrics, tokenizer).overall
+
+
+def score_each(
+    candidates: Mapping[Image, str],
+    references: Mapping[Image, Sequence[str]],
+    metrics: Sequence[str] = ("BLEU", "CIDEr"),
+    tokenizer: str = "own",
+) -> Scores[Image]:
+    """As `score`, and of each image alone."""
+    for what, names, known in (("metric", metrics, _METRICS), ("tokeniser", [tokenizer], _TOKENIZERS)):
+        unknown = next((name for name in names if name not in known), None)
+        if unknown is not None:
+            raise ValueError(f"no {what} is called {unknown!r}; there are {', '.join(known)}")
     if not candidates:
         raise ValueError("there are no candidate captions to score")
+    for image, candidate in candidates.items():
+        _check(image, candidate, references)
+    captions = [text for image, candidate in candidates.items() for text in (candidate, *references[image])]
+    joined = iter([" ".join(tokens) for tokens in _TOKENIZERS[tokenizer](captions)])
     guesses, truths = {}, {}
-    for key, (image, candidate) in enumerate(candidates.items()):
-        guesses[key] = [_joined(candidate, f"the candidate caption of image {image!r}")]
-        truths[key] = _joined_references(image, references)
-    scores: dict[str, float] = {}
-    for name in metrics:
-        scores |= _METRICS[name](truths, guesses)
-    return scores
+    for key, image in enumerate(candidates):
+        guesses[key] = [next(joined)]
+        truths[key] = [next(joined) for _ in references[image]]
+        if not any(truths[key]):
+            raise ValueError(f"no reference of image {image!r} holds a word: {list(references[image])}")
+    counted = tuple(_METRICS[name](truths, guesses) for name in metrics)
+    overall = {name: value for part in counted for name, value in part.overall.items()}
+    each = {name: values for part in counted for name, values in part.each.items()}
+    return Scores(tuple(candidates), overall, each, counted)
 
 
-def _joined(caption: object, what: str) -> str:
-    if not isinstance(caption, str):
-        raise ValueError(f"{what} is {caption!r}, not a string")
-    return " ".join(tokenize(caption))
-
-
-def _joined_references(image: Image, references: Mapping[Image, Sequence[str]]) -> list[str]:
+def _check(image: Image, candidate: object, references: Mapping[Image, Sequence[str]]) -> None:
     captions = references.get(image, ())
+    if not isinstance(candidate, str):
+        raise ValueError(f"the candidate caption of image {image!r} is {candidate!r}, not a string")
     if isinstance(captions, str):
         raise ValueError(f"the references of image {image!r} are one string, {captions!r}, not a list of captions")
     if not captions:
         raise ValueError(f"image {image!r} has a candidate caption, but no references")
-    joined = [_joined(caption, f"reference {row} of image {image!r}") for row, caption in enumerate(captions)]
-    if not any(joined):
-        raise ValueError(f"no reference of image {image!r} holds a word: {list(captions)}")
-    return joined
+    for row, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise ValueError(f"reference {row} of image {image!r} is {caption!r}, not a string")
 
 
-def _bleu(references: Captions, candidates: Captions) -> dict[str, float]:
-    means, _ = Bleu(4).compute_score(references, candidates, verbose=0)  # it prints its counts otherwise
-    return {f"BLEU-{n}": float(mean) for n, mean in enumerate(means, start=1)}
+@dataclass(frozen=True)
+class _Counted:
+    """One metric of all images; `of` as in `Scores`."""
+
+    overall: dict[str, float]
+    each: dict[str, np.ndarray]
+    of: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def _rouge(references: Captions, candidates: Captions) -> dict[str, float]:
+def _mean(name: str, overall: float, each: np.ndarray) -> _Counted:
+    """A metric that is the mean over the images."""
+
+    def of(times: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: times @ each / times.sum(-1)}
+
+    return _Counted({name: overall}, {name: each}, of)
+
+
+def _bleu(references: Captions, candidates: Captions) -> _Counted:
+    scorer = BleuScorer(n=4)
+    for key, (candidate,) in candidates.items():
+        scorer += (candidate, references[key])
+    overall, each = scorer.compute_score(option="closest")
+    guessed = np.array([image["guess"] for image in scorer.ctest], dtype=np.float64)  # (N, 4) n-grams
+    right = np.array([image["correct"] for image in scorer.ctest], dtype=np.float64)
+    words = np.array([image["testlen"] for image in scorer.ctest], dtype=np.float64)
+    wanted = np.array([_closest(image["reflen"], image["testlen"]) for image in scorer.ctest], dtype=np.float64)
+    names = [f"BLEU-{n}" for n in range(1, 5)]
+
+    def of(times: np.ndarray) -> dict[str, np.ndarray]:
+        # The small numbers are pycocoevalcap's: they keep a precision and a length from being 0.
+        precisions = (times @ right + 1e-15) / (times @ guessed + 1e-9)
+        ratio = (times @ words + 1e-15) / (times @ wanted + 1e-9)
+        brevity = np.exp(np.minimum(0, 1 - 1 / ratio))
+        means = np.cumprod(precisions, -1) ** (1 / np.arange(1, 5)) * brevity[..., None]
+        return {name: means[..., place] for place, name in enumerate(names)}
+
+    return _Counted(dict(zip(names, overall, strict=True)), dict(zip(names, map(np.array, each), strict=True)), of)
+
+
+def _closest(lengths: Sequence[int], length: int) -> int:
+    """The length nearest to `length`, the shorter of two as near."""
+    return min(lengths, key=lambda other: (abs(other - length), other))
+
+
+def _rouge(references: Captions, candidates: Captions) -> _Counted:
     _, scores = Rouge().compute_score(references, candidates)
     # An empty caption and an empty reference are the same to pycocoevalcap, and score 1.
     said = [bool(candidate) for (candidate,) in candidates.values()]
-    return {"ROUGE-L": float(np.mean(np.where(said, scores, 0.0)))}
+    each = np.where(said, scores, 0.0)
+    return _mean("ROUGE-L", float(np.mean(each)), each)
 
 
-def _cider(references: Captions, candidates: Captions) -> dict[str, float]:
-    mean, _ = Cider().compute_score(references, candidates)
-    return {"CIDEr": float(mean)}
+def _cider(references: Captions, candidates: Captions) -> _Counted:
+    mean, each = Cider().compute_score(references, candidates)
+    return _mean("CIDEr", float(mean), each)
 
 
-_METRICS: dict[str, Callable[[Captions, Captions], dict[str, float]]] = {
+def _meteor(references: Captions, candidates: Captions) -> _Counted:
+    counts = java.meteor_statistics([caption for (caption,) in candidates.values()], list(references.values()))
+    whole = (counts[:, 20] == 1) & (counts[:, 21] == counts[:, 0]) & (counts[:, 22] == counts[:, 1])
+    counts[whole, 20] = 0  # a caption that is word for word a reference is not in pieces
+
+    def of(times: np.ndarray) -> dict[str, np.ndarray]:
+        return {"METEOR": _meteor_of(times @ counts)}
+
+    return _Counted({"METEOR": float(_meteor_of(counts.sum(0)))}, {"METEOR": _meteor_of(counts)}, of)
+
+
+def _meteor_of(counts: np.ndarray) -> np.ndarray:
+    """METEOR 1.5 of counts (..., 23), with its weights for English (Denkowski and Lavie 2014, "Meteor Universal").
+
+    F = P R / (alpha P + (1 - alpha) R), times 1 - gamma (chunks / matched words)^beta; a content word weighs delta, a
+    function word 1 - delta, a match by stem, synonym and paraphrase less than one by word.
+    """
+    alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
+    content = counts[..., 0:2] - counts[..., 2:4]  # of candidate and reference, (..., 2)
+    words = delta * content + (1 - delta) * counts[..., 2:4]
+    matches = np.array([1.0, 0.6, 0.8, 0.6]) @ counts[..., 4:20].reshape(*counts.shape[:-1], 4, 4)
+    matched = delta * matches[..., 0:2] + (1 - delta) * matches[..., 2:4]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = np.moveaxis(matched / words, -1, 0)
+        mean = 1 / ((1 - alpha) / precision + alpha / recall)
+        pieces = counts[..., 20] / ((counts[..., 21] + counts[..., 22]) / 2)
+    return np.nan_to_num(mean * (1 - gamma * pieces**beta))
+
+
+_METRICS: dict[str, Callable[[Captions, Captions], _Counted]] = {
     "BLEU": _bleu,
     "ROUGE-L": _rouge,
     "CIDEr": _cider,
+    "METEOR": _meteor,
+}
+_TOKENIZERS: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
+    "own": lambda captions: [tokenize(caption) for caption in captions],
+    "ptb": java.ptb_tokenize,
 }
 
 

@@ -28,8 +28,9 @@ def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN
     print(
         f"data      {data.directory}: {len(train):,} captions to learn from, {len(val):,} to validate with", flush=True
     )
+    places = f" at {' x '.join(map(str, train.grid))} places" if train.grid else ""
     print(
-        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}, "
+        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{places}, "
         f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.W_proj.device.type}"
     )
     if config.init_from is not None:
@@ -90,10 +91,14 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
 
 
 def gallery(
-    data: CocoData, split: Split, captions: Mapping[int, Sequence[str]], path: Path, *, references: bool = False
+    data: CocoData | None, split: Split, captions: Mapping[int, Sequence[str]], path: Path, *, references: bool = False
 ) -> bool:
-    """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them."""
-    pictures = {idx: split.image_path(idx) for idx in captions}
+    """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them.
+
+    Args:
+        data: what the split is of; None where it is of no data, and nobody knows which captions are right.
+    """
+    pictures = {idx: split.picture(idx) for idx in captions}
     if not any(pictures.values()):
         return False
     people = {idx: tuple(split.references(idx)) if references else () for idx in captions}
@@ -106,9 +111,9 @@ def gallery(
     return True
 
 
-def _right(data: CocoData, split: Split, idx: int, text: str) -> bool | None:
+def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | None:
     """Whether the caption describes the scene right; None where the image is no scene."""
-    result = scenes.score(data.directory, split.name, {idx: text})
+    result = scenes.score(data.directory, split.name, {idx: text}) if data else None
     return None if result is None else result.right == 1
 
 

@@ -169,7 +169,7 @@ def snapshot(state: State, config: TrainConfig, data: CocoData, *, resumable: bo
         weights=_weights(model),
         config=dataclasses.replace(config, resume=None).plain(),
         words=list(data.vocabulary.words),
-        manifest=dict(data.manifest),
+        manifest=dict(data.recipe),
         model=_model_arguments(config, data),
         progress=dataclasses.asdict(state.progress),
         optimizer=state.optimizer.state_dict() if resumable else None,

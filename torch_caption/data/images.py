@@ -78,12 +78,17 @@ def load_image(
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return _decoded(bytes(source), "the picture's bytes", max_bytes, max_pixels)
-    name = _shown(source)
-    if isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+    name = shown(source)
+    if isinstance(source, str) and is_url(source):
         content = fetch(source, allow_private=allow_private, timeout=timeout, max_bytes=max_bytes)
     else:
         content = _file_content(Path(source), name, max_bytes)
     return _decoded(content, name, max_bytes, max_pixels)
+
+
+def is_url(source: str) -> bool:
+    """Whether `load_image` takes it for a URL, of whatever scheme, and not for a file's name."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
 def fetch(url: str, *, allow_private: bool = False, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> bytes:
@@ -102,7 +107,7 @@ def fetch(url: str, *, allow_private: bool = False, timeout: float = 10.0, max_b
     deadline = time.monotonic() + timeout
     here = url
     for _ in range(MAX_REDIRECTS + 1):
-        name = _shown(url) if here == url else f"{_shown(url)}: redirected to {_shown(here)}"
+        name = shown(url) if here == url else f"{shown(url)}: redirected to {shown(here)}"
         try:
             answer = _get(here, name, deadline, allow_private, max_bytes)
         except TimeoutError:
@@ -114,7 +119,7 @@ def fetch(url: str, *, allow_private: bool = False, timeout: float = 10.0, max_b
         if isinstance(answer, bytes):
             return answer
         here = answer
-    raise ImageError(f"{_shown(url)}: more than {MAX_REDIRECTS} redirects")
+    raise ImageError(f"{shown(url)}: more than {MAX_REDIRECTS} redirects")
 
 
 def _get(url: str, name: str, deadline: float, allow_private: bool, max_bytes: int) -> bytes | str:
@@ -145,7 +150,7 @@ def _joined(url: str, location: str, name: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise ImageError(f"{name}: redirected to what is no URL, {_shown(location)}: {_line(error)}") from None
+        raise ImageError(f"{name}: redirected to what is no URL, {shown(location)}: {_line(error)}") from None
 
 
 def _body(response: http.client.HTTPResponse, name: str, max_bytes: int) -> bytes:
@@ -202,7 +207,7 @@ def _resolved(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
     except queue.Empty:
         raise TimeoutError from None
     if isinstance(answer, Exception):
-        raise OSError(f"no address is known for {_shown(host)}") from answer
+        raise OSError(f"no address is known for {shown(host)}") from answer
     return answer
 
 
@@ -350,11 +355,11 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _shown(source: object) -> str:
+def shown(source: object) -> str:
     """A file's or URL's name as a message may hold it: printable, one line, not endless."""
     name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(source))
     return name if len(name) <= 300 else f"{name[:300]}..."
 
 
 def _line(error: object) -> str:
-    return _shown(" ".join(str(error).split()) or type(error).__name__)
+    return shown(" ".join(str(error).split()) or type(error).__name__)

@@ -1,0 +1,204 @@
+"""Principal components: fitted on streamed rows, applied, kept in a file, and recovered where only their work is left.
+
+The covariance is accumulated whole, D x D in float64, and its eigenvectors are taken once. That is exact, and takes
+128 MiB at D = 4,096, however many rows there are. (scikit-learn's IncrementalPCA keeps K components from one batch to
+the next and so forgets what did not fit; and it would be one library more.)
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from torch_caption.data import _checks
+from torch_caption.data._checks import DataError
+
+CHUNK = 8192  # rows in float64 at a time
+
+
+class Moments:
+    """Mean and scatter of rows that come in pieces.
+
+    Attributes:
+        count: rows so far.
+        mean: (D,) float64.
+        scatter: (D, D) float64, the sum over the rows of (x - mean) (x - mean)^T.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(width, dtype=torch.float64)
+        self.scatter = torch.zeros(width, width, dtype=torch.float64)
+
+    def update(self, rows: Tensor) -> None:
+        """Take rows (n, D) in; with the piece's own mean, so that nothing large is subtracted (Chan et al., 1983)."""
+        for piece in rows.split(CHUNK):
+            x = piece.double()
+            mean = x.mean(0)
+            x = x - mean
+            gap = mean - self.mean
+            total = self.count + len(x)
+            self.scatter.addmm_(x.T, x).addr_(gap, gap, alpha=self.count * len(x) / total)
+            self.mean += gap * (len(x) / total)
+            self.count = total
+
+
+@dataclass(frozen=True)
+class Projection:
+    """x -> (x - mean) @ components.
+
+    Attributes:
+        mean: (D,) float32.
+        components: (D, K) float32.
+        share: how much of the variance it keeps, 0 to 1; NaN where nobody counted.
+    """
+
+    mean: Tensor
+    components: Tensor
+    share: float = float("nan")
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Vectors (N, D) to (N, K), or grids (N, D, a, a), position by position, to (N, K, a, a); float32."""
+        mean = self.mean.view(-1, *[1] * (features.dim() - 2))
+        x = features.float() - mean
+        return torch.tensordot(x, self.components, ([1], [0])).movedim(-1, 1)
+
+    def save(self, path: Path) -> None:
+        """Write an NPZ file of `mean`, `components` and `share`."""
+        with path.open("wb") as file:
+            np.savez(file, mean=self.mean.numpy(), components=self.components.numpy(), share=np.float64(self.share))
+
+    @classmethod
+    def load(cls, path: Path) -> Projection:
+        """Read what `save` wrote; `share` may be missing.
+
+        Raises:
+            DataError: missing, or not such a file.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+                mean, components = (np.asarray(content[name], np.float32) for name in ("mean", "components"))
+                share = float(content["share"]) if "share" in content else float("nan")
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; the manifest beside it names it as the features' PCA") from None
+        except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: not a file of mean and components ({_checks.one_line(error)})") from None
+        finite = np.isfinite(mean).all() and np.isfinite(components).all()
+        if mean.ndim != 1 or components.ndim != 2 or len(mean) != len(components) or not finite:
+            shapes = f"{mean.shape} and {components.shape}"
+            raise DataError(f"{path}: mean and components have the shapes {shapes}, not finite (D,) and (D, K)")
+        return cls(torch.from_numpy(mean), torch.from_numpy(components), share)
+
+
+def check_size(size: float, flag: str) -> None:
+    """Raise DataError unless it is a number of components, or a share of the variance below 1."""
+    if not (0 < size < 1 or (size >= 1 and float(size).is_integer())):
+        raise DataError(f"{flag} {size:g}: name a number of components, or a share of the variance between 0 and 1")
+
+
+def fit(moments: Moments, size: float, flag: str) -> Projection:
+    """The principal components, the greatest first; of each, the entry greatest in size is positive.
+
+    Args:
+        size: how many; below 1, as few as keep this share of the variance.
+        flag: begins the message.
+
+    Raises:
+        DataError: fewer rows or dimensions than components.
+    """
+    most = min(moments.count - 1, len(moments.mean))
+    if size > most:
+        raise DataError(
+            f"{flag} {size:g}: {moments.count:,} rows of {len(moments.mean):,} numbers have at most {max(most, 0):,} "
+            "components"
+        )
+    values, vectors = torch.linalg.eigh(moments.scatter)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    shares = values.cumsum(0) / values.sum()
+    count = int(size) if size >= 1 else min(int((shares < size).sum()) + 1, most)
+    components = vectors[:, :count]
+    signs = components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
+    return Projection(moments.mean.float(), (components * signs).float().contiguous(), float(shares[count - 1]))
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A projection found from what it did.
+
+    Attributes:
+        projection: the basis.
+        rows: how many it was found from.
+        errors: of each split the greatest difference from the file, over the file's standard deviation.
+    """
+
+    projection: Projection
+    rows: int
+    errors: dict[str, float]
+
+
+def recover(full: dict[str, Path], projected: dict[str, Path]) -> Recovered:
+    """The mean and components by which the full features of train became the projected ones, by least squares.
+
+    y = (x - m) C is affine in x: with both sides centred, C = Sxx^+ Sxy from the scatters; the means then give m.
+
+    Args:
+        full, projected: of each split the file of full features, and that of the projected ones, both found sound.
+
+    Raises:
+        DataError: the files do not belong together, have too few rows, or no projection explains them.
+    """
+    shapes = {name: (_shape(full[name]), _shape(projected[name])) for name in full}
+    for name, ((rows, _), (other, _)) in shapes.items():
+        if rows != other:
+            raise DataError(f"{projected[name]}: features has {other} rows, but {full[name].name} has {rows}")
+    (rows, width), (_, size) = shapes["train"]
+    if rows <= width:
+        raise DataError(f"{full['train']}: {rows:,} rows do not determine a basis of {width:,} numbers; it takes more")
+    moments = Moments(width + size)  # of x and y side by side
+    for x, y in _pairs(full["train"], projected["train"], "least squares"):
+        moments.update(torch.cat([x, y], 1))
+    scatter = moments.scatter
+    values, vectors = torch.linalg.eigh(scatter[:width, :width])
+    kept = values > values[-1] * width * torch.finfo(torch.float64).eps  # numbers that never vary, such as dead units
+    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+    components = inverse @ scatter[:width, width:]
+    offset = torch.linalg.pinv(components.T) @ moments.mean[width:]
+    projection = Projection((moments.mean[:width] - offset).float(), components.float().contiguous())
+    scale = (scatter[width:, width:].trace() / (size * moments.count)).sqrt().item()
+    errors = {name: _error(projection, full[name], projected[name]) / scale for name in full}
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] < 1e-2:
+        raise DataError(
+            f"{projected[worst]}: no projection of {full[worst].name} (greatest error {errors[worst]:.2g} of its "
+            "standard deviation); the two files do not belong together"
+        )
+    return Recovered(projection, rows, errors)
+
+
+def _error(projection: Projection, full: Path, projected: Path) -> float:
+    return max(float((projection(x) - y).abs().max()) for x, y in _pairs(full, projected, "check"))
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    with _checks.opened(path) as file:
+        return file["features"].shape
+
+
+def _pairs(full: Path, projected: Path, says: str) -> Iterator[tuple[Tensor, Tensor]]:
+    with _checks.opened(full) as left, _checks.opened(projected) as right:
+        xs, ys = left["features"], right["features"]
+        for first in tqdm(range(0, len(xs), CHUNK), desc=f"{says}, {full.name}", unit="block", disable=None):
+            piece = slice(first, first + CHUNK)
+            yield torch.from_numpy(_checks.read_rows(xs, piece)), torch.from_numpy(_checks.read_rows(ys, piece))
+
+
+def positions(grids: Tensor) -> Tensor:
+    """Grids (n, F, a, a) as rows (n a a, F)."""
+    return grids.movedim(1, -1).reshape(-1, grids.shape[1])

@@ -1,0 +1,140 @@
+"""How the features of a data directory were made, kept with a model, and done to a new picture.
+
+A recipe is the directory's manifest and two entries more: `features`, which of its feature files a model learns from,
+and `projection`, the arrays of their PCA as tensors. It is plain enough for a checkpoint, and needs nothing else but
+the encoder's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torch_caption.data import _checks, features, scenes
+from torch_caption.data._checks import DataError
+from torch_caption.data._pca import Projection
+from torch_caption.data.features import BACKBONES, Encoder
+
+SCENES = "torch_caption.data.scenes.features"
+PROJECTED = {"vgg16_fc7_pca": "vector", "grid": "grid"}  # feature files, and whose projection they have
+
+
+class Maker(Protocol):
+    """Makes features of pictures in two steps, so that of many pictures only the small outcome of the first is kept."""
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """An upright RGB picture, as the second step takes it."""
+
+    def make(self, prepared: Sequence[Tensor]) -> Tensor:
+        """The features of prepared pictures, (N, D), or grids (N, F, a, a), float32."""
+
+
+def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The recipe of one of the directory's files of features; the manifest alone where that does not say enough.
+
+    Args:
+        file: such as `train2014_vgg16_fc7_pca.h5`.
+
+    Raises:
+        DataError: the manifest names a projection whose file is missing or damaged.
+    """
+    kind = file.stem.partition("2014_")[2]
+    recipe = {**manifest, "features": kind}
+    names = manifest.get("projections")
+    name = names.get(PROJECTED.get(kind)) if isinstance(names, Mapping) else None
+    if isinstance(name, str):
+        projection = Projection.load(directory / name)
+        recipe["projection"] = {"mean": projection.mean, "components": projection.components}
+    return recipe
+
+
+def is_one(recipe: Mapping[str, Any]) -> bool:
+    """Whether it says how features were made."""
+    encoder, kind = recipe.get("encoder"), recipe.get("features")
+    projected = kind != "vgg16_fc7_pca" or "projection" in recipe
+    return encoder == SCENES or (encoder in BACKBONES and kind in ("vgg16_fc7", *PROJECTED) and projected)
+
+
+def maker(
+    recipe: Mapping[str, Any],
+    *,
+    weights: Path | None = None,
+    near: Sequence[Path] = (),
+    device: str | torch.device = "cpu",
+) -> Maker:
+    """What makes the recipe's features of new pictures.
+
+    Args:
+        weights: the encoder's weights, where they are not found by what the recipe says.
+        near: folders to look for them.
+
+    Raises:
+        ValueError: it is no recipe, or one of another version, or the weights are not to be had.
+    """
+    if not is_one(recipe):
+        raise DataError("not a recipe of features")
+    if recipe["encoder"] == SCENES:
+        if recipe.get("recipe") != scenes.RECIPE:
+            raise DataError(f"features of scenes by recipe {recipe.get('recipe')}; this is recipe {scenes.RECIPE}")
+        return _Scenes(recipe.get("features") == "grid")
+    encoder = features.from_recipe(recipe, weights=weights, near=near, device=device)
+    grid = recipe["features"] == "grid"
+    half = grid and recipe.get("grid_dtype") == "float16"
+    return _Photographs(encoder, grid, _projection(recipe.get("projection")), half)
+
+
+def seen(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
+    """The part of a picture that the features are of, and that a grid lies over: all of a scene, the middle square
+    that its transform keeps of a photograph; all where the recipe does not say.
+    """
+    transform = recipe.get("transform")
+    if not isinstance(transform, Mapping) or not {"resize", "crop"} <= transform.keys():
+        return picture
+    side = min(picture.size) * transform["crop"] / transform["resize"]
+    left, top = ((length - side) / 2 for length in picture.size)
+    return picture.crop((round(left), round(top), round(left + side), round(top + side)))
+
+
+def _projection(arrays: Any) -> Projection | None:
+    if arrays is None:
+        return None
+    try:
+        return Projection(arrays["mean"].float(), arrays["components"].float())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"not a projection: {_checks.one_line(error)}") from None
+
+
+class _Scenes:
+    def __init__(self, grid: bool) -> None:
+        self._grid = grid
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        pixels = np.asarray(picture)
+        made = scenes.grid(pixels).astype(np.float16) if self._grid else scenes.features(pixels)
+        return torch.from_numpy(made).float()
+
+    def make(self, prepared: Sequence[Tensor]) -> Tensor:
+        return torch.stack([*prepared])
+
+
+class _Photographs:
+    def __init__(self, encoder: Encoder, grid: bool, projection: Projection | None, half: bool) -> None:
+        self._encoder = encoder
+        self._grid = grid
+        self._projection = projection
+        self._half = half
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        return self._encoder.prepare(picture)
+
+    def make(self, prepared: Sequence[Tensor]) -> Tensor:
+        encoded = self._encoder.encode(torch.stack([*prepared]), grids=self._grid)
+        made = encoded.vectors if encoded.grids is None else encoded.grids
+        made = made if self._projection is None else self._projection(made)
+        return made.half().float() if self._half else made  # as it was stored

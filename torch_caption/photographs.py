@@ -1,0 +1,92 @@
+"""New photographs, from files and URLs, as a split like any other: the same features as in training, no captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torch_caption.data.coco import Split
+from torch_caption.data.images import ImageError, is_url, load_image
+from torch_caption.data.recipe import Maker
+from torch_caption.vocabulary import Vocabulary
+
+BATCH = 16
+SHOWN = 1024  # pixels of a side that is kept of a picture to show
+
+
+class Photographs(Split):
+    """Photographs that nobody has captioned.
+
+    Args:
+        vocabulary: the model's.
+        features: (N, D) float32, or grids (N, D, a, a).
+        sources: where each was read from.
+        pictures: what is shown of each; None where nothing will be.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, features: Tensor, sources: Sequence[str], pictures: Sequence[Image.Image | None]
+    ) -> None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        super().__init__(
+            "photographs", vocabulary, nothing.view(0, 2), nothing, features, features.shape, names=sources
+        )
+        self._pictures = pictures
+
+    def _rows(self, idx: Tensor) -> Tensor:
+        assert isinstance(self._features, Tensor)
+        return self._features.index_select(0, idx)
+
+    def image_path(self, image_idx: int) -> Path | None:
+        """The photograph's file; None of a URL."""
+        source = self.image_name(image_idx)
+        return None if source is None or is_url(source) else Path(source)
+
+    def picture(self, image_idx: int) -> Path | Image.Image | None:
+        """The photograph, upright and perhaps smaller, if pictures were kept."""
+        self._check_image(image_idx)
+        return self._pictures[image_idx]
+
+
+def read(
+    sources: Sequence[str],
+    maker: Maker,
+    vocabulary: Vocabulary,
+    *,
+    allow_private: bool = False,
+    keep: bool = False,
+    failed: Callable[[str, ImageError], None],
+) -> Photographs | None:
+    """The photographs that can be read, with their features; None if there are none.
+
+    Args:
+        sources: files and http(s) URLs.
+        maker: of the model's recipe.
+        allow_private: as in `load_image`.
+        keep: keep the pictures too, to show them.
+        failed: is told of every other one.
+    """
+    kept: list[str] = []
+    pictures: list[Image.Image | None] = []
+    made: list[Tensor] = []
+    prepared: list[Tensor] = []
+    for source in sources:
+        try:
+            picture = load_image(source, allow_private=allow_private)
+        except ImageError as error:
+            failed(source, error)
+            continue
+        prepared.append(maker.prepare(picture))
+        kept.append(source)
+        picture.thumbnail((SHOWN, SHOWN))
+        pictures.append(picture if keep else None)
+        if len(prepared) == BATCH:
+            made.append(maker.make(prepared))
+            prepared = []
+    if prepared:
+        made.append(maker.make(prepared))
+    return Photographs(vocabulary, torch.cat(made), kept, pictures) if made else None
