@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "data": {"metrics", "vocabulary"},
     "photographs": {"data", "vocabulary"},
     "plots": {"data"},
+    "description": {"captioner", "captioning", "data", "vocabulary"},
     "checkpoint": {"captioner", "vocabulary"},
     "objectives": {"captioner", "captioning", "config", "data", "decoding", "metrics", "vocabulary"},
     "cs231n": {"captioner", "data", "decoding", "functions", "metrics", "vocabulary"},

@@ -410,6 +410,17 @@ def test_parts_that_belong_to_the_image_go_along_and_are_copied_seldom() -> None
     assert 0 < constant.copies < copied.copies
 
 
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_of_a_captioners_state_the_constant_parts_stay_and_the_others_do_not(cell_type: str) -> None:
+    model = captioner(cell_type)
+    stepper = model.stepper(0)
+    state = stepper.begin(images(cell_type, 3))
+    before = [part.clone() for part in state]
+    _, after = stepper.step(torch.tensor([4, 5, 6]), state)
+    stayed = [torch.equal(part, old) for part, old in zip(after, before, strict=True)]
+    assert stayed == [False] * (len(state) - stepper.constant) + [True] * stepper.constant
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_sums_are_float64(dtype: torch.dtype) -> None:
     class Half(TableStepper):

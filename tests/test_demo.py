@@ -27,7 +27,7 @@ from torch_caption.captioner import CaptioningRNN
 from torch_caption.data import recipe as recipes
 from torch_caption.data import scenes
 from torch_caption.data.images import load_image
-from torch_caption.demo import DemoConfig, captions_html, load, main, maps, percent, words_html
+from torch_caption.demo import DemoConfig, captions_html, chance, load, main, maps, words_html
 from torch_caption.description import Description, Guess, Word, describe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def test_captions_as_html() -> None:
     html = captions_html(SAID)
     assert '<div class="caption">a &lt;b&gt; &amp; c</div>' in html
     assert "<b>" not in html
-    for text, width, share in (("a d", "20.0%", "5 %"), ("(no words)", "0.0%", "&lt; 0.001 %")):
+    for text, width, share in (("a d", "20.0%", "5 %"), ("(no words)", "0.0%", "1 in 10,000,000")):
         assert f'<div>{text}</div><div class="bar"><div style="width: {width}"></div></div>' in html
         assert f'<div class="share">{share}</div>' in html
 
@@ -72,10 +72,17 @@ def test_words_as_html() -> None:
 
 @pytest.mark.parametrize(
     ("probability", "text"),
-    [(1.0, "100 %"), (0.12345, "12.3 %"), (2e-5, "0.002 %"), (1e-6, "< 0.001 %"), (0.0, "< 0.001 %")],
+    [
+        (1.0, "100 %"),
+        (0.12345, "12.3 %"),
+        (2e-5, "0.002 %"),
+        (2.4e-6, "1 in 420,000"),
+        (3e-14, "3.0e-14"),
+        (0.0, "0.0e+00"),
+    ],
 )
-def test_percent(probability: float, text: str) -> None:
-    assert percent(probability) == text
+def test_chance(probability: float, text: str) -> None:
+    assert chance(probability) == text
 
 
 def test_maps_are_bright_where_the_model_looked() -> None:
@@ -215,7 +222,7 @@ def assert_shows(shown: Shown, picture: Path) -> None:
     """The page shows what the model says of that picture."""
     said = describer(shown.cell_type)(load_image(picture))
     best = said.captions[0].text or "(no words)"
-    shares = [percent(guess.probability) for guess in said.captions]
+    shares = [chance(guess.probability) for guess in said.captions]
     words = [word.guess.text for word in said.words]
     shown.tab.wait_for_function(SHOWS, arg=[shares, len(words)])
     assert shown.texts(".caption") == [best]

@@ -5,7 +5,8 @@ of the stepper (see `decoding`), by every word, and each image keeps the best. A
 hypothesis that ends keeps its place for good, and the search of an image is over when all its places hold hypotheses
 that have ended, or at `max_length` (Sutskever et al. 2014, "Sequence to Sequence Learning with Neural Networks"). So
 those that compete for a place are always equally long, and lengths are compared only in the end, among what was found,
-by the scores. With one place it is the greedy choice.
+by the scores. With one place it is the greedy choice. Scores are looked through where they are; who stands where, which
+is little, is kept by NumPy on the host: a step brings the best words there and takes back which rows go on.
 
 The score of a caption Y is log P(Y) / lp(|Y|), with |Y| its number of words, <END> counted:
 
@@ -22,10 +23,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from torch_caption.decoding import LogProbs, State, Stepper, best_words, check_choice, never_chosen, select
+from torch_caption.decoding import LogProbs, State, Stepper, best_words, never_chosen, no_choice, select
 
 LengthPenalty = float | Literal["mean"]
 
@@ -90,34 +92,31 @@ def beam_search(
     n_best = beam_size if n_best is None else n_best
     _check(beam_size, max_length, length_penalty, n_best, no_repeat_ngram)
     N, device = features.shape[0], features.device
-    found = _Found(N, beam_size, max_length, null, length_penalty, device)
-    live = _Live(
-        torch.arange(N, device=device),
-        torch.full((N, max_length), null, device=device),
-        torch.zeros(N, dtype=torch.float64, device=device),
-    )
-    last = torch.full_like(live.image, start)  # (r,) the last words
+    found = _Found(N, beam_size, max_length, null, length_penalty)
+    live = _Live(np.arange(N), np.full((N, max_length), null), np.zeros(N))
+    last = np.full(N, start)  # (r,) the last words
     log_softmax = LogProbs(never_chosen(start, end, null, avoid))
     state = stepper.begin(features)
     for t in range(max_length):
         if len(last) == 0:
             break
-        scores, state = stepper.step(last, state)  # (r, V)
+        scores, state = stepper.step(torch.from_numpy(last).to(device), state)  # (r, V)
         log_p = log_softmax(scores)
         if no_repeat_ngram is not None:
             _forbid_repeats(log_p, live.words[:, :t], no_repeat_ngram)
         rows, last, sums = _grow(log_p, live, found, t)
         before, live = live, _Live(live.image[rows], live.words[rows], sums)
         live.words[:, t] = last
-        ends = last == end if end is not None else torch.zeros_like(last, dtype=torch.bool)
+        ends = last == end  # none where there is no end
         if ends.any():
             found.add(live.take(ends), t + 1, ended=True)
         if found.any:
             going = ~(ends | found.settled(live.take(~ends), n_best)[live.image])
             rows, last, live = rows[going], last[going], live.take(going)
-        state = _follow(state, rows, getattr(stepper, "constant", 0), before.image, live.image)
+        same = np.array_equal(before.image, live.image)
+        state = _follow(state, torch.from_numpy(rows).to(device), getattr(stepper, "constant", 0) if same else 0)
     found.add(live, max_length, ended=False)
-    return found.best(n_best)
+    return found.best(n_best, device)
 
 
 @dataclass
@@ -125,16 +124,16 @@ class _Live:
     """The hypotheses that go on, those of an image one after another, the likeliest first.
 
     Attributes:
-        image: (r,) int64, whose each is, in order.
-        words: (r, max_length) int64, as far as they have come.
+        image: (r,) integers, whose each is, in order.
+        words: (r, max_length) integers, as far as they have come.
         sums: (r,) float64, their log-probabilities.
     """
 
-    image: Tensor
-    words: Tensor
-    sums: Tensor
+    image: np.ndarray
+    words: np.ndarray
+    sums: np.ndarray
 
-    def take(self, rows: Tensor) -> _Live:
+    def take(self, rows: np.ndarray) -> _Live:
         """Those rows, by their numbers (m,) or as a mask (r,)."""
         return _Live(self.image[rows], self.words[rows], self.sums[rows])
 
@@ -142,94 +141,100 @@ class _Live:
 class _Found:
     """The hypotheses that have their place for good: those that ended, and at the last those that were cut off."""
 
-    def __init__(
-        self, N: int, beam_size: int, max_length: int, null: int, length_penalty: LengthPenalty, device: torch.device
-    ):
+    def __init__(self, N: int, beam_size: int, max_length: int, null: int, length_penalty: LengthPenalty):
         self.beam_size, self.max_length, self.length_penalty = beam_size, max_length, length_penalty
         self.any = False
-        self.counts = torch.zeros(N, dtype=torch.int64, device=device)
-        self.words = torch.full((N, beam_size, max_length), null, device=device)
-        self.sums = torch.full((N, beam_size), -math.inf, dtype=torch.float64, device=device)
-        self.scores = self.sums.clone()
-        self.lengths = torch.zeros((N, beam_size), dtype=torch.int64, device=device)
-        self.ended = torch.zeros((N, beam_size), dtype=torch.bool, device=device)
+        self.counts = np.zeros(N, dtype=np.int64)
+        self.words = np.full((N, beam_size, max_length), null)
+        self.sums = np.full((N, beam_size), -math.inf)
+        self.scores = self.sums.copy()
+        self.lengths = np.zeros((N, beam_size), dtype=np.int64)
+        self.ended = np.zeros((N, beam_size), dtype=bool)
 
     def add(self, those: _Live, length: int, *, ended: bool) -> None:
         """Give each its place."""
-        images, counts, _, rank = _groups(those.image)
+        starts, counts, _, rank = _groups(those.image)
         places = those.image, self.counts[those.image] + rank
         self.words[places] = those.words
         self.sums[places] = those.sums
         self.scores[places] = those.sums / _penalty(length, self.length_penalty)
         self.lengths[places] = length
         self.ended[places] = ended
-        self.counts[images] += counts
+        self.counts[those.image[starts]] += counts
         self.any = True
 
-    def settled(self, live: _Live, n_best: int) -> Tensor:
+    def settled(self, live: _Live, n_best: int) -> np.ndarray:
         """(N,) boolean: no live hypothesis can come to a better score than the n_best best of its image.
 
         A hypothesis loses log-probability with every word and may be divided by at most the penalty of max_length.
         """
         if n_best == self.beam_size:  # then every live hypothesis is among the best
-            return torch.zeros_like(self.counts, dtype=torch.bool)
-        best = torch.full_like(self.scores[:, 0], -math.inf).scatter_reduce_(0, live.image, live.sums, "amax")
-        return self.scores.topk(n_best).values[:, -1] >= best / _penalty(self.max_length, self.length_penalty)
+            return np.zeros(len(self.counts), dtype=bool)
+        starts, *_ = _groups(live.image)
+        best = np.full(len(self.counts), -math.inf)
+        best[live.image[starts]] = live.sums[starts]  # the likeliest stands first
+        return np.sort(self.scores, axis=1)[:, -n_best] >= best / _penalty(self.max_length, self.length_penalty)
 
-    def best(self, n_best: int) -> Beams:
+    def best(self, n_best: int, device: torch.device) -> Beams:
         """The n_best of each image in order."""
-        order = self.scores.argsort(dim=1, descending=True, stable=True)[:, :n_best]
-        words = self.words.gather(1, order.unsqueeze(2).expand(-1, -1, self.max_length))
-        rest = (part.gather(1, order) for part in (self.sums, self.scores, self.lengths, self.ended))
-        return Beams(words, *rest)
+        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :n_best]
+        words = np.take_along_axis(self.words, order[:, :, None], 1)
+        rest = (np.take_along_axis(part, order, 1) for part in (self.sums, self.scores, self.lengths, self.ended))
+        return Beams(*(torch.from_numpy(part).to(device) for part in (words, *rest)))
 
 
-def _grow(log_p: Tensor, live: _Live, found: _Found, t: int) -> tuple[Tensor, Tensor, Tensor]:
+def _grow(log_p: Tensor, live: _Live, found: _Found, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The best continuations: for each image as many as it has free places, if there are so many.
 
     Returns:
         rows (m,): which of the live hypotheses each continues; words (m,): by which word; sums (m,) float64.
     """
-    images, counts, group, rank = _groups(live.image)
+    starts, counts, group, rank = _groups(live.image)
+    images = live.image[starts]
     free = found.beam_size - found.counts[images]  # (n,)
     K = min(int(free.max()), log_p.shape[1])  # of no hypothesis more than its image has places
-    words, gained = best_words(log_p, K)  # (r, K)
-    sums = log_p.new_full((len(images), int(counts.max()), K), -math.inf, dtype=torch.float64)
-    sums[group, rank] = live.sums.unsqueeze(1) + gained
-    sums, order = sums.flatten(1).sort(dim=1, descending=True, stable=True)
-    sums, order = sums[:, : found.beam_size], order[:, : found.beam_size]
-    best = sums[:, 0]  # NaN, if there is one
+    words, gained = (part.cpu().numpy() for part in best_words(log_p, K))  # (r, K)
+    sums = np.full((len(images), counts.max(), K), -math.inf)
+    sums[group, rank] = live.sums[:, None] + gained
+    sums = sums.reshape(len(images), -1)
+    best = sums.max(1)  # NaN, if there is one
     # An image that has found something may have nothing to go on with.
-    check_choice(best.masked_fill((best == -math.inf) & (free < found.beam_size), 0) if found.any else best, images, t)
-    kept = (torch.arange(sums.shape[1], device=sums.device) < free.unsqueeze(1)) & (sums > -math.inf)
-    group, chosen = kept.nonzero(as_tuple=True)[0], order[kept]
-    rows = (counts.cumsum(0) - counts)[group] + chosen // K
+    stuck = ~(best > -math.inf) & ~((best == -math.inf) & (free < found.beam_size))
+    if stuck.any():
+        raise no_choice(images[stuck][0], t)
+    order = np.argsort(-sums, axis=1, kind="stable")[:, : found.beam_size]
+    sums = np.take_along_axis(sums, order, 1)
+    kept = (np.arange(sums.shape[1]) < free[:, None]) & (sums > -math.inf)
+    chosen = order[kept]
+    rows = starts[kept.nonzero()[0]] + chosen // K
     return rows, words[rows, chosen % K], sums[kept]
 
 
-def _forbid_repeats(log_p: Tensor, words: Tensor, n: int) -> None:
+def _forbid_repeats(log_p: Tensor, words: np.ndarray, n: int) -> None:
     """-inf in log_p (r, V) wherever a word would complete n words that the hypothesis (r, t) has already."""
-    if words.shape[1] < n:
+    t = words.shape[1]
+    if t < n:
         return
-    grams = words.unfold(1, n, 1)  # (r, t - n + 1, n)
-    begun = words[:, words.shape[1] - n + 1 :].unsqueeze(1)  # (r, 1, n - 1), the last words
-    rows, places = (grams[:, :, : n - 1] == begun).all(2).nonzero(as_tuple=True)
-    log_p[rows, grams[rows, places, n - 1]] = -math.inf
+    grams = np.lib.stride_tricks.sliding_window_view(words, n, axis=1)  # (r, t - n + 1, n)
+    begun = words[:, None, t - n + 1 :]  # (r, 1, n - 1), the last words
+    rows, places = (grams[:, :, : n - 1] == begun).all(2).nonzero()
+    ids = grams[rows, places, n - 1]
+    log_p[torch.from_numpy(rows).to(log_p.device), torch.from_numpy(ids).to(log_p.device)] = -math.inf
 
 
-def _follow(state: State, rows: Tensor, constant: int, before: Tensor, after: Tensor) -> State:
-    """The state of those rows. Its last `constant` parts are alike for all rows of an image, and stay where every row
-    belongs to the image that it belonged to."""
-    stay = constant if torch.equal(before, after) else 0
+def _follow(state: State, rows: Tensor, stay: int) -> State:
+    """The state of those rows, but for its last `stay` parts, which stay as they are."""
     changing = len(state) - stay
     return (*select(state[:changing], rows), *state[changing:])
 
 
-def _groups(image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of sorted (r,): the different ones (n,), how many there are of each (n,); which of them each is (r,), and its
-    place among its equals (r,)."""
-    images, group, counts = torch.unique_consecutive(image, return_inverse=True, return_counts=True)
-    return images, counts, group, torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[group]
+def _groups(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of sorted (r,): where each of the n different ones begins (n,), how many there are of it (n,); which of the n
+    each is (r,), and its place among its equals (r,)."""
+    first = np.ones(len(image), dtype=bool)
+    first[1:] = image[1:] != image[:-1]
+    starts, group = first.nonzero()[0], first.cumsum() - 1
+    return starts, np.bincount(group), group, np.arange(len(image)) - starts[group]
 
 
 def _penalty(length: int, length_penalty: LengthPenalty) -> float:

@@ -43,11 +43,11 @@ STYLE = """
 .caption { font-size: 1.6em; line-height: 1.3; margin: 0 0 0.6em; }
 .fault { color: #B04A00; font-size: 1.2em; }
 .chances { display: grid; gap: 0.35em 0.8em; align-items: center; grid-template-columns: 1fr 9em auto; }
-.word .chances { grid-template-columns: 1fr 3em auto; }
+.word .chances { grid-template-columns: minmax(0, 1fr) 2em auto; column-gap: 0.6em; overflow-wrap: anywhere; }
 .chances .bar { height: 0.7em; }
 .chances .bar div { height: 100%; background: #0072B2; border-radius: 2px; min-width: 1px; }
 .chances .share { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.words { display: grid; gap: 0.8em; grid-template-columns: repeat(auto-fill, minmax(14em, 1fr)); }
+.words { display: grid; gap: 0.8em; grid-template-columns: repeat(auto-fill, minmax(17em, 1fr)); }
 .word { border: 1px solid #8888; border-radius: 6px; padding: 0.6em 0.8em; }
 .chosen { font-weight: bold; }
 """
@@ -195,8 +195,8 @@ def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path
             with gradio.Column(scale=3):
                 captions = gradio.HTML(label="captions")
         words = gradio.HTML()
-        maps_label = "where the model looked before each word"
-        looked = gradio.Gallery(label=maps_label, columns=6, height="auto", visible=looks)
+        gradio.HTML("<h3>where the model looked before each word</h3>", visible=looks)
+        looked = gradio.Gallery(columns=6, height="auto", visible=looks, show_label=False)
 
         def show(path: str | None) -> tuple[str, str, list[tuple[Image.Image, str]]]:
             if path is None:
@@ -255,13 +255,17 @@ def _row(guess: Guess, length: float, *, chosen: bool = False) -> str:
     return (
         f"<div{' class=chosen' if chosen else ''}>{text}</div>"
         f'<div class="bar"><div style="width: {100 * length:.1f}%"></div></div>'
-        f'<div class="share">{escape(percent(guess.probability))}</div>'
+        f'<div class="share">{escape(chance(guess.probability))}</div>'
     )
 
 
-def percent(probability: float) -> str:
-    """Three digits of it, down to 0.001 %."""
-    return "< 0.001 %" if probability < 1e-5 else f"{100 * probability:.3g} %"
+def chance(probability: float) -> str:
+    """Three digits of a percentage, or two of how many there are one in, or how small a number it is."""
+    if probability >= 1e-5:
+        return f"{100 * probability:.3g} %"
+    if probability >= 1e-10:
+        return f"1 in {float(f'{1 / probability:.2g}'):,.0f}"
+    return f"{probability:.1e}"
 
 
 def maps(description: Description, seen: Image.Image) -> list[tuple[Image.Image, str]]:

@@ -388,6 +388,7 @@ STOPS = {
 def test_a_stop_anywhere_does_no_harm(
     stop: str, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_encoding, "FIT_BYTES", 6 * 4 * CHANNELS * 7 * 7)
     config = photos.config(tmp_path / "out", pca=3, grid=True, grid_pca=4)
     prepare.prepare(replace(config, out=tmp_path / "whole"))
     owner, name, count = STOPS[stop]
