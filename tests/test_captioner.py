@@ -651,8 +651,7 @@ def test_tied_is_prepared_for_decoding(cell_type, features, W, words):
 def test_tied_words_are_learnt_by_heart(cell_type, W):
     model = make(cell_type, wordvec_dim=W, tied=True)
     assert losses_of(model, torch.optim.Adam(model.parameters(), lr=0.05), 200)[-1] < 0.1
-    pictures = torch.randn(N, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    assert torch.equal(model.sample(pictures, max_length=T - 1), CAPTIONS[:, 1:])
+    assert torch.equal(model.sample(pictures(cell_type, seeded(2)), max_length=T - 1), CAPTIONS[:, 1:])
 
 
 @pytest.mark.parametrize("W", [W, H])
