@@ -1,4 +1,4 @@
-"""Greedy captions, against the loop of nn.RNNCell or nn.LSTMCell that a user writes."""
+"""Greedy captions and beam search, against the loops of nn.RNNCell or nn.LSTMCell that a user writes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch_caption.vocabulary import END, NULL, START
 STEPS = 30
 WORDS = 11.0  # of a caption on average, <END> counted
 TIE = 1e-5  # float32 may choose the other of two words whose log-probabilities are this close
+BEAMS = 5
 ALL_STEPS, UNTIL_ALL_END = "loop, 30 steps", "loop until all rows end"
 
 COLUMNS = (
@@ -35,16 +36,30 @@ NOTES = (
 )
 
 
+BEAM_COLUMNS = (
+    *(Column("cell"), Column("N", ",d"), Column("V", ",d")),
+    *(Column("ms", ".1f"), Column("quartiles", ".1f"), Column("us a caption", ",.0f")),
+    *(Column("over the loop", ".2f"), Column("words", ".1f"), Column("parted", "d")),
+)
+BEAM_NOTES = (
+    f"H=512 W=256, at most {STEPS} words; words: the mean length of the best caption, <END> counted",
+    "the loop: image after image, hypothesis after hypothesis, each a step of the cell and its topk; a list is sorted",
+    "all captions of all beams are the loop's in float64; parted: images for which they are not in float32",
+)
+
+
 def tables(options: Options) -> Iterator[Table]:
-    """One table, of each cell, V and N."""
+    """Two tables, of greedy captions and of beams, of each cell, V and N."""
     effort = QUICK if options.quick else Effort(options.seconds / 3, least=3)
     F, W, H = (5, 4, 6) if options.quick else (512, 256, 512)
-    rows = []
+    rows, beams = [], []
     for cell in options.cells:
         for V in (20,) if options.quick else (1004, 10000):
             model = captioner(Shape("", N=0, T=0, F=F, W=W, H=H, V=V), cell)
             rows += [(cell, N, V, *measure(model, N, effort)) for N in ((1, 5) if options.quick else (1, 128))]
+            beams += [(cell, N, V, *measure_beams(model, N, effort)) for N in ((1, 3) if options.quick else (1, 16))]
     yield Table("decoding", "greedy captions", COLUMNS, tuple(rows), NOTES)
+    yield Table("decoding", f"beam search, {BEAMS} beams an image", BEAM_COLUMNS, tuple(beams), BEAM_NOTES)
 
 
 def measure(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ...]:
@@ -128,6 +143,76 @@ def _gap(peer: Loop, features: Tensor, words: Tensor, t: int, other: int) -> flo
     h = state if isinstance(state, Tensor) else state[0]
     log_p = torch.log_softmax(peer.out(h), dim=1)[0]
     return float((log_p[words[t]] - log_p[other]).abs())
+
+
+# Beams ---------------------------------------------------------------------------------------------------------------
+
+
+def measure_beams(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ...]:
+    """Time our beam search and the loop on N images' random features, once their beams were found to be the same."""
+    features = new_features(N, model.input_dim)
+    require_same_beams(model.double(), features.double())
+    peer = Loop(model.float())
+    parted = sum(parted_beams(model, peer, features))
+    contenders = [
+        Contender(OURS, lambda: model.beam_search(features, BEAMS, STEPS)),
+        Contender("loop", lambda: plain_beams(peer, features)),
+    ]
+    label = f"beam search, {model.cell_type}, N={N}, V={model.vocab_size}"
+    times = {name: t for (name, _), t in race(contenders, effort, label=label).items()}
+    ours = times[OURS]
+    return (
+        *(1e3 * ours.median, tuple(1e3 * t for t in ours.quartiles), 1e6 * ours.median / N),
+        *(times["loop"].median / ours.median, float(model.beam_search(features, BEAMS).lengths[:, 0].double().mean())),
+        parted,
+    )
+
+
+@torch.no_grad()
+def plain_beams(peer: Loop, features: Tensor) -> list[list[list[int]]]:
+    """The captions of each image, best first, <END> included where it was reached."""
+    return [_plain_beam(peer, image) for image in features.split(1)]
+
+
+def _plain_beam(peer: Loop, image: Tensor) -> list[list[int]]:
+    live = [(0.0, [IDS[START]], first_state(peer.cell_type, peer.proj(image)))]
+    done: list[tuple[float, list[int]]] = []
+    for _ in range(STEPS):
+        grown = []
+        for total, words, before in live:
+            state = peer.rnn(peer.embed(torch.tensor(words[-1:])), before)
+            h = state if isinstance(state, Tensor) else state[0]
+            values, ids = torch.log_softmax(peer.out(h), dim=1)[0].topk(BEAMS)
+            grown += [(total + v, [*words, k], state) for v, k in zip(values.tolist(), ids.tolist(), strict=True)]
+        grown.sort(key=lambda hypothesis: -hypothesis[0])
+        grown = grown[: BEAMS - len(done)]
+        done += [(total, words) for total, words, _ in grown if words[-1] == IDS[END]]
+        live = [hypothesis for hypothesis in grown if hypothesis[1][-1] != IDS[END]]
+        if not live:
+            break
+    done += [(total, words) for total, words, _ in live]
+    done.sort(key=lambda hypothesis: -hypothesis[0])
+    return [words[1:] for _, words in done]
+
+
+def parted_beams(model: CaptioningRNN, peer: Loop, features: Tensor) -> list[bool]:
+    """Of each image whether our beams and the loop's differ in any word."""
+    beams = model.beam_search(features, BEAMS, STEPS)
+    ours = [
+        [caption[:length] for caption, length in zip(*image, strict=True)]
+        for image in zip(beams.words.tolist(), beams.lengths.tolist(), strict=True)
+    ]
+    return [one != other for one, other in zip(ours, plain_beams(peer, features), strict=True)]
+
+
+def require_same_beams(model: CaptioningRNN, features: Tensor) -> None:
+    """Raise Disagreement, naming the first image for which our beams are not the loop's."""
+    for row, parted in enumerate(parted_beams(model, Loop(model), features)):
+        if parted:
+            raise Disagreement(
+                f"beam search, {model.cell_type}, V={model.vocab_size}, {features.dtype}: the beams of row "
+                f"{row} differ from the loop's"
+            )
 
 
 # Captions that end ---------------------------------------------------------------------------------------------------

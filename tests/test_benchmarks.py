@@ -227,6 +227,14 @@ def test_other_captions_end_the_run(monkeypatch):
     assert ran.err.startswith("error: decoding, rnn, V=20, torch.float64: at step ")
 
 
+def test_other_beams_end_the_run(monkeypatch):
+    right = decoding.plain_beams
+    monkeypatch.setattr(decoding, "plain_beams", lambda *args: [captions[::-1] for captions in right(*args)])
+    ran = run("--only", "decoding", "--cells", "rnn")
+    assert ran.status == 1
+    assert ran.err == "error: beam search, rnn, V=20, torch.float64: the beams of row 0 differ from the loop's\n"
+
+
 def test_other_features_end_the_run(monkeypatch):
     right = loading.ByItem.__getitem__
     monkeypatch.setattr(loading.ByItem, "__getitem__", lambda self, k: (right(self, k - 1)[0], right(self, k)[1]))

@@ -379,6 +379,42 @@ def test_captions_are_learnt_by_heart(cell_type):
     assert torch.equal(model.sample(features, max_length=2), CAPTIONS[:, 1:3])
 
 
+def test_a_beam_of_one_samples(model, features):
+    beams = model.beam_search(features, 1)
+    assert torch.equal(beams.words.squeeze(1), model.sample(features))
+
+
+def test_beam_search(model, features):
+    """Beams of five by default, the n best of them, without <UNK> and repetitions on request."""
+    beams = model.beam_search(features, max_length=7)
+    assert beams.words.shape == (N, 5, 7)
+    assert beams.log_probs.shape == (N, 5)
+    best = model.beam_search(features, max_length=7, n_best=2)
+    assert torch.equal(best.words, beams.words[:, :2])
+    per_word = model.beam_search(features, max_length=7, length_penalty="mean")
+    torch.testing.assert_close(per_word.scores, per_word.log_probs / per_word.lengths)
+    with torch.no_grad():
+        model.b_vocab[WORDS["<UNK>"]] += 5
+    assert (model.beam_search(features).words == WORDS["<UNK>"]).any()
+    words = model.beam_search(features, no_unk=True, no_repeat_ngram=1).words
+    assert not (words == WORDS["<UNK>"]).any()
+    for caption in words.flatten(0, 1).tolist():
+        spoken = [word for word in caption if word != NULL]
+        assert len(spoken) == len(set(spoken))
+
+
+def test_nothing_is_decoded_without_start(features):
+    model = CaptioningRNN({"<NULL>": 0, "a": 1}, D, W, H).double()
+    for decode in (model.sample, model.beam_search, lambda f: model.alternatives(f, CAPTIONS)):
+        with pytest.raises(ValueError, match=r"^the vocabulary has no <START> to begin a caption with$"):
+            decode(features)
+
+
+def test_a_vocabulary_without_unk_has_nothing_to_leave_out(features):
+    model = CaptioningRNN({"<NULL>": 0, "<START>": 1, "<END>": 2, "a": 3}, D, W, H).double()
+    assert torch.equal(model.beam_search(features, no_unk=True).words, model.beam_search(features).words)
+
+
 def test_samples_are_the_likeliest_words(model, features):
     words = model.sample(features, max_length=9)
     assert words.shape == (N, 9)

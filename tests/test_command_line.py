@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+from PIL import Image
 from tiny import write_tiny
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import runs
+from torch_caption import plots, runs
 from torch_caption.command_line import guarded, sample_config, train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import open_data
@@ -153,6 +155,57 @@ def test_a_table_of_samples_and_references(
     assert out.count(", test of tiny") == 2
 
 
+def test_beams(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The n best of a beam with their scores, in the table and in JSON; a beam of one is greedy."""
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    args = ["--images", "11", "4", "--beam-size", "4", "--n-best", "3", "--length-penalty", "mean", "--references"]
+    described = sample(sample_config(args))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["image", "log", "p", "score", "caption"]
+    assert len(lines) == 2 + 2 * (3 + 2)
+    assert all(re.fullmatch(r" +\d* +-\d+\.\d\d +-\d+\.\d\d  [a-z ]+", line) for line in lines[2:5])
+    assert lines[5].index("a grey star") == lines[2].index(described[0].captions[0].text)
+    sample(sample_config([*args, "--format", "json"]))
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert [len(image["captions"]) for image in images] == [3, 3]
+    for image in images:
+        for caption in image["captions"]:
+            words = len(caption["caption"].split()) + caption["ended"]
+            assert caption["score"] == pytest.approx(caption["log_prob"] / words)
+        assert image["captions"] == sorted(image["captions"], key=lambda caption: -caption["score"])
+    greedy = sample(sample_config(["--images", "11", "4"]))
+    one = sample(sample_config(["--images", "11", "4", "--no-repeat-ngram", "6"]))
+    assert [image.captions[0].text for image in one] == [image.captions[0].text for image in greedy]
+
+
+def test_unk_is_left_out_by_every_way_to_decode(
+    trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    saved = checkpoints.load(runs.find("runs") / "best.pt")
+    saved.weights["b_vocab"][saved.words.index("<UNK>")] += 9
+    checkpoints.save(tmp_path / "unk.pt", saved)
+    for way in ([], ["--beam-size", "3"], ["--samples", "2"], ["--no-repeat-ngram", "1"]):
+        args = ["--checkpoint", str(tmp_path / "unk.pt"), "--count", "3", *way]
+        assert "<UNK>" in sample(sample_config(args))[0].captions[0].text
+        described = sample(sample_config([*args, "--no-unk"]))
+        assert not any("<UNK>" in caption.text for image in described for caption in image.captions)
+
+
+def test_a_caption_that_is_cut_off_says_so(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    for way in ([], ["--beam-size", "2"]):
+        for length, ended in (("1", False), ("9", True)):
+            sample(sample_config(["--images", "0", "--max-length", length, "--format", "json", *way]))
+            (image,) = json.loads(capsys.readouterr().out)["images"]
+            assert image["captions"][0]["ended"] is ended
+
+
 @pytest.fixture(scope="module")
 def looking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with grids and a run of attention over them."""
@@ -170,6 +223,23 @@ def test_sample_draws_where_it_looked(
     assert guarded(lambda: sample(sample_config(args))) == 0
     assert capsys.readouterr().err == ""
     assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sample_draws_the_part_of_a_photograph_that_the_model_sees(
+    looking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of a grid lie over the middle square that the transform keeps, not over all of the photograph."""
+    shutil.copytree(looking / "grids", tmp_path / "grids")
+    (tmp_path / "grids" / "manifest.json").write_text('{"transform": {"resize": 40, "crop": 20}}', encoding="utf-8")
+    picture = Image.new("RGB", (30, 16), "white")
+    picture.paste("red", (11, 4, 19, 12))
+    for path in (tmp_path / "grids" / "images").iterdir():
+        picture.save(path)
+    drawn: list[plots.AttentionItem] = []
+    monkeypatch.setattr(plots, "attention", lambda items, path: drawn.extend(items))
+    monkeypatch.chdir(looking)
+    sample(sample_config(["--data", str(tmp_path / "grids"), "--images", "3", "--show-attention", "x.png"]))
+    assert drawn[0].picture.getcolors() == [(64, (255, 0, 0))]
 
 
 @pytest.mark.parametrize(
@@ -336,6 +406,13 @@ def test_mistakes_in_training(
         (["--temperature", "0"], "--temperature must be a positive number, not 0.0"),
         (["--top-p", "1.5"], "--top-p must be above 0 and at most 1, not 1.5"),
         (["--top-k", "0"], "--top-k must be at least 1, not 0"),
+        (["--beam-size", "0"], "--beam-size must be at least 1, not 0"),
+        (["--n-best", "3"], "--n-best 3 needs a --beam-size of as many, not 1"),
+        (["--no-repeat-ngram", "0"], "--no-repeat-ngram must be at least 1, not 0"),
+        (["--length-penalty", "-1"], "--length-penalty must be 0, a positive number or mean, not -1.0"),
+        (["--length-penalty", "nan"], "--length-penalty must be 0, a positive number or mean, not nan"),
+        (["--beam-size", "5", "--top-k", "3"], "--beam-size is of beam search, which draws nothing at random"),
+        (["--no-repeat-ngram", "2", "--samples", "3"], "--no-repeat-ngram is of beam search, which draws nothing"),
         (["--data", "bare", "--gallery", "x.png"], "--gallery: bare holds no pictures of test"),
         (["--json", "missing/x.json"], "missing"),
     ],

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from torch_caption.metrics import score, tokenize
+from torch_caption import java
+from torch_caption.metrics import CiderReward, score, score_each, tokenize
 
 ALL = ("BLEU", "ROUGE-L", "CIDEr")
 CANDIDATES = {"mat": "the cat the cat", "dog": "a dog"}
@@ -24,7 +30,7 @@ AS_PTB = {
     "a black/white cat -- running": "a black/white cat running",
     'a sign that says "STOP"': "a sign that says stop",
     "it costs $5.50 or 10% off": "it costs $ 5.50 or 10 % off",
-    "at 5:30 p.m. in the U.S. of A.": "at 5:30 p.m. in the u.s. of a",
+    "at 5:30 p.m. in the U.S. of America.": "at 5:30 p.m. in the u.s. of america",
     "Mr. Smith and St. John": "mr. smith and st. john",
     "1,000 people & 2 dogs": "1,000 people & 2 dogs",
     "#1 fan @ home": "# 1 fan @ home",
@@ -37,13 +43,14 @@ AS_PTB = {
     "they're I'm you've he'd she'll": "they 're i 'm you 've he 'd she 'll",
     "o'clock d'oh AT&T": "o'clock d'oh at&t",
     "a man – woman — both": "a man woman both",  # noqa: RUF001
+    "canna gotna": "canna gotna",
     "hand -held device_s 5'10\" man": "hand held device_s 5 10 man",
 }
 OTHER_THAN_PTB = {
+    "the U.S. of A.": "the u.s. of a",
     "a dog (brown)!!! [left]": "a dog brown left",
     "the '90s rock 'n' roll": "the 90s rock n roll",
     "y'all 'tis no.5": "y'all tis no.5",
-    "canna gotna": "canna gotna",
 }
 
 
@@ -170,9 +177,255 @@ def test_images_without_a_candidate_are_not_looked_at() -> None:
         ({7: "a cat"}, {7: ["", "."]}, ALL, "no reference of image 7 holds a word"),
         ({7: ["a cat"]}, {7: ["a cat"]}, ALL, "the candidate caption of image 7 is .* not a string"),
         ({7: "a cat"}, {7: ["a", None]}, ALL, "reference 1 of image 7 is None, not a string"),
-        (CANDIDATES, REFERENCES, ["BLEU", "METEOR"], "no metric is called 'METEOR'; there are BLEU, ROUGE-L, CIDEr"),
+        (
+            CANDIDATES,
+            REFERENCES,
+            ["BLEU", "SPICE"],
+            "no metric is called 'SPICE'; there are BLEU, ROUGE-L, CIDEr, METEOR",
+        ),
     ],
 )
 def test_errors_name_the_image(candidates: dict, references: dict, metrics: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score(candidates, references, metrics)
+
+
+def test_no_other_tokeniser() -> None:
+    with pytest.raises(ValueError, match="no tokeniser is called 'PTB'; there are own, ptb"):
+        score(CANDIDATES, REFERENCES, tokenizer="PTB")
+
+
+# Each image, and any choice of images --------------------------------------------------------------------------------
+
+
+def corpus(seed: int = 1) -> tuple[dict[int, str], dict[int, list[str]]]:
+    references, candidates = drawn(seed, 40)
+    joined = {image: [" ".join(caption) for caption in captions] for image, captions in references.items()}
+    return {image: " ".join(candidates[image]) for image in references}, joined
+
+
+def test_the_score_of_each_image() -> None:
+    candidates, references = corpus()
+    scores = score_each(candidates, references, ALL)
+    assert scores.images == tuple(candidates)
+    assert scores.overall == score(candidates, references, ALL)
+    for name in ("ROUGE-L", "CIDEr"):
+        assert scores.each[name].mean() == pytest.approx(scores.overall[name], rel=1e-12)
+    for image in (0, 1, 17):
+        alone = score({image: candidates[image]}, references, ["BLEU", "ROUGE-L"])
+        assert {name: scores.each[name][image] for name in alone} == pytest.approx(alone, rel=1e-12, abs=1e-12)
+
+
+def test_scores_of_a_choice_of_images() -> None:
+    """BLEU of images named twice or not at all is BLEU of a corpus that has them twice or lacks them."""
+    candidates, references = corpus()
+    times = np.random.default_rng(0).integers(3, size=len(candidates))
+    scores = score_each(candidates, references, ALL)
+    copies = [(image, copy) for image in candidates for copy in range(times[image])]
+    chosen = score(
+        {pair: candidates[pair[0]] for pair in copies},
+        {pair: references[pair[0]] for pair in copies},
+        ["BLEU", "ROUGE-L"],
+    )
+    of = {name: float(value) for name, value in scores.of(times).items()}
+    assert {name: of[name] for name in chosen} == pytest.approx(chosen, rel=1e-12)
+    assert of["CIDEr"] == pytest.approx(np.repeat(scores.each["CIDEr"], times).mean(), rel=1e-12)
+    between = score_each({0: "a red cat"}, {0: ["a cat", "a small red cat"]}, ["BLEU"])  # the shorter of two as near
+    assert between.of(np.ones(1))["BLEU-1"] == pytest.approx(between.overall["BLEU-1"], rel=1e-12)
+    many = scores.of(np.stack([times, np.ones_like(times)]))
+    assert {name: values[0] for name, values in many.items()} == pytest.approx(of, rel=1e-12)
+    assert {name: values[1] for name, values in many.items()} == pytest.approx(scores.overall, rel=1e-12)
+
+
+def test_the_interval_is_that_of_the_mean() -> None:
+    """Of a mean over N images it is the mean +- 1.96 standard errors, nearly, and narrower by 2 with 4 N images."""
+    candidates, references = corpus()
+    scores = score_each(candidates, references, ALL)
+    intervals = scores.interval()
+    each = scores.each["ROUGE-L"]
+    error = 1.96 * each.std() / math.sqrt(len(each))
+    assert intervals["ROUGE-L"].low == pytest.approx(each.mean() - error, abs=0.1 * error)
+    assert intervals["ROUGE-L"].high == pytest.approx(each.mean() + error, abs=0.1 * error)
+    assert intervals.keys() == scores.overall.keys()
+    assert all(interval.low < scores.overall[name] < interval.high for name, interval in intervals.items())
+    assert scores.interval(seed=0) == intervals != scores.interval(seed=1)
+
+
+def test_two_models_are_compared_on_the_same_images() -> None:
+    """The difference to itself is 0 in every draw; a caption made right everywhere is a sure gain."""
+    candidates, references = corpus()
+    scores = score_each(candidates, references, ALL)
+    assert {(i.low, i.high) for i in scores.interval(scores).values()} == {(0.0, 0.0)}
+    right = score_each({image: max(captions) for image, captions in references.items()}, references, ["BLEU", "CIDEr"])
+    gains = right.interval(scores)
+    assert "ROUGE-L" not in gains
+    assert gains["CIDEr"].low > 0
+    assert gains["BLEU-4"].low > 0
+    with pytest.raises(ValueError, match="of the same images"):
+        scores.interval(score_each({0: candidates[0]}, references))
+
+
+# With Java -----------------------------------------------------------------------------------------------------------
+
+needs_java = pytest.mark.skipif(not java.available(), reason="there is no Java")
+
+
+@needs_java
+@pytest.mark.parametrize("text", [*AS_PTB, *OTHER_THAN_PTB])
+def test_the_table_above_is_what_ptb_gives(text: str) -> None:
+    tokens = [token.lower() for token in java.ptb_tokenize([text])[0]]
+    assert (tokens == tokenize(text)) == (text in AS_PTB)
+
+
+@needs_java
+def test_ptb_tokens_are_those_of_pycocoevalcap() -> None:
+    texts = [*AS_PTB, *OTHER_THAN_PTB, "", "  ", "1 1/2 cups", "a\nb", "a|||b <UNK>", "..."]
+    theirs = PTBTokenizer().tokenize({row: [{"caption": text}] for row, text in enumerate(texts)})
+    assert [" ".join(tokens) for tokens in java.ptb_tokenize(texts)] == [theirs[row][0] for row in range(len(texts))]
+    assert java.ptb_tokenize(["a\u2028b\x85c\x1cd", "\ud800", "\N{SNOWMAN}"])[::2] == [
+        ["a", "b", "c", "d"],
+        ["\N{SNOWMAN}"],
+    ]
+
+
+@needs_java
+def test_meteor_is_that_of_pycocoevalcap() -> None:
+    """By each way of matching, with words that do not match, word for word, and without a word."""
+    references = {
+        0: ["a man is riding a horse", "the man rides on a brown horse"],
+        1: ["two dogs run in the grass", "dogs running through grass"],
+        2: ["a small boy is jumping into the water", "a kid leaps"],
+        3: ["several people walk down the street"],
+        4: ["the cat sat", "on the mat"],
+        5: ["a red car", "an automobile"],
+    }
+    candidates = {0: "a man rides a horse", 1: "dogs run in grass", 2: "a small boy is jumping into the water"}
+    candidates |= {3: "a number of persons walking along a road", 4: "", 5: "zebra"}
+    scores = score_each(candidates, references, ["METEOR"])
+    pycocoevalcap = Meteor()
+    try:
+        mean, each = pycocoevalcap.compute_score(references, {image: [text] for image, text in candidates.items()})
+    finally:
+        for pipe in (pycocoevalcap.meteor_p.stdin, pycocoevalcap.meteor_p.stdout, pycocoevalcap.meteor_p.stderr):
+            pipe.close()
+    assert scores.overall["METEOR"] == pytest.approx(mean, rel=1e-12)
+    assert scores.each["METEOR"] == pytest.approx(each, rel=1e-12)
+    assert each[2] == 1.0
+    assert each[4] == each[5] == 0.0
+    assert scores.of(np.ones(6))["METEOR"] == pytest.approx(mean, rel=1e-12)
+
+
+@needs_java
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors as Linux shows them")
+def test_java_leaves_nothing_behind() -> None:
+    java.ptb_tokenize(["a cat"])
+    before = len(os.listdir("/proc/self/fd"))
+    assert score(CANDIDATES, REFERENCES, ALL, tokenizer="ptb") == score(CANDIDATES, REFERENCES, ALL)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # there is no child, dead or alive
+
+
+def test_without_java_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not java.available()
+    for asked, what in (({"metrics": ["METEOR"]}, "METEOR"), ({"tokenizer": "ptb"}, "the PTB tokeniser")):
+        with pytest.raises(ValueError, match=f"{what} needs Java: .*; install a Java runtime, or leave it out"):
+            score(CANDIDATES, REFERENCES, **asked)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for Java is a shell script")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo no room >&2; exit 3", "METEOR: java ended with status 3: no room"),
+        ("cat >/dev/null; echo 1.0", "METEOR: java ended with status 0: 1 lines for 2"),
+        ("cat >/dev/null; echo 1.0; echo 2.0", "METEOR answered '1.0', not its 23 counts"),
+    ],
+)
+def test_a_java_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, message: str) -> None:
+    (tmp_path / "java").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ValueError, match=message):
+        score(CANDIDATES, REFERENCES, ["METEOR"])
+
+
+# The reward of self-critical training -----------------------------------------------------------------------------
+
+
+def drawn(seed: int, images: int, unknown: str = "") -> tuple[dict[int, list[list[str]]], list[list[str]]]:
+    """References of images, some of them without a word, and a candidate an image."""
+    draw = random.Random(seed)
+    words = tokenize("a the man dog cat red blue small on under")
+
+    def caption(words: list[str]) -> list[str]:
+        return draw.choices(words, k=draw.randint(1, 12))
+
+    references = {image: [caption(words) for _ in range(draw.randint(1, 6))] for image in range(images)}
+    references[0] = [[], *references[0]]
+    candidates = [draw.choice([*references[image], caption([*words, *unknown.split()])]) for image in references]
+    candidates[1] = []
+    return references, candidates
+
+
+@pytest.mark.parametrize("unknown", ["", "zebra zoo", "zebra zoo zoom zig zag"])
+def test_the_reward_is_cider_of_pycocoevalcap(unknown: str) -> None:
+    """Also of images named more than once, in any order: document frequencies are those of all references."""
+    references, first = drawn(1, 40, unknown)
+    _, second = drawn(2, 40, unknown)
+    joined = {image: [" ".join(caption) for caption in captions] for image, captions in references.items()}
+    expected = [
+        Cider().compute_score(joined, {image: [" ".join(caption)] for image, caption in enumerate(candidates)})[1]
+        for candidates in (first, second)
+    ]
+    reward = CiderReward(references)
+    images = [*range(40), *range(39, -1, -1)]
+    rewards = reward(images, first + second[::-1])
+    assert rewards == pytest.approx(np.concatenate([expected[0], expected[1][::-1]]), rel=1e-12, abs=1e-14)
+    assert rewards.max() > 1
+    assert reward([7], [second[7]])[0] == pytest.approx(expected[1][7], rel=1e-12)
+
+
+def test_the_reward_takes_ids_as_it_takes_words() -> None:
+    references, candidates = drawn(3, 20)
+    vocabulary = {word: 5 * place for place, word in enumerate({w for r in references.values() for c in r for w in c})}
+
+    def ids(caption: list[str]) -> tuple[int, ...]:
+        return tuple(vocabulary[word] for word in caption)
+
+    numbered = {f"image {image}": [ids(c) for c in captions] for image, captions in references.items()}
+    rewards = CiderReward(numbered)(list(numbered), [ids(caption) for caption in candidates])
+    assert rewards == pytest.approx(CiderReward(references)(list(references), candidates), rel=1e-12, abs=1e-14)
+
+
+def test_the_reward_with_an_end_punishes_a_caption_that_breaks_off() -> None:
+    whole = tokenize("a red cat sleeps on the mat <end>")
+    reward = CiderReward({0: [whole], 1: [tokenize("two dogs run <end>")]})
+    ended, broken = reward([0, 0], [whole, whole[:-1]])
+    assert ended > broken > 0
+
+
+def test_the_reward_does_not_remember_tokens() -> None:
+    references, candidates = drawn(4, 20)
+    reward = CiderReward(references)
+    before = reward([3], [candidates[3]])
+    reward([3], [["unknown", "to", "all", "references"]])
+    assert reward([3], [candidates[3]]) == before
+    assert reward([], []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("references", "images", "captions", "message"),
+    [
+        ({}, [], [], "there are no references"),
+        ({7: []}, [], [], "image 7 has no references"),
+        ({7: ["a cat"]}, [], [], "not the string 'a cat'; split it"),
+        ({7: [["a"]]}, [7], ["a"], "not the string 'a'; split it"),
+        ({7: [["a"]]}, [7, 8], [["a"], ["a"]], "image 8 has no references"),
+        ({7: [["a"]]}, [7], [], "there are 1 images and 0 captions"),
+    ],
+)
+def test_the_reward_says_what_is_wrong(references: dict, images: list, captions: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CiderReward(references)(images, captions)

@@ -142,7 +142,7 @@ def items(tmp_path: Path) -> list[GalleryItem]:
     return [
         GalleryItem(PHOTO, LONG, right=True),
         GalleryItem(Image.fromarray(PHOTO), "a short one", ("one reference", "another " * 20), right=False),
-        GalleryItem(tmp_path / "photo.png", "from a file"),
+        GalleryItem(tmp_path / "photo.png", "from a file", note="score 1.25"),
         GalleryItem(None, "nothing to see", right=True),
         GalleryItem(tmp_path / "broken.jpg", ""),
         GalleryItem(np.full((300, 40), 90, np.uint8), "tall, grey\nand in two lines"),
@@ -170,7 +170,16 @@ def test_nothing_is_cut_and_nothing_overlaps(tmp_path: Path, figures: list[Figur
 def test_every_word_is_there(tmp_path: Path, figures: list[Figure]) -> None:
     gallery(items(tmp_path), tmp_path / "gallery.png")
     seen = "".join(text.get_text() for text in texts(figures[0]))
-    for words in (LONG, "a short one", "one reference", "another " * 20, "no picture", "broken.jpg", "(no words)"):
+    for words in (
+        LONG,
+        "a short one",
+        "one reference",
+        "another " * 20,
+        "score 1.25",
+        "no picture",
+        "broken.jpg",
+        "(no words)",
+    ):
         assert "".join(words.split()) in "".join(seen.split())
     assert "wide \N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER} é" in seen  # letters that the font has not
     assert "_0000001.jpg" in seen

@@ -6,18 +6,20 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_caption import decoding
+from torch_caption import decoding, likelihood
+from torch_caption.beam import Beams, LengthPenalty, beam_search
 from torch_caption.cells import State, make_cell
 from torch_caption.dropout import dropout
 from torch_caption.functions._products import products
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_of
-from torch_caption.vocabulary import END, NULL, START
+from torch_caption.vocabulary import END, NULL, START, UNK
 
 
 class CaptioningRNN(nn.Module):
@@ -84,7 +86,7 @@ class CaptioningRNN(nn.Module):
         self.input_dim, self.wordvec_dim, self.hidden_dim = input_dim, wordvec_dim, hidden_dim
         self.dropout = dropout
         self.null = word_to_idx[NULL]
-        self.start, self.end = word_to_idx.get(START), word_to_idx.get(END)
+        self.start, self.end, self.unk = (word_to_idx.get(word) for word in (START, END, UNK))
         self.cell = make_cell(cell_type, gradients)
         V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
         self.vocab_size = V
@@ -191,7 +193,7 @@ class CaptioningRNN(nn.Module):
         """
         if not self.cell.looks:
             raise ValueError(f"the cell {self.cell_type} does not look at places of its image")
-        starts = words.new_full((words.shape[0], 1), self._start())
+        starts = words.new_full((words.shape[0], 1), self.special()["start"])
         read = torch.cat([starts, words], dim=1)[:, :-1]  # before each word
         x = self.cell.ops.word_embedding(read, self.W_embed)
         places, lengths = self._project(features).mT, lengths_of(words != self.null)
@@ -218,15 +220,77 @@ class CaptioningRNN(nn.Module):
             ValueError: a shape does not fit, or the vocabulary has no <START>.
         """
         stepper = self.stepper(features.shape[0] * max_length)
-        decoded = decoding.greedy(
-            stepper, features, start=self._start(), end=self.end, null=self.null, max_length=max_length
-        )
-        return decoded.words
+        return decoding.greedy(stepper, features, **self.special(), max_length=max_length).words
 
-    def _start(self) -> int:
+    def beam_search(
+        self,
+        features: Tensor,
+        beam_size: int = 5,
+        max_length: int = 30,
+        *,
+        length_penalty: LengthPenalty = 0.0,
+        n_best: int | None = None,
+        no_unk: bool = False,
+        no_repeat_ngram: int | None = None,
+    ) -> Beams:
+        """The best captions of each image that a beam of hypotheses finds: see `torch_caption.beam`.
+
+        Args:
+            features: as `forward` takes them.
+            beam_size: hypotheses an image; 1 gives the captions of `sample`.
+            max_length: the most words of a caption, <END> counted.
+            length_penalty: 0 for the likeliest caption, alpha of Wu et al. 2016, or "mean".
+            n_best: K, how many captions of each image to return; `beam_size` of them without it.
+            no_unk: never say <UNK>.
+            no_repeat_ngram: n, where no n words may come twice in a caption.
+
+        Returns:
+            `Beams`: words (N, K, max_length), their log-probabilities and scores (N, K), and whether they ended.
+
+        Raises:
+            ValueError: an argument is out of its range, a shape does not fit, or the vocabulary has no <START>.
+        """
+        return beam_search(
+            self.stepper(features.shape[0] * beam_size * max_length),
+            features,
+            **self.special(),
+            beam_size=beam_size,
+            max_length=max_length,
+            length_penalty=length_penalty,
+            n_best=n_best,
+            avoid=self.avoided(no_unk),
+            no_repeat_ngram=no_repeat_ngram,
+        )
+
+    def alternatives(self, features: Tensor, words: Tensor, k: int = 5) -> likelihood.Alternatives:
+        """The k likeliest words at each place of given captions, and the captions' own log-probabilities there.
+
+        Args:
+            features: as `forward` takes them.
+            words: (N, T) integers, as `sample` or `beam_search` has them.
+
+        Raises:
+            ValueError: as `torch_caption.likelihood.alternatives`, or the vocabulary has no <START>.
+        """
+        return likelihood.alternatives(self.stepper(words.numel()), features, words, **self.special(), k=k)
+
+    def special(self) -> dict[str, Any]:
+        """The ids that decoding asks for: start, end (None without <END>) and null.
+
+        Raises:
+            ValueError: the vocabulary has no <START>.
+        """
         if self.start is None:
             raise ValueError(f"the vocabulary has no {START} to begin a caption with")
-        return self.start
+        return {"start": self.start, "end": self.end, "null": self.null}
+
+    def avoided(self, no_unk: bool) -> tuple[int, ...]:
+        """The ids that decoding is to avoid: that of <UNK> if it is not wanted, and if there is one."""
+        return (self.unk,) if no_unk and self.unk is not None else ()
+
+    def blank(self, n: int, places: int = 1) -> Tensor:
+        """Features of n images, zeros of the right shape, (n, D), or (n, D, places) for a cell that looks at places."""
+        return self.W_proj.new_zeros(n, self.input_dim, *([places] if self.cell.looks else []))
 
     def stepper(self, words: int) -> Prepared:
         """This model as it is now, prepared for decoding: the same `begin` and `step`, faster and without a gradient.
@@ -296,14 +360,17 @@ class Prepared:
     about half of the `words` announced will be read, since captions end before their limit.
 
     The dtype is that in which the captioner computes where this is made: under autocast, autocast's.
+
+    Attributes:
+        constant: how many parts at the end of the state are the image's own, which no step changes.
     """
 
     @torch.no_grad()
     def __init__(self, model: CaptioningRNN, words: int):
         self._model = model
         self._cell = model.cell
-        places = (1,) if model.cell.looks else ()
-        like = model.begin(model.W_proj.new_empty(0, model.input_dim, *places))[0]
+        self.constant = model.cell.constant
+        like = model.begin(model.blank(0))[0]
 
         def weight(w: Tensor) -> Tensor:
             return w.detach().to(like.dtype)

@@ -35,11 +35,13 @@ class Cell:
         names: of its weights.
         gates: how many blocks of H columns they have.
         looks: whether it looks at the places of an image (N, L, H), and not at the image as a whole (N, H).
+        constant: how many parts at the end of the state are the image's own: no step changes them.
     """
 
     names: ClassVar[tuple[str, ...]] = ("Wx", "Wh", "b")
     gates: ClassVar[int]
     looks: ClassVar[bool] = False
+    constant: ClassVar[int] = 0
 
     def __init__(self, gradients: str = "hand"):
         self.gradients = gradients
@@ -145,6 +147,7 @@ class AttentionCell(Cell):
     names = (*Cell.names, "Wattn")
     gates = 4
     looks = True
+    constant = 1
 
     def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
         """As `Cell.weights`, and Wattn (H, 4H)."""

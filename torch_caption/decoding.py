@@ -7,15 +7,17 @@ Nothing here knows a model. A stepper does two things, begins and steps, and any
 
 A state is a tuple of tensors with a row each for the captions it continues, so that rows can be taken from it: `select`
 leaves some out, repeats them or puts them in another order. Each caption leaves the batch at its own <END>, and only
-those that go on cost anything: n is N at first and shrinks. <START> and <NULL> are never chosen.
+those that go on cost anything: n is N at first and shrinks. <START> and <NULL> are never chosen. `beam` searches among
+several captions of each image by the same protocol.
 A caption's log-probability is the model's own, sum_t log softmax(scores_t)[word_t] with <END> counted: taken before
-<START> and <NULL> are masked and before temperature, top-k and top-p, so it does not depend on how a caption was found.
+<START>, <NULL> and what else is not wanted are masked and before temperature, top-k and top-p, so it does not depend on
+how a caption was found.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +29,11 @@ Choose = Callable[[Tensor], Tensor]
 
 
 class Stepper(Protocol):
-    """What decoding asks of a model. Rows go side by side and no row may look at another."""
+    """What decoding asks of a model. Rows go side by side and no row may look at another.
+
+    A stepper may say in an attribute `constant` how many parts at the end of its state belong to the image and stay as
+    `begin` made them, a grid of features for example: beam search then copies them seldom.
+    """
 
     def begin(self, features: Tensor) -> State:
         """features (N, ...) -> the state before the first word, tensors (N, ...)."""
@@ -62,7 +68,14 @@ class Decoded:
 
 
 def greedy(
-    stepper: Stepper, features: Tensor, *, start: int, end: int | None, null: int, max_length: int = 30
+    stepper: Stepper,
+    features: Tensor,
+    *,
+    start: int,
+    end: int | None,
+    null: int,
+    max_length: int = 30,
+    avoid: Collection[int] = (),
 ) -> Decoded:
     """The likeliest next word, step after step; of equally likely words the one with the smallest id.
 
@@ -71,12 +84,13 @@ def greedy(
         features: (N, ...) whatever `stepper.begin` takes.
         start, end, null: the ids of <START>, <END> and <NULL>; without an end (None) every row runs to `max_length`.
         max_length: the most words of a caption, <END> counted.
+        avoid: ids of other words that are never chosen, that of <UNK> for example.
 
     Raises:
         ValueError: max_length < 1; or at some step a row has no word to choose (scores that are not numbers, or no word
-            but <START> and <NULL> possible).
+            possible that may be chosen).
     """
-    return _decode(stepper, features, _likeliest, start=start, end=end, null=null, max_length=max_length)
+    return _decode(stepper, features, likeliest, start=start, end=end, null=null, max_length=max_length, avoid=avoid)
 
 
 def sample(
@@ -87,6 +101,7 @@ def sample(
     end: int | None,
     null: int,
     max_length: int = 30,
+    avoid: Collection[int] = (),
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -122,7 +137,7 @@ def sample(
             p = _truncated(p, log_p, top_k, top_p)
         return torch.multinomial(p, 1, generator=generator).squeeze(1)
 
-    return _decode(stepper, features, draw, start=start, end=end, null=null, max_length=max_length)
+    return _decode(stepper, features, draw, start=start, end=end, null=null, max_length=max_length, avoid=avoid)
 
 
 def _tempered(log_p: Tensor, temperature: float) -> Tensor:
@@ -144,11 +159,55 @@ def _truncated(p: Tensor, log_p: Tensor, top_k: int | None, top_p: float | None)
     return torch.zeros_like(p).scatter_(1, words, ranked)
 
 
-def _likeliest(log_p: Tensor) -> Tensor:
-    """The place (n,) of the largest number of each row (n, V), the first of equals."""
+def likeliest(log_p: Tensor) -> Tensor:
+    """The place (n,) of the largest number of each row (n, V), the first of equals; of a NaN where there is one."""
     if log_p.device.type == "cpu":  # at n = 128 NumPy's argmax is 9 times as fast as torch's
         return torch.from_numpy(log_p.numpy().argmax(1))
     return log_p.argmax(1)
+
+
+def best_words(log_p: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k likeliest words of each row of log_p (n, V), the first of equals first, and their log-probabilities.
+
+    Both are (n, k). `log_p` is written over: what was chosen is -inf.
+    """
+    words = log_p.new_empty((len(log_p), k), dtype=torch.int64)
+    values = log_p.new_empty((len(log_p), k))
+    rows = torch.arange(len(log_p), device=log_p.device)
+    # For the k of a beam this is faster than topk, whose order of equals is nobody's; and faster again in NumPy.
+    x, to, gained, at = (part.numpy() if part.device.type == "cpu" else part for part in (log_p, words, values, rows))
+    for place in range(k):
+        to[:, place] = chosen = x.argmax(1)
+        gained[:, place] = x[at, chosen]
+        x[at, chosen] = -math.inf
+    return words, values
+
+
+class LogProbs:
+    """From scores to log-probabilities, with -inf for the words that are never chosen.
+
+    Args:
+        never: their ids; those outside of the vocabulary are nobody's.
+    """
+
+    def __init__(self, never: Collection[int]):
+        self._never = never
+        self._ids = self._memory = torch.empty(0)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """log softmax (n, V) of scores (n, V), float32 for half precision; the next call may write over it."""
+        n, V = scores.shape
+        if n > len(self._memory):  # of the first step at the latest: V, dtype and device are then known
+            self._memory = torch.empty_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))
+            ids = sorted(word for word in set(self._never) if 0 <= word < V)
+            self._ids = torch.tensor(ids, dtype=torch.int64, device=scores.device)
+        log_p = torch.log_softmax(scores, 1, dtype=self._memory.dtype, out=self._memory[:n])
+        return log_p.index_fill_(1, self._ids, -math.inf)
+
+
+def never_chosen(start: int, end: int | None, null: int, avoid: Collection[int]) -> set[int]:
+    """The ids that no caption has: <START>, <NULL>, and what is to be avoided. The end is chosen though it were one."""
+    return ({start, null} - {end}) | set(avoid)
 
 
 @torch.no_grad()
@@ -161,6 +220,7 @@ def _decode(
     end: int | None,
     null: int,
     max_length: int,
+    avoid: Collection[int],
 ) -> Decoded:
     """`choose` takes the log-probabilities (n, V), -inf where a word is forbidden, to the chosen words (n,)."""
     if max_length < 1:
@@ -168,6 +228,7 @@ def _decode(
     N = features.shape[0]
     words = features.new_full((N, max_length), null, dtype=torch.int64)
     log_probs = torch.zeros(N, device=features.device)
+    log_softmax = LogProbs(never_chosen(start, end, null, avoid))
     rows = torch.arange(N, device=features.device)  # (n,) the captions that have not ended
     last = torch.full_like(rows, start)  # (n,) their last words
     state = stepper.begin(features)
@@ -176,13 +237,8 @@ def _decode(
         if n == 0:
             break
         scores, state = stepper.step(last, state)  # (n, V)
-        if t == 0:  # from here on V and the dtype are known, and one piece of memory serves all steps
-            memory = torch.empty_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))
-            log_probs = log_probs.to(memory.dtype)
-            ids = [word for word in {start, null} - {end} if 0 <= word < scores.shape[1]]
-            forbidden = torch.tensor(ids, dtype=torch.int64, device=scores.device)
-        log_p = torch.log_softmax(scores, 1, dtype=memory.dtype, out=memory[:n])
-        log_p.index_fill_(1, forbidden, -math.inf)
+        log_p = log_softmax(scores)
+        log_probs = log_probs.to(log_p.dtype)  # which the first step decides
         last = choose(log_p)
         gained = log_p.gather(1, last[:, None]).squeeze(1)
         _check_choice(gained, rows, t)
@@ -198,7 +254,11 @@ def _decode(
 def _check_choice(gained: Tensor, rows: Tensor, t: int) -> None:
     """The chosen words' log-probabilities (n,) are numbers: where there was no word to choose, NaN or -inf was."""
     if not gained.amin().item() > -math.inf:  # not-greater also catches NaN
-        row = int(rows[~(gained > -math.inf)][0])
-        raise ValueError(
-            f"row {row} has no word to choose at step {t}: its scores are not numbers or leave only <START> or <NULL>"
-        )
+        raise no_choice(int(rows[~(gained > -math.inf)][0]), t)
+
+
+def no_choice(row: int, t: int) -> ValueError:
+    """What is raised where a row has no word to choose."""
+    return ValueError(
+        f"row {row} has no word to choose at step {t}: its scores are not numbers or leave none that may be chosen"
+    )

@@ -5,28 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from PIL import Image
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import photographs, plots, report, runs
+from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.captioning import Caption, describe, draw, looked, some_images
+from torch_caption.captioning import LENGTH_PENALTY, Caption, describe, draw, looked, search, some_images
 from torch_caption.checkpoint import Checkpoint
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import recipe as recipes
 from torch_caption.data.coco import CocoData, Split
-from torch_caption.data.images import ImageError, shown
+from torch_caption.data.images import ImageError, load_image, shown
 from torch_caption.training import choose_device, load_data
 from torch_caption.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Caption images with a trained model: greedily, or drawn at random where a flag of chance is given."""
+    """Caption images with a trained model: greedily, by beam search (--beam-size), or drawn at random where a flag of
+    chance is given."""
 
     photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO_OR_URL")] = ()
     """Photographs to caption: files, and http(s) URLs. Without any, images of a split are captioned."""
@@ -41,6 +45,18 @@ class SampleConfig:
     """Images by their index in the split; some chosen by the seed without it."""
     count: int = 8
     """How many images, where --images names none."""
+
+    beam_size: int = 1
+    """Hypotheses of beam search; 1 is the greedy choice."""
+    length_penalty: Annotated[LengthPenalty, arg(metavar="FLOAT|mean")] = LENGTH_PENALTY
+    """Beam search divides a log-probability by ((5 + words) / 6)^FLOAT (Wu et al. 2016): 0 finds the likeliest caption,
+    which tends to be a short one. `mean` divides by the number of words."""
+    n_best: int = 1
+    """Captions per image that beam search shows, best first."""
+    no_repeat_ngram: Annotated[int | None, arg(metavar="INT")] = None
+    """No so many words may come twice in a caption in the same order."""
+    no_unk: Annotated[bool, FlagCreatePairsOff] = False
+    """Never say <UNK>, whichever way captions are found."""
 
     samples: int = 1
     """Captions per image; more than one are drawn at random."""
@@ -75,9 +91,17 @@ class SampleConfig:
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
-        for name, value in {"count": self.count, "samples": self.samples, "max-length": self.max_length}.items():
+        for name in ("count", "samples", "max_length", "beam_size", "n_best", "no_repeat_ngram"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name} must be at least 1, not {value}")
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if self.n_best > self.beam_size:
+            raise ConfigError(f"--n-best {self.n_best} needs a --beam-size of as many, not {self.beam_size}")
+        if self.length_penalty != "mean" and not 0 <= self.length_penalty < float("inf"):
+            raise ConfigError(f"--length-penalty must be 0, a positive number or mean, not {self.length_penalty}")
+        if self.random and (self.beam_size > 1 or self.no_repeat_ngram is not None):
+            flag = "--beam-size" if self.beam_size > 1 else "--no-repeat-ngram"
+            raise ConfigError(f"{flag} is of beam search, which draws nothing at random: leave out either")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ConfigError(f"--temperature must be a positive number, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -117,12 +141,14 @@ class Subject:
     Attributes:
         split: it holds the images.
         images: those of them that are meant.
+        recipe: how its features are made, as far as anybody says.
         data: what the split is of; None of photographs.
         failed: photographs that could not be read, and why.
     """
 
     split: Split
     images: list[int]
+    recipe: Mapping[str, Any]
     data: CocoData | None
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -134,7 +160,7 @@ def run(config: SampleConfig) -> list[Described]:
         ValueError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
     """
     config.check()
-    path = _find(config.checkpoint)
+    path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
     trained = TrainConfig.from_plain(saved.config)
     device = choose_device(config.device)
@@ -146,28 +172,48 @@ def run(config: SampleConfig) -> list[Described]:
     if config.show_attention is not None:
         _check_looks(model, split, path)
     max_length = config.max_length or trained.max_length
-    if config.random:
-        captions = draw(
-            model,
-            split,
-            images,
-            samples=config.samples,
-            max_length=max_length,
-            temperature=1.0 if config.temperature is None else config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            seed=config.seed,
-        )
-    else:
-        captions = {idx: [caption] for idx, caption in describe(model, split, images, max_length=max_length).items()}
+    captions = _decode(config, model, split, images, max_length)
     described = [
         Described(idx, split.image_name(idx), captions[idx], split.references(idx) if config.references else [])
         for idx in images
     ]
     _tell(config, path, subject, described)
     if config.show_attention is not None:
-        _draw_attention(model, split, described, config.show_attention)
+        _draw_attention(model, subject, described, config.show_attention)
     return described
+
+
+def _decode(
+    config: SampleConfig, model: CaptioningRNN, split: Split, images: list[int], max_length: int
+) -> dict[int, list[Caption]]:
+    """The captions of each image, found as the configuration says."""
+    if config.random:
+        return draw(
+            model,
+            split,
+            images,
+            samples=config.samples,
+            max_length=max_length,
+            no_unk=config.no_unk,
+            temperature=1.0 if config.temperature is None else config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=config.seed,
+        )
+    if config.beam_size > 1 or config.no_repeat_ngram is not None:
+        return search(
+            model,
+            split,
+            images,
+            beam_size=config.beam_size,
+            max_length=max_length,
+            length_penalty=config.length_penalty,
+            n_best=config.n_best,
+            no_unk=config.no_unk,
+            no_repeat_ngram=config.no_repeat_ngram,
+        )
+    greedy = describe(model, split, images, max_length=max_length, no_unk=config.no_unk)
+    return {idx: [caption] for idx, caption in greedy.items()}
 
 
 def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
@@ -179,7 +225,7 @@ def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainC
     for flag, picture in _pictures(config).items():
         if picture is not None and not any(split.image_path(idx) for idx in images):
             raise ConfigError(f"{flag}: {data.directory} holds no pictures of {split.name}")
-    return Subject(split, images, data)
+    return Subject(split, images, data.recipe, data)
 
 
 def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
@@ -190,7 +236,7 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     Raises:
         ValueError: no photograph can be read, nobody says how their features are made, or the encoder is not to be had.
     """
-    recipe, source = _recipe(config, path, saved, trained)
+    recipe, source = recipe_of(path, saved, config.data)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
     errors: dict[str, ImageError] = {}
 
@@ -214,14 +260,21 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     width = saved.model.get("input_dim")
     if found.feature_dim != width:
         raise ConfigError(f"{path}: takes features of width {width}, but {source} makes {found.feature_dim}")
-    return Subject(found, [*range(found.num_images)], None, {name: str(error) for name, error in errors.items()})
+    return Subject(
+        found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
+    )
 
 
-def _recipe(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> tuple[dict[str, Any], Path]:
-    """How features are made, and who says so: the checkpoint, or the directory that is named."""
+def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[Mapping[str, Any], Path]:
+    """How the features of pictures are made for a checkpoint, and who says so: itself, or the directory that is named.
+
+    Raises:
+        ValueError: nobody does, or the directory is not fit for the checkpoint.
+    """
     recipe, source = saved.manifest, path
-    if config.data is not None:
-        data = load_data(dataclasses.replace(trained, data=config.data, max_train=None, in_memory="no"))
+    if named is not None:
+        trained = TrainConfig.from_plain(saved.config)
+        data = load_data(dataclasses.replace(trained, data=named, max_train=None, in_memory="no"))
         checkpoints.check_fits(saved, data.vocabulary, data["train"].feature_dim, path=path, data=data.directory)
         recipe, source = data.recipe, data.directory
     if not recipes.is_one(recipe):
@@ -247,16 +300,28 @@ def _tell(config: SampleConfig, path: Path, subject: Subject, described: list[De
         report.gallery(data, split, captions, config.gallery, references=config.references)
 
 
-def _draw_attention(model: CaptioningRNN, split: Split, described: list[Described], path: Path) -> None:
+def _draw_attention(model: CaptioningRNN, subject: Subject, described: list[Described], path: Path) -> None:
     """Each caption with where the model looked for its words."""
+    split = subject.split
     pairs = [(image.index, caption.text) for image in described for caption in image.captions]
     features = split.features_of([index for index, _ in pairs])
     weights = looked(model, split.vocabulary, features, [text for _, text in pairs])
     items = [
-        plots.AttentionItem(split.picture(index), text.split(), of_words)
+        plots.AttentionItem(_seen(subject, index), text.split(), of_words)
         for (index, text), of_words in zip(pairs, weights, strict=True)
     ]
     plots.attention(items, path)
+
+
+def _seen(subject: Subject, index: int) -> Image.Image | None:
+    """The part of an image that the model sees; None where there is no picture of it."""
+    picture = subject.split.picture(index)
+    if isinstance(picture, Path):
+        try:
+            picture = load_image(picture)
+        except ImageError:
+            return None
+    return None if picture is None else recipes.seen(subject.recipe, picture)
 
 
 def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
@@ -275,14 +340,17 @@ def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
 
 
 def _table(described: list[Described], references: bool, *, named: bool) -> str:
-    """One row a caption: the image's index or name, the caption's log-probability, its words; references below."""
+    """One row a caption: the image's index or name, log-probability, score if there is one, words; references below."""
     labels = [shown(image.name) if named else str(image.index) for image in described]
     width = max(6, *map(len, labels))
-    lines = [f"{'image':>{width}}  {'log p':>7}  caption"]
+    scored = any(caption.score is not None for image in described for caption in image.captions)
+    lines = [f"{'image':>{width}}  {'log p':>7}  {'score  ' if scored else ''}caption"]
     for label, image in zip(labels, described, strict=True):
         for place, caption in enumerate(image.captions):
-            lines.append(f"{label if place == 0 else '':>{width}}  {caption.log_prob:7.2f}  {caption.text}")
-        lines += [f"{'':{width}}  {'people':>7}  {reference}" for reference in image.references]
+            score = "" if caption.score is None else f"{caption.score:5.2f}  "
+            lines.append(f"{label if place == 0 else '':>{width}}  {caption.log_prob:7.2f}  {score}{caption.text}")
+        blank = " " * 7 if scored else ""
+        lines += [f"{'':{width}}  {'people':>7}  {blank}{reference}" for reference in image.references]
     return "\n".join(lines)
 
 
@@ -295,7 +363,7 @@ def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str
             {
                 "index": image.index,
                 "name": image.name,
-                "captions": [{"caption": c.text, "log_prob": c.log_prob} for c in image.captions],
+                "captions": [_plain_caption(caption) for caption in image.captions],
                 **({"references": image.references} if image.references else {}),
             }
             for image in described
@@ -304,7 +372,12 @@ def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str
     }
 
 
-def _find(named: Path | None) -> Path:
+def _plain_caption(caption: Caption) -> dict[str, Any]:
+    plain = {"caption": caption.text, "log_prob": caption.log_prob, "ended": caption.ended}
+    return plain if caption.score is None else plain | {"score": caption.score}
+
+
+def find_checkpoint(named: Path | None) -> Path:
     """The checkpoint itself, the best one of a run, or that of the last run of a folder."""
     if named is None:
         return runs.find(TrainConfig.out) / runs.BEST

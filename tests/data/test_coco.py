@@ -90,7 +90,7 @@ def test_a_row_outside(coco_directory, in_memory, row):
 @pytest.mark.parametrize("image", [7, -1])
 def test_an_image_outside(coco_directory, in_memory, image):
     split = open_data(coco_directory(), in_memory=in_memory)["train"]
-    ask = (lambda i: split.features_of([0, i]), split.references, split.image_name, split.image_path)
+    ask = (lambda i: split.features_of([0, i]), split.references, split.image_name, split.image_path, split.file_name)
     for call in ask:
         with pytest.raises(DataError, match=f"train: there is no image {image}; choose one of 0 to 6"):
             call(image)
@@ -335,6 +335,8 @@ def test_image_path(coco_directory, tmp_path):
     found = [split.image_path(i) for i in range(7)]
     assert found == [directory / "images" / "a.png", directory / "images" / "below" / "b.png", *[None] * 5]
     assert open_data(directory)["val"].image_path(0) is None
+    assert [split.file_name(i) for i in range(7)] == [name or None for name in names]
+    assert open_data(directory)["val"].file_name(0) is None
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from torch_caption.data._checks import DataError
 from torch_caption.data._stored import FeatureFile
 from torch_caption.vocabulary import Vocabulary
 
-__all__ = ["CocoData", "DataError", "EpochBatches", "Split", "batches", "open_data"]
+__all__ = ["CocoData", "DataError", "EpochBatches", "Split", "batches", "below", "open_data"]
 
 IN_MEMORY_LIMIT = 2**30
 """`in_memory="auto"` holds the features in memory if those of all splits together take at most 1 GiB."""
@@ -140,16 +140,23 @@ class Split(Dataset[Batch]):
         lines = self._urls or self._names
         return (lines[image_idx] or None) if lines else None
 
+    def file_name(self, image_idx: int) -> str | None:
+        """The image's line in {split}2014_images.txt; None without.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        self._check_image(image_idx)
+        return (self._names[image_idx] or None) if self._names else None
+
     def image_path(self, image_idx: int) -> Path | None:
         """The image's file below the folder of pictures; None if there is none, or if its name leads out of there.
 
         Raises:
             DataError: there is no such image.
         """
-        self._check_image(image_idx)
-        if self._images is None or not self._names:
-            return None
-        return _below(self._images, self._names[image_idx])
+        name = self.file_name(image_idx)
+        return None if name is None or self._images is None else below(self._images, name)
 
     def picture(self, image_idx: int) -> Path | Image.Image | None:
         """What a gallery shows of the image: its file, the picture itself where that is at hand, or None.
@@ -170,7 +177,7 @@ class Split(Dataset[Batch]):
         return order, torch.searchsorted(idxs, torch.arange(self.num_images + 1)).tolist()
 
 
-def _below(folder: Path, name: str) -> Path | None:
+def below(folder: Path, name: str) -> Path | None:
     """`folder / name` if that is a file inside of the folder, also once links are followed."""
     unsafe = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
     if unsafe or not name or "\0" in name:

@@ -89,6 +89,18 @@ def maker(
     return _Photographs(encoder, grid, _projection(recipe.get("projection")), half)
 
 
+def seen(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
+    """The part of a picture that the features are of, and that a grid lies over: all of a scene, the middle square
+    that its transform keeps of a photograph; all where the recipe does not say.
+    """
+    transform = recipe.get("transform")
+    if not isinstance(transform, Mapping) or not {"resize", "crop"} <= transform.keys():
+        return picture
+    side = min(picture.size) * transform["crop"] / transform["resize"]
+    left, top = ((length - side) / 2 for length in picture.size)
+    return picture.crop((round(left), round(top), round(left + side), round(top + side)))
+
+
 def _projection(arrays: Any) -> Projection | None:
     if arrays is None:
         return None
