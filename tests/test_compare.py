@@ -15,7 +15,7 @@ from torch_caption import compare, functions
 from torch_caption.agreement import MODES, differences, of_inputs
 from torch_caption.compare import CLASSES, broken, gradient_names
 
-SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5}
+SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
 FLAGS = [flag for letter, size in SIZES.items() for flag in (f"--{letter}", str(size))] + ["--repeat", "1"]
 # The class behind each case, and what the captioner is made of.
 INSIDE = {
@@ -30,10 +30,19 @@ INSIDE = {
     "lstm": {"LSTM"},
     "lstm, lengths and state": {"LSTM", "Pack", "Unpack"},
     "packed_lstm": {"LSTM"},
+    "dot_product_attention": {"DotProductAttention"},
+    "attention_lstm_step": {"AttentionLSTM"},
+    "attention_lstm": {"AttentionLSTM", "DotProductAttention"},
+    "attention_lstm, lengths and state": {"AttentionLSTM", "Pack", "Unpack"},
+    "packed_attention_lstm": {"AttentionLSTM", "DotProductAttention"},
+    "packed_attention_lstm, index and state": {"AttentionLSTM"},
     "temporal_softmax_loss": {"TemporalSoftmaxLoss"},
     "temporal_affine_softmax_loss": {"TemporalAffineSoftmaxLoss"},
     "CaptioningRNN, rnn": {"Affine", "WordEmbedding", "RNN", "TemporalAffineSoftmaxLoss"},
     "CaptioningRNN, lstm": {"Affine", "WordEmbedding", "LSTM", "TemporalAffineSoftmaxLoss"},
+    "CaptioningRNN, attention": {
+        *("Affine", "WordEmbedding", "AttentionLSTM", "DotProductAttention", "TemporalAffineSoftmaxLoss"),
+    },
 }
 # What a case packs comes back through Pack, and all that comes back comes through Unpack.
 THROUGH = {
@@ -47,7 +56,7 @@ THROUGH = {
 @pytest.fixture
 def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """The command line: flags -> exit status, output, errors. Finite differences on the least sizes."""
-    monkeypatch.setattr(compare, "SMALL", {"N": 1, "T": 2, "D": 1, "H": 1, "V": 4})
+    monkeypatch.setattr(compare, "SMALL", {"N": 1, "T": 2, "D": 1, "H": 1, "V": 4, "L": 2})
 
     def call(*flags: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["compare", *flags])

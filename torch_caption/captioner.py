@@ -28,8 +28,14 @@ class CaptioningRNN(nn.Module):
         h      = rnn or lstm of x from h0      (N, T, W) -> (N, T, H)
         scores = h W_vocab + b_vocab           (N, T, H) -> (N, T, V)
 
+    With "attention" the features are a grid, D numbers at each of L places, and every place is projected:
+
+        A      = W_proj^T features + b_proj    (N, D, L) -> (N, H, L)
+        h      = attention_lstm of x over A    (N, T, W) -> (N, T, H)
+
     Parameters bear cs231n's names, shapes and first values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
-    Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm".
+    Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
+    "attention" Wattn (H, 4H).
 
     Args:
         word_to_idx: ids of the words, <NULL> among them; V is its size. Without <START> nothing can be sampled;
@@ -37,7 +43,7 @@ class CaptioningRNN(nn.Module):
         input_dim: D, the width of the features.
         wordvec_dim: W.
         hidden_dim: H.
-        cell_type: "rnn" or "lstm".
+        cell_type: "rnn", "lstm" or "attention".
         gradients: "hand" for the derivatives of `torch_caption.functions`, "auto" for torch.autograd's, of the same
             model through `torch_caption.reference`.
         dropout: the share of word vectors' and hidden states' entries set to zero in training (Zaremba et al. 2014).
@@ -99,7 +105,7 @@ class CaptioningRNN(nn.Module):
         Each word is predicted from those before it and the image. <NULL> is padding and is not predicted.
 
         Args:
-            features: (N, D) floating-point.
+            features: (N, D) floating-point; (N, D, L) or (N, D, a, a) for "attention".
             captions: (N, T) integers, a <START> at the head of each; T is at least 1.
 
         Returns:
@@ -110,7 +116,7 @@ class CaptioningRNN(nn.Module):
             TypeError: a dtype or device does not fit.
             ValueError: a shape does not fit.
         """
-        h0 = self._h0(features)
+        image = self._project(features)
         N = features.shape[0]
         if captions.dim() != 2 or captions.shape[0] != N or captions.shape[1] < 1:
             raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
@@ -119,10 +125,10 @@ class CaptioningRNN(nn.Module):
         real = targets != self.null
         packed = Packing.of(N, targets.shape[1], lengths_of(real))
         x, index = self._vectors(packed.words(captions[:, :-1]))
-        if packed.order is not None:  # rows are looked up in h0 as word vectors are in W_embed
-            h0 = self.cell.ops.word_embedding(packed.order.unsqueeze(0), h0).squeeze(0)
-        state = self.cell.begin(h0)
-        h = self._drop(self.cell.packed(x, state, self.Wx, self.Wh, self.b, packed.sizes, index))  # (r, H)
+        if packed.order is not None:  # rows are looked up in the image as word vectors are in W_embed
+            image = self.cell.ops.word_embedding(packed.order.unsqueeze(0), image.flatten(1)).reshape(image.shape)
+        state = self.cell.begin(image)
+        h = self._drop(self.cell.packed(x, state, self.recurrent(), packed.sizes, index))  # (r, H)
         y = packed.words(targets)
         share = packed.words(real).to(self.W_vocab.dtype) / max(N, 1)  # (r,), of each word in the mean over the batch
         # To the loss the packed rows are one sequence.
@@ -139,30 +145,70 @@ class CaptioningRNN(nn.Module):
         x = self.cell.ops.word_embedding(words.unsqueeze(0), self.W_embed).squeeze(0)
         return self._drop(x), index
 
+    def recurrent(self) -> dict[str, Tensor]:
+        """The weights of the recurrence, Wx, Wh, b and with "attention" Wattn, by name."""
+        return {name: getattr(self, name) for name in self.cell.names}
+
     def begin(self, features: Tensor) -> State:
-        """The state before the first word, of features (N, D).
+        """The state before the first word, of features as `forward` takes them.
 
         Raises:
-            ValueError: the features are not (N, D).
+            ValueError: the features are of another shape.
         """
-        return self.cell.begin(self._h0(features))
+        return self.cell.begin(self._project(features))
 
-    def _h0(self, features: Tensor) -> Tensor:
-        if features.dim() != 2 or features.shape[1] != self.input_dim:
-            raise ValueError(f"features must be (N, {self.input_dim}), but are {tuple(features.shape)}")
+    def _project(self, features: Tensor) -> Tensor:
+        """h0 (N, H) of features (N, D); the places (N, L, H) of a grid (N, D, L) or (N, D, a, a) for a cell that looks.
+
+        Raises:
+            ValueError: the features are of another shape.
+        """
+        D = self.input_dim
+        if self.cell.looks:
+            if features.dim() not in (3, 4) or features.shape[1] != D or 0 in features.shape[2:]:
+                raise ValueError(
+                    f"the cell {self.cell_type} looks at a grid: features must be (N, {D}, L) or (N, {D}, a, a), "
+                    f"but are {tuple(features.shape)}"
+                )
+            features = features.flatten(2).mT  # (N, L, D)
+        elif features.dim() != 2 or features.shape[1] != D:
+            raise ValueError(f"features must be (N, {D}), but are {tuple(features.shape)}")
         return self.cell.ops.affine(features, self.W_proj, self.b_proj)
+
+    @torch.no_grad()
+    def attention(self, features: Tensor, words: Tensor) -> Tensor:
+        """Where a model with attention looks before each word of a caption, however the caption was found.
+
+        Args:
+            features: (N, D, L) or (N, D, a, a) floating-point.
+            words: (N, T) integers, the captions without their <START>, as `sample` returns them.
+
+        Returns:
+            weights (N, T, L) or (N, T, a, a), positive and of sum 1 for each word; zero at <NULL>.
+
+        Raises:
+            ValueError: a shape does not fit, the cell does not look, or the vocabulary has no <START>.
+        """
+        if not self.cell.looks:
+            raise ValueError(f"the cell {self.cell_type} does not look at places of its image")
+        starts = words.new_full((words.shape[0], 1), self._start())
+        read = torch.cat([starts, words], dim=1)[:, :-1]  # before each word
+        x = self.cell.ops.word_embedding(read, self.W_embed)
+        places, lengths = self._project(features).mT, lengths_of(words != self.null)
+        _, weights = self.cell.ops.attention_lstm(x, places, **self.recurrent(), lengths=lengths, return_weights=True)
+        return weights.reshape(*words.shape, *features.shape[2:])
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the word after `words` (N,), and the state then."""
         x = self.cell.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
-        state = self.cell.step(x, state, self.Wx, self.Wh, self.b)
+        state = self.cell.step(x, state, self.recurrent())
         return self.cell.ops.affine(state[0], self.W_vocab, self.b_vocab), state
 
     def sample(self, features: Tensor, max_length: int = 30) -> Tensor:
         """The greedy caption of each image.
 
         Args:
-            features: (N, D) floating-point.
+            features: as `forward` takes them.
             max_length: the most words to sample, <END> counted.
 
         Returns:
@@ -171,13 +217,16 @@ class CaptioningRNN(nn.Module):
         Raises:
             ValueError: a shape does not fit, or the vocabulary has no <START>.
         """
-        if self.start is None:
-            raise ValueError(f"the vocabulary has no {START} to begin a caption with")
         stepper = self.stepper(features.shape[0] * max_length)
         decoded = decoding.greedy(
-            stepper, features, start=self.start, end=self.end, null=self.null, max_length=max_length
+            stepper, features, start=self._start(), end=self.end, null=self.null, max_length=max_length
         )
         return decoded.words
+
+    def _start(self) -> int:
+        if self.start is None:
+            raise ValueError(f"the vocabulary has no {START} to begin a caption with")
+        return self.start
 
     def stepper(self, words: int) -> Prepared:
         """This model as it is now, prepared for decoding: the same `begin` and `step`, faster and without a gradient.
@@ -253,13 +302,15 @@ class Prepared:
     def __init__(self, model: CaptioningRNN, words: int):
         self._model = model
         self._cell = model.cell
-        like = model.begin(model.W_proj.new_empty(0, model.input_dim))[0]
+        places = (1,) if model.cell.looks else ()
+        like = model.begin(model.W_proj.new_empty(0, model.input_dim, *places))[0]
 
         def weight(w: Tensor) -> Tensor:
             return w.detach().to(like.dtype)
 
-        self._W_embed, self._Wx, self._Wh, self._b = map(weight, (model.W_embed, model.Wx, model.Wh, model.b))
-        self._W_vocab, self._b_vocab = weight(model.W_vocab), weight(model.b_vocab)
+        self._weights = {name: weight(w) for name, w in model.recurrent().items()}
+        self._Wx, self._b = self._weights["Wx"], self._weights["b"]
+        self._W_embed, self._W_vocab, self._b_vocab = map(weight, (model.W_embed, model.W_vocab, model.b_vocab))
         self._table: Tensor | None = None
         if words > 2 * model.vocab_size:
             self._table = self._project(self._W_embed, out=like.new_empty(model.vocab_size, len(self._b)))
@@ -279,10 +330,10 @@ class Prepared:
 
     @torch.no_grad()
     def begin(self, features: Tensor) -> State:
-        """The state before the first word, of features (N, D).
+        """The state before the first word, of features as the model takes them.
 
         Raises:
-            ValueError: the features are not (N, D).
+            ValueError: the features are of another shape.
         """
         return tuple(part.to(self._b.dtype) for part in self._model.begin(features))
 
@@ -297,8 +348,8 @@ class Prepared:
             torch.index_select(self._table, 0, words, out=a)
         else:
             self._project(torch.index_select(self._W_embed, 0, words, out=self._x[:n]), out=a)
-        with products(n, self._Wh, fast=True):
-            self._cell.step_(a, state, self._Wh)
+        with products(n, self._weights["Wh"], fast=True):
+            self._cell.step_(a, state, self._weights)
         with products(n, self._W_vocab, fast=n > 1):  # one row is a matrix and a vector, which MKL is the faster at
             torch.addmm(self._b_vocab, state[0], self._W_vocab, out=scores)
         return scores, state

@@ -1,12 +1,13 @@
 """Recurrent cells behind one interface, and the layers made of them.
 
 A `Cell` has no weights of its own: it says how a state begins, how it goes one step on, and how it goes through a
-sequence, given the weights Wx, Wh, b. `CELLS` maps a cell's name to its class, and nobody else asks for the name.
+sequence, given its weights by name: Wx, Wh, b, and what else it needs. `CELLS` maps a cell's name to its class, and
+nobody else asks for the name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import ClassVar
 
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 
 from torch_caption import functions, reference
 from torch_caption.functions._common import tanh_
+from torch_caption.functions.attention import attend_
 from torch_caption.functions.lstm import gates_
 
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
-State = tuple[Tensor, ...]  # (N, H) each; the first is the hidden state h
+State = tuple[Tensor, ...]  # a row each for the sequences; the first is the hidden state h (N, H)
+Weights = Mapping[str, Tensor]  # by their names in `functions`
 
 
 class Cell:
@@ -27,9 +30,16 @@ class Cell:
 
     Args:
         gradients: a name in `GRADIENTS`: where the recurrence and its gradient come from.
+
+    Attributes:
+        names: of its weights.
+        gates: how many blocks of H columns they have.
+        looks: whether it looks at the places of an image (N, L, H), and not at the image as a whole (N, H).
     """
 
+    names: ClassVar[tuple[str, ...]] = ("Wx", "Wh", "b")
     gates: ClassVar[int]
+    looks: ClassVar[bool] = False
 
     def __init__(self, gradients: str = "hand"):
         self.gradients = gradients
@@ -48,36 +58,27 @@ class Cell:
             "b": torch.zeros(width),
         }
 
-    def begin(self, h0: Tensor) -> State:
-        """The state before the first step, of h0 (N, H)."""
+    def begin(self, image: Tensor) -> State:
+        """The state before the first step, of h0 (N, H), or of places (N, L, H) for a cell that looks."""
         raise NotImplementedError
 
-    def step(self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor) -> State:
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
         """The state after the input x (N, D)."""
         raise NotImplementedError
 
-    def step_(self, a: Tensor, state: State, Wh: Tensor) -> None:
+    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         """`step` without a gradient, in place: a (N, GH) holds x Wx + b, and the next state is written over `state`.
 
         What is in `a` is lost.
         """
         raise NotImplementedError
 
-    def sequence(
-        self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None
-    ) -> Tensor:
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         """The hidden states (N, T, H) after each input of x (N, T, D)."""
         raise NotImplementedError
 
     def packed(
-        self,
-        x: Tensor,
-        state: State,
-        Wx: Tensor,
-        Wh: Tensor,
-        b: Tensor,
-        sizes: int | Sequence[int],
-        index: Tensor | None = None,
+        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
     ) -> Tensor:
         """The hidden states (r, H) of packed sequences: see `functions.packed_rnn`."""
         raise NotImplementedError
@@ -88,34 +89,25 @@ class RNNCell(Cell):
 
     gates = 1
 
-    def begin(self, h0: Tensor) -> State:
-        return (h0,)
+    def begin(self, image: Tensor) -> State:
+        return (image,)
 
-    def step(self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor) -> State:
-        return (self.ops.rnn_step(x, *state, Wx, Wh, b),)
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        return (self.ops.rnn_step(x, *state, **weights),)
 
-    def step_(self, a: Tensor, state: State, Wh: Tensor) -> None:
+    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         (h,) = state
-        h.copy_(tanh_(a.addmm_(h, Wh)))
+        h.copy_(tanh_(a.addmm_(h, weights["Wh"])))
 
-    def sequence(
-        self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None
-    ) -> Tensor:
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         (h0,) = state
-        return self.ops.rnn(x, h0, Wx, Wh, b, lengths)
+        return self.ops.rnn(x, h0, **weights, lengths=lengths)
 
     def packed(
-        self,
-        x: Tensor,
-        state: State,
-        Wx: Tensor,
-        Wh: Tensor,
-        b: Tensor,
-        sizes: int | Sequence[int],
-        index: Tensor | None = None,
+        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
     ) -> Tensor:
         (h0,) = state
-        return self.ops.packed_rnn(x, h0, Wx, Wh, b, sizes, index)
+        return self.ops.packed_rnn(x, h0, **weights, sizes=sizes, index=index)
 
 
 class LSTMCell(Cell):
@@ -123,39 +115,78 @@ class LSTMCell(Cell):
 
     gates = 4
 
-    def begin(self, h0: Tensor) -> State:
-        return h0, torch.zeros_like(h0)
+    def begin(self, image: Tensor) -> State:
+        return image, torch.zeros_like(image)
 
-    def step(self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor) -> State:
-        return self.ops.lstm_step(x, *state, Wx, Wh, b)
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        return self.ops.lstm_step(x, *state, **weights)
 
-    def step_(self, a: Tensor, state: State, Wh: Tensor) -> None:
+    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         h, c = state
-        i, f, o, g = gates_(a.addmm_(h, Wh))
-        c.mul_(f).addcmul_(i, g)
-        tanh_(h.copy_(c)).mul_(o)
+        _lstm_step_(a.addmm_(h, weights["Wh"]), h, c)
 
-    def sequence(
-        self, x: Tensor, state: State, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None
-    ) -> Tensor:
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0 = state
-        return self.ops.lstm(x, h0, Wx, Wh, b, lengths, c0)
+        return self.ops.lstm(x, h0, **weights, lengths=lengths, c0=c0)
 
     def packed(
-        self,
-        x: Tensor,
-        state: State,
-        Wx: Tensor,
-        Wh: Tensor,
-        b: Tensor,
-        sizes: int | Sequence[int],
-        index: Tensor | None = None,
+        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
     ) -> Tensor:
         h0, c0 = state
-        return self.ops.packed_lstm(x, h0, Wx, Wh, b, sizes, index, c0)
+        return self.ops.packed_lstm(x, h0, **weights, sizes=sizes, index=index, c0=c0)
 
 
-CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell}
+class AttentionCell(Cell):
+    """An LSTM that looks at the image before each step; its state is (h, c, places), and h and c begin at their mean.
+
+    The places (N, L, H) stay as they are; they are in the state so that whoever takes rows of it takes theirs.
+    """
+
+    names = (*Cell.names, "Wattn")
+    gates = 4
+    looks = True
+
+    def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
+        """As `Cell.weights`, and Wattn (H, 4H)."""
+        width = self.gates * hidden_dim
+        return {
+            **super().weights(input_dim, hidden_dim),
+            "Wattn": torch.randn(hidden_dim, width) / hidden_dim**0.5,
+        }
+
+    def begin(self, image: Tensor) -> State:
+        mean, _ = self.ops.dot_product_attention(torch.zeros_like(image[:, 0]), image.mT)  # who asks nothing sees all
+        return mean, mean.clone(), image
+
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        h, c, places = state
+        return *self.ops.attention_lstm_step(x, h, c, places.mT, **weights), places
+
+    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
+        h, c, places = state
+        attn = torch.empty_like(h)
+        attend_(h, places.mT, h.new_empty(places.shape[:2]), attn)
+        _lstm_step_(a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"]), h, c)
+
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
+        h0, c0, places = state
+        return self.ops.attention_lstm(x, places.mT, **weights, lengths=lengths, h0=h0, c0=c0)
+
+    def packed(
+        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+    ) -> Tensor:
+        h0, c0, places = state
+        return self.ops.packed_attention_lstm(x, places.mT, **weights, sizes=sizes, index=index, h0=h0, c0=c0)
+
+
+def _lstm_step_(a: Tensor, h: Tensor, c: Tensor) -> None:
+    """The next h and c (N, H), written over the last, of the pre-activations a (N, 4H), which are lost."""
+    i, f, o, g = gates_(a)
+    c.mul_(f).addcmul_(i, g)
+    tanh_(h.copy_(c)).mul_(o)
+
+
+CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell, "attention": AttentionCell}
 
 
 class Recurrent(nn.Module):
@@ -166,7 +197,8 @@ class Recurrent(nn.Module):
         hidden_dim: H.
         cell_type: a name in `CELLS`.
 
-    Parameters are Wx (D, GH), Wh (H, GH) and b (GH,), with G = 1 for "rnn" and 4 for "lstm".
+    Parameters are Wx (D, GH), Wh (H, GH) and b (GH,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
+    "attention" Wattn (H, 4H).
 
     Raises:
         ValueError: there is no such cell.
@@ -184,9 +216,18 @@ class Recurrent(nn.Module):
             self.register_parameter(name, nn.Parameter(weight))
 
     def forward(self, x: Tensor, h0: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Hidden states (N, T, H) of x (N, T, D), from h0 (N, H), zero unless given; zero past `lengths` (N,)."""
-        h0 = x.new_zeros(x.shape[0], self.hidden_dim) if h0 is None else h0
-        return self.cell.sequence(x, self.cell.begin(h0), self.Wx, self.Wh, self.b, lengths)
+        """Hidden states (N, T, H) of x (N, T, D), from h0 (N, H), zero unless given; zero past `lengths` (N,).
+
+        "attention" takes the places of its images (N, L, H) in the place of h0.
+
+        Raises:
+            ValueError: a shape does not fit, or a layer that looks has nothing to look at.
+        """
+        if h0 is None:
+            if self.cell.looks:
+                raise ValueError("Recurrent: this cell looks at an image: give its places (N, L, H)")
+            h0 = x.new_zeros(x.shape[0], self.hidden_dim)
+        return self.cell.sequence(x, self.cell.begin(h0), dict(self.named_parameters()), lengths)
 
 
 def make_cell(cell_type: str, gradients: str = "hand") -> Cell:

@@ -45,8 +45,9 @@ CLASSES: dict[str, type[Function]] = {
 }
 # Arguments of classes that have no gradient.
 UNDIFFERENTIATED = {"y", "index", "places", "sizes", "R", "notes"}
+LETTERS = "NTDHVL"
 # Finite differences take one evaluation an entry: the modes run on sizes of their own.
-SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5}
+SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class CompareConfig:
     """Hidden units."""
     V: int = 1004
     """Words in the vocabulary."""
+    L: int = 49
+    """Places of an image that attention looks at."""
     dtype: Literal["float64", "float32"] = "float64"
     """Of the compared gradients. The modes are always checked in float64."""
     device: str = "cpu"
@@ -110,7 +113,7 @@ class Result:
 
 def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Case]:
     """Every function, then the captioner of each cell, with random arguments; weights are over sqrt(fan-in)."""
-    N, T, D, H, V = (sizes[letter] for letter in "NTDHV")
+    N, T, D, H, V, L = (sizes[letter] for letter in LETTERS)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -119,6 +122,10 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
 
     def weights(gates: int) -> tuple[Tensor, Tensor, Tensor]:
         return normal(D, gates * H, scale=D**-0.5), normal(H, gates * H, scale=H**-0.5), normal(gates * H)
+
+    def looking() -> tuple[Tensor, ...]:
+        Wx, Wh, b = weights(4)
+        return normal(N, H, L), Wx, Wh, normal(H, 4 * H, scale=H**-0.5), b
 
     y = torch.randint(0, V, (N, T), generator=generator).to(device)
     mask = (torch.rand(N, T, generator=generator) < 0.7).to(device)
@@ -140,6 +147,18 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "lstm, lengths and state": (normal(N, T, D), normal(N, H), *weights(4), lengths, normal(N, H), True),
         "packed_lstm": (normal(r, D), normal(N, H), *weights(4), sizes_of_steps),
         "packed_lstm, index and state": (normal(V, D), normal(N, H), *weights(4), sizes_of_steps, index, normal(N, H)),
+        "dot_product_attention": (normal(N, H), normal(N, H, L)),
+        "attention_lstm_step": (normal(N, D), normal(N, H), normal(N, H), *looking()),
+        "attention_lstm": (normal(N, T, D), *looking()),
+        "attention_lstm, lengths and state": (
+            *(normal(N, T, D), *looking(), lengths, normal(N, H), normal(N, H)),
+            *(True, True),
+        ),
+        "packed_attention_lstm": (normal(r, D), *looking(), sizes_of_steps),
+        "packed_attention_lstm, index and state": (
+            *(normal(V, D), *looking(), sizes_of_steps, index),
+            *(normal(N, H), normal(N, H)),
+        ),
         "temporal_softmax_loss": (normal(N, T, V), y, mask),
         "temporal_softmax_loss, weights": (normal(N, T, V), y, normal(N, T)),
         "temporal_affine_softmax_loss": (normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y, mask),
@@ -174,7 +193,8 @@ def _captioner_case(cell: str, sizes: Mapping[str, int], normal: Callable[..., T
 
         return loss
 
-    args = (normal(y.shape[0], sizes["D"]), y, *params)
+    places = (sizes["L"],) if CELLS[cell].looks else ()
+    args = (normal(y.shape[0], sizes["D"], *places), y, *params)
     hand, auto = map(loss_of, models)
     return Case(f"CaptioningRNN, {cell}", hand, auto, args, ("features", "captions", *shapes))
 
@@ -188,7 +208,7 @@ def run(config: CompareConfig) -> list[Result]:
     Raises:
         ValueError: `broken` names no gradient.
     """
-    sizes = {letter: getattr(config, letter) for letter in "NTDHV"}
+    sizes = {letter: getattr(config, letter) for letter in LETTERS}
     full = cases(sizes, getattr(torch, config.dtype), config.device)
     small = cases(SMALL, torch.float64, config.device)
     with broken(config.broken) if config.broken else contextlib.nullcontext():
@@ -280,7 +300,7 @@ def gradient_norms(T: int = 64, N: int = 32, H: int = 128) -> dict[str, list[flo
         state = cell.begin(torch.zeros(N, H, dtype=torch.float64).requires_grad_())
         hidden = []
         for x_t in x:
-            state = cell.step(x_t, state, **weights)
+            state = cell.step(x_t, state, weights)
             hidden.append(state[0])
         dlast = random_like(hidden[-1], 1)
         grads = torch.autograd.grad(hidden[-1], hidden, dlast)
@@ -327,7 +347,7 @@ def check(config: CompareConfig) -> None:
     Raises:
         ValueError: a size is below 1, or a file has no folder to be in.
     """
-    for name in (*"NTDHV", "repeat"):
+    for name in (*LETTERS, "repeat"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, but is {getattr(config, name)}")
     for path in (config.json, config.plot):
@@ -363,7 +383,7 @@ def report(config: CompareConfig) -> int:
     check(config)
     results = run(config)
     print(f"torch {torch.__version__}, {config.device}, {config.dtype}, ", end="")
-    print(", ".join(f"{letter}={getattr(config, letter)}" for letter in "NTDHV"))
+    print(", ".join(f"{letter}={getattr(config, letter)}" for letter in LETTERS))
     print(table(results))
     print(verdict(results))
     write(config, results)

@@ -7,6 +7,7 @@ those of `torch_caption.functions`, where they are described.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,74 @@ def packed_lstm(
     for x_t in _steps(x, sizes, h0):
         n = len(x_t)
         h, c = lstm_step(x_t, h[:n], c[:n], Wx, Wh, b)
+        steps.append(h)
+    return torch.cat(steps)
+
+
+def dot_product_attention(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    N, H, *places = A.shape
+    scores = torch.einsum("nh,nhl->nl", prev_h, A.flatten(2)) / H**0.5
+    weights = torch.softmax(scores, dim=1)
+    attn = torch.einsum("nl,nhl->nh", weights.to(A.dtype), A.flatten(2))
+    return attn, weights.reshape(N, *places)
+
+
+def attention_lstm_step(
+    x: Tensor, prev_h: Tensor, prev_c: Tensor, A: Tensor, Wx: Tensor, Wh: Tensor, Wattn: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    attn, _ = dot_product_attention(prev_h, A)
+    return lstm_step(x, prev_h, prev_c, Wx, Wh, b + attn @ Wattn)
+
+
+def attention_lstm(
+    x: Tensor,
+    A: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    Wattn: Tensor,
+    b: Tensor,
+    lengths: Tensor | None = None,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    return_state: bool = False,
+    return_weights: bool = False,
+) -> Any:
+    N, T, _ = x.shape
+    mean = A.flatten(2).mean(dim=2)
+    h, c = mean if h0 is None else h0, mean if c0 is None else c0
+    steps_h, steps_c, steps_weights = [h], [c], [A.new_zeros(N, *A.shape[2:])]
+    for t in range(T):
+        steps_weights.append(dot_product_attention(h, A)[1])
+        h, c = attention_lstm_step(x[:, t], h, c, A, Wx, Wh, Wattn, b)
+        steps_h.append(h)
+        steps_c.append(c)
+    hs, cs, weights = (torch.stack(steps, dim=1) for steps in (steps_h, steps_c, steps_weights))  # (N, 1 + T, ...)
+    n = torch.arange(N, device=x.device)
+    last = T if lengths is None else lengths.long()
+    out = _blank(hs[:, 1:], lengths)
+    state = [(hs[n, last], cs[n, last])] if return_state else []
+    looked = [_blank(weights[:, 1:].flatten(2), lengths).reshape(N, T, *A.shape[2:])] if return_weights else []
+    return (out, *state, *looked) if return_state or return_weights else out
+
+
+def packed_attention_lstm(
+    x: Tensor,
+    A: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    Wattn: Tensor,
+    b: Tensor,
+    sizes: int | Sequence[int],
+    index: Tensor | None = None,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+) -> Tensor:
+    x = x if index is None else x[index.long()]
+    mean = A.flatten(2).mean(dim=2)
+    h, c, steps = mean if h0 is None else h0, mean if c0 is None else c0, [mean[:0]]
+    for x_t in _steps(x, sizes, mean):
+        n = len(x_t)
+        h, c = attention_lstm_step(x_t, h[:n], c[:n], A[:n], Wx, Wh, Wattn, b)
         steps.append(h)
     return torch.cat(steps)
 

@@ -20,6 +20,15 @@ FLOATS = {
     "rnn": {"x": "N T D", "h0": "N H", "Wx": "D H", "Wh": "H H", "b": "H"},
     "lstm_step": {"x": "N D", "prev_h": "N H", "prev_c": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"},
     "lstm": {"x": "N T D", "h0": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"},
+    "dot_product_attention": {"prev_h": "N H", "A": "N H L"},
+    "attention_lstm_step": {
+        **{"x": "N D", "prev_h": "N H", "prev_c": "N H", "A": "N H L"},
+        **{"Wx": "D 4H", "Wh": "H 4H", "Wattn": "H 4H", "b": "4H"},
+    },
+    "attention_lstm": {
+        **{"x": "N T D", "A": "N H L"},
+        **{"Wx": "D 4H", "Wh": "H 4H", "Wattn": "H 4H", "b": "4H"},
+    },
     "temporal_softmax_loss": {"x": "N T V"},
     "temporal_affine_softmax_loss": {"h": "N T H", "w": "H V", "b": "V"},
 }
@@ -28,7 +37,7 @@ LAYOUTS = (*DENSE, "expanded")
 
 
 # Distinct, so that no axis passes for another; T > 1, so that what comes back from the next step matters.
-SIZES = {"N": 2, "T": 3, "D": 4, "H": 5, "V": 6}
+SIZES = {"N": 2, "T": 3, "D": 4, "H": 5, "V": 6, "L": 7}
 
 
 def example(function: str, dtype: torch.dtype = torch.float64, **sizes: int) -> dict[str, Tensor]:
@@ -80,10 +89,13 @@ def arguments(
     args: list = [floats(spec) for spec in FLOATS[function].values()]
     if function == "word_embedding":
         args.insert(0, integers(V, N, T))
-    if function in ("rnn", "lstm"):
+    if function in ("rnn", "lstm", "attention_lstm"):
         args.append(draw(st.sampled_from([None, integers(T + 1, N), torch.zeros(N).int(), torch.full((N,), T)])))
     if function == "lstm":
         args += [floats("N H") if draw(st.booleans()) else None, draw(st.booleans())]
+    if function == "attention_lstm":
+        args += [floats("N H") if draw(st.booleans()) else None for _ in ("h0", "c0")]
+        args += [draw(st.booleans()) for _ in ("return_state", "return_weights")]
     if function.endswith("loss"):
         masks = [integers(2, N, T, dtype=torch.bool), torch.zeros(N, T).bool(), torch.ones(N, T).bool(), floats("N T")]
         args += [integers(V, N, T), draw(st.sampled_from(masks))]

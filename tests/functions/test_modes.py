@@ -31,15 +31,15 @@ from torch_caption.agreement import (
     random_like,
 )
 
-SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5}
+SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
 CASES = {case.label: case for case in compare.cases(SIZES)}
 SINGLE = {case.label: case for case in compare.cases(SIZES, torch.float32)}
 # Sizes of which none is another by chance, and then another batch.
-DISTINCT = {"N": 4, "T": 2, "D": 5, "H": 3, "V": 6}
+DISTINCT = {"N": 4, "T": 2, "D": 5, "H": 3, "V": 6, "L": 8}
 SMALLER = {case.label: case for case in compare.cases(DISTINCT)}
 LARGER = {case.label: case for case in compare.cases({**DISTINCT, "N": 7})}
 STEPWISE = {label for label in CASES if label.startswith("packed")}  # whose rows are not of a batch
-BATCHED = {"x", "h0", "prev_h", "prev_c", "c0", "h", "lengths", "y", "mask", "features", "captions"}
+BATCHED = {"x", "A", "h0", "prev_h", "prev_c", "c0", "h", "lengths", "y", "mask", "features", "captions"}
 FUNCTIONS = [label for label in CASES if "Captioning" not in label]
 
 
@@ -250,7 +250,7 @@ def test_float32(case):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_cuda(dtype):
-    sizes = {"N": 8, "T": 16, "D": 32, "H": 64, "V": 500}
+    sizes = {"N": 8, "T": 16, "D": 32, "H": 64, "V": 500, "L": 49}
     for case in compare.cases(sizes, dtype, "cuda"):
         found = differences(case.hand, case.auto, case.args, case.names)
         assert [f"{case.label}: {d}" for d in found if not d.agrees] == []
@@ -276,6 +276,11 @@ PRODUCTS = {
     "rnn": (1 + T + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
     "lstm_step": (2 + 2, {"x": 1, "prev_h": 1, "prev_c": 0, "Wx": 1, "Wh": 1, "b": 0}),
     "lstm": (1 + T + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
+    "dot_product_attention": (2 + 1, {"prev_h": 1, "A": 0}),
+    "attention_lstm_step": (
+        *(1 + 2 + 2 + 2,),
+        {"x": 1, "prev_h": 0, "prev_c": 0, "A": 1, "Wx": 1, "Wh": 1, "Wattn": 1, "b": 0},
+    ),
     "temporal_softmax_loss, weights": (0, {"x": 0, "mask": 0}),
     "temporal_affine_softmax_loss": (1, {"h": 1, "w": 1, "b": 0}),
 }

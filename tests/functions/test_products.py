@@ -104,5 +104,5 @@ def test_either_library_gives_the_oracles_gradients(monkeypatch, exact):
         pytest.skip("oneDNN is not there, or rounds to bfloat16, on this processor")
     monkeypatch.setattr(_products, "_onednn_is_exact", lambda: exact)
     monkeypatch.setattr(_products, "LARGE", 0)
-    for case in cases({"N": 16, "T": 5, "D": 32, "H": 64, "V": 100}, torch.float32):
+    for case in cases({"N": 16, "T": 5, "D": 32, "H": 64, "V": 100, "L": 9}, torch.float32):
         assert_agrees(case.hand, case.auto, case.args, case.names)

@@ -6,6 +6,14 @@ in the docstring of its class. Names are cs231n's: N batch, T time, D input, H h
 """
 
 from .affine import Affine, affine, temporal_affine
+from .attention import (
+    AttentionLSTM,
+    DotProductAttention,
+    attention_lstm,
+    attention_lstm_step,
+    dot_product_attention,
+    packed_attention_lstm,
+)
 from .embedding import WordEmbedding, word_embedding
 from .lstm import LSTM, LSTMStep, lstm, lstm_step, packed_lstm
 from .packing import Pack, Packing, Unpack
@@ -21,6 +29,8 @@ __all__ = [
     "LSTM",
     "RNN",
     "Affine",
+    "AttentionLSTM",
+    "DotProductAttention",
     "LSTMStep",
     "Pack",
     "Packing",
@@ -30,8 +40,12 @@ __all__ = [
     "Unpack",
     "WordEmbedding",
     "affine",
+    "attention_lstm",
+    "attention_lstm_step",
+    "dot_product_attention",
     "lstm",
     "lstm_step",
+    "packed_attention_lstm",
     "packed_lstm",
     "packed_rnn",
     "rnn",

@@ -60,7 +60,7 @@ class LSTMStep(Function):
 
     @staticmethod
     def forward(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return _step(x @ Wx + prev_h @ Wh + b, prev_c)
+        return step(x @ Wx + prev_h @ Wh + b, prev_c)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -72,8 +72,8 @@ class LSTMStep(Function):
     def backward(ctx: Any, dnext_h: Tensor, dnext_c: Tensor) -> tuple:
         x, prev_h, prev_c, Wx, Wh, b, next_c = ctx.saved_tensors
         need_x, need_prev_h, need_prev_c, need_Wx, need_Wh, need_b = ctx.needs_input_grad
-        gates = _gates(x @ Wx + prev_h @ Wh + b)
-        da, dprev_c = _step_backward(dnext_h, dnext_c, prev_c, gates, torch.tanh(next_c))
+        gates = gates_of(x @ Wx + prev_h @ Wh + b)
+        da, dprev_c = step_backward(dnext_h, dnext_c, prev_c, gates, torch.tanh(next_c))
         dx = da @ Wx.T if need_x else None
         dprev_h = da @ Wh.T if need_prev_h else None
         dWx = x.T @ da if need_Wx else None
@@ -83,7 +83,7 @@ class LSTMStep(Function):
 
 
 class LSTMStepWithJVP(LSTMStep):
-    r"""`LSTMStep` with its forward mode: ta = tx Wx + x tWx + tprev_h Wh + prev_h tWh + tb, then `_step_jvp`."""
+    r"""`LSTMStep` with its forward mode: ta = tx Wx + x tWx + tprev_h Wh + prev_h tWh + tb, then `step_jvp`."""
 
     @staticmethod
     def jvp(
@@ -91,7 +91,7 @@ class LSTMStepWithJVP(LSTMStep):
     ) -> tuple[Tensor, Tensor]:
         x, prev_h, prev_c, Wx, Wh, b, next_c = ctx.saved_tensors
         ta = tx @ Wx + x @ tWx + tprev_h @ Wh + prev_h @ tWh + tb
-        return _step_jvp(ta, tprev_c, prev_c, _gates(x @ Wx + prev_h @ Wh + b), torch.tanh(next_c))
+        return step_jvp(ta, tprev_c, prev_c, gates_of(x @ Wx + prev_h @ Wh + b), torch.tanh(next_c))
 
 
 class LSTM(Function):
@@ -161,7 +161,7 @@ class LSTM(Function):
             if fast:
                 da, dprev_c = _through_time_(dh, dc, prev_c, Wh, sizes, **ctx.notes)
             else:
-                gates = _gates(read(x @ Wx + b, index) + prev_h @ Wh)
+                gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh)
                 da, dprev_c = _through_time(dh, dc, prev_c, Wh, sizes, gates, torch.tanh(c))
             dh0 = grown(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
             dc0 = grown(dprev_c, h0.shape[0]) if need_c0 else None
@@ -177,7 +177,7 @@ class LSTMWithJVP(LSTM):
     r"""`LSTM` with its forward mode.
 
     ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
-    th_t, tc_t = `_step_jvp` of ta_t and tc_{t-1}[:n_t]
+    th_t, tc_t = `step_jvp` of ta_t and tc_{t-1}[:n_t]
     """
 
     @staticmethod
@@ -188,12 +188,12 @@ class LSTMWithJVP(LSTM):
         sizes = of_each_step(ctx.sizes, h0)
         prev_h, prev_c = previous(h0, h, sizes), previous(c0, c, sizes)
         direct = read(tx @ Wx + x @ tWx + tb, index) + prev_h @ tWh  # (r, 4H)
-        gates = _gates(read(x @ Wx + b, index) + prev_h @ Wh)
+        gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh)
         th, tc, steps_h, steps_c = th0, tc0, [], []
-        for direct_t, prev_c_t, *gates_t, tanh_c_t in _per_step(sizes, direct, prev_c, *gates, torch.tanh(c)):
+        for direct_t, prev_c_t, *gates_t, tanh_c_t in per_step(sizes, direct, prev_c, *gates, torch.tanh(c)):
             n = direct_t.shape[0]
             ta = direct_t + th.narrow(0, 0, n) @ Wh
-            th, tc = _step_jvp(ta, tc.narrow(0, 0, n), prev_c_t, gates_t, tanh_c_t)
+            th, tc = step_jvp(ta, tc.narrow(0, 0, n), prev_c_t, gates_t, tanh_c_t)
             steps_h.append(th)
             steps_c.append(tc)
         return joined(steps_h, like=th0), joined(steps_c, like=tc0)
@@ -270,7 +270,7 @@ def lstm(
     if not return_state:
         return out
     c = blank(packed.unpack(c), packed.unread)
-    return out, (_last(h0, out, lengths), _last(c0, c, lengths))
+    return out, (last_state(h0, out, lengths), last_state(c0, c, lengths))
 
 
 def packed_lstm(
@@ -327,20 +327,20 @@ def _apply(
     return apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, index, sizes, take_notes(x, h0, Wx, Wh, b, c0, index))
 
 
-def _gates(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gates_of(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """i, f, o, g (..., H) of the pre-activations (..., 4H)."""
     a_i, a_f, a_o, a_g = a.chunk(4, dim=-1)
     return torch.sigmoid(a_i), torch.sigmoid(a_f), torch.sigmoid(a_o), torch.tanh(a_g)
 
 
-def _step(a: Tensor, prev_c: Tensor) -> tuple[Tensor, Tensor]:
+def step(a: Tensor, prev_c: Tensor) -> tuple[Tensor, Tensor]:
     """next_h and next_c (N, H) of the pre-activations (N, 4H)."""
-    i, f, o, g = _gates(a)
+    i, f, o, g = gates_of(a)
     next_c = f * prev_c + i * g
     return o * torch.tanh(next_c), next_c
 
 
-def _step_backward(
+def step_backward(
     dnext_h: Tensor, dnext_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Tensor
 ) -> tuple[Tensor, Tensor]:
     """da (N, 4H) and dprev_c (N, H): the formulas of LSTMStep."""
@@ -353,7 +353,44 @@ def _step_backward(
     return torch.cat([da_i, da_f, da_o, da_g], dim=-1), dc * f
 
 
-def _step_jvp(ta: Tensor, tprev_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Tensor) -> tuple[Tensor, Tensor]:
+def step_(ifo: Tensor, gates: Sequence[Tensor], prev_c: Tensor, h: Tensor, c: Tensor, tanh_c: Tensor) -> None:
+    """`step` in place: ifo (n, 3H) and `gates` (n, H) each are views of the pre-activations, which become gates."""
+    i, f, o, g = gates
+    ifo.sigmoid_()
+    tanh_(g)
+    torch.mul(i, g, out=c).addcmul_(f, prev_c)
+    torch.mul(o, tanh_(tanh_c.copy_(c)), out=h)
+
+
+def step_backward_(
+    dnext_h: Tensor,
+    dc: Tensor,
+    coming: Tensor | None,
+    prev_c: Tensor,
+    gates: Tensor,
+    parts: Sequence[Tensor],
+    tanh_c: Tensor,
+    da: Tensor,
+    da_parts: Sequence[Tensor],
+) -> Tensor:
+    """`step_backward` in place: da (n, 4H) is written, dprev_c (n, H) returned; each factor over the last.
+
+    `parts` and `da_parts` are the four parts of `gates` and `da`. `coming` (m, H) is what reaches the cell states of
+    the rows that go on from the step after this one.
+    """
+    (i, f, o, g), (da_i, da_f, da_o, da_g) = parts, da_parts
+    dnext_c = torch.addcmul(dc, tanh_slope(tanh_c).mul_(o), dnext_h)
+    if coming is not None:
+        dnext_c[: len(coming)] += coming
+    torch.addcmul(gates, gates, gates, value=-1, out=da)  # s (1 - s), for three of the gates
+    da_i.mul_(g).mul_(dnext_c)
+    da_f.mul_(prev_c).mul_(dnext_c)
+    da_o.mul_(tanh_c).mul_(dnext_h)
+    torch.mul(tanh_slope(g), i, out=da_g).mul_(dnext_c)
+    return dnext_c.mul_(f)
+
+
+def step_jvp(ta: Tensor, tprev_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Tensor) -> tuple[Tensor, Tensor]:
     """Tangents of next_h and next_c (N, H), from those of the pre-activations (N, 4H) and of prev_c."""
     i, f, o, g = gates
     ta_i, ta_f, ta_o, ta_g = ta.chunk(4, dim=-1)
@@ -363,12 +400,12 @@ def _step_jvp(ta: Tensor, tprev_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: T
     return to * tanh_c + o * (1 - tanh_c * tanh_c) * tnext_c, tnext_c
 
 
-def _per_step(sizes: Sequence[int], *sequences: Tensor) -> list[tuple[Tensor, ...]]:
+def per_step(sizes: Sequence[int], *sequences: Tensor) -> list[tuple[Tensor, ...]]:
     """Several packed sequences (r, ...) as T tuples of (n_t, ...)."""
     return list(zip(*(steps_of(s, sizes) for s in sequences), strict=True))
 
 
-def _last(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
+def last_state(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
     """The state (N, H) after each row's last step; `first` where a row has none."""
     states = torch.cat([first.unsqueeze(1), h], dim=1)  # (N, 1 + T, H)
     if lengths is None:
@@ -385,7 +422,7 @@ def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, sizes: Sequence[int]) ->
     h, c, steps_h, steps_c = h0, c0, [], []
     for a_t in steps_of(a, sizes):
         n = a_t.shape[0]
-        h, c = _step(a_t + h.narrow(0, 0, n) @ Wh, c.narrow(0, 0, n))  # (n, H) each
+        h, c = step(a_t + h.narrow(0, 0, n) @ Wh, c.narrow(0, 0, n))  # (n, H) each
         steps_h.append(h)
         steps_c.append(c)
     return joined(steps_h, like=h0), joined(steps_c, like=c0)
@@ -399,13 +436,10 @@ def _run_(
     h, c, tanh_c = (a.new_empty(r, H) for _ in range(3))
     prev_h, prev_c = h0, c0
     ifo, (i, f, o, g) = a[:, : 3 * H], a.chunk(4, dim=1)
-    for a_t, ifo_t, i_t, f_t, o_t, g_t, h_t, c_t, tanh_c_t in _per_step(sizes, a, ifo, i, f, o, g, h, c, tanh_c):
+    for a_t, ifo_t, i_t, f_t, o_t, g_t, h_t, c_t, tanh_c_t in per_step(sizes, a, ifo, i, f, o, g, h, c, tanh_c):
         n = len(a_t)
         a_t.addmm_(prev_h[:n], Wh)
-        ifo_t.sigmoid_()
-        tanh_(g_t)
-        torch.mul(i_t, g_t, out=c_t).addcmul_(f_t, prev_c[:n])
-        torch.mul(o_t, tanh_(tanh_c_t.copy_(c_t)), out=h_t)
+        step_(ifo_t, (i_t, f_t, o_t, g_t), prev_c[:n], h_t, c_t, tanh_c_t)
         prev_h, prev_c = h_t, c_t
     notes.update(gates=a, tanh_c=tanh_c)
     return h, c
@@ -425,11 +459,11 @@ def _through_time(
     """da (r, 4H), and dprev_c (n_1, H) of the first step."""
     steps: list[Tensor] = []
     dprev_c = first(prev_c, sizes)
-    for dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t in reversed(_per_step(sizes, dh, dc, prev_c, *gates, tanh_c)):
+    for dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t in reversed(per_step(sizes, dh, dc, prev_c, *gates, tanh_c)):
         n = dh_t.shape[0]
         dnext_h = dh_t + grown(steps[-1] @ Wh.T, n) if steps else dh_t  # (n, H)
         dnext_c = dc_t + grown(dprev_c, n) if steps else dc_t
-        da_t, dprev_c = _step_backward(dnext_h, dnext_c, prev_c_t, gates_t, tanh_c_t)
+        da_t, dprev_c = step_backward(dnext_h, dnext_c, prev_c_t, gates_t, tanh_c_t)
         steps.append(da_t)
     return joined(steps[::-1], like=torch.cat(tuple(gates), dim=1)), dprev_c
 
@@ -440,17 +474,11 @@ def _through_time_(
     """`_through_time` in one tensor for da: LSTMStep's formulas, each factor written over the last."""
     da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
     after, dprev_c = None, first(prev_c, sizes)
-    steps = _per_step(sizes, da, *da.chunk(4, 1), gates, *gates.chunk(4, 1), dh, dc, prev_c, tanh_c)
-    for da_t, da_i, da_f, da_o, da_g, gates_t, i, f, o, g, dh_t, dc_t, prev_c_t, tanh_c_t in reversed(steps):
+    steps = per_step(sizes, da, *da.chunk(4, 1), gates, *gates.chunk(4, 1), dh, dc, prev_c, tanh_c)
+    for da_t, *parts, gates_t, i, f, o, g, dh_t, dc_t, prev_c_t, tanh_c_t in reversed(steps):
         if after is not None:
             dh_t[: len(after)].addmm_(after, Wh.T)
-        dnext_c = torch.addcmul(dc_t, tanh_slope(tanh_c_t).mul_(o), dh_t)
-        if after is not None:
-            dnext_c[: len(after)] += dprev_c
-        torch.addcmul(gates_t, gates_t, gates_t, value=-1, out=da_t)  # s (1 - s), for three of the gates
-        da_i.mul_(g).mul_(dnext_c)
-        da_f.mul_(prev_c_t).mul_(dnext_c)
-        da_o.mul_(tanh_c_t).mul_(dh_t)
-        torch.mul(tanh_slope(g), i, out=da_g).mul_(dnext_c)
-        after, dprev_c = da_t, dnext_c.mul_(f)
+        coming = None if after is None else dprev_c
+        after = da_t
+        dprev_c = step_backward_(dh_t, dc_t, coming, prev_c_t, gates_t, (i, f, o, g), tanh_c_t, da_t, parts)
     return da, dprev_c
