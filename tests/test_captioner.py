@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from torch_caption import functions
 from torch_caption.agreement import assert_derivatives, difference
 from torch_caption.captioner import CaptioningRNN
+from torch_caption.cells import CELLS
 from torch_caption.vocabulary import SPECIAL
 
 N, T, D, W, H = 4, 6, 7, 3, 5
+GRID = 3, 2
 WORDS = {word: k for k, word in enumerate([*SPECIAL, "a", "red", "ball", "here"])}
 V = len(WORDS)
 NULL, START, END = WORDS["<NULL>"], WORDS["<START>"], WORDS["<END>"]
@@ -32,9 +36,19 @@ CAPTIONS = torch.tensor(
 )
 
 
-@pytest.fixture(params=["rnn", "lstm"])
+@pytest.fixture(params=CELLS)
 def cell_type(request) -> str:
     return request.param
+
+
+def pictures(cell_type: str, generator: torch.Generator) -> Tensor:
+    """Features of N images, those of places for the cell that looks at them."""
+    places = GRID if CELLS[cell_type].looks else ()
+    return torch.randn(N, D, *places, generator=generator, dtype=torch.float64)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def make(cell_type: str = "rnn", seed: int = 0, **options: object) -> CaptioningRNN:
@@ -53,16 +67,18 @@ def model(cell_type) -> CaptioningRNN:
 
 
 @pytest.fixture
-def features() -> Tensor:
-    return torch.randn(N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def features(request) -> Tensor:
+    cell_type = request.getfixturevalue("cell_type") if "cell_type" in request.fixturenames else "rnn"
+    return pictures(cell_type, seeded(1))
 
 
 # Parameters ----------------------------------------------------------------------------------------------------------
 
 
 def test_names_and_shapes(cell_type):
-    G = {"rnn": 1, "lstm": 4}[cell_type]
-    assert {name: tuple(p.shape) for name, p in make(cell_type).named_parameters()} == {
+    G = {"rnn": 1, "lstm": 4, "attention": 4}[cell_type]
+    attention = {"Wattn": (H, 4 * H)} if cell_type == "attention" else {}
+    assert {name: tuple(p.shape) for name, p in make(cell_type).named_parameters()} == attention | {
         "W_proj": (D, H),
         "b_proj": (H,),
         "W_embed": (V, W),
@@ -86,6 +102,7 @@ def test_first_values(cell_type):
     words = {**WORDS, **{f"word{k}": k for k in range(V, 300)}}
     params = dict(CaptioningRNN(words, 300, 200, 100, cell_type).named_parameters())
     scales = {"W_proj": 300**-0.5, "W_embed": 0.01, "Wx": 200**-0.5, "Wh": 0.1, "W_vocab": 0.1}
+    scales |= {"Wattn": 0.1} if cell_type == "attention" else {}
     for name, scale in scales.items():
         values = params[name].detach() / scale
         error = values.numel() ** -0.5
@@ -122,7 +139,7 @@ def test_loss_sees_the_image(model, features):
     assert np.ptp(losses) > 1e-3
     features.requires_grad_()
     (grad,) = torch.autograd.grad(model(features, CAPTIONS), features)
-    assert (grad.abs().max(1).values > 1e-4).all()
+    assert (grad.flatten(1).abs().max(1).values > 1e-4).all()
 
 
 def test_captions_without_words_cost_nothing(model, features):
@@ -170,17 +187,20 @@ def test_derivatives(cell_type):
         return functional_call(model, dict(zip(names, params, strict=True)), (features, captions))
 
     params = [torch.randn_like(p).requires_grad_() for p in params]
-    assert_derivatives(loss, (torch.randn(2, 1, dtype=torch.float64, requires_grad=True), *params))
+    places = (2,) if CELLS[cell_type].looks else ()
+    assert_derivatives(loss, (torch.randn(2, 1, *places, dtype=torch.float64, requires_grad=True), *params))
 
 
-def losses_of(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+def losses_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, cell_type: str | None = None
+) -> list[float]:
     """Training from fixed batches of three of the captions."""
-    generator = torch.Generator().manual_seed(2)
-    pictures = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    generator = seeded(2)
+    features = pictures(cell_type or model.cell_type, generator)
     losses = []
     for _ in range(steps):
         rows = torch.randperm(N, generator=generator)[:3]
-        loss = model(pictures[rows], CAPTIONS[rows])
+        loss = model(features[rows], CAPTIONS[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -204,6 +224,22 @@ def test_a_hundred_steps_of_hand_and_auto_agree(cell_type, optimizer):
     np.testing.assert_allclose(*curves, rtol=0, atol=1e-9)
 
 
+class Looking(nn.LSTM):
+    """torch's LSTM, one step at a time, over each word beside what its scaled dot-product attention finds."""
+
+    def __init__(self, W: int, H: int, batch_first: bool):
+        super().__init__(W + H, H, batch_first=batch_first)
+
+    def forward(self, x: Tensor, places: Tensor) -> tuple[Tensor, None]:
+        h = c = places.mean(1).unsqueeze(0)
+        outs = []
+        for x_t in x.split(1, dim=1):
+            attn = F.scaled_dot_product_attention(h.transpose(0, 1), places, places)  # (N, 1, H)
+            out, (h, c) = super().forward(torch.cat([x_t, attn], dim=2), (h, c))
+            outs.append(out)
+        return torch.cat(outs, dim=1), None
+
+
 class Twin(nn.Module):
     """The same captioner of torch's own layers, with the weights of one of ours."""
 
@@ -211,7 +247,8 @@ class Twin(nn.Module):
         super().__init__()
         self.project = nn.Linear(D, H)
         self.embed = nn.Embedding(V, W)
-        self.recurrent = {"rnn": nn.RNN, "lstm": nn.LSTM}[model.cell_type](W, H, batch_first=True)
+        layers = {"rnn": nn.RNN, "lstm": nn.LSTM, "attention": Looking}
+        self.recurrent = layers[model.cell_type](W, H, batch_first=True)
         self.score = nn.Linear(H, V)
         self.double()
         self.take({name: p.detach() for name, p in model.named_parameters()})
@@ -222,7 +259,7 @@ class Twin(nn.Module):
             "project.weight": params["W_proj"].T,
             "project.bias": params["b_proj"],
             "embed.weight": params["W_embed"],
-            "recurrent.weight_ih_l0": self.permuted(params["Wx"]).T,
+            "recurrent.weight_ih_l0": self.permuted(torch.cat([params[n] for n in ("Wx", "Wattn") if n in params])).T,
             "recurrent.weight_hh_l0": self.permuted(params["Wh"]).T,
             "recurrent.bias_ih_l0": self.permuted(params["b"]),
             "recurrent.bias_hh_l0": torch.zeros_like(params["b"]),
@@ -242,11 +279,13 @@ class Twin(nn.Module):
     def gradients(self) -> dict[str, Tensor]:
         """By our names and in our layout."""
         grads = {name: p.grad for name, p in self.named_parameters()}
+        read = self.permuted(grads["recurrent.weight_ih_l0"].T)
         return {
             "W_proj": grads["project.weight"].T,
             "b_proj": grads["project.bias"],
             "W_embed": grads["embed.weight"],
-            "Wx": self.permuted(grads["recurrent.weight_ih_l0"].T),
+            "Wx": read[:W],
+            "Wattn": read[W:],
             "Wh": self.permuted(grads["recurrent.weight_hh_l0"].T),
             "b": self.permuted(grads["recurrent.bias_ih_l0"]),
             "W_vocab": grads["score.weight"].T,
@@ -254,8 +293,11 @@ class Twin(nn.Module):
         }
 
     def forward(self, features: Tensor, captions: Tensor) -> Tensor:
-        h0 = self.project(features).unsqueeze(0)
-        state = (h0, torch.zeros_like(h0)) if isinstance(self.recurrent, nn.LSTM) else h0
+        if isinstance(self.recurrent, Looking):
+            state = self.project(features.flatten(2).mT)
+        else:
+            h0 = self.project(features).unsqueeze(0)
+            state = (h0, torch.zeros_like(h0)) if isinstance(self.recurrent, nn.LSTM) else h0
         h, _ = self.recurrent(self.embed(captions[:, :-1]), state)
         scores, targets = self.score(h).flatten(0, 1), captions[:, 1:].flatten()
         return F.cross_entropy(scores, targets, ignore_index=NULL, reduction="sum") / features.shape[0]
@@ -279,7 +321,8 @@ def test_gradients_are_those_of_torch_nn(model, features):
 def test_ten_losses_are_those_of_torch_nn(model, optimizer):
     twin = Twin(model)
     make_optimizer = OPTIMIZERS[optimizer]
-    expected = losses_of(twin, make_optimizer([p for p in twin.parameters() if p.requires_grad]), 10)
+    its = make_optimizer([p for p in twin.parameters() if p.requires_grad])
+    expected = losses_of(twin, its, 10, model.cell_type)
     np.testing.assert_allclose(losses_of(model, make_optimizer(model.parameters()), 10), expected, rtol=1e-11)
     assert expected[-1] < expected[0]
 
@@ -328,12 +371,12 @@ def test_captions_are_learnt_by_heart(cell_type):
     model = make(cell_type)
     losses = losses_of(model, torch.optim.Adam(model.parameters(), lr=0.05), 200)
     assert losses[-1] < 0.1
-    pictures = torch.randn(N, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    words = model.sample(pictures, max_length=T - 1)
+    features = pictures(cell_type, seeded(2))
+    words = model.sample(features, max_length=T - 1)
     assert words.dtype == torch.int64
     assert torch.equal(words, CAPTIONS[:, 1:])  # <END> among them, <NULL> after it
-    assert torch.equal(model.sample(pictures, max_length=8)[:, T - 1 :], torch.full((N, 3), NULL))
-    assert torch.equal(model.sample(pictures, max_length=2), CAPTIONS[:, 1:3])
+    assert torch.equal(model.sample(features, max_length=8)[:, T - 1 :], torch.full((N, 3), NULL))
+    assert torch.equal(model.sample(features, max_length=2), CAPTIONS[:, 1:3])
 
 
 def test_samples_are_the_likeliest_words(model, features):
@@ -363,6 +406,69 @@ def test_sampling_needs_a_start(features):
     model = CaptioningRNN({"<NULL>": 0, "cat": 1}, D, W, H).double()
     with pytest.raises(ValueError, match=r"^the vocabulary has no <START> to begin a caption with$"):
         model.sample(features)
+
+
+# Attention -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradients", ["hand", "auto"])
+def test_where_it_looked(gradients):
+    """Step by step, with the attention of the state before each word; rows and columns as the features have them."""
+    model, features = make("attention", gradients=gradients), pictures("attention", seeded(1))
+    words = CAPTIONS[:, 1:]
+    weights = model.attention(features, words)
+    assert weights.shape == (N, T - 1, *GRID)
+    assert not weights.requires_grad
+    state = model.begin(features)
+    for t in range(T - 1):
+        _, looked = functions.dot_product_attention(state[0], state[2].mT)
+        real = words[:, t] != NULL
+        torch.testing.assert_close(weights[real, t], looked.reshape(N, *GRID)[real])
+        assert not weights[~real, t].any()
+        _, state = model.step(CAPTIONS[:, t], state)
+    torch.testing.assert_close(weights.sum((2, 3)), (words != NULL).double())
+    assert model.attention(features.flatten(2), words).shape == (N, T - 1, 6)
+
+
+def test_it_looks_at_what_matters():
+    """Trained to name the one place that is not like the others, it looks there before it says so."""
+    torch.manual_seed(0)
+    words = {word: k for k, word in enumerate([*SPECIAL, "red", "blue"])}
+    model = CaptioningRNN(words, 3, 4, 16, "attention")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+
+    def batch(n: int) -> tuple[Tensor, Tensor, Tensor]:
+        colours, places = torch.randint(0, 2, (n,)), torch.randint(0, 9, (n,))
+        features = torch.zeros(n, 3, 9)
+        features[torch.arange(n), colours, places] = 3
+        features[torch.arange(n), 2, places] = 3
+        return features, torch.stack([torch.full((n,), START), 4 + colours, torch.full((n,), END)], 1), places
+
+    for _ in range(150):
+        features, captions, _ = batch(64)
+        optimizer.zero_grad()
+        model(features, captions).backward()
+        optimizer.step()
+    features, captions, places = batch(100)
+    assert torch.equal(model.sample(features, max_length=2), captions[:, 1:])
+    looked = model.attention(features, captions[:, 1:])[:, 0]  # (100, 9)
+    assert (looked.argmax(1) == places).float().mean() > 0.95
+
+
+def test_only_a_model_that_looks_can_say_where(features):
+    with pytest.raises(ValueError, match=r"^the cell rnn does not look at places of its image$"):
+        make().attention(features, CAPTIONS[:, 1:])
+
+
+@pytest.mark.parametrize("gradients", ["hand", "auto"])
+def test_vectors_are_not_looked_at_nor_grids_taken_for_vectors(gradients):
+    looking, plain = make("attention", gradients=gradients), make("lstm", gradients=gradients)
+    wanted = r"^the cell attention looks at a grid: features must be \(N, 7, L\) or \(N, 7, a, a\), but are "
+    for shape in ((4, 7), (4, 6, 3), (4, 7, 0), (4, 7, 2, 2, 2)):
+        with pytest.raises(ValueError, match=wanted + re.escape(str(shape))):
+            looking(torch.randn(*shape, dtype=torch.float64), CAPTIONS)
+    with pytest.raises(ValueError, match=r"^features must be \(N, 7\), but are \(4, 7, 3, 2\)$"):
+        plain(pictures("attention", seeded(1)), CAPTIONS)
 
 
 # Dropout -------------------------------------------------------------------------------------------------------------
@@ -510,7 +616,7 @@ def test_copied_pickled_and_saved(model, features):
     ("options", "message"),
     [
         ({"word_to_idx": {"cat": 0}}, "^word_to_idx lacks <NULL>$"),
-        ({"cell_type": "gru"}, "^cell_type must be one of rnn, lstm, but is 'gru'$"),
+        ({"cell_type": "gru"}, "^cell_type must be one of rnn, lstm, attention, but is 'gru'$"),
         ({"gradients": "numerical"}, "^gradients must be one of hand, auto, but is 'numerical'$"),
         ({"input_dim": 0}, "^input_dim must be at least 1, but is 0$"),
         ({"wordvec_dim": -1}, "^wordvec_dim must be at least 1, but is -1$"),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_caption import functions, reference
 from torch_caption.agreement import assert_agrees
-from torch_caption.cells import CELLS, Recurrent, make_cell
+from torch_caption.cells import CELLS, Cell, Recurrent, make_cell
 
-N, T, D, H = 2, 3, 4, 5
+N, T, D, H, L = 2, 3, 4, 5, 6
 
 
 @pytest.fixture(params=CELLS)
@@ -28,9 +29,9 @@ def test_gradients_come_from_where_they_are_asked(cell_type):
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"^cell_type must be one of rnn, lstm, but is 'gru'$"):
+    with pytest.raises(ValueError, match=r"^cell_type must be one of rnn, lstm, attention, but is 'gru'$"):
         make_cell("gru")
-    with pytest.raises(ValueError, match=r"^cell_type must be one of rnn, lstm, but is 'gru'$"):
+    with pytest.raises(ValueError, match=r"^cell_type must be one of rnn, lstm, attention, but is 'gru'$"):
         Recurrent(D, H, "gru")
     with pytest.raises(ValueError, match=r"^gradients must be one of hand, auto, but is 'numerical'$"):
         make_cell("rnn", "numerical")
@@ -40,14 +41,14 @@ def test_first_weights(cell_type):
     torch.manual_seed(0)
     cell = make_cell(cell_type)
     weights = cell.weights(400, 100)
-    width = {"rnn": 100, "lstm": 400}[cell_type]
-    assert {name: tuple(w.shape) for name, w in weights.items()} == {
-        "Wx": (400, width),
-        "Wh": (100, width),
-        "b": (width,),
-    }
+    width = {"rnn": 100, "lstm": 400, "attention": 400}[cell_type]
+    expected = {"Wx": (400, width), "Wh": (100, width), "b": (width,)}
+    if cell_type == "attention":
+        expected["Wattn"] = (100, 400)
+    assert {name: tuple(w.shape) for name, w in weights.items()} == expected
+    assert tuple(weights) == cell.names
     assert not weights["b"].any()
-    for name, fan_in in {"Wx": 400, "Wh": 100}.items():
+    for name, (fan_in, _) in {name: shape for name, shape in expected.items() if name != "b"}.items():
         w = weights[name] * fan_in**0.5
         error = w.numel() ** -0.5
         assert abs(w.mean()) < 4 * error
@@ -55,48 +56,94 @@ def test_first_weights(cell_type):
         assert 2.5 < w.abs().max() < 7  # normal, not uniform
 
 
+def image_of(cell_type: str, randn: Callable[..., Tensor]) -> Tensor:
+    """What the cell begins with: h0, or places to look at."""
+    return randn(N, L, H) if CELLS[cell_type].looks else randn(N, H)
+
+
+def weights_of(cell_type: str, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    weights = make_cell(cell_type).weights(D, H)
+    return {name: randn(*w.shape) for name, w in weights.items()}
+
+
+def test_first_state(cell_type, randn):
+    """h0 itself, with a cell at zero; or the mean of the places twice, and the places."""
+    image = image_of(cell_type, randn)
+    h, *others = make_cell(cell_type).begin(image)
+    if cell_type == "attention":
+        c, places = others
+        torch.testing.assert_close(h, image.mean(1))
+        assert torch.equal(c, h)
+        assert c.data_ptr() != h.data_ptr()  # they are written over
+        assert places is image
+    else:
+        assert h is image
+        assert not any(c.any() for c in others)
+
+
 def test_a_sequence_is_steps(cell_type, randn):
-    cell = make_cell(cell_type)
-    width = cell.gates * H
-    x, h0, Wx, Wh, b = randn(N, T, D), randn(N, H), randn(D, width), randn(H, width), randn(width)
-    state = cell.begin(h0)
-    assert state[0] is h0
+    cell, weights = make_cell(cell_type), weights_of(cell_type, randn)
+    x, image = randn(N, T, D), image_of(cell_type, randn)
+    state = cell.begin(image)
     hs = []
     for x_t in x.unbind(1):
-        state = cell.step(x_t, state, Wx, Wh, b)
+        state = cell.step(x_t, state, weights)
         hs.append(state[0])
-    torch.testing.assert_close(cell.sequence(x, cell.begin(h0), Wx, Wh, b), torch.stack(hs, 1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(cell.sequence(x, cell.begin(image), weights), torch.stack(hs, 1), rtol=0, atol=1e-12)
+
+
+def test_a_step_in_place_is_a_step(cell_type, randn):
+    cell, weights = make_cell(cell_type), weights_of(cell_type, randn)
+    x, image = randn(N, D), image_of(cell_type, randn)
+    with torch.no_grad():
+        expected = cell.step(x, cell.begin(image), weights)
+        state = tuple(part.clone() for part in cell.begin(image))
+        cell.step_(x @ weights["Wx"] + weights["b"], state, weights)
+    torch.testing.assert_close(state, expected, rtol=0, atol=1e-12)
 
 
 def test_a_sequence_goes_on_from_any_state(cell_type, randn):
     """Half a sequence, then the other half from the state between."""
-    cell = make_cell(cell_type)
-    width = cell.gates * H
-    x, h0, weights = randn(N, T, D), randn(N, H), (randn(D, width), randn(H, width), randn(width))
-    middle = cell.step(x[:, 0], cell.begin(h0), *weights)
-    whole = cell.sequence(x, cell.begin(h0), *weights)
-    torch.testing.assert_close(cell.sequence(x[:, 1:], middle, *weights), whole[:, 1:], rtol=0, atol=1e-12)
+    cell, weights = make_cell(cell_type), weights_of(cell_type, randn)
+    x, image = randn(N, T, D), image_of(cell_type, randn)
+    middle = cell.step(x[:, 0], cell.begin(image), weights)
+    whole = cell.sequence(x, cell.begin(image), weights)
+    torch.testing.assert_close(cell.sequence(x[:, 1:], middle, weights), whole[:, 1:], rtol=0, atol=1e-12)
 
 
 def test_both_gradients_agree(cell_type, randn):
     hand, auto = make_cell(cell_type), make_cell(cell_type, "auto")
-    width = hand.gates * H
-    args = (randn(N, T, D), hand.begin(randn(N, H)), randn(D, width), randn(H, width), randn(width))
-    assert_agrees(hand.sequence, auto.sequence, (*args, torch.tensor([3, 1])))
+    weights, lengths = weights_of(cell_type, randn), torch.tensor([3, 1])
+
+    def of(cell: Cell) -> Callable[..., Tensor]:
+        def call(x: Tensor, image: Tensor, *values: Tensor) -> Tensor:
+            return cell.sequence(x, cell.begin(image), dict(zip(weights, values, strict=True)), lengths)
+
+        return call
+
+    args = randn(N, T, D), image_of(cell_type, randn), *weights.values()
+    assert_agrees(of(hand), of(auto), args, ("x", "image", *weights))
 
 
 def test_recurrent_layer(cell_type, randn):
     layer = Recurrent(D, H, cell_type).double()
-    x, h0, lengths = randn(N, T, D), randn(N, H), torch.tensor([1, 3])
-    operation = {"rnn": functions.rnn, "lstm": functions.lstm}[cell_type]
-    weights = (layer.Wx, layer.Wh, layer.b)
-    assert {name for name, _ in layer.named_parameters()} == {"Wx", "Wh", "b"}
-    assert torch.equal(layer(x, h0, lengths), operation(x, h0, *weights, lengths))
-    assert torch.equal(layer(x), operation(x, torch.zeros(N, H, dtype=torch.float64), *weights))
-    layer(x).sum().backward()
+    x, image, lengths = randn(N, T, D), image_of(cell_type, randn), torch.tensor([1, 3])
+    weights = dict(layer.named_parameters())
+    assert tuple(weights) == CELLS[cell_type].names
+    if cell_type == "attention":
+        expected = functions.attention_lstm(x, image.mT, **weights, lengths=lengths)
+        with pytest.raises(ValueError, match=r"^Recurrent: this cell looks at an image: give its places \(N, L, H\)$"):
+            layer(x)
+    else:
+        operation = {"rnn": functions.rnn, "lstm": functions.lstm}[cell_type]
+        expected = operation(x, image, **weights, lengths=lengths)
+        assert torch.equal(layer(x), operation(x, torch.zeros(N, H, dtype=torch.float64), **weights))
+    torch.testing.assert_close(layer(x, image, lengths), expected)
+    layer(x, image).sum().backward()
     assert all(p.grad.any() for p in layer.parameters())
 
 
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
 def test_recurrent_layers_stack_and_learn(cell_type):
     """Inside any model of torch: two layers learn to say whether the first input was positive."""
     torch.manual_seed(0)
@@ -120,18 +167,18 @@ def test_recurrent_layers_stack_and_learn(cell_type):
 
 def test_recurrent_layer_is_copied_saved_and_compiled(cell_type):
     layer = Recurrent(D, H, cell_type)
-    x = torch.randn(N, T, D)
-    expected = layer(x)
-    assert torch.equal(copy.deepcopy(layer)(x), expected)
+    x, image = torch.randn(N, T, D), torch.randn(N, L, H) if layer.cell.looks else None
+    expected = layer(x, image)
+    assert torch.equal(copy.deepcopy(layer)(x, image), expected)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
-    assert torch.equal(torch.load(file, weights_only=False)(x), expected)
+    assert torch.equal(torch.load(file, weights_only=False)(x, image), expected)
     other = Recurrent(D, H, cell_type)
     other.load_state_dict(layer.state_dict())
-    assert torch.equal(other(x), expected)
+    assert torch.equal(other(x, image), expected)
     torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, image)
     torch.testing.assert_close(compiled, expected)
     compiled.sum().backward()
     assert all(p.grad.any() for p in layer.parameters())

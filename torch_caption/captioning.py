@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torch_caption import decoding
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.data.coco import Split
+from torch_caption.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,25 @@ def draw(
         )
         captions[idx] = _captions(split, decoded)
     return captions
+
+
+def looked(model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, texts: Sequence[str]) -> list[np.ndarray]:
+    """Where a model with attention looked for each word of each image's caption.
+
+    Args:
+        features: (N, D, a, a) or (N, D, L), what the captions were made from.
+        texts: N captions, however they were chosen.
+
+    Returns:
+        for each caption weights (words, a, a) or (words, L), of sum 1 for each word.
+
+    Raises:
+        ValueError: the model's cell looks at no places.
+    """
+    ids = [torch.tensor(vocabulary.encode(text.split())[1:-1], dtype=torch.int64) for text in texts]
+    words = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=model.null)
+    weights = model.attention(features.to(model.W_proj), words.to(model.W_proj.device)).float().cpu().numpy()
+    return [of_image[: len(row)] for of_image, row in zip(weights, ids, strict=True)]
 
 
 def captioned_images(split: Split) -> list[int]:

@@ -31,8 +31,8 @@ class TrainConfig:
     workers: int = 0
     """Processes that load batches; 0 loads them in this one, which is fastest for features in memory."""
 
-    cell_type: Literal["rnn", "lstm"] = "rnn"
-    """The recurrent cell."""
+    cell_type: Literal["rnn", "lstm", "attention"] = "rnn"
+    """The recurrent cell; attention is an LSTM that looks at the places of a grid of features before each word."""
     hidden_dim: int = 256
     """H, the size of the hidden state."""
     wordvec_dim: int = 128

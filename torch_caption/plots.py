@@ -22,7 +22,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from torch_caption.data.images import ImageError, load_image
 
@@ -136,6 +136,7 @@ class GalleryItem:
 
 
 CELL, GAP, MARGIN = 2.5, 0.3, 0.3  # inches: a column's width, between columns and rows, around all
+DARK = 0.2  # of its brightness has a picture where the model did not look
 TALLEST = 1.25  # a picture's height over the column's width; a taller one is drawn narrower
 
 
@@ -191,10 +192,17 @@ def gallery(items: Sequence[GalleryItem], path: str | Path, columns: int = 4) ->
         raise ValueError("there is no picture to draw")
     if columns < 1:
         raise ValueError(f"a gallery needs at least one column, not {columns}")
-    columns = min(columns, len(items))
     ruler = _Ruler()
-    cells = [_cell(item, ruler) for item in items]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return _draw_rows(_rows([_cell(item, ruler) for item in items], columns), path)
+
+
+def _rows(cells: Sequence[_Cell], columns: int) -> list[Sequence[_Cell]]:
+    return [cells[start : start + columns] for start in range(0, len(cells), columns)]
+
+
+def _draw_rows(rows: Sequence[Sequence[_Cell]], path: str | Path) -> Path:
+    """Pictures with what stands below them, row by row."""
+    columns = max(map(len, rows))
     tops = [max(cell.size[1] for cell in row) for row in rows]  # the captions of a row begin at one height
     heights = [top + max(cell.text_height for cell in row) for top, row in zip(tops, rows, strict=True)]
     width = 2 * MARGIN + columns * (CELL + GAP) - GAP
@@ -207,6 +215,60 @@ def gallery(items: Sequence[GalleryItem], path: str | Path, columns: int = 4) ->
             _draw_cell(figure, cell, MARGIN + column * (CELL + GAP), y - top)
         y -= row_height + GAP
     return _save(figure, path)
+
+
+@dataclass(frozen=True)
+class AttentionItem:
+    """A picture, its caption, and where the model looked for each word.
+
+    Attributes:
+        picture: as in `GalleryItem`; where it is missing the weights are drawn on grey.
+        words: T of them.
+        weights: (T, a, b), rows and columns of the picture from its upper left corner.
+    """
+
+    picture: np.ndarray | Image.Image | str | Path | None
+    words: Sequence[str]
+    weights: np.ndarray
+
+
+def attention(items: Sequence[AttentionItem], path: str | Path, columns: int = 6) -> Path:
+    """Each picture with its caption, and after it once more for each word, bright where the model looked.
+
+    Places are as bright as their weight against the greatest of the word's; between their centres it is interpolated.
+
+    Args:
+        path: the PNG file to write.
+        columns: the most pictures in a row.
+
+    Returns:
+        path.
+
+    Raises:
+        ValueError: no items; columns < 1; weights that are not (T, a, b), or not as many as words.
+    """
+    if not items:
+        raise ValueError("there is no picture to draw")
+    if columns < 1:
+        raise ValueError(f"pictures need at least one column, not {columns}")
+    ruler = _Ruler()
+    rows: list[Sequence[_Cell]] = []
+    for item in items:
+        if item.weights.ndim != 3 or len(item.weights) != len(item.words) or 0 in item.weights.shape[1:]:
+            raise ValueError(f"weights of {len(item.words)} words must be (T, a, b), but are {item.weights.shape}")
+        picture = _picture(item.picture)[0] or Image.new("RGB", (256, 256), PALE)
+        cells = [_cell(GalleryItem(picture, " ".join(item.words)), ruler)]
+        pairs = zip(item.words, item.weights, strict=True)
+        cells += [_cell(GalleryItem(_lit(picture, weights), word), ruler) for word, weights in pairs]
+        rows += _rows(cells, columns)
+    return _draw_rows(rows, path)
+
+
+def _lit(picture: Image.Image, weights: np.ndarray) -> Image.Image:
+    """The picture, dark where the weights (a, b) are small."""
+    shares = np.clip(weights / max(float(weights.max()), np.finfo(np.float64).tiny), 0, 1)
+    light = Image.fromarray(np.rint(255 * shares).astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)
+    return Image.composite(picture, ImageEnhance.Brightness(picture).enhance(DARK), light)
 
 
 class _Ruler:

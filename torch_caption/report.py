@@ -28,8 +28,9 @@ def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN
     print(
         f"data      {data.directory}: {len(train):,} captions to learn from, {len(val):,} to validate with", flush=True
     )
+    places = f" at {' x '.join(map(str, train.grid))} places" if train.grid else ""
     print(
-        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}, "
+        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{places}, "
         f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.W_proj.device.type}"
     )
     print(f"run       {run}", flush=True)

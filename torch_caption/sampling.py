@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import report, runs
-from torch_caption.captioning import Caption, describe, draw, some_images
+from torch_caption import plots, report, runs
+from torch_caption.captioner import CaptioningRNN
+from torch_caption.captioning import Caption, describe, draw, looked, some_images
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data.coco import CocoData, Split
 from torch_caption.training import choose_device, load_data
@@ -54,6 +55,8 @@ class SampleConfig:
     """Write the captions to this file as JSON."""
     gallery: Annotated[Path | None, arg(metavar="PATH")] = None
     """Draw the pictures with their captions into this PNG file."""
+    show_attention: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Draw where a model with attention looked for each word of each caption into this PNG file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU where there is one."""
 
@@ -102,6 +105,8 @@ def run(config: SampleConfig) -> list[Described]:
     model = checkpoints.build_model(saved, path).to(choose_device(config.device)).eval()
     images = list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
     _check_files(config, data, split, images)
+    if config.show_attention is not None:
+        _check_looks(model, split, path)
     max_length = config.max_length or trained.max_length
     if config.random:
         captions = draw(
@@ -122,6 +127,8 @@ def run(config: SampleConfig) -> list[Described]:
         for idx in images
     ]
     _tell(config, path, data, split, described)
+    if config.show_attention is not None:
+        _draw_attention(model, split, described, config.show_attention)
     return described
 
 
@@ -137,6 +144,33 @@ def _tell(config: SampleConfig, path: Path, data: CocoData, split: Split, descri
     if config.gallery is not None:
         captions = {image.index: [caption.text for caption in image.captions] for image in described}
         report.gallery(data, split, captions, config.gallery, references=config.references)
+
+
+def _draw_attention(model: CaptioningRNN, split: Split, described: list[Described], path: Path) -> None:
+    """Each caption with where the model looked for its words."""
+    pairs = [(image.index, caption.text) for image in described for caption in image.captions]
+    features = split.features_of([index for index, _ in pairs])
+    weights = looked(model, split.vocabulary, features, [text for _, text in pairs])
+    items = [
+        plots.AttentionItem(split.image_path(index), text.split(), of_words)
+        for (index, text), of_words in zip(pairs, weights, strict=True)
+    ]
+    plots.attention(items, path)
+
+
+def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
+    """There are weights, and they have rows and columns.
+
+    Raises:
+        ConfigError: the model looks at no places, or at places in a row.
+    """
+    if not model.cell.looks:
+        raise ConfigError(
+            f"--show-attention: {path} is of the cell {model.cell_type}, which looks at no places; "
+            "`train.py --cell-type attention` makes one that does"
+        )
+    if len(split.grid) != 2:
+        raise ConfigError(f"--show-attention: the features of {split.name} are of places without rows and columns")
 
 
 def _table(described: list[Described], references: bool) -> str:
@@ -183,8 +217,10 @@ def _choose_split(config: SampleConfig, data: CocoData) -> Split:
 
 def _check_files(config: SampleConfig, data: CocoData, split: Split, images: list[int]) -> None:
     """The files that are asked for can be written, known before any work is done."""
-    for flag, path in {"--json": config.json, "--gallery": config.gallery}.items():
+    pictures = {"--gallery": config.gallery, "--show-attention": config.show_attention}
+    for flag, path in {"--json": config.json, **pictures}.items():
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
-    if config.gallery is not None and not any(split.image_path(idx) for idx in images):
-        raise ConfigError(f"--gallery: {data.directory} holds no pictures of {split.name}")
+    for flag, path in pictures.items():
+        if path is not None and not any(split.image_path(idx) for idx in images):
+            raise ConfigError(f"{flag}: {data.directory} holds no pictures of {split.name}")

@@ -29,6 +29,7 @@ from torch_caption import checkpoint as checkpoints
 from torch_caption import metrics, report, runs
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import describe, some_images
+from torch_caption.cells import CELLS
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, EpochBatches, Split, batches, open_data
@@ -54,7 +55,7 @@ def train_step(
     """One step down the gradient of one batch's loss.
 
     Args:
-        features: (N, D) floating-point.
+        features: (N, D) floating-point, or as the model takes them.
         captions: (N, T) int64, <START> first, <NULL> after <END>.
         clip: the longest gradient, in the norm over all parameters; 0 for any.
         amp: "bf16" computes the loss under automatic mixed precision.
@@ -180,6 +181,7 @@ def load_data(config: TrainConfig) -> CocoData:
     return open_data(
         directory,
         pca={"auto": None, "yes": True, "no": False}[config.pca_features],
+        grids=CELLS[config.cell_type].looks,
         max_train=config.max_train,
         in_memory=config.in_memory,
         seed=config.seed,

@@ -6,7 +6,8 @@ Every fault is a `DataError` of one line: the file, the dataset, the row and col
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path}: not a readable HDF5 file ({one_line(error)}); copy or download it again") from None
 
 
-def dataset(file: h5py.File, name: str, rank: int, kinds: str) -> h5py.Dataset:
+def dataset(file: h5py.File, name: str, ranks: Collection[int], kinds: str) -> h5py.Dataset:
     """The dataset called `name`, of so many axes, none of them empty, its dtype of one of the `kinds` ("iu" or "f").
 
     Raises:
@@ -62,8 +63,9 @@ def dataset(file: h5py.File, name: str, rank: int, kinds: str) -> h5py.Dataset:
     found = file.get(name) if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise DataError(f"{file.filename}: {name} is not a dataset within this file; write its values into the file")
-    if found.shape is None or len(found.shape) != rank:
-        raise DataError(f"{file.filename}: {name} has the shape {found.shape}; it takes {rank} axes")
+    if found.shape is None or len(found.shape) not in ranks:
+        wanted = " or ".join(map(str, ranks))
+        raise DataError(f"{file.filename}: {name} has the shape {found.shape}; it takes {wanted} axes")
     if found.dtype.kind not in kinds:
         wanted = "integers" if kinds == "iu" else "floating-point numbers"
         raise DataError(f"{file.filename}: {name} holds {found.dtype}; write it as {wanted}")
@@ -83,8 +85,8 @@ def read_captions(file: h5py.File, split: str, vocabulary: Vocabulary, images: i
     Raises:
         DataError: an id outside the vocabulary or the features, or a row that is not <START>, words, <END>, <NULL>s.
     """
-    captions = dataset(file, f"{split}_captions", 2, "iu")[()]
-    image_idxs = dataset(file, f"{split}_image_idxs", 1, "iu")[()]
+    captions = dataset(file, f"{split}_captions", (2,), "iu")[()]
+    image_idxs = dataset(file, f"{split}_image_idxs", (1,), "iu")[()]
     if len(captions) != len(image_idxs):
         raise DataError(
             f"{file.filename}: {split}_captions has {len(captions)} rows and {split}_image_idxs {len(image_idxs)}; "
@@ -143,24 +145,35 @@ def read_rows(features: h5py.Dataset, rows: Any) -> np.ndarray:
 
 
 def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) -> None:
-    """Check that every feature is finite, block by block, and fill `out` (images, D) float32 with them where given.
+    """Check that every feature is finite, block by block, and fill `out` with them where given.
+
+    Args:
+        features: (images, D) or (images, D, ...) for the places of a grid.
+        where: begins the message of an error.
+        out: (images, D), or (images, places, D).
 
     Raises:
-        DataError: a NaN, an infinity, or a number beyond float32; `where` begins the message.
+        DataError: a NaN, an infinity, or a number beyond float32.
     """
-    images, width = features.shape
-    block = max(1, BLOCK_BYTES // (features.dtype.itemsize * width))
-    for first in range(0, images, block):
-        values = read_rows(features, slice(first, first + block))
+    images, *shape = features.shape
+    block = max(1, BLOCK_BYTES // (features.dtype.itemsize * math.prod(shape)))
+    for start in range(0, images, block):
+        values = read_rows(features, slice(start, start + block))
         finite = np.isfinite(values)
         if not finite.all():
-            row, col = np.unravel_index(int((~finite).argmax()), finite.shape)
+            row, *place = map(int, np.unravel_index(int((~finite).argmax()), finite.shape))
+            place = [start + row, *place]
             raise DataError(
-                f"{where}[{first + row}, {col}] is {features[first + row, col]}, not a finite float32; "
+                f"{where}{place} is {features[tuple(place)]}, not a finite float32; "
                 "extract the features again, or leave the image out"
             )
         if out is not None:
-            out[first : first + block] = values
+            out[start : start + block] = by_place(values) if values.ndim > 2 else values
+
+
+def by_place(grids: np.ndarray) -> np.ndarray:
+    """(B, D, ...) as (B, places, D)."""
+    return grids.reshape(*grids.shape[:2], -1).swapaxes(1, 2)
 
 
 def read_names(path: Path, images: int) -> list[str] | None:

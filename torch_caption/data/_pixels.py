@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,7 @@ ANGLE_KNOTS = np.arange(-2, 6) * math.pi / 8
 GRID = 8
 LAYER_DIM = len(INKS) + len(COUNT_KNOTS) + len(AREA_KNOTS) + 2 * len(PLACE_KNOTS) + len(SHAPES)
 FEATURE_DIM = 2 * LAYER_DIM + len(ANGLE_KNOTS) + 2 + GRID * GRID
+PLACE_DIM = 2 * len(INKS) + len(SHAPES) * len(RADII) + 2 * len(PLACE_KNOTS)
 EXAMPLES = 12  # of each silhouette
 RIDGE = 3e-4  # added to the spread among examples, which are too few to know it in every direction
 TINY = 1e-6
@@ -53,19 +55,83 @@ def features(picture: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the array is not such a picture.
     """
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
-        raise ValueError(f"a picture is (h, w, 3) uint8, not {picture.shape} {picture.dtype}")
-    if picture.shape[:2] != (SIDE, SIDE):
-        picture = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    layers = [(*_centre(ink), ink, likeness) for ink, likeness in _layers(picture)]
+    layers = [(*_centre(ink), ink, likeness) for ink, likeness in _layers(_of_size(picture))]
     gap = np.array(layers[1][:2]) - np.array(layers[0][:2])
     if gap[np.abs(gap).argmax()] < 0:
         layers.reverse()
         gap = -gap
     blocks = [_describe(*layer) for layer in layers]
     angle = math.atan2(gap[1], gap[0])
-    grid = (layers[0][2] + layers[1][2]).reshape(GRID, SIDE // GRID, GRID, SIDE // GRID).mean((1, 3))
-    return np.concatenate([*blocks, 2.5 * _hats(angle, ANGLE_KNOTS), 3 * gap, 1.5 * grid.ravel()]).astype(np.float32)
+    ink = (layers[0][2] + layers[1][2]).reshape(GRID, SIDE // GRID, GRID, SIDE // GRID).mean((1, 3))
+    return np.concatenate([*blocks, 2.5 * _hats(angle, ANGLE_KNOTS), 3 * gap, 1.5 * ink.ravel()]).astype(np.float32)
+
+
+def _of_size(picture: np.ndarray) -> np.ndarray:
+    """The picture at SIDE x SIDE."""
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
+        raise ValueError(f"a picture is (h, w, 3) uint8, not {picture.shape} {picture.dtype}")
+    if picture.shape[:2] != (SIDE, SIDE):
+        return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return picture
+
+
+def grid(picture: np.ndarray) -> np.ndarray:
+    """What each place of a picture shows, as (PLACE_DIM, GRID, GRID) float32, from its pixels alone.
+
+    The layers are those of `features`. A place sees the pixels around its centre, the nearer the more, half as far as
+    the next centre but one; each pixel is shared by the places about it. Of the ink that a place sees:
+
+    1. how much there is, by the inks of the palette;
+    2. its share in the number of pieces, by the inks: the places of a picture add up to how many there are;
+    3. the likeness of its outline to that of each shape in each size, found as in `features`, the layers added;
+
+    and last where the place is, x and y as soft histograms, the same in every picture.
+
+    Args:
+        picture: (h, w, 3) uint8, as `features` takes it.
+
+    Raises:
+        ValueError: the array is not such a picture.
+    """
+    layers = _layers(_of_size(picture))
+    amounts, pieces = np.zeros((2, GRID * GRID, len(INKS)), dtype=np.float32)
+    like = np.zeros((GRID * GRID, len(SHAPES) * len(RADII)), dtype=np.float32)
+    along = _shares(np.arange(SIDE))  # (SIDE, GRID)
+    for ink, likeness in layers:
+        amounts += np.outer((along.T @ ink @ along).ravel(), likeness)
+        edges = _edges(ink)
+        down, across = (_shares(start + 0.5 + np.arange(n - 1)) for start, n in _extents(edges))
+        pieces += np.outer((down.T @ _turns(edges.solid) @ across).ravel(), likeness)
+        like += _likenesses(edges)
+    knots = _hats((np.arange(GRID) + 0.5) / GRID, PLACE_KNOTS)
+    where = [np.tile(knots, (GRID, 1)), np.repeat(knots, GRID, axis=0)]
+    numbers = np.concatenate([amounts / 20, 8 * pieces, 3 * like, *where], axis=1)  # (GRID * GRID, PLACE_DIM)
+    return numbers.T.reshape(-1, GRID, GRID).astype(np.float32)
+
+
+def _extents(edges: _Edges) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (edges.top, edges.solid.shape[0]), (edges.left, edges.solid.shape[1])
+
+
+def _shares(pixels: np.ndarray) -> np.ndarray:
+    """(n, GRID) how much of each place along an axis sees the pixels at these coordinates (n,); each adds up to 1."""
+    return _hats((pixels + 0.5) * GRID / SIDE - 0.5, np.arange(GRID)).astype(np.float32)
+
+
+def _likenesses(edges: _Edges) -> np.ndarray:
+    """(GRID * GRID, shapes * sizes) the likeness of what each place sees of an outline to each silhouette."""
+    shares = (_shares(edges.y)[:, :, None] * _shares(edges.x)[:, None, :]).reshape(-1, GRID * GRID)
+    shares *= edges.steep[:, None]
+    seen = shares.sum(0)  # how much outline
+    histograms = [
+        shares.T @ (edges.ways[:, :, None] * bends[:, None, :]).reshape(len(bends), -1) for bends in edges.bends
+    ]
+    outlines = np.sqrt(np.concatenate(histograms, axis=1) / (seen[:, None] + TINY))
+    means, whiten = _silhouettes()
+    outlines, means = outlines @ whiten, means.reshape(-1, means.shape[-1])
+    distance = (outlines**2).sum(1)[:, None] - 2 * outlines @ means.T + (means**2).sum(1)  # (GRID * GRID, silhouettes)
+    like = np.exp(-(distance - distance.min(1, keepdims=True)) / 2)
+    return np.clip(seen / 10, 0, 1)[:, None] * like / like.sum(1, keepdims=True)
 
 
 def _layers(picture: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -133,31 +199,60 @@ def _hats(value: float | np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 def _outline(ink: np.ndarray) -> tuple[np.ndarray, float]:
     """(len(SCALES) * WAYS * len(BENDS),) roots of histograms of the edge pixels, and the number of pieces."""
-    ink = _crop(ink)
+    edges = _edges(ink)
+    weight = edges.steep / (edges.steep.sum() + TINY)
+    ways = (edges.ways * weight[:, None]).T  # (WAYS, edge pixels)
+    outline = np.sqrt(np.concatenate([(ways @ bends).ravel() for bends in edges.bends]))
+    return outline, float(_turns(edges.solid).sum())
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """The edge pixels of one layer.
+
+    Attributes:
+        y, x: (E,) where they are in the picture.
+        steep: (E,) how much ink changes there.
+        ways: (E, WAYS) the direction it changes in, shared by neighbours.
+        bends: for each scale (E, len(BENDS)), how much ink lies around, likewise.
+        solid: (h, w) boolean, a part of the picture with all of its ink, and top, left, where that part begins.
+    """
+
+    y: np.ndarray
+    x: np.ndarray
+    steep: np.ndarray
+    ways: np.ndarray
+    bends: list[np.ndarray]
+    solid: np.ndarray
+    top: int
+    left: int
+
+
+def _edges(ink: np.ndarray) -> _Edges:
+    ink, top, left = _crop(ink)
     down, across = (_blurs()[:, :n, :n] for n in ink.shape)
     soft = down[0] @ ink @ across[0]
     dy, dx = np.zeros_like(soft), np.zeros_like(soft)
     dy[1:-1], dx[:, 1:-1] = (soft[2:] - soft[:-2]) / 2, (soft[:, 2:] - soft[:, :-2]) / 2
     steep = np.hypot(dx, dy)
     edge = steep > 0.08
-    weight = steep[edge] / (steep[edge].sum() + TINY)
     turn = np.arctan2(dy[edge], dx[edge]) * np.float32(WAYS / (2 * math.pi))
     apart = np.abs((turn[:, None] - np.arange(WAYS, dtype=np.float32) + WAYS / 2) % WAYS - WAYS / 2)
-    ways = (np.maximum(1 - apart, 0) * weight[:, None]).T  # (WAYS, edge pixels)
     around = ((down[k] @ ink @ across[k])[edge] for k in range(1, len(SCALES) + 1))
-    outline = np.sqrt(np.concatenate([(ways @ _hats(bend, BENDS)).ravel() for bend in around]))
-    return outline, _pieces(soft > 0.4)
+    y, x = np.nonzero(edge)
+    bends = [_hats(bend, BENDS) for bend in around]
+    return _Edges(y + top, x + left, steep[edge], np.maximum(1 - apart, 0), bends, soft > 0.4, top, left)
 
 
-def _crop(ink: np.ndarray) -> np.ndarray:
-    """The part with ink, with a margin as wide as the blurs reach."""
+def _crop(ink: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """The part with ink, with a margin as wide as the blurs reach; and its first row and column in the picture."""
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     if not len(rows):
-        return np.zeros((2 * PAD, 2 * PAD), dtype=np.float32)
+        return np.zeros((2 * PAD, 2 * PAD), dtype=np.float32), 0, 0
     part = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     framed = np.zeros((part.shape[0] + 2 * PAD, part.shape[1] + 2 * PAD), dtype=np.float32)
     framed[PAD:-PAD, PAD:-PAD] = part
-    return framed
+    return framed, int(rows[0]) - PAD, int(columns[0]) - PAD
 
 
 @lru_cache(maxsize=1)
@@ -169,12 +264,15 @@ def _blurs() -> np.ndarray:
     return kernel.astype(np.float32)
 
 
-def _pieces(solid: np.ndarray) -> float:
-    """How many pieces a mask with a clear border has, less its holes: Gray's count of 2 x 2 windows."""
+def _turns(solid: np.ndarray) -> np.ndarray:
+    """(h - 1, w - 1) what each window of 2 x 2 adds to the pieces, less their holes, of a mask with a clear border.
+
+    Gray's count: a corner of an outline adds a quarter, one that turns inwards takes a quarter away.
+    """
     a, b, c, d = (part.astype(np.int8) for part in (solid[:-1, :-1], solid[1:, :-1], solid[:-1, 1:], solid[1:, 1:]))
     total = a + b + c + d
     diagonal = (total == 2) & (a == d)
-    return float((total == 1).sum() - (total == 3).sum() + 2 * diagonal.sum()) / 4
+    return ((total == 1).astype(np.int8) - (total == 3) + 2 * diagonal) / 4
 
 
 @lru_cache(maxsize=1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +31,9 @@ class FeatureFile:
         return {"path": self.path, "_opened": None}
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """The rows (B,) in any order, repeated or not, as (B, D) float32: one read, sorted and without repetition.
+        """The rows (B,) in any order, repeated or not, as float32: one read, sorted and without repetition.
+
+        They are (B, D), or (B, places, D) of a grid.
 
         Raises:
             DataError: the file has been moved or damaged since it was checked.
@@ -39,6 +43,8 @@ class FeatureFile:
             values = _checks.read_rows(self._dataset(), unique.numpy())
         except (OSError, RuntimeError, KeyError) as error:
             raise DataError(f"{self.path}: cannot be read any more ({_checks.one_line(error)})") from None
+        if values.ndim > 2:
+            values = np.ascontiguousarray(_checks.by_place(values))
         return torch.from_numpy(values).index_select(0, place)
 
     def _dataset(self) -> h5py.Dataset:
@@ -47,54 +53,80 @@ class FeatureFile:
         return self._opened[1]
 
 
-def find(directory: Path, splits: Sequence[str], pca: bool | None) -> dict[str, Path]:
-    """The file of each split's features, all of them projected or all of them full.
+def find(directory: Path, splits: Sequence[str], pca: bool | None, grids: bool) -> dict[str, Path]:
+    """The file of each split's features, all of them of one kind.
 
     Args:
         pca: True takes `*_pca.h5`, False the full features, None the first of the two that every split has.
+        grids: take `*_grid.h5` and no vectors.
 
     Raises:
         DataError: a split lacks its file.
+        ValueError: `pca` and `grids` both.
     """
-    kinds = {None: ("_pca", ""), True: ("_pca",), False: ("",)}[pca]
+    if grids and pca:
+        raise ValueError("grids of features have no PCA; leave pca to cells that take one vector an image")
+    vectors = {None: ("vgg16_fc7_pca", "vgg16_fc7"), True: ("vgg16_fc7_pca",), False: ("vgg16_fc7",)}[pca]
     lacking = []
-    for kind in kinds:
-        paths = {name: directory / f"{name}2014_vgg16_fc7{kind}.h5" for name in splits}
+    for kind in ("grid",) if grids else vectors:
+        paths = _paths(directory, splits, kind)
         missing = [path for path in paths.values() if not path.is_file()]
         if not missing:
             return paths
         lacking.append(missing)
     paths_text = " or ".join(str(missing[0]) for missing in lacking)
-    raise DataError(f"{paths_text}: no such file; each of the splits {', '.join(splits)} takes its features")
+    what = "a grid of features, at which the cell attention looks" if grids else "its features"
+    others = all(path.is_file() for path in _paths(directory, splits, "grid").values())
+    hint = "; the grids that are there are for the cell attention" if others and not grids else ""
+    raise DataError(f"{paths_text}: no such file; each of the splits {', '.join(splits)} takes {what}{hint}")
 
 
-def shapes(paths: dict[str, Path]) -> dict[str, tuple[int, int]]:
-    """The shape (images, D) of each split's features.
+def _paths(directory: Path, splits: Sequence[str], kind: str) -> dict[str, Path]:
+    return {name: directory / f"{name}2014_{kind}.h5" for name in splits}
+
+
+Shape = tuple[int, ...]
+"""Of a split's features: (images, D), (images, D, L) or (images, D, a, a)."""
+
+
+def measure(paths: dict[str, Path], grids: bool) -> dict[str, tuple[Shape, torch.dtype]]:
+    """The shape of each split's features, and the dtype they have in memory: float16 where it is stored, else float32.
 
     Raises:
-        DataError: a file or its dataset `features` is wrong, or D is not the same for every split.
+        DataError: a file or its dataset `features` is wrong, or D or the places are not the same for every split.
     """
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[Shape, torch.dtype]] = {}
     for name, path in paths.items():
         with _checks.opened(path) as file:
-            found[name] = _checks.dataset(file, "features", 2, "f").shape
+            features = _checks.dataset(file, "features", (3, 4) if grids else (2,), "f")
+            found[name] = features.shape, torch.float16 if features.dtype.itemsize == 2 else torch.float32
         first = next(iter(paths))
-        if found[name][1] != found[first][1]:
+        (_, *ours), (_, *theirs) = found[name][0], found[first][0]
+        if ours != theirs:
             raise DataError(
-                f"{path}: features has {found[name][1]} columns, but {paths[first].name} has {found[first][1]}; "
+                f"{path}: features has {_columns(ours)}, but {paths[first].name} has {_columns(theirs)}; "
                 "make the features of every split with the same encoder and projection"
             )
     return found
 
 
-def load(path: Path, shape: tuple[int, int], in_memory: bool) -> Tensor | FeatureFile:
-    """The features of one file, every one of them checked to be finite: in memory (images, D), or to be read in slices.
+def _columns(shape: Sequence[int]) -> str:
+    width, *places = shape
+    return f"{width} columns" + (f" at {' x '.join(map(str, places))} places" if places else "")
+
+
+def load(path: Path, shape: Shape, dtype: torch.dtype, in_memory: bool) -> Tensor | FeatureFile:
+    """The features of one file, every one of them checked to be finite: in memory, or to be read in slices.
+
+    In memory they are (images, D), or (images, places, D) of a grid.
 
     Raises:
         DataError: a feature is not finite, or they do not fit in memory.
     """
+    images, width, *places = shape
     try:
-        out = torch.empty(shape, dtype=torch.float32) if in_memory else None
+        held = (images, math.prod(places), width) if places else (images, width)
+        out = torch.empty(held, dtype=dtype) if in_memory else None
     except RuntimeError:
         raise DataError(f"{path}: features {shape} do not fit in memory; read them in slices, in_memory no") from None
     with _checks.opened(path) as file:

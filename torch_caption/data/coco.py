@@ -4,6 +4,7 @@
     coco2014_vocab.json                 {"idx_to_word": [word, ...], "word_to_idx": {word: id, ...}}
     {split}2014_vgg16_fc7.h5            features (images, D), floating point, and, or instead,
     {split}2014_vgg16_fc7_pca.h5        the same of fewer dimensions
+    {split}2014_grid.h5                 features (images, D, a, a) or (images, D, L) of places, for attention (optional)
     {split}2014_images.txt              the images' file names, one a row of the features     (optional)
     {split}2014_urls.txt                the images' URLs, likewise                            (optional)
     manifest.json                       how the features were made                            (optional)
@@ -14,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -44,7 +46,7 @@ IN_MEMORY_LIMIT = 2**30
 class Split(Dataset[Batch]):
     """One split: M captions, each of one of the images, and the images' features.
 
-    A row is (features (D,) float32, caption (T,) int64).
+    A row is (features (D,) float32, caption (T,) int64); the features of a grid are (D, a, a) or (D, L).
 
     Attributes:
         name: "train", "val", ...
@@ -52,6 +54,7 @@ class Split(Dataset[Batch]):
         image_idxs: (M,) int64; the image that each caption is of.
         num_images: the rows of the features, captioned or not.
         feature_dim: D.
+        grid: the places that an image has features of, (a, a) or (L,); () where it has one vector.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Split(Dataset[Batch]):
         captions: Tensor,
         image_idxs: Tensor,
         features: Tensor | FeatureFile,
-        shape: tuple[int, int],
+        shape: _stored.Shape,
         names: Sequence[str] | None = None,
         urls: Sequence[str] | None = None,
         images: Path | None = None,
@@ -70,7 +73,8 @@ class Split(Dataset[Batch]):
         self.vocabulary = vocabulary
         self.captions = captions
         self.image_idxs = image_idxs
-        self.num_images, self.feature_dim = shape
+        self.num_images, self.feature_dim, *grid = shape
+        self.grid = tuple(grid)
         self._features = features
         self._names = names
         self._urls = urls
@@ -91,16 +95,18 @@ class Split(Dataset[Batch]):
         return features[0], captions[0]
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """The whole batch at once: features (B, D) float32 and captions (B, T) int64."""
+        """The whole batch at once: features (B, D) or (B, D, ...) float32 and captions (B, T) int64."""
         idx = torch.as_tensor(rows, dtype=torch.int64)
         return self._rows(self.image_idxs.index_select(0, idx)), self.captions.index_select(0, idx)
 
     def _rows(self, idx: Tensor) -> Tensor:
-        features = self._features
-        return features.index_select(0, idx) if isinstance(features, Tensor) else features[idx]
+        stored = self._features
+        features = (stored.index_select(0, idx) if isinstance(stored, Tensor) else stored[idx]).float()
+        # In memory the numbers of a place lie side by side, as a projection of each place reads them.
+        return features.mT.unflatten(2, self.grid) if self.grid else features
 
     def features_of(self, image_idxs: Tensor | Sequence[int]) -> Tensor:
-        """The images' features (B, D) float32.
+        """The images' features (B, D) float32, or those of their places (B, D, a, a) or (B, D, L).
 
         Raises:
             DataError: there is no such image.
@@ -189,6 +195,7 @@ def open_data(
     directory: str | Path,
     *,
     pca: bool | None = None,
+    grids: bool = False,
     max_train: int | None = None,
     in_memory: str = "auto",
     seed: int = 0,
@@ -198,6 +205,7 @@ def open_data(
     Args:
         directory: a folder in cs231n's layout; the head of this file shows it.
         pca: True takes `*_pca.h5`, False the full features, None the first of the two that every split has.
+        grids: take `*_grid.h5`, the features of places, and no vectors.
         max_train: keep so many of the train captions, drawn by `seed`, their order kept.
         in_memory: "yes" holds the features in memory, "no" reads every batch from the file, "auto" holds them if they
             take at most `IN_MEMORY_LIMIT` bytes. Batches are the same.
@@ -218,12 +226,13 @@ def open_data(
     manifest = _checks.read_manifest(directory / "manifest.json")
     with _checks.opened(directory / "coco2014_captions.h5") as file:
         names = _split_names(file)
-        paths = _stored.find(directory, names, pca)
-        shapes = _stored.shapes(paths)
-        rows = {name: _checks.read_captions(file, name, vocabulary, shapes[name][0]) for name in names}
+        paths = _stored.find(directory, names, pca, grids)
+        measured = _stored.measure(paths, grids)
+        images = {name: shape[0] for name, (shape, _) in measured.items()}
+        rows = {name: _checks.read_captions(file, name, vocabulary, images[name]) for name in names}
     if max_train is not None:
         rows["train"] = _subsample(*rows["train"], max_train, seed)
-    total = sum(images * width * 4 for images, width in shapes.values())
+    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in measured.values())
     whole = in_memory == "yes" or (in_memory == "auto" and total <= IN_MEMORY_LIMIT)
     splits = {
         name: Split(
@@ -231,10 +240,10 @@ def open_data(
             vocabulary,
             torch.from_numpy(rows[name][0]),
             torch.from_numpy(rows[name][1]),
-            _stored.load(paths[name], shapes[name], whole),
-            shapes[name],
-            names=_checks.read_names(directory / f"{name}2014_images.txt", shapes[name][0]),
-            urls=_checks.read_names(directory / f"{name}2014_urls.txt", shapes[name][0]),
+            _stored.load(paths[name], *measured[name], whole),
+            measured[name][0],
+            names=_checks.read_names(directory / f"{name}2014_images.txt", images[name]),
+            urls=_checks.read_names(directory / f"{name}2014_urls.txt", images[name]),
             images=directory / manifest.get("images", "images"),
         )
         for name in names
@@ -250,7 +259,7 @@ def _split_names(file: h5py.File) -> list[str]:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # the name becomes part of file names
             raise DataError(f"{file.filename}: {name!r} is no name for a split; use letters, digits, - and _")
         for suffix in suffixes:
-            _checks.dataset(file, name + suffix, 2 if suffix == "_captions" else 1, "iu")
+            _checks.dataset(file, name + suffix, (2,) if suffix == "_captions" else (1,), "iu")
     if "train" not in names:
         raise DataError(f"{file.filename}: no dataset train_captions; it holds {', '.join(sorted(file)) or 'nothing'}")
     order = ["train", "val", "test"]
@@ -280,13 +289,22 @@ def summary(data: CocoData) -> str:
     rows: list[tuple[str, ...]] = [("split", "captions", "length", "images", "features")]
     for split in data.splits.values():
         sizes = len(split), split.captions.shape[1], split.num_images, split.feature_dim
-        rows.append((split.name, *(f"{size:,}" for size in sizes)))
+        counts = [f"{size:,}" for size in sizes]
+        counts[-1] = " x ".join([counts[-1], *map(str, split.grid)])
+        rows.append((split.name, *counts))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
     return "\n".join([f"{data.directory}: sound, {len(data.vocabulary):,} words", *lines])
+
+
+def _kinds(directory: Path) -> list[bool]:
+    """False for the vectors of a directory, True for its grids, as far as it has them."""
+    grids = any(directory.glob("*2014_grid.h5"))
+    vectors = any(directory.glob("*2014_vgg16_fc7*.h5")) or not grids
+    return [False] * vectors + [True] * grids
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -298,7 +316,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise DataError("name a directory to check, or one to --download into")
         if options.download:
             _download.bring(directory, options.url, check=lambda folder: open_data(folder, in_memory="no"))
-        print(summary(open_data(directory, in_memory="no")))
+        for grids in _kinds(directory):
+            print(summary(open_data(directory, grids=grids, in_memory="no")))
     except _download.DownloadError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,8 +7,9 @@ count and one relation, most name sizes.
     python -m torch_caption.data.scenes --out DIR
 
 draws them all and writes a folder in cs231n's layout: `coco2014_captions.h5`, `coco2014_vocab.json`,
-`{split}2014_vgg16_fc7.h5` (the features that `features` computes from each picture's pixels), `{split}2014_images.txt`,
-`images/`, `manifest.json` (the recipe), and `scenes.json` (what was drawn, for the judge). The splits train, val and
+`{split}2014_vgg16_fc7.h5` (the features that `features` computes from each picture's pixels), `{split}2014_grid.h5`
+(those of its places, from `grid`), `{split}2014_images.txt`, `images/`, `manifest.json` (the recipe), and `scenes.json`
+(what was drawn, for the judge). The splits train, val and
 test share no composition, that is, no scene of the same shapes, colours, sizes, counts and relation. In `novel` each
 scene holds a pair of shape and colour that occurs in none of the others, though the shape and the colour do.
 All of it is a function of the seed.
@@ -48,12 +49,25 @@ from tqdm import tqdm
 from torch_caption.data._draw import COLOURS, COUNTS, RELATIONS, SHAPES, SIDE, SIZES, Group, Scene, draw, place
 from torch_caption.data._judge import Verdict, judge
 from torch_caption.data._phrases import CAPTIONS, LONGEST, lexicon, tell
-from torch_caption.data._pixels import FEATURE_DIM, features
+from torch_caption.data._pixels import FEATURE_DIM, GRID, PLACE_DIM, features, grid
 from torch_caption.vocabulary import SPECIAL, Vocabulary
 
-__all__ = ["SPLITS", "Group", "Scene", "Score", "Verdict", "ensure", "features", "judge", "load", "score", "tell"]
+__all__ = [
+    "SPLITS",
+    "Group",
+    "Scene",
+    "Score",
+    "Verdict",
+    "ensure",
+    "features",
+    "grid",
+    "judge",
+    "load",
+    "score",
+    "tell",
+]
 
-RECIPE = 1  # goes up whenever the same seed would give other data
+RECIPE = 2  # goes up whenever the same seed would give other data
 SPLITS = {"train": 5000, "val": 400, "test": 800, "novel": 400}  # scenes
 SCENES = "scenes.json"
 MANIFEST = "manifest.json"  # written last
@@ -173,7 +187,7 @@ def _cache() -> Path:
 def _whole(directory: Path) -> bool:
     """Whether a folder has every file. A build cut short never bears the name; a folder cleaned out may."""
     files = ["coco2014_captions.h5", "coco2014_vocab.json", SCENES, MANIFEST, "images"]
-    files += [name for split in SPLITS for name in (f"{split}2014_vgg16_fc7.h5", f"{split}2014_images.txt")]
+    files += [f"{split}2014_{name}" for split in SPLITS for name in ("vgg16_fc7.h5", "grid.h5", "images.txt")]
     return all((directory / name).exists() for name in files)
 
 
@@ -211,24 +225,26 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
             for result in map(_make, compositions[split], tasks, (images / name for name in names)):
                 made.append(result)
                 bar.update()
-            drawn[split] = [asdict(scene) for scene, _, _ in made]
-            file[f"{split}_captions"] = _rows([caption for _, captions, _ in made for caption in captions], vocabulary)
+            described, captions, vectors, grids = zip(*made, strict=True)
+            drawn[split] = list(map(asdict, described))
+            file[f"{split}_captions"] = _rows([caption for texts in captions for caption in texts], vocabulary)
             file[f"{split}_image_idxs"] = np.repeat(np.arange(len(made), dtype=np.int32), CAPTIONS)
-            with h5py.File(directory / f"{split}2014_vgg16_fc7.h5", "w") as other:
-                other["features"] = np.stack([row for _, _, row in made])
+            for kind, stored in {"vgg16_fc7": vectors, "grid": grids}.items():
+                with h5py.File(directory / f"{split}2014_{kind}.h5", "w") as other:
+                    other["features"] = np.stack(stored)
             (directory / f"{split}2014_images.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     (directory / SCENES).write_text(json.dumps(drawn), encoding="utf-8")
     manifest = _manifest(seed, sizes, held_out)
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def _make(scene: Scene, seeds: Sequence[int], path: Path) -> tuple[Scene, list[str], np.ndarray]:
-    """Place, draw and word one scene with random numbers of its own: the scene, its captions, its features."""
+def _make(scene: Scene, seeds: Sequence[int], path: Path) -> tuple[Scene, list[str], np.ndarray, np.ndarray]:
+    """Place, draw and word one scene with random numbers of its own: the scene, its captions, features, places."""
     rng = np.random.default_rng(seeds)
     scene = place(scene, rng)
     picture = draw(scene, rng)
     Image.fromarray(picture).save(path, compress_level=1)
-    return scene, tell(scene, rng), features(picture)
+    return scene, tell(scene, rng), features(picture), grid(picture).astype(np.float16)
 
 
 def _rows(captions: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
@@ -248,6 +264,7 @@ def _manifest(seed: int, sizes: Mapping[str, int], held_out: set[tuple[str, str]
         "sizes": dict(sizes),
         "encoder": "torch_caption.data.scenes.features",
         "feature_dim": FEATURE_DIM,
+        "grid": {"encoder": "torch_caption.data.scenes.grid", "feature_dim": PLACE_DIM, "places": [GRID, GRID]},
         "picture_side": SIDE,
         "images": "images",
         "held_out": sorted(f"{colour} {shape}" for shape, colour in held_out),
