@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_caption.captioner import CaptioningRNN
+from torch_caption.cells import CELLS
 from torch_caption.decoding import Decoded, greedy, sample, select
 
 NULL, START, END, A, B, C = range(6)
@@ -332,6 +333,12 @@ def captioner(cell_type: str, V: int = 23, D: int = 5, W: int = 4, H: int = 6, d
 CAPTIONER_IDS = {"start": 1, "end": 2, "null": 0}
 
 
+def images(cell_type: str, n: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Features of n images, those of places for the cell that looks at them."""
+    places = (3, 2) if CELLS[cell_type].looks else ()
+    return torch.randn(n, 5, *places, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
 def plain_loop(model: CaptioningRNN, features: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
     """Greedy captions as one would write it first: all rows to the last step, through `begin` and `step`."""
     state = model.begin(features)
@@ -350,12 +357,12 @@ def plain_loop(model: CaptioningRNN, features: Tensor, max_length: int) -> tuple
     return torch.stack(words, 1), total
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+@pytest.mark.parametrize("cell_type", CELLS)
 @given(N=st.integers(0, 9), V=st.integers(4, 40), H=st.integers(1, 9), seed=st.integers(0, 999), table=st.booleans())
 def test_a_prepared_captioner_says_the_same(cell_type: str, N: int, V: int, H: int, seed: int, table: bool) -> None:
     """Word by word in float64, with a table of words and without, whatever rows end when."""
     model = captioner(cell_type, V=V, H=H)
-    features = torch.randn(N, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    features = images(cell_type, N, seed)
     stepper = model.stepper(10**6 if table else 0)
     decoded = greedy(stepper, features, **CAPTIONER_IDS, max_length=12)
     words, log_probs = (x.detach() for x in plain_loop(model, features, 12))
@@ -363,10 +370,10 @@ def test_a_prepared_captioner_says_the_same(cell_type: str, N: int, V: int, H: i
     torch.testing.assert_close(decoded.log_probs, log_probs, rtol=1e-12, atol=1e-12, check_dtype=N > 0)
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+@pytest.mark.parametrize("cell_type", CELLS)
 def test_in_float32_only_ties_differ(cell_type: str) -> None:
     model = captioner(cell_type, V=200, H=32)
-    features = torch.randn(400, 5, dtype=torch.float64)
+    features = images(cell_type, 400)
     exact, _ = plain_loop(model, features, 20)
     single = model.float()
     decoded = greedy(single.stepper(400 * 20), features.float(), **CAPTIONER_IDS, max_length=20).words
@@ -401,11 +408,11 @@ def test_a_prepared_step_takes_no_memory_of_its_own(cell_type: str, table: int) 
         assert not scores.requires_grad
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+@pytest.mark.parametrize("cell_type", CELLS)
 def test_a_prepared_captioner_in_half_precision(cell_type: str) -> None:
     """Under autocast and as a model of its own; the log-probabilities are float32."""
     model = captioner(cell_type, dtype=torch.float32)
-    features = torch.randn(5, 5)
+    features = images(cell_type, 5, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         under = greedy(model.stepper(0), features, **CAPTIONER_IDS, max_length=9)
     own = model.bfloat16()
@@ -423,3 +430,17 @@ def test_a_prepared_captioner_samples_by_its_seed() -> None:
     ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_a_prepared_captioner_that_looks_keeps_each_row_at_its_own_image() -> None:
+    """Rows left out, repeated and reordered between steps say what they would have said alone."""
+    model, features = captioner("attention"), images("attention", 4)
+    rows = torch.tensor([3, 0, 3, 2])
+    stepper = model.stepper(0)
+    words = torch.tensor([5, 6, 7, 8])
+    _, state = stepper.step(torch.ones(4, dtype=torch.int64), stepper.begin(features))
+    scores, _ = stepper.step(words, select(state, rows))
+    for place, row in enumerate(rows.tolist()):
+        _, alone = model.step(torch.ones(1, dtype=torch.int64), model.begin(features[row : row + 1]))
+        expected, _ = model.step(words[place : place + 1], alone)
+        torch.testing.assert_close(scores[place], expected[0].detach(), rtol=1e-12, atol=1e-12)

@@ -32,10 +32,15 @@ def coco_directory(tmp_path: Path) -> Callable[..., Path]:
         kinds: the endings of the feature files.
         dtype: of the features.
         name: of the folder.
+        grid: the places of grids, which are then written too.
     """
 
     def write(
-        images: Mapping[str, int] = IMAGES, kinds: tuple[str, ...] = ("_pca",), dtype: str = "<f4", name: str = "data"
+        images: Mapping[str, int] = IMAGES,
+        kinds: tuple[str, ...] = ("_pca",),
+        dtype: str = "<f4",
+        name: str = "data",
+        grid: tuple[int, ...] = (),
     ) -> Path:
         directory = tmp_path / name
         directory.mkdir()
@@ -50,6 +55,9 @@ def coco_directory(tmp_path: Path) -> Callable[..., Path]:
             for kind in kinds:
                 with h5py.File(directory / f"{split}2014_vgg16_fc7{kind}.h5", "w") as file:
                     file["features"] = generator.standard_normal((count, WIDTH)).astype(dtype)
+            if grid:
+                with h5py.File(directory / f"{split}2014_grid.h5", "w") as file:
+                    file["features"] = generator.standard_normal((count, WIDTH, *grid)).astype(dtype)
         return directory
 
     return write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -197,6 +198,102 @@ def test_max_train(coco_directory):
     assert torch.equal(again, part["train"].image_idxs)
     assert not torch.equal(other, again)
     assert torch.equal(open_data(directory, max_train=10**6)["train"].captions, whole["train"].captions)
+
+
+# Grids
+
+GRID = "train2014_grid.h5"
+
+
+@pytest.mark.parametrize("grid", [(4, 2), (5,)])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_grids(coco_directory, grid, dtype, in_memory):
+    """Features of places, as they are stored but in float32; a batch in any order and repeated."""
+    directory = coco_directory(grid=grid, dtype=dtype)
+    features = stored(directory, GRID, "features").astype(np.float32)
+    data = open_data(directory, grids=True, in_memory=in_memory)
+    split = data["train"]
+    assert (split.num_images, split.feature_dim, split.grid) == (7, 3, grid)
+    assert open_data(directory)["train"].grid == ()
+    rows = [20, 3, 3, 0, 11, 20]
+    for got, idxs in ((split.__getitems__(rows)[0], split.image_idxs[rows]), (split.features_of([6, 0, 6]), [6, 0, 6])):
+        assert got.dtype == torch.float32
+        assert np.array_equal(got, features[idxs])
+        assert got.flatten(2).mT.is_contiguous()  # a projection of each place reads it so
+    assert split.features_of([]).shape == (0, 3, *grid)
+    assert np.array_equal(split[2][0], features[split.image_idxs[2]])
+    (first, _), *_ = epoch_of(batches(data["val"], 5, shuffle=False), 0)
+    assert first.shape == (5, 3, *grid)
+
+
+def test_half_precision_is_held_as_it_is_stored(coco_directory, monkeypatch):
+    directory = coco_directory(grid=(2, 2), dtype="<f2")  # (7 + 4) x 3 x 4 float16
+    monkeypatch.setattr(coco, "IN_MEMORY_LIMIT", 264)
+    split = open_data(directory, grids=True)["train"]
+    assert split.in_memory
+    assert split._features.dtype == torch.float16
+    monkeypatch.setattr(coco, "IN_MEMORY_LIMIT", 263)
+    assert not open_data(directory, grids=True)["train"].in_memory
+
+
+def test_grids_and_vectors_are_not_taken_for_each_other(coco_directory):
+    vectors, grids = coco_directory(), coco_directory(kinds=(), grid=(2, 2), name="grids")
+    with pytest.raises(DataError, match=r"train2014_grid\.h5: no such file; .* a grid of features, at which the cell "):
+        open_data(vectors, grids=True)
+    with pytest.raises(DataError, match=r"fc7\.h5: no such file; .*; the grids that are there are for the cell atten"):
+        open_data(grids)
+    with pytest.raises(ValueError, match=r"^grids of features have no PCA; leave pca to cells that take one vector"):
+        open_data(grids, pca=True, grids=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.ones((4, 3), np.float32), "val2014_grid.h5: features has the shape (4, 3); it takes 3 or 4 axes"),
+        (np.ones((4, 3, 2, 0), np.float32), "val2014_grid.h5: features is empty"),
+        (
+            np.ones((4, 3, 3, 3), np.float32),
+            "has 3 columns at 3 x 3 places, but train2014_grid.h5 has 3 columns at 2 x",
+        ),
+        (
+            np.ones((4, 5, 2, 2), np.float32),
+            "has 5 columns at 2 x 2 places, but train2014_grid.h5 has 3 columns at 2 x",
+        ),
+        (
+            np.ones((4, 3, 2, 2), np.int32),
+            "val2014_grid.h5: features holds int32; write it as floating-point numbers",
+        ),
+    ],
+)
+def test_grids_that_do_not_fit(coco_directory, replace, value, message):
+    directory = coco_directory(grid=(2, 2))
+    replace(directory / "val2014_grid.h5", "features", value)
+    with pytest.raises(DataError, match=re.escape(message)):
+        open_data(directory, grids=True)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f8"])
+def test_a_place_that_is_not_finite_is_named(coco_directory, replace, monkeypatch, dtype):
+    monkeypatch.setattr(_checks, "BLOCK_BYTES", 100)
+    directory = coco_directory(grid=(2, 2), dtype=dtype)
+
+    def spoil(features: np.ndarray) -> np.ndarray:
+        features[5, 2, 0, 1] = np.inf
+        return features
+
+    replace(directory / GRID, "features", spoil)
+    message = rf"{GRID}: features\[5, 2, 0, 1\] is inf, not a finite float32; extract the features again"
+    with pytest.raises(DataError, match=message):
+        open_data(directory, grids=True)
+
+
+def test_sliced_and_whole_grids_give_the_same_batches(coco_directory):
+    directory = coco_directory(grid=(3, 3), dtype="<f2")
+    sliced, whole = (open_data(directory, grids=True, in_memory=m)["train"] for m in ("no", "yes"))
+    assert_same(epoch_of(batches(sliced, 5, seed=2), 1), epoch_of(batches(whole, 5, seed=2), 1))
+    twin = pickle.loads(pickle.dumps(sliced))
+    assert torch.equal(twin.features_of([3, 1]), whole.features_of([3, 1]))
 
 
 # Texts and pictures
@@ -406,6 +503,15 @@ def test_command_line(coco_directory, capsys):
         ["train", "21", "6", "7", "3"],
         ["val", "12", "6", "4", "3"],
     ]
+
+
+def test_command_line_checks_grids_too(coco_directory, capsys):
+    assert coco.main([str(coco_directory(grid=(4, 2)))]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == ["train", "21", "6", "7", "3"]
+    assert lines[6] == ["train", "21", "6", "7", "3", "x", "4", "x", "2"]
+    assert coco.main([str(coco_directory(kinds=(), grid=(5,), name="grids"))]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split() == ["train", "21", "6", "7", "3", "x", "5"]
 
 
 def test_command_line_names_a_fault(coco_directory, capsys):

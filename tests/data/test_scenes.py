@@ -30,7 +30,7 @@ from torch_caption.data._phrases import (
     lexicon,
 )
 from torch_caption.data.coco import open_data
-from torch_caption.data.scenes import Group, Scene, Verdict, ensure, features, judge, load, score, tell
+from torch_caption.data.scenes import Group, Scene, Verdict, ensure, features, grid, judge, load, score, tell
 from torch_caption.vocabulary import Vocabulary
 
 SMALL = {"train": 40, "val": 8, "test": 12, "novel": 12}
@@ -556,6 +556,72 @@ def test_features_take_any_size_and_any_picture(placed: list[Scene]) -> None:
 def test_features_refuse_what_is_no_picture(picture: np.ndarray) -> None:
     with pytest.raises(ValueError, match="uint8, not"):
         features(picture)
+
+
+# Places
+
+
+def test_places_of_the_file_are_those_of_the_pictures(directory: Path) -> None:
+    data = open_data(directory, grids=True)
+    assert data.manifest["grid"]["feature_dim"] == data["train"].feature_dim == scenes.PLACE_DIM
+    assert tuple(data.manifest["grid"]["places"]) == data["train"].grid == (scenes.GRID, scenes.GRID)
+    for split, size in SMALL.items():
+        with h5py.File(directory / f"{split}2014_grid.h5") as file:
+            stored = file["features"][:]
+        assert stored.shape == (size, scenes.PLACE_DIM, scenes.GRID, scenes.GRID)
+        assert stored.dtype == np.float16
+        for row, file_name in zip(stored, (directory / f"{split}2014_images.txt").read_text().split(), strict=True):
+            with Image.open(directory / "images" / file_name) as picture:
+                np.testing.assert_array_equal(grid(np.asarray(picture)).astype(np.float16), row)
+
+
+def test_places_add_up_to_how_many_there_are(placed: list[Scene]) -> None:
+    """By colour, as far as the ink is like it; and there is most ink of the two colours that are there."""
+    ratios = []
+    for seed, scene in enumerate(placed[:150]):
+        places = grid(sketch(scene, seed))
+        pieces = places[len(COLOURS) : 2 * len(COLOURS)].sum((1, 2)) / 8
+        ratios += [pieces[COLOURS.index(group.colour)] / group.count for group in scene.groups]
+        inks = places[: len(COLOURS)].sum((1, 2))
+        assert set(inks.argsort()[-2:]) == {COLOURS.index(group.colour) for group in scene.groups}
+    assert np.quantile(np.abs(np.array(ratios) - 1), 0.95) < 0.2
+
+
+def test_places_see_what_is_near_them(placed: list[Scene]) -> None:
+    """A shape that goes changes the places about it and no others."""
+    scene = placed[0]
+    (x, y, radius, _), *others = scene.first.places
+    changed = grid(sketch(scene)) - grid(sketch(replace(scene, first=replace(scene.first, places=tuple(others)))))
+    rows, columns = np.nonzero(np.abs(changed).max(0) > 0.05)
+    reach = radius + 1.5 * SIDE / scenes.GRID + 4
+    assert len(rows) >= 4
+    for row, column in zip(rows, columns, strict=True):
+        centre = (np.array([column, row]) + 0.5) * SIDE / scenes.GRID
+        assert np.abs(centre - (x, y)).max() < reach
+
+
+def test_places_know_shapes(placed: list[Scene]) -> None:
+    """At the place with the most ink of its colour, the likeness to a group's shape is mostly the greatest."""
+    right = []
+    for seed, scene in enumerate(placed[:150]):
+        places = grid(sketch(scene, seed))
+        for group in scene.groups:
+            ink = places[COLOURS.index(group.colour)]
+            row, column = np.unravel_index(ink.argmax(), ink.shape)
+            like = places[2 * len(COLOURS) : -10, row, column].reshape(len(SHAPES), -1).sum(1)
+            right.append(SHAPES[like.argmax()] == group.shape)
+    assert np.mean(right) > 0.75  # chance is 0.125
+
+
+def test_places_take_any_picture_and_refuse_what_is_none(placed: list[Scene]) -> None:
+    rng = np.random.default_rng(0)
+    for other in (np.zeros((1, 1, 3)), np.full((96, 96, 3), 255), rng.integers(0, 256, (50, 200, 3))):
+        seen = grid(other.astype(np.uint8))
+        assert seen.shape == (scenes.PLACE_DIM, scenes.GRID, scenes.GRID)
+        assert np.isfinite(seen).all()
+        assert np.abs(seen).max() < 20
+    with pytest.raises(ValueError, match="uint8, not"):
+        grid(np.zeros((9, 9), np.uint8))
 
 
 # Scores

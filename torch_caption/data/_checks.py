@@ -173,7 +173,7 @@ def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) ->
 
 def by_place(grids: np.ndarray) -> np.ndarray:
     """(B, D, ...) as (B, places, D)."""
-    return grids.reshape(*grids.shape[:2], -1).swapaxes(1, 2)
+    return grids.reshape(*grids.shape[:2], math.prod(grids.shape[2:])).swapaxes(1, 2)
 
 
 def read_names(path: Path, images: int) -> list[str] | None:

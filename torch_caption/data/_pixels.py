@@ -123,9 +123,8 @@ def _likenesses(edges: _Edges) -> np.ndarray:
     shares = (_shares(edges.y)[:, :, None] * _shares(edges.x)[:, None, :]).reshape(-1, GRID * GRID)
     shares *= edges.steep[:, None]
     seen = shares.sum(0)  # how much outline
-    histograms = [
-        shares.T @ (edges.ways[:, :, None] * bends[:, None, :]).reshape(len(bends), -1) for bends in edges.bends
-    ]
+    kinds = [edges.ways[:, :, None] * bends[:, None, :] for bends in edges.bends]  # (E, WAYS, len(BENDS))
+    histograms = [shares.T @ kind.reshape(len(kind), WAYS * len(BENDS)) for kind in kinds]
     outlines = np.sqrt(np.concatenate(histograms, axis=1) / (seen[:, None] + TINY))
     means, whiten = _silhouettes()
     outlines, means = outlines @ whiten, means.reshape(-1, means.shape[-1])

@@ -62,10 +62,7 @@ def find(directory: Path, splits: Sequence[str], pca: bool | None, grids: bool) 
 
     Raises:
         DataError: a split lacks its file.
-        ValueError: `pca` and `grids` both.
     """
-    if grids and pca:
-        raise ValueError("grids of features have no PCA; leave pca to cells that take one vector an image")
     vectors = {None: ("vgg16_fc7_pca", "vgg16_fc7"), True: ("vgg16_fc7_pca",), False: ("vgg16_fc7",)}[pca]
     lacking = []
     for kind in ("grid",) if grids else vectors:

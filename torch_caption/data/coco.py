@@ -219,6 +219,8 @@ def open_data(
         raise ValueError(f"in_memory is {in_memory!r}; choose auto, yes or no")
     if max_train is not None and max_train < 1:
         raise ValueError(f"max_train is {max_train}; it takes 1 or more")
+    if grids and pca:
+        raise ValueError("grids of features have no PCA; leave pca to cells that take one vector an image")
     directory = Path(directory)
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder; `python -m torch_caption.data.coco --download DIR` brings one")
