@@ -52,6 +52,8 @@ THROUGH = {
     ("Unpack.dx", "lstm, lengths and state"): {"dx", "dh0", "dWx", "dWh", "db", "dc0"},
     ("Pack.dx", "attention_lstm, lengths and state"): {"dx", "dA", "dh0", "dc0"},
     ("Unpack.dx", "attention_lstm, lengths and state"): {"dx", "dA", "dWx", "dWh", "dWattn", "db", "dh0", "dc0"},
+    ("AttentionLSTM.dh0", "attention_lstm_step"): {"dprev_h"},  # a sequence of one step
+    ("AttentionLSTM.dc0", "attention_lstm_step"): {"dprev_c"},
     # Without first states of its own it begins with the mean of A.
     **{
         (f"AttentionLSTM.{gradient}", function): {"dA"}
