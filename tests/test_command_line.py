@@ -153,6 +153,80 @@ def test_a_table_of_samples_and_references(
     assert out.count(", test of tiny") == 2
 
 
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with grids and a run of attention over them."""
+    folder = tmp_path_factory.mktemp("work")
+    write_tiny(folder / "grids", pictures=True, grids=True)
+    call("train.py", "--data", "grids", *SMALL, "--epochs", "2", "--cell-type", "attention", cwd=folder)
+    return folder
+
+
+def test_sample_draws_where_it_looked(
+    looking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(looking)
+    args = ["--images", "3", "5", "--samples", "2", "--show-attention", str(tmp_path / "looked.png")]
+    assert guarded(lambda: sample(sample_config(args))) == 0
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (
+            ["--checkpoint", "plain", "--show-attention", "x.png"],
+            "cell lstm, which looks at no places; `train.py",
+        ),
+        (["--show-attention", "missing/x.png"], "--show-attention missing/x.png: there is no folder missing"),
+        (["--data", "bare", "--show-attention", "x.png"], "--show-attention: bare holds no pictures of test"),
+        (["--data", "vectors"], "train2014_grid.h5: no such file; "),
+        (
+            ["--data", "a_row", "--show-attention", "x.png"],
+            "features of test are of places without rows and columns",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_with_attention(
+    args: list[str],
+    words: str,
+    trained: tuple[Path, str],
+    looking: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(looking)
+    made = {"bare": {"grids": True}, "vectors": {}, "a_row": {"grids": True, "pictures": True}}
+    for name, kind in made.items():
+        if name in args:
+            write_tiny(looking / name, **kind)
+    if "a_row" in args:
+        for path in (looking / "a_row").glob("*_grid.h5"):
+            with h5py.File(path, "a") as file:
+                places = file["features"][:]
+                del file["features"]
+                file["features"] = places.reshape(*places.shape[:2], -1)
+    if "plain" in args:
+        folder, _ = trained
+        args = ["--checkpoint", str(folder / "runs"), "--data", str(folder / "tiny"), *args[2:]]
+    assert words in sample_mistake(args, capsys)
+    assert not (looking / "x.png").exists()
+
+
+def test_train_says_what_attention_takes(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    said = train_mistake(["--data", "tiny", "--cell-type", "attention"], capsys)
+    assert "train2014_grid.h5: no such file; " in said
+    assert "a grid of features, at which the cell attention looks" in said
+    said = train_mistake(["--data", "tiny", "--cell-type", "attention", "--pca-features", "yes"], capsys)
+    assert said == "error: grids of features have no PCA; leave pca to cells that take one vector an image\n"
+
+
 def test_resume_takes_the_settings_of_the_run(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = trained
     monkeypatch.chdir(folder)

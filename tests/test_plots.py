@@ -228,6 +228,56 @@ def test_the_same_items_give_the_same_file(tmp_path: Path) -> None:
     assert one.read_bytes() == other.read_bytes()
 
 
+# Where it looked
+
+
+def looks(T: int = 5) -> np.ndarray:
+    weights = np.full((T, 4, 6), 0.01)
+    weights[np.arange(T), 0, np.arange(T)] = 0.5  # along the upper row
+    return weights
+
+
+def test_attention_is_bright_where_the_weights_are(tmp_path: Path, figures: list[Figure]) -> None:
+    words = ["a", "$5", "star", "of", "red"]
+    item = plots.AttentionItem(PHOTO, words, looks())
+    path = plots.attention([item, plots.AttentionItem(None, words[:2], looks(2))], tmp_path / "looked.png", columns=4)
+    assert_is_picture(path)
+    figure = figures[0]
+    assert_apart(texts(figure), figure)
+    assert len(figure.axes) == 6 + 3  # each picture, and once more for each word
+    seen = [text.get_text() for text in texts(figure)]
+    assert seen == [" ".join(words), *words, " ".join(words[:2]), *words[:2]]
+    tops = [axes.bbox.y1 for axes in figure.axes]
+    assert [tops.count(top) for top in sorted(set(tops), reverse=True)] == [4, 2, 3]  # a picture begins a row
+    for t, axes in enumerate(figure.axes[1:6]):
+        shown = np.asarray(axes.images[0].get_array()).astype(float)[..., 0] / PHOTO[0, 0, 0]
+        assert shown.shape == PHOTO.shape[:2]
+        assert shown[5, 10 * t + 5] == pytest.approx(1, abs=0.1)  # the middle of its place
+        assert shown[35, 10 * t + 5] == pytest.approx(plots.DARK, abs=0.05)
+        assert np.unravel_index(shown.argmax(), shown.shape)[1] // 10 == t
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), PHOTO)
+
+
+def test_attention_of_no_words(tmp_path: Path, figures: list[Figure]) -> None:
+    plots.attention([plots.AttentionItem(PHOTO, [], np.zeros((0, 4, 6)))], tmp_path / "looked.png")
+    assert [text.get_text() for text in texts(figures[0])] == ["(no words)"]
+
+
+@pytest.mark.parametrize(
+    ("items", "columns", "message"),
+    [
+        ([], 6, "no picture to draw"),
+        ([plots.AttentionItem(PHOTO, ["a"], looks(1))], 0, "at least one column, not 0"),
+        ([plots.AttentionItem(PHOTO, ["a"], looks(2))], 6, r"of 1 words must be \(T, a, b\), but are \(2, 4, 6\)"),
+        ([plots.AttentionItem(PHOTO, ["a"], looks(1)[0])], 6, r"must be \(T, a, b\), but are \(4, 6\)"),
+        ([plots.AttentionItem(PHOTO, ["a"], looks(1)[:, :0])], 6, r"must be \(T, a, b\), but are \(1, 0, 6\)"),
+    ],
+)
+def test_bad_attention(tmp_path: Path, items: list, columns: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.attention(items, tmp_path / "looked.png", columns=columns)
+
+
 # The comparison
 
 

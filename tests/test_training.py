@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from tiny import write_tiny
@@ -20,7 +21,8 @@ from torch import Tensor
 from torch_caption import checkpoint as checkpoints
 from torch_caption import runs, training
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.captioning import describe, draw, some_images
+from torch_caption.captioning import describe, draw, looked, some_images
+from torch_caption.cells import CELLS
 from torch_caption.checkpoint import CheckpointError
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data.coco import CocoData, batches, open_data
@@ -32,12 +34,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", pictures=True)
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", pictures=True, grids=True)
 
 
 @pytest.fixture(scope="module")
 def data(directory: Path) -> CocoData:
     return open_data(directory)
+
+
+def data_for(cell_type: str, directory: Path) -> CocoData:
+    return open_data(directory, grids=CELLS[cell_type].looks)
 
 
 @pytest.fixture
@@ -113,8 +119,9 @@ def test_a_step_follows_the_gradient_no_further_than_clip(data: CocoData, clip: 
     assert loss == pytest.approx(model_of(data)(features, captions).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
-def test_the_validation_loss_is_the_mean_over_words(data: CocoData, cell_type: str) -> None:
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_the_validation_loss_is_the_mean_over_words(directory: Path, cell_type: str) -> None:
+    data = data_for(cell_type, directory)
     model = model_of(data, cell_type=cell_type, dropout=0.5).double()
     split = data["val"]
     nats, words = 0.0, 0
@@ -152,6 +159,24 @@ def test_captions_are_scored_without_a_look_at_the_references(data: CocoData) ->
         split.captions.copy_(kept)
 
 
+def test_where_it_looked_depends_on_the_caption_and_not_on_the_others(directory: Path) -> None:
+    """One image with several captions, of several lengths; the words alone count, not the padding beside them."""
+    split = data_for("attention", directory)["val"]
+    model = model_of(data_for("attention", directory), cell_type="attention").eval()
+    texts = ["a red circle", "", "one red circle is here", "dragon"]  # <UNK> where the vocabulary has no dragon
+    features = split.features_of([3, 3, 5, 3])
+    together = looked(model, split.vocabulary, features, texts)
+    assert [weights.shape for weights in together] == [(3, 3, 2), (0, 3, 2), (5, 3, 2), (1, 3, 2)]
+    for k, text in enumerate(texts):
+        (alone,) = looked(model, split.vocabulary, features[k : k + 1], [text])
+        np.testing.assert_allclose(alone, together[k], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(alone.sum((1, 2)), 1, rtol=1e-5)
+
+
+def test_the_cells_are_those_of_the_flag() -> None:
+    assert get_args(get_type_hints(TrainConfig)["cell_type"]) == tuple(CELLS)
+
+
 def test_drawn_captions_depend_on_the_seed_and_the_image_alone(data: CocoData) -> None:
     model, split = model_of(data).eval(), data["val"]
     drawn = draw(model, split, [2, 5, 7], samples=4, max_length=6, seed=1)
@@ -164,9 +189,9 @@ def test_drawn_captions_depend_on_the_seed_and_the_image_alone(data: CocoData) -
         assert caption.log_prob == pytest.approx(greedy[idx].log_prob, rel=1e-5)
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+@pytest.mark.parametrize("cell_type", CELLS)
 def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, cell_type: str) -> None:
-    directory = write_tiny(tmp_path / "tiny", wordings=1)
+    directory = write_tiny(tmp_path / "tiny", wordings=1, grids=True)
     run = fit(
         TrainConfig(
             data=str(directory),
@@ -188,7 +213,7 @@ def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, cell_type: str) -> None:
     last = runs.read(run)[-1]
     assert last["train_loss"] < 0.01
     assert last["val_loss"] < 0.02
-    data = open_data(directory)
+    data = data_for(cell_type, directory)
     model = checkpoints.build_model(checkpoints.load(run / "best.pt")).eval()
     captions = describe(model, data["test"], range(12))
     assert [captions[idx].text for idx in range(12)] == [data["test"].references(idx)[0] for idx in range(12)]
@@ -278,7 +303,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.mark.parametrize(
     ("cell_type", "workers", "steps"),
-    [("rnn", 0, [7]), ("rnn", 0, [5]), ("lstm", 0, [3, 9]), ("rnn", 2, [8]), ("lstm", 2, [10])],
+    [("rnn", 0, [7]), ("rnn", 0, [5]), ("lstm", 0, [3, 9]), ("rnn", 2, [8]), ("attention", 2, [10])],
 )
 def test_a_resumed_run_ends_as_if_never_stopped(
     config: TrainConfig,
@@ -421,7 +446,7 @@ def test_a_gradient_that_is_no_number_leaves_the_weights(data: CocoData) -> None
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+@pytest.mark.parametrize("cell_type", CELLS)
 def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str) -> None:
     full, mixed = (fit(replace(config, cell_type=cell_type, amp=amp)) for amp in ("none", "bf16"))
     for ours, theirs in zip(runs.read(full), runs.read(mixed), strict=True):
@@ -431,8 +456,9 @@ def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str) -> None
     assert all(weight.dtype == torch.float32 for weight in weights_of(mixed).values())
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
-def test_hand_and_automatic_gradients_train_alike(config: TrainConfig, data: CocoData, cell_type: str) -> None:
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_hand_and_automatic_gradients_train_alike(config: TrainConfig, directory: Path, cell_type: str) -> None:
+    data = data_for(cell_type, directory)
     config = replace(config, cell_type=cell_type, dtype="float64")
 
     def losses(gradients: str) -> Iterator[float]:

@@ -1,4 +1,7 @@
-"""A tiny data directory in cs231n's layout: twelve images, told apart by their features, with a caption or two each."""
+"""A tiny data directory in cs231n's layout: twelve images, told apart by their features, with a caption or two each.
+
+Grids of features have three rows and two columns, and what tells an image stands at one place of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ COLOURS, SHAPES = ("red", "green", "blue", "grey"), ("circle", "square", "star")
 D, T = 8, 7
 
 
-def write_tiny(directory: Path, *, wordings: int = 2, pictures: bool = False, width: int = D) -> Path:
+def write_tiny(
+    directory: Path, *, wordings: int = 2, pictures: bool = False, width: int = D, grids: bool = False
+) -> Path:
     """Write the splits train, val and test: the same images and captions, features with a little noise of their own."""
     directory.mkdir(parents=True, exist_ok=True)
     named = [(colour, shape) for colour in COLOURS for shape in SHAPES]
@@ -37,9 +42,19 @@ def write_tiny(directory: Path, *, wordings: int = 2, pictures: bool = False, wi
             noise = np.random.default_rng(seed + 1).standard_normal(centres.shape)
             with h5py.File(directory / f"{split}2014_vgg16_fc7.h5", "w") as features:
                 features["features"] = (centres + 0.05 * noise).astype(np.float32)
+            if grids:
+                _write_grid(directory / f"{split}2014_grid.h5", centres, np.random.default_rng(seed + 4))
     if pictures:
         _write_pictures(directory, named)
     return directory
+
+
+def _write_grid(path: Path, centres: np.ndarray, rng: np.random.Generator) -> None:
+    images, width = centres.shape
+    places = 0.05 * rng.standard_normal((images, width, 6))
+    places[np.arange(images), :, rng.integers(0, 6, images)] += centres
+    with h5py.File(path, "w") as file:
+        file["features"] = places.reshape(images, width, 3, 2).astype(np.float16)
 
 
 def _write_pictures(directory: Path, named: list[tuple[str, str]]) -> None:
