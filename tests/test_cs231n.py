@@ -308,10 +308,12 @@ def small_captioner(cell_type: str, dtype: type = np.float64) -> tuple[Captionin
     word_to_idx = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4}
     model = CaptioningRNN(word_to_idx, input_dim=6, wordvec_dim=4, hidden_dim=5, cell_type=cell_type, dtype=dtype)
     model.params["W_embed"] *= 100  # cs231n's first word vectors are so small that numerical gradients drown
-    features = np.random.default_rng(0).standard_normal((2, 6)).astype(dtype)
+    places = (2, 2) if cell_type == "attention" else ()
+    features = np.random.default_rng(0).standard_normal((2, 6, *places)).astype(dtype)
     return model, features, np.array([[1, 3, 4, 3, 2], [1, 4, 2, 0, 0]])
 
 
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "attention"])
 def test_captioner_gradients(cell_type):
     model, features, captions = small_captioner(cell_type)
     loss, grads = model.loss(features, captions)

@@ -347,12 +347,12 @@ class CaptioningRNN:
         word_to_idx: word -> id, with <NULL>, and <START> where captions are sampled. V is its length; ids beyond V are
             tolerated, as in the assignment's own check, where captions hold none.
         input_dim: D of the features. wordvec_dim: W. hidden_dim: H.
-        cell_type: "rnn" or "lstm".
+        cell_type: "rnn" or "lstm"; or "attention", whose features are grids (N, D, a, a).
         dtype: np.float32 or np.float64, of the parameters and of all arithmetic.
 
     Attributes:
-        params: W_proj b_proj W_embed Wx Wh b W_vocab b_vocab, a plain dictionary that every call reads anew: entries
-            may be replaced or changed in place.
+        params: W_proj b_proj W_embed Wx Wh b W_vocab b_vocab, and with "attention" Wattn; a plain dictionary that every
+            call reads anew: entries may be replaced or changed in place.
     """
 
     def __init__(
