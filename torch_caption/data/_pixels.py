@@ -26,7 +26,7 @@ ANGLE_KNOTS = np.arange(-2, 6) * math.pi / 8
 GRID = 8
 LAYER_DIM = len(INKS) + len(COUNT_KNOTS) + len(AREA_KNOTS) + 2 * len(PLACE_KNOTS) + len(SHAPES)
 FEATURE_DIM = 2 * LAYER_DIM + len(ANGLE_KNOTS) + 2 + GRID * GRID
-PLACE_DIM = 2 * len(INKS) + len(SHAPES) * len(RADII) + 2 * len(PLACE_KNOTS)
+PLACE_DIM = len(INKS) + len(COUNT_KNOTS) + len(SHAPES) * len(RADII) + 2 * len(PLACE_KNOTS)
 EXAMPLES = 12  # of each silhouette
 RIDGE = 3e-4  # added to the spread among examples, which are too few to know it in every direction
 TINY = 1e-6
@@ -78,14 +78,15 @@ def _of_size(picture: np.ndarray) -> np.ndarray:
 def grid(picture: np.ndarray) -> np.ndarray:
     """What each place of a picture shows, as (PLACE_DIM, GRID, GRID) float32, from its pixels alone.
 
-    The layers are those of `features`. A place sees the pixels around its centre, the nearer the more, half as far as
-    the next centre but one; each pixel is shared by the places about it. Of the ink that a place sees:
+    The layers are those of `features`. A place sees the pixels about its centre, the nearer the more, as far as the
+    centre of the next; each pixel is shared by the places about it. Of the ink that a place sees:
 
     1. how much there is, by the inks of the palette;
-    2. its share in the number of pieces, by the inks: the places of a picture add up to how many there are;
-    3. the likeness of its outline to that of each shape in each size, found as in `features`, the layers added;
+    2. how many pieces its layer has in all, as a soft histogram;
+    3. the likeness of its outline to that of each shape in each size, found as in `features`;
 
-    and last where the place is, x and y as soft histograms, the same in every picture.
+    the last two added over the layers that the place sees; and then where the place is, x and y as soft histograms, the
+    same in every picture.
 
     Args:
         picture: (h, w, 3) uint8, as `features` takes it.
@@ -94,23 +95,20 @@ def grid(picture: np.ndarray) -> np.ndarray:
         ValueError: the array is not such a picture.
     """
     layers = _layers(_of_size(picture))
-    amounts, pieces = np.zeros((2, GRID * GRID, len(INKS)), dtype=np.float32)
+    amounts = np.zeros((GRID * GRID, len(INKS)), dtype=np.float32)
+    counts = np.zeros((GRID * GRID, len(COUNT_KNOTS)), dtype=np.float32)
     like = np.zeros((GRID * GRID, len(SHAPES) * len(RADII)), dtype=np.float32)
     along = _shares(np.arange(SIDE))  # (SIDE, GRID)
     for ink, likeness in layers:
-        amounts += np.outer((along.T @ ink @ along).ravel(), likeness)
+        amount = (along.T @ ink @ along).reshape(-1, 1)
         edges = _edges(ink)
-        down, across = (_shares(start + 0.5 + np.arange(n - 1)) for start, n in _extents(edges))
-        pieces += np.outer((down.T @ _turns(edges.solid) @ across).ravel(), likeness)
+        amounts += amount * likeness
+        counts += np.clip(amount / 10, 0, 1) * _hats(edges.pieces, COUNT_KNOTS)
         like += _likenesses(edges)
     knots = _hats((np.arange(GRID) + 0.5) / GRID, PLACE_KNOTS)
     where = [np.tile(knots, (GRID, 1)), np.repeat(knots, GRID, axis=0)]
-    numbers = np.concatenate([amounts / 20, 8 * pieces, 3 * like, *where], axis=1)  # (GRID * GRID, PLACE_DIM)
+    numbers = np.concatenate([amounts / 20, 2 * counts, 3 * like, *where], axis=1)  # (GRID * GRID, PLACE_DIM)
     return numbers.T.reshape(-1, GRID, GRID).astype(np.float32)
-
-
-def _extents(edges: _Edges) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (edges.top, edges.solid.shape[0]), (edges.left, edges.solid.shape[1])
 
 
 def _shares(pixels: np.ndarray) -> np.ndarray:
@@ -202,7 +200,7 @@ def _outline(ink: np.ndarray) -> tuple[np.ndarray, float]:
     weight = edges.steep / (edges.steep.sum() + TINY)
     ways = (edges.ways * weight[:, None]).T  # (WAYS, edge pixels)
     outline = np.sqrt(np.concatenate([(ways @ bends).ravel() for bends in edges.bends]))
-    return outline, float(_turns(edges.solid).sum())
+    return outline, edges.pieces
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ class _Edges:
         steep: (E,) how much ink changes there.
         ways: (E, WAYS) the direction it changes in, shared by neighbours.
         bends: for each scale (E, len(BENDS)), how much ink lies around, likewise.
-        solid: (h, w) boolean, a part of the picture with all of its ink, and top, left, where that part begins.
+        pieces: how many pieces the layer is in, less their holes.
     """
 
     y: np.ndarray
@@ -222,9 +220,7 @@ class _Edges:
     steep: np.ndarray
     ways: np.ndarray
     bends: list[np.ndarray]
-    solid: np.ndarray
-    top: int
-    left: int
+    pieces: float
 
 
 def _edges(ink: np.ndarray) -> _Edges:
@@ -240,7 +236,7 @@ def _edges(ink: np.ndarray) -> _Edges:
     around = ((down[k] @ ink @ across[k])[edge] for k in range(1, len(SCALES) + 1))
     y, x = np.nonzero(edge)
     bends = [_hats(bend, BENDS) for bend in around]
-    return _Edges(y + top, x + left, steep[edge], np.maximum(1 - apart, 0), bends, soft > 0.4, top, left)
+    return _Edges(y + top, x + left, steep[edge], np.maximum(1 - apart, 0), bends, _pieces(soft > 0.4))
 
 
 def _crop(ink: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -263,15 +259,12 @@ def _blurs() -> np.ndarray:
     return kernel.astype(np.float32)
 
 
-def _turns(solid: np.ndarray) -> np.ndarray:
-    """(h - 1, w - 1) what each window of 2 x 2 adds to the pieces, less their holes, of a mask with a clear border.
-
-    Gray's count: a corner of an outline adds a quarter, one that turns inwards takes a quarter away.
-    """
+def _pieces(solid: np.ndarray) -> float:
+    """How many pieces a mask with a clear border has, less its holes: Gray's count of 2 x 2 windows."""
     a, b, c, d = (part.astype(np.int8) for part in (solid[:-1, :-1], solid[1:, :-1], solid[:-1, 1:], solid[1:, 1:]))
     total = a + b + c + d
     diagonal = (total == 2) & (a == d)
-    return ((total == 1).astype(np.int8) - (total == 3) + 2 * diagonal) / 4
+    return float((total == 1).sum() - (total == 3).sum() + 2 * diagonal.sum()) / 4
 
 
 @lru_cache(maxsize=1)
