@@ -45,13 +45,13 @@ def test_attention_derivatives(args):
     assert_derivatives(dot_product_attention, args)
 
 
-@settings(max_examples=25)  # of up to half a second each
+@settings(max_examples=25)  # of up to a second each
 @given(tiny("attention_lstm_step"))
 def test_step_derivatives(args):
     assert_derivatives(attention_lstm_step, args)
 
 
-@settings(max_examples=25)  # likewise
+@settings(max_examples=15)  # of up to two seconds each
 @given(tiny("attention_lstm"))
 def test_sequence_derivatives(args):
     assert_derivatives(attention_lstm, args)

@@ -482,7 +482,7 @@ def _outer_all(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int], N: 
 def _side_by_side(x: Tensor, sizes: Sequence[int], N: int) -> Tensor:
     """(r, H) as (N, T, H), zeros where a sequence has ended."""
     steps = [grown(step_t, N) for step_t in steps_of(x, sizes)]
-    return torch.stack(steps, dim=1) if steps else x.new_zeros(N, 0, x.shape[1])
+    return torch.stack(steps, dim=1) if steps else x.reshape(N, 0, x.shape[1])
 
 
 # The loops over time, each twice: for derivatives of any order, and written in place for speed.
