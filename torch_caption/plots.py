@@ -29,6 +29,7 @@ from torch_caption.data.images import ImageError, load_image
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 INK, GREY, PALE = "#222222", "#6B6B6B", "#ECECEC"
 DPI = 150
+ATTENTION_DPI = 80  # a picture for every word: they are many
 MAX_PIXELS = 1e8  # of a gallery; a larger one is drawn coarser
 FONT = "DejaVu Sans"  # comes with matplotlib
 SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
@@ -200,14 +201,14 @@ def _rows(cells: Sequence[_Cell], columns: int) -> list[Sequence[_Cell]]:
     return [cells[start : start + columns] for start in range(0, len(cells), columns)]
 
 
-def _draw_rows(rows: Sequence[Sequence[_Cell]], path: str | Path) -> Path:
+def _draw_rows(rows: Sequence[Sequence[_Cell]], path: str | Path, dpi: float = DPI) -> Path:
     """Pictures with what stands below them, row by row."""
     columns = max(map(len, rows))
     tops = [max(cell.size[1] for cell in row) for row in rows]  # the captions of a row begin at one height
     heights = [top + max(cell.text_height for cell in row) for top, row in zip(tops, rows, strict=True)]
     width = 2 * MARGIN + columns * (CELL + GAP) - GAP
     height = 2 * MARGIN + sum(heights) + GAP * (len(rows) - 1)
-    dpi = min(DPI, math.sqrt(MAX_PIXELS / (width * height)))
+    dpi = min(dpi, math.sqrt(MAX_PIXELS / (width * height)))
     figure = Figure(figsize=(width, height), dpi=dpi)
     y = height - MARGIN
     for row, top, row_height in zip(rows, tops, heights, strict=True):
@@ -261,7 +262,7 @@ def attention(items: Sequence[AttentionItem], path: str | Path, columns: int = 6
         pairs = zip(item.words, item.weights, strict=True)
         cells += [_cell(GalleryItem(_lit(picture, weights), word), ruler) for word, weights in pairs]
         rows += _rows(cells, columns)
-    return _draw_rows(rows, path)
+    return _draw_rows(rows, path, dpi=ATTENTION_DPI)
 
 
 def _lit(picture: Image.Image, weights: np.ndarray) -> Image.Image:

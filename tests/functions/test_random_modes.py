@@ -25,7 +25,7 @@ from torch_caption import functions, reference
 from torch_caption.agreement import gradients, leaves, needs_grad, random_like
 from torch_caption.compare import Case
 
-WEIGHTS = {"w", "W", "b", "Wx", "Wh"}  # shared by all rows of a batch
+WEIGHTS = {"w", "W", "b", "Wx", "Wh", "Wattn"}  # shared by all rows of a batch
 
 every_function = pytest.mark.parametrize("function", FLOATS)
 
