@@ -352,8 +352,7 @@ def right(function: str) -> dict:
         (torch.ones(2, 5, 0), ValueError, r"A must have at least one place, but is \(2, 5, 0\)"),
         (torch.ones(2, 5, 3, 0), ValueError, r"A must have at least one place, but is \(2, 5, 3, 0\)"),
         (
-            torch.ones(3, 5, 2),
-            ValueError,
+            *(torch.ones(3, 5, 2), ValueError),
             r"(A must be \(N, H, L\) with N = 2, .* but is \(3, 5, 2\)|h0 must be \(N, H\) with N = 3)",
         ),
         (torch.ones(2, 5, 2).float(), TypeError, r"A is float32, but (x|prev_h) is float64"),
