@@ -503,3 +503,17 @@ def test_every_setting_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         out = capsys.readouterr().out
         assert "--data" in out
         assert "--seed INT" in out
+
+
+def test_a_reader_who_leaves_is_no_error() -> None:
+    """As `head` leaves."""
+    code = "import sys; from torch_caption.command_line import guarded; "
+    code += "sys.exit(guarded(lambda: [print(k) for k in range(10**6)]))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, encoding="utf-8", **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -47,7 +48,8 @@ def sample_config(args: Sequence[str]) -> SampleConfig:
 
 
 def guarded(main: Callable[[], object]) -> int:
-    """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C.
+    """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C,
+    141 where nobody reads the output any longer.
 
     What went wrong goes to stderr as one line.
     """
@@ -56,8 +58,12 @@ def guarded(main: Callable[[], object]) -> int:
             stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
+        return 141
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
