@@ -424,15 +424,17 @@ def test_a_stop_anywhere_does_no_harm(
 def test_what_is_complete_is_left_alone(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     out = tmp_path / "out"
-    assert main(photos.arguments(out)) == 0
+    same = ["--pca", "3"]
+    assert main(photos.arguments(out, *same)) == 0
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert prepare.prepare(photos.config(out, pca=3)) == out  # from the command line it was 3.0
     (out / ".preparing").mkdir()  # of a run that died at its very end
     monkeypatch.setattr(prepare, "_make", None)
-    assert main(photos.arguments(out)) == 0
+    assert main(photos.arguments(out, *same)) == 0
     assert f"{out} is complete: nothing to do" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     for change in (["--pca", "2"], ["--transform", "caffe"], ["--max-words", "9"], ["--min-count", "14"]):
-        message = mistake(photos.arguments(out, *change), capsys)
+        message = mistake(photos.arguments(out, *same, *change), capsys)
         assert message.endswith("holds other data, or data made with other settings; name another --out")
 
 

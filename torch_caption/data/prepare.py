@@ -221,10 +221,10 @@ def _settings(
     config: PrepareConfig, encoder: Encoder, splits: Mapping[str, list[Photograph]], captions: Captions
 ) -> str:
     """A digest of all that the files depend on."""
-    names = ("pca", "grid", "grid_pca", "grid_dtype", "batch_size")
+    sizes = [None if size is None else float(size) for size in (config.pca, config.grid_pca)]
     recipe = encoder.recipe
     parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
-    parts += [{name: getattr(config, name) for name in names}, config.computes_on]
+    parts += [sizes, config.grid, config.grid_dtype, config.batch_size, config.computes_on]
     digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
         digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
