@@ -342,6 +342,22 @@ def test_a_run_begins_with_the_weights_of_another(config: TrainConfig, data: Coc
             assert torch.equal(state.average.state_dict()[key], saved[key])
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_self_critical_training_begins_with_sharper_scores(
+    config: TrainConfig, data: CocoData, temperature: float
+) -> None:
+    """Once: not when it goes on; the moving average begins likewise."""
+    run = fit(config)
+    saved = checkpoints.load(run / "best.pt").weights
+    config = replace(config, objective="scst", init_from=run, temperature=temperature, ema=0.5)
+    state = begin(config, data, CPU)
+    assert state.average is not None
+    for name, weight in saved.items():
+        expected = weight / temperature if name.endswith("_vocab") else weight
+        assert torch.equal(state.model.state_dict()[name], expected)
+        assert torch.equal(state.average.state_dict()[name], expected)
+
+
 def test_what_a_run_cannot_begin_with(config: TrainConfig, tmp_path: Path) -> None:
     run = fit(replace(config, epochs=1))
     for change in ({"hidden_dim": 17}, {"cell_type": "lstm"}, {"tied": True}, {"dtype": "float64"}):
@@ -686,6 +702,11 @@ def test_progress_says_when_to_end() -> None:
             SCST | {"score_images": 0},
             "--objective scst keeps the best CIDEr's weights: --score-images must not be 0",
         ),
+        (
+            SCST | {"tied": True, "hidden_dim": 9, "wordvec_dim": 9},
+            "--tied with --hidden-dim as --wordvec-dim takes --temperature 1 in self-critical training",
+        ),
+        (SCST | {"temperature": 0.0}, "--temperature must be a positive number, not 0.0"),
         (SCST | {"label_smoothing": 0.1}, "--label-smoothing goes with --objective xe, not with scst"),
         (SCST | {"scheduled_sampling": 0.1}, "--scheduled-sampling goes with --objective xe, not with scst"),
         ({"seed": -1}, "--seed must be at least 0 and below 2^63, not -1"),
