@@ -109,7 +109,7 @@ def test_cosine_rate() -> None:
     assert [learning_rate(short, step, 10) for step in range(3)] == [0.25, 0.5, 0.5]
     assert learning_rate(TrainConfig(lr=0.5, epochs=4, warm_up=0), 0, 10) == 0.5
     assert learning_rate(TrainConfig(epochs=4, warm_up=0), 0, 10) == 2e-3
-    assert learning_rate(TrainConfig(epochs=4, warm_up=0, objective="scst"), 0, 10) == 1e-4
+    assert learning_rate(TrainConfig(epochs=4, warm_up=0, objective="scst"), 0, 10) == 2e-4
     long = TrainConfig(lr=0.5, epochs=10)  # 10,000 steps, of which 200 warm up
     assert learning_rate(long, 199, 1000) == 0.5
     assert learning_rate(long, 200 + 4900, 1000) == pytest.approx(0.25, rel=1e-12)
