@@ -319,7 +319,7 @@ def test_init_from_takes_data_and_sizes_of_the_checkpoint(
         config = train_config(["--init-from", source, "--objective", "scst"])
         assert config.init_from == Path(source)
         assert (config.cell_type, config.hidden_dim, config.wordvec_dim, config.data) == ("lstm", 16, 8, "tiny")
-        assert (config.max_length, config.batch_size, config.lr, config.highest_lr) == (6, 128, None, 1e-4)
+        assert (config.max_length, config.batch_size, config.lr, config.highest_lr) == (6, 128, None, 2e-4)
     assert train_config(["--init-from", "runs", "--max-length", "9"]).max_length == 9
     assert train_config(["--init-from", "runs", "--data", "other"]).data == "other"
 

@@ -109,7 +109,7 @@ def test_cosine_rate() -> None:
     assert [learning_rate(short, step, 10) for step in range(3)] == [0.25, 0.5, 0.5]
     assert learning_rate(TrainConfig(lr=0.5, epochs=4, warm_up=0), 0, 10) == 0.5
     assert learning_rate(TrainConfig(epochs=4, warm_up=0), 0, 10) == 2e-3
-    assert learning_rate(TrainConfig(epochs=4, warm_up=0, objective="scst"), 0, 10) == 1e-4
+    assert learning_rate(TrainConfig(epochs=4, warm_up=0, objective="scst"), 0, 10) == 2e-4
     long = TrainConfig(lr=0.5, epochs=10)  # 10,000 steps, of which 200 warm up
     assert learning_rate(long, 199, 1000) == 0.5
     assert learning_rate(long, 200 + 4900, 1000) == pytest.approx(0.25, rel=1e-12)
@@ -340,6 +340,22 @@ def test_a_run_begins_with_the_weights_of_another(config: TrainConfig, data: Coc
         for key, weight in state.model.state_dict().items():
             assert torch.equal(weight, saved[key])
             assert torch.equal(state.average.state_dict()[key], saved[key])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_self_critical_training_begins_with_sharper_scores(
+    config: TrainConfig, data: CocoData, temperature: float
+) -> None:
+    """Once: not when it goes on; the moving average begins likewise."""
+    run = fit(config)
+    saved = checkpoints.load(run / "best.pt").weights
+    config = replace(config, objective="scst", init_from=run, temperature=temperature, ema=0.5)
+    state = begin(config, data, CPU)
+    assert state.average is not None
+    for name, weight in saved.items():
+        expected = weight / temperature if name.endswith("_vocab") else weight
+        assert torch.equal(state.model.state_dict()[name], expected)
+        assert torch.equal(state.average.state_dict()[name], expected)
 
 
 def test_what_a_run_cannot_begin_with(config: TrainConfig, tmp_path: Path) -> None:
@@ -686,6 +702,11 @@ def test_progress_says_when_to_end() -> None:
             SCST | {"score_images": 0},
             "--objective scst keeps the best CIDEr's weights: --score-images must not be 0",
         ),
+        (
+            SCST | {"tied": True, "hidden_dim": 9, "wordvec_dim": 9},
+            "--tied with --hidden-dim as --wordvec-dim takes --temperature 1 in self-critical training",
+        ),
+        (SCST | {"temperature": 0.0}, "--temperature must be a positive number, not 0.0"),
         (SCST | {"label_smoothing": 0.1}, "--label-smoothing goes with --objective xe, not with scst"),
         (SCST | {"scheduled_sampling": 0.1}, "--scheduled-sampling goes with --objective xe, not with scst"),
         ({"seed": -1}, "--seed must be at least 0 and below 2^63, not -1"),

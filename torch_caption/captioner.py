@@ -175,6 +175,20 @@ class CaptioningRNN(nn.Module):
             h = self.cell.ops.affine(h, self.W_out, self.b_vocab.new_zeros(self.wordvec_dim))
         return h, self.W_embed.T
 
+    @torch.no_grad()
+    def sharpen(self, temperature: float) -> None:
+        """Divide all scores by a temperature, for good: the likeliest words stay so, and below 1 they gain.
+
+        Raises:
+            ValueError: the temperature is not positive, or the scores have no matrix of their own (tied, and H is W).
+        """
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, but is {temperature}")
+        if self.tied and self.hidden_dim == self.wordvec_dim:
+            raise ValueError("tied word vectors as wide as h are the whole layer: what is read would change too")
+        for w in (self.W_out if self.tied else self.W_vocab, self.b_vocab):
+            w.div_(temperature)
+
     def _vectors(self, words: Tensor) -> tuple[Tensor, Tensor | None]:
         """The vectors (R, W) of words (r,), and which of them each word has; None where each has its own.
 

@@ -131,6 +131,9 @@ class SelfCritical:
     them, each word weighted by the advantage r(c) - r(g): what the real mask of `temporal_affine_softmax_loss` does.
     The baseline depends on no drawn word, so it leaves the expectation as it is; it makes better than greedy the aim.
 
+    The first draws are far worse than the greedy captions, and most of what is learnt of them is noise. So the run
+    begins with scores divided by a temperature (see `CaptioningRNN.sharpen`); the greedy captions are the same.
+
     Dropout and smoothed labels are off: captions are drawn without them, and the gradient is that of the probability
     they were drawn with. (Dropped features are the input of all three, draw, baseline and loss.) <START> and <NULL> are
     never drawn; what probability they have is not counted in the draw and is in log p.

@@ -134,6 +134,8 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device) -> State:
     model.to(device, getattr(torch, config.dtype))
     if config.init_from is not None and config.resume is None:
         _adopt(model, config, data, runs.checkpoint(config.init_from, config.out))
+        if config.objective == "scst" and config.temperature != 1:
+            model.sharpen(config.temperature)
     optimizer = AdamW(_groups(model, config.weight_decay), lr=config.highest_lr, fused=True)
     return State(model, optimizer, _copy(model) if config.ema else None)
 
