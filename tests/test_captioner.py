@@ -209,7 +209,7 @@ def losses_of(
 
 
 OPTIMIZERS: dict[str, Callable] = {
-    "SGD": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
     "Adam": lambda params: torch.optim.Adam(params, lr=0.01),
 }
 
