@@ -337,3 +337,10 @@ def test_words_of_any_dtype_have_every_derivative(function, dtype):
     for derive in (second_derivatives, tangents):
         for found, expected in zip(derive(hand, tuple(args.values())), derive(auto, tuple(args.values())), strict=True):
             assert difference(derive.__name__, found, expected).agrees
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_word_alone_is_no_news_however_smoothed(randn, dtype):
+    args = (randn(*shape, dtype=dtype) for shape in ((3, 4, 5), (5, 1), (1,)))
+    y, mask = torch.zeros(3, 4, dtype=torch.int64), torch.ones(3, 4, dtype=torch.bool)
+    assert temporal_affine_softmax_loss(*args, y, mask, 0.1).item() == 0.0

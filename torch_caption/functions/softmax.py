@@ -365,7 +365,7 @@ def _dnll_(x: Tensor, y: Tensor, s: float) -> Tensor:
     """
     right, top = x.gather(1, y), x.amax(1, keepdim=True)
     if s:  # the scores are still there
-        right = (1 - s) * right + s * x.mean(1, keepdim=True)
+        right = right + s * (x.mean(1, keepdim=True) - right)  # exact where all scores are alike
     p = torch.softmax(x, dim=1, out=x)  # a row is read before it is written
     nll = (top - right) - p.amax(1, keepdim=True).log()
     _less_q_(p, y, s)
