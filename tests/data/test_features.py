@@ -340,9 +340,11 @@ def test_what_is_no_recipe(recipe: dict[str, object]) -> None:
 
 
 def test_random_weights_come_back(resnet: Encoder) -> None:
-    assert from_recipe(resnet.recipe).weights == resnet.weights
-    with pytest.raises(FeatureError, match="other weights"):
-        from_recipe(build("resnet18", "random", seed=1).recipe)  # the recipe keeps no seed, but knows their digest
+    for encoder in (resnet, build("resnet18", "random", seed=1)):
+        assert from_recipe(encoder.recipe).weights == encoder.weights
+    recipe = {**resnet.recipe, "weights": {"name": "random", "sha256": "0" * 64, "seed": 0}}
+    with pytest.raises(FeatureError, match="random: other weights than the features were made with"):
+        from_recipe(recipe)
 
 
 # Streams

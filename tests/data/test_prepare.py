@@ -324,6 +324,16 @@ def test_a_full_disk_is_known_before(photos: Photos, tmp_path: Path, capsys: pyt
 # After a stop
 
 
+def test_ctrl_c(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_encoding.Encoding, "run", stop)
+    assert main(photos.arguments(tmp_path / "out")) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+
+
 def run_and_kill(args: list[str], out: Path, after: int) -> None:
     """Start the program, and kill it when it has put down that so many photographs are done."""
     code = (

@@ -115,11 +115,13 @@ class Weights:
         name: torchvision's (IMAGENET1K_V2), a file's own, or "random".
         sha256: of the file; of the values, where they are random. None where nobody knows.
         path: where the file was; None for torchvision's, which its cache holds, and for random ones.
+        seed: of random ones.
     """
 
     name: str
     sha256: str | None = None
     path: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,8 @@ def build(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _model(name)
-        return Encoder(name, model, Weights("random", _digest(model)), _transform(None, transform), _device(device))
+        label = Weights("random", _digest(model), seed=seed)
+        return Encoder(name, model, label, _transform(None, transform), torch.device(device))
     path = _download(name) if weights == "default" else Path(weights)
     if not path.is_file():
         raise FeatureError(f"{path}: there is no such file of weights")
@@ -289,7 +292,7 @@ def build(
     model = _model(name)
     _load(model, path, name)
     label = Weights(published.name if published else path.name, sha256, None if published else str(path.resolve()))
-    return Encoder(name, model, label, _transform(published, transform), _device(device))
+    return Encoder(name, model, label, _transform(published, transform), torch.device(device))
 
 
 def caffe_vgg16() -> dict[str, Any]:
@@ -321,7 +324,7 @@ def from_recipe(
     except (KeyError, TypeError, ValueError) as error:
         raise FeatureError(f"not a recipe of features: {type(error).__name__} {error}") from None
     path: str | Path = weights or _find(name, label, near)
-    encoder = build(name, path, device=device)
+    encoder = build(name, path, device=device, seed=label.seed or 0)
     if label.sha256 is not None and encoder.weights.sha256 != label.sha256:
         raise FeatureError(
             f"{path}: other weights than the features were made with: SHA-256 {short(encoder.weights.sha256)}, "
@@ -495,10 +498,6 @@ def _digest(model: nn.Module) -> str:
     for key, value in model.state_dict().items():
         digest.update(key.encode("utf-8") + value.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _device(device: str | torch.device) -> torch.device:
-    return torch.device(device)
 
 
 def _shortened(picture: Image.Image) -> Image.Image:
