@@ -44,7 +44,7 @@ INSIDE = {
         *("Affine", "WordEmbedding", "AttentionLSTM", "DotProductAttention", "TemporalAffineSoftmaxLoss"),
     },
 }
-INSIDE |= {f"{label}, every option": INSIDE[label] for label in ("CaptioningRNN, rnn", "CaptioningRNN, lstm")}
+INSIDE |= {f"{label}, every option": INSIDE[label] for label in [*INSIDE] if label.startswith("CaptioningRNN")}
 # What a case packs comes back through Pack, and all that comes back comes through Unpack.
 THROUGH = {
     ("Pack.dx", "rnn, lengths"): {"dx", "dh0"},
