@@ -191,9 +191,12 @@ def program(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: py
     temporary = tmp_path_factory.mktemp("temporary")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "page.py"), str(pictures), request.param]
+    # In the background of a shell Ctrl-C is ignored, which a child would inherit; a handler it does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
+        signal.signal(signal.SIGINT, before)
         line = process.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), process.stderr.read()
         yield process, line.split()[0], request.param, temporary
