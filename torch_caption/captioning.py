@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -63,15 +63,9 @@ def describe(
         )
         return {idx: captions[0] for idx, captions in found.items()}
     captions: dict[int, Caption] = {}
-    remaining = iter(image_idxs)
-    while batch := list(islice(remaining, batch_size)):
+    for batch, features in _batches(model, split, image_idxs, batch_size):
         stepper = model.stepper(len(batch) * max_length)
-        decoded = decoding.greedy(
-            stepper,
-            _features(model, split, batch),
-            **limits(model, max_length),
-            avoid=model.avoided(no_unk),
-        )
+        decoded = decoding.greedy(stepper, features, **limits(model, max_length), avoid=model.avoided(no_unk))
         captions |= zip(batch, _captions(model, split, decoded), strict=True)
     return captions
 
@@ -91,10 +85,9 @@ def search(
 ) -> dict[int, list[Caption]]:
     """The n_best captions of each image that beam search finds, best first; see `CaptioningRNN.beam_search`."""
     captions: dict[int, list[Caption]] = {}
-    remaining = iter(image_idxs)
-    while batch := list(islice(remaining, batch_size)):
+    for batch, features in _batches(model, split, image_idxs, batch_size):
         beams = model.beam_search(
-            _features(model, split, batch),
+            features,
             beam_size,
             max_length,
             length_penalty=length_penalty,
@@ -168,6 +161,15 @@ def some_images(split: Split, count: int, *, seed: int) -> list[int]:
     images = captioned_images(split)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(images[place] for place in order[:count])
+
+
+def _batches(
+    model: CaptioningRNN, split: Split, image_idxs: Iterable[int], size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """At most `size` images at a time, and their features as the model takes them."""
+    remaining = iter(image_idxs)
+    while batch := list(islice(remaining, size)):
+        yield batch, _features(model, split, batch)
 
 
 def _features(model: CaptioningRNN, split: Split, image_idxs: Sequence[int]) -> Tensor:

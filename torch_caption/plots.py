@@ -191,12 +191,17 @@ def gallery(items: Sequence[GalleryItem], path: str | Path, columns: int = 4) ->
     Raises:
         ValueError: no items; columns < 1; an array that is not a picture.
     """
+    _check_rows(items, columns)
+    ruler = _Ruler()
+    return _draw_rows(_rows([_cell(item, ruler) for item in items], columns), path)
+
+
+def _check_rows(items: Sequence[object], columns: int) -> None:
+    """Raise ValueError where nothing could be drawn."""
     if not items:
         raise ValueError("there is no picture to draw")
     if columns < 1:
-        raise ValueError(f"a gallery needs at least one column, not {columns}")
-    ruler = _Ruler()
-    return _draw_rows(_rows([_cell(item, ruler) for item in items], columns), path)
+        raise ValueError(f"pictures need at least one column, not {columns}")
 
 
 def _rows(cells: Sequence[_Cell], columns: int) -> list[Sequence[_Cell]]:
@@ -250,10 +255,7 @@ def attention(items: Sequence[AttentionItem], path: str | Path, columns: int = 6
     Raises:
         ValueError: no items; columns < 1; weights that are not (T, a, b), or not as many as words.
     """
-    if not items:
-        raise ValueError("there is no picture to draw")
-    if columns < 1:
-        raise ValueError(f"pictures need at least one column, not {columns}")
+    _check_rows(items, columns)
     ruler = _Ruler()
     rows: list[Sequence[_Cell]] = []
     for item in items:
