@@ -1,0 +1,33 @@
+"""A few cases of every kind of fault; `python tests/faults/run.py` injects them by the hundred."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from families import FAMILIES
+from figures import Family, Figures, table
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_nothing_is_lost_and_nothing_let_in(family: Family, tmp_path: Path) -> None:
+    figures = family.run(family.short, 0, tmp_path)
+    assert figures.cases >= family.short
+    assert figures.sound, "\n".join([table({family.name: (figures, 0.0)}), *figures.failures])
+
+
+def test_what_went_wrong_is_not_overlooked() -> None:
+    figures = Figures(cases=3)
+    figures.expect("lost")
+    figures.measured("s", 1.5, 2)
+    assert figures.sound
+    late = Figures(cases=1)
+    late.measured("s", 2.5, 2)
+    figures.add(late)
+    assert figures.cases == 4
+    assert not figures.sound
+    assert "s 2.5 of 2" in table({"slow": (figures, 1.0)})
+    gone = Figures()
+    gone.wrong("lost", "seed 3: step 7")
+    assert not gone.sound
+    assert gone.failures == ["lost: seed 3: step 7"]
