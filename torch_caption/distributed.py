@@ -22,7 +22,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -236,18 +235,21 @@ def several(main: Callable[[], object]) -> None:
         main()
         return
     ranks = _Ranks()
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main()
         total([])  # rank 0 may still be writing: they leave together
     except Exception as error:
-        if _is_loss_of_a_rank(error):
-            ranks.end_without(error)
-        ranks.end_with(error)
-    except BaseException:  # Ctrl-C, or a command line that is wrong or asks for help: the same for all
-        ranks.leave()
+        if not _is_loss_of_a_rank(error):
+            ranks.end_with(error)
+        if not ranks.end_without():
+            raise SystemExit(1) from error
+        raise RankError(f"rank {ranks.rank} has lost another: {_line(error)}", 1) from error
+    except BaseException:  # told to stop, or a command line that is wrong or asks for help, which is so on all
+        ranks.end_without()
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def _is_loss_of_a_rank(error: Exception) -> bool:
@@ -255,46 +257,31 @@ def _is_loss_of_a_rank(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What ended a rank, and whether nobody on this machine has said so."""
-
-    line: str
-    unsaid: bool
-
-
 class _Ranks:
     """The ranks' last words, in the store that torchrun keeps for them.
 
-    Keys: pid/k at the start; word/k when rank k ends, with its message or none; asker/m, where the first of machine m's
-    ranks that has lost another takes it on to find out which.
+    Keys: pid/k at the start; word/k when rank k ends, its message or none; gone/k when others find that it has ended
+    without; asker/m, where the first of machine m's ranks that has lost another takes it on to say so.
     """
 
     def __init__(self) -> None:
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         try:
             self._store, self.rank, self.size = next(dist.rendezvous("env://"))
+            self.machine = os.environ.get("GROUP_RANK", "0")
+            self._set("pid", self.rank, [os.getpid(), self.machine])
             group = dist.PrefixStore("group", self._store)
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.size)
         except (RuntimeError, ValueError) as error:
             raise RankError(f"the processes do not find each other: {_line(error)}", 1) from error
-        self.machine = os.environ.get("GROUP_RANK", "0")
-        self._set("pid", [os.getpid(), self.machine])
-
-    def leave(self) -> None:
-        """End as all others do, but not before rank 0 has said why: torchrun ends all with the first."""
-        self._stay()
-        self._set("word", None)
-        self._wait(lambda: self._has("word", 0))
 
     def end_with(self, error: Exception) -> NoReturn:
         """End by an error of this rank's own, or of all."""
         self._stay()
         line = _line(error)
-        self._set("word", line)
-        others = [k for k in range(self.size) if k != self.rank]
-        self._wait(lambda: all(self._has("word", k) for k in others), seconds=3)
+        self._set("word", self.rank, line)
+        self._wait(self._all_have_ended, seconds=3)
         same = [k for k in range(self.size) if self._has("word", k) and self._get("word", k) == line]
         if isinstance(error, BrokenPipeError) and self.rank == 0:
             raise error
@@ -305,31 +292,43 @@ class _Ranks:
         message = line if len(same) == self.size else f"rank {self.rank}: {line}"
         raise RankError(message, _status(error)) from error
 
-    def end_without(self, error: Exception) -> NoReturn:
-        """End because another rank has."""
-        self._stay()
-        self._set("word", None)
-        if self._store.add(f"asker/{self.machine}", 1) > 1:
-            raise SystemExit(1)
-        found = self._wait(self._found)
-        if found is None:
-            raise RankError(f"rank {self.rank} has lost another: {_line(error)}", 1) from error
-        if not found.unsaid:
-            raise SystemExit(1)
-        raise RankError(found.line, 1) from error
+    def end_without(self) -> bool:
+        """End as all others do, or because another has; return if none has more to say than this one.
 
-    def _found(self) -> _Found | None:
-        """The rank that ended first, once that can be known."""
+        They wait for each other, as torchrun ends them all with the first.
+
+        Returns:
+            whether this rank speaks for its machine.
+
+        Raises:
+            RankError: this rank is the one to say which was lost.
+            SystemExit: it is not.
+        """
+        self._stay()
+        self._set("word", self.rank, None)
+        speaks = self._store.add(f"asker/{self.machine}", 1) == 1
+        self._wait(lambda: self._lost() or self._all_have_ended())
+        if lost := self._lost():
+            line, said_here = lost
+            raise RankError(line, 1) if speaks and not said_here else SystemExit(1)
+        return speaks
+
+    def _all_have_ended(self) -> bool:
+        return all(self._has("word", k) for k in range(self.size))
+
+    def _lost(self) -> tuple[str, bool] | None:
+        """What ended the rank that ended first, and whether it has said so on this machine; None until it is known."""
         for k in range(self.size):
             pid, machine = self._get("pid", k)
             if self._has("word", k):
-                said = self._get("word", k)
-                if said is not None:
-                    return _Found(f"rank {k}: {said}", unsaid=machine != self.machine)
+                if (said := self._get("word", k)) is not None:
+                    return f"rank {k}: {said}", machine == self.machine
             elif machine == self.machine and _is_gone(pid):
                 said = f"its process, {pid}, was killed or ended without a word"
-                self._set("word", said, k)
-                return _Found(f"rank {k}: {said}", unsaid=True)
+                self._set("gone", k, said)
+                return f"rank {k}: {said}", False
+            elif self._has("gone", k):
+                return f"rank {k}: {self._get('gone', k)}", False
         return None
 
     def _stay(self) -> None:
@@ -337,8 +336,8 @@ class _Ranks:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    def _set(self, name: str, value: Any, k: int | None = None) -> None:
-        self._store.set(f"{name}/{self.rank if k is None else k}", json.dumps(value))
+    def _set(self, name: str, k: int, value: Any) -> None:
+        self._store.set(f"{name}/{k}", json.dumps(value))
 
     def _get(self, name: str, k: int) -> Any:
         return json.loads(self._store.get(f"{name}/{k}"))
