@@ -134,6 +134,11 @@ def from_first(make: Callable[[], T]) -> T:
     return cast(T, made[0])
 
 
+def wait_for_all() -> None:
+    """Return on no rank before all are here."""
+    total([0.0])
+
+
 class Replica:
     """A rank's model, whose gradients become the mean over the ranks in their backward.
 
@@ -239,7 +244,7 @@ def several(main: Callable[[], object]) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main()
-        total([])  # rank 0 may still be writing: they leave together
+        wait_for_all()  # torchrun ends them all with the first that fails, and rank 0 may still be writing
     except Exception as error:
         if not _is_loss_of_a_rank(error):
             ranks.end_with(error)

@@ -189,6 +189,7 @@ def fit(config: TrainConfig) -> Path:
             if interrupt.agreed:
                 if distributed.first():
                     report.interrupted(run, state.progress.step)
+                distributed.wait_for_all()  # as no other may end before rank 0 has saved
                 raise KeyboardInterrupt
     if distributed.first():
         report.closing(run, config, data, device)
