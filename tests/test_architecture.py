@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "cells": {"functions", "reference"},
     "captioner": {"beam", "cells", "decoding", "dropout", "functions", "likelihood", "vocabulary"},
     "dropout": {"functions"},
-    "data": {"metrics", "vocabulary"},
+    "data": {"files", "metrics", "vocabulary"},
     "photographs": {"data", "vocabulary"},
     "plots": {"data"},
     "description": {"captioner", "captioning", "data", "vocabulary"},

@@ -29,6 +29,22 @@ def previous(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def at_home(path: str) -> str:
+    """The path with `~` for the user's own folder, which others need not know and have elsewhere."""
+    try:
+        return f"~/{Path(path).relative_to(Path.home()).as_posix()}"
+    except (ValueError, RuntimeError):  # it is elsewhere, or there is no such folder
+        return path
+
+
+def from_home(path: str) -> str:
+    """The inverse of `at_home`, for the user who asks."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~/") else path
+    except RuntimeError:
+        return path
+
+
 def replace(path: str | Path, write: Callable[[BinaryIO], None], *, keep: Callable[[Path], bool] | None = None) -> None:
     """Put what `write` writes in the place of whatever is at `path`, all of it or nothing.
 
