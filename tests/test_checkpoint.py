@@ -10,46 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from saved import MODEL, WORDS, make, plain, write
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import seal
-from torch_caption.captioner import CaptioningRNN
-from torch_caption.checkpoint import Checkpoint, CheckpointError
-from torch_caption.vocabulary import SPECIAL, Vocabulary
-
-WORDS = [*SPECIAL, "a", "red", "circle"]
-MODEL = {"input_dim": 3, "wordvec_dim": 4, "hidden_dim": 5, "cell_type": "rnn", "gradients": "hand", "dropout": 0.1}
-
-
-def make(**changes: Any) -> Checkpoint:
-    torch.manual_seed(0)
-    model = CaptioningRNN(Vocabulary(tuple(WORDS)).word_to_idx, **MODEL)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.randn(2, 3), torch.tensor([[1, 4, 2], [1, 5, 2]])).backward()
-    optimizer.step()
-    content = {
-        "weights": {name: weight.detach() for name, weight in model.state_dict().items()},
-        "config": {"lr": 1e-3, "max_train": None, "tensorboard": True},
-        "words": WORDS,
-        "manifest": {"encoder": "none", "widths": [3, 4]},
-        "model": MODEL,
-        "progress": {"epoch": 2, "best_loss": 1.5},
-        "optimizer": optimizer.state_dict(),
-        "random": {"torch": torch.get_rng_state()},
-        "average": {name: 2 * weight.detach() for name, weight in model.state_dict().items()},
-    }
-    return Checkpoint(**content | changes)
-
-
-def write(path: Path, content: Any, **changes: Any) -> Path:
-    """Whatever it is, sealed as a checkpoint is."""
-    if isinstance(content, Checkpoint):
-        content = vars(content) | {"format": checkpoints.FORMAT, "version": checkpoints.VERSION} | changes
-    with open(path, "wb") as file:
-        sealing = seal.Sealing(file)
-        torch.save(content, sealing)
-        sealing.finish()
-    return path
+from torch_caption.checkpoint import CheckpointError
+from torch_caption.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -203,7 +168,7 @@ class Evil:
 
 def test_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     target = tmp_path / "touched"
-    evil = write(tmp_path / "evil.pt", make(), config=Evil(target))
+    evil = write(tmp_path / "evil.pt", plain(make(), config=Evil(target)))
     assert "refused, for it holds more than tensors and plain values: '__builtin__.getattr'" in refusal(evil)
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(target)))
     assert "not a checkpoint" in refusal(tmp_path / "plain.pt")
@@ -216,7 +181,7 @@ def test_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
 
 def test_a_file_of_version_1(tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
-    torch.save(vars(make()) | {"format": checkpoints.FORMAT, "version": 1}, path)
+    torch.save(plain(make(), version=1), path)
     assert f"version 1, which has no checksum; `python -m torch_caption.convert {path} NEW.pt`" in refusal(path)
     assert_same(vars(checkpoints.load(path, unsealed=True)), vars(make()))
     old = bytearray(path.read_bytes())
@@ -242,7 +207,7 @@ def test_a_file_of_version_1(tmp_path: Path) -> None:
 )
 def test_other_content(tmp_path: Path, content: Any, words: str) -> None:
     if isinstance(content, dict) and content != {"weights": {}}:
-        write(tmp_path / "other.pt", make(), **content)
+        write(tmp_path / "other.pt", plain(make(), **content))
     else:
         write(tmp_path / "other.pt", content)
     assert words in refusal(tmp_path / "other.pt")

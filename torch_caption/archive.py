@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 MOST_RECORDS = 4096
-MOST_PICKLE = 64 * 2**20
-MOST_OPCODES = 4_000_000
+MOST_PICKLE = 16 * 2**20
+MOST_OPCODES = 1_000_000
 MOST_DEPTH = 32
 MOST_AXES = 8
 

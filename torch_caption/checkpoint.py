@@ -118,7 +118,7 @@ def load(path: str | Path, *, unsealed: bool = False) -> Checkpoint:
     It takes up to twice the file's size of memory.
 
     Args:
-        unsealed: take a checkpoint of version 1, which has no checksum of its whole, and nothing else.
+        unsealed: take a checkpoint of version 1 as well, which has no checksum of its whole, only of its parts.
 
     Raises:
         CheckpointError: it is missing, cut short, damaged, no checkpoint, of another version, holds code or numbers
@@ -128,7 +128,7 @@ def load(path: str | Path, *, unsealed: bool = False) -> Checkpoint:
     data = _read(path)
     if path.suffix == SAFETENSORS:
         content = _from_weights(path, data)
-    elif unsealed:
+    elif unsealed and not _is_sealed(data):
         content = _from_archive(path, data, version=1)
     else:
         content = _from_archive(path, _verified(path, data))
@@ -286,7 +286,7 @@ def _read(path: Path) -> bytes:
 
 def _verified(path: Path, data: bytes) -> bytes:
     """The bytes, if they are those that were sealed."""
-    if not data[-seal.SEAL_SIZE :].startswith(seal.SEAL):
+    if not _is_sealed(data):
         if _is_of_version_1(data):
             raise CheckpointError(
                 f"{path}: of format version 1, which has no checksum; `python -m torch_caption.convert {path} NEW.pt` "
@@ -296,6 +296,10 @@ def _verified(path: Path, data: bytes) -> bytes:
     if not seal.archive_is_whole(data):
         raise CheckpointError(f"{path}: damaged: its content is not that of its checksum")
     return data
+
+
+def _is_sealed(data: bytes) -> bool:
+    return data[-seal.SEAL_SIZE :].startswith(seal.SEAL)
 
 
 def _is_of_version_1(data: bytes) -> bool:

@@ -442,7 +442,7 @@ def _seen_from(out: Path | None, images: Path) -> str:
     """The folder of photographs from the directory's point of view where the two lie together, else as it is."""
     images, out = images.resolve(), (out or Path()).resolve()
     together = out.parent if out.parent != out.parent.parent else out  # not all that the disk holds
-    return os.path.relpath(images, out) if images.is_relative_to(together) else str(images)
+    return Path(os.path.relpath(images, out)).as_posix() if images.is_relative_to(together) else str(images)
 
 
 def _write_text(path: Path, lines: Sequence[str]) -> None:
