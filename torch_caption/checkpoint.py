@@ -107,8 +107,7 @@ def save_weights(path: str | Path, checkpoint: Checkpoint) -> None:
     plain = {name: content[name] for name in _SHARED} | {"manifest": manifest}
     metadata = {name: json.dumps(value, ensure_ascii=False, allow_nan=False) for name, value in plain.items()}
     metadata |= {"format": "pt", "kind": FORMAT, "version": str(VERSION), "library": __version__}
-    data = safetensors.torch.save({**content["weights"], **inside}, metadata | {"sha256": seal.NO_DIGITS})
-    whole = seal.sealed_weights(data)
+    whole = seal.sealed_weights(safetensors.torch.save({**content["weights"], **inside}, metadata))
     _replace(path, lambda file: _write_bytes(file, whole), len(whole), keep=None)
 
 

@@ -9,6 +9,7 @@ and no length at which the file could be cut.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -94,14 +95,17 @@ def archive_is_whole(data: bytes) -> bool:
 
 
 def sealed_weights(data: bytes) -> bytes:
-    """safetensors whose header has an entry `sha256` of zeros, with the checksum in it.
-
-    Raises:
-        ValueError: there is no such entry.
-    """
+    """safetensors with their checksum; the same bytes for the same content, which the library does not promise."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    metadata = header.pop("__metadata__", {}) | {"sha256": NO_DIGITS}
+    header = {"__metadata__": dict(sorted(metadata.items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    data = len(text).to_bytes(8, "little") + text + data[8 + size :]
     place = _entry(data)
     if place is None:
-        raise ValueError("no place for a checksum")
+        raise ValueError(f"a header of {len(text):,} bytes")
     return data[:place] + _weights_digest(data, place) + data[place + DIGITS :]
 
 
