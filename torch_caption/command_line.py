@@ -13,6 +13,7 @@ import tyro
 from torch_caption import checkpoint as checkpoints
 from torch_caption import runs
 from torch_caption.config import OF_THE_DATA, OF_THE_MODEL, TrainConfig
+from torch_caption.distributed import RankError, first_alone_speaks
 from torch_caption.sampling import SampleConfig
 
 
@@ -25,17 +26,22 @@ def train_config(args: Sequence[str]) -> TrainConfig:
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     args = _name_the_run(args)
-    config = tyro.cli(TrainConfig, prog="train.py", args=args)
+    config = _train_config(args)
     if config.resume is None and config.init_from is None:
         return config
     if config.resume is None:
         saved = checkpoints.load(runs.checkpoint(config.init_from, config.out)).config
         kept = {name: saved[name] for name in (*OF_THE_MODEL, *OF_THE_DATA) if name in saved}
-        return tyro.cli(TrainConfig, prog="train.py", default=TrainConfig.from_plain(kept), args=args)
+        return _train_config(args, TrainConfig.from_plain(kept))
     run = runs.find(config.out, config.resume)
     settings = checkpoints.load(run / runs.LAST).config
-    config = tyro.cli(TrainConfig, prog="train.py", default=TrainConfig.from_plain(settings), args=args)
+    config = _train_config(args, TrainConfig.from_plain(settings))
     return dataclasses.replace(config, out=run.parent, resume=str(run))
+
+
+def _train_config(args: Sequence[str], default: TrainConfig | None = None) -> TrainConfig:
+    with first_alone_speaks():
+        return tyro.cli(TrainConfig, prog="train.py", args=args, default=default or TrainConfig())
 
 
 def sample_config(args: Sequence[str]) -> SampleConfig:
@@ -64,6 +70,9 @@ def guarded(main: Callable[[], object]) -> int:
     except BrokenPipeError:  # whoever read the output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
         return 141
+    except RankError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -41,6 +41,13 @@ class Lesson:
     reward: float | None = None
     greedy_reward: float | None = None
 
+    def rewards(self) -> tuple[float, float, float]:
+        """How many captions were rewarded, and the rewards of the drawn and of the greedy ones, summed over them."""
+        if self.reward is None or self.greedy_reward is None:
+            return 0, 0.0, 0.0
+        N = len(self.captions)
+        return N, self.reward * N, self.greedy_reward * N
+
 
 class Objective(Protocol):
     """What training asks of an objective.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import runs
+from torch_caption import distributed, runs
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.checkpoint import Checkpoint, CheckpointError
 from torch_caption.config import OF_THE_MODEL, TrainConfig
-from torch_caption.data.coco import CocoData
-from torch_caption.objectives import Lesson
+from torch_caption.data.coco import CocoData, generator
 
 
 @dataclass
@@ -55,18 +54,17 @@ class Progress:
     best_loss: float = math.inf
     best_cider: float = -math.inf
 
-    def count(self, lesson: Lesson, loss: float, norm: float, words: int) -> None:
-        """Count a step's lesson, its loss (mean over the batch), its gradient's norm and its words."""
-        N = len(lesson.captions)
+    def count(self, rows: int, loss: float, norm: float, words: int, rewards: Sequence[float]) -> None:
+        """Count a step: its rows, loss (mean over them), gradient's norm and words, and its `Lesson.rewards`."""
         self.position += 1
         self.step += 1
-        self.nats += loss * N
+        self.nats += loss * rows
         self.words += words
         self.norms += norm
-        if lesson.reward is not None and lesson.greedy_reward is not None:
-            self.images += N
-            self.reward += lesson.reward * N
-            self.greedy_reward += lesson.greedy_reward * N
+        images, reward, greedy_reward = rewards
+        self.images += int(images)
+        self.reward += reward
+        self.greedy_reward += greedy_reward
 
     def means(self) -> dict[str, float]:
         """What the epoch under way has come to: the loss of people's captions, or the rewards of the model's own."""
@@ -136,8 +134,15 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device) -> State:
         _adopt(model, config, data, runs.checkpoint(config.init_from, config.out))
         if config.objective == "scst" and config.temperature != 1:
             model.sharpen(config.temperature)
+    _draw_apart(config.seed)
     optimizer = AdamW(_groups(model, config.weight_decay), lr=config.highest_lr, fused=True)
     return State(model, optimizer, _copy(model) if config.ema else None)
+
+
+def _draw_apart(seed: int, step: int = 0) -> None:
+    """Let each rank draw numbers of its own for dropout, by the seed; rank 0 goes on as if it were alone."""
+    if distributed.rank() > 0:
+        torch.manual_seed(generator(seed, distributed.rank(), step).initial_seed())
 
 
 def _groups(model: CaptioningRNN, weight_decay: float) -> list[dict[str, Any]]:
@@ -162,10 +167,10 @@ def _adopt(model: CaptioningRNN, config: TrainConfig, data: CocoData, path: Path
 
 
 def snapshot(state: State, config: TrainConfig, data: CocoData, *, resumable: bool = True) -> Checkpoint:
-    """The state as a checkpoint: all that training needs to go on if `resumable`, else the judged weights alone."""
-    random = {"torch": torch.get_rng_state()}
-    if state.model.W_proj.is_cuda:
-        random["cuda"] = torch.cuda.get_rng_state(state.model.W_proj.device)
+    """The state as a checkpoint: all that training needs to go on if `resumable`, else the judged weights alone.
+
+    Of several ranks all have to call it for a resumable one, which holds the random state of each.
+    """
     model = state.model if resumable else state.judged
     return Checkpoint(
         weights=_weights(model),
@@ -175,9 +180,30 @@ def snapshot(state: State, config: TrainConfig, data: CocoData, *, resumable: bo
         model=_model_arguments(config, data),
         progress=dataclasses.asdict(state.progress),
         optimizer=state.optimizer.state_dict() if resumable else None,
-        random=random if resumable else None,
+        random=_random(state.model.W_proj.device) if resumable else None,
         average=_weights(state.average) if resumable and state.average is not None else None,
     )
+
+
+def _random(device: torch.device) -> dict[str, Any]:
+    """The state of the random generators of this process, or of rank 0 and in "ranks" of those after it."""
+    random: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(device)
+    first, *others = distributed.gathered(random)
+    return first | {"ranks": others} if others else first
+
+
+def _draw_on(random: Mapping[str, Any], device: torch.device, seed: int, step: int) -> None:
+    """Go on with the random state of this rank, or begin a new one where there were fewer ranks."""
+    rank = distributed.rank()
+    states = [random, *random.get("ranks", [])]
+    if rank >= len(states):
+        _draw_apart(seed, step)
+        return
+    torch.set_rng_state(states[rank]["torch"])
+    if "cuda" in states[rank] and device.type == "cuda":
+        torch.cuda.set_rng_state(states[rank]["cuda"], device)
 
 
 def _weights(model: CaptioningRNN) -> dict[str, Tensor]:
@@ -202,9 +228,7 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> No
         if state.average is not None:
             state.average.load_state_dict(saved.weights if saved.average is None else saved.average)
         _load_optimizer(state.optimizer, saved.optimizer, path)
-        torch.set_rng_state(saved.random["torch"])
-        if "cuda" in saved.random and state.model.W_proj.is_cuda:
-            torch.cuda.set_rng_state(saved.random["cuda"], state.model.W_proj.device)
+        _draw_on(saved.random, state.model.W_proj.device, config.seed, progress.step)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: training cannot go on from it: {' '.join(str(error).split())}") from error
     state.optimizer.param_groups[0]["weight_decay"] = config.weight_decay

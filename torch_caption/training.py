@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import metrics, report, runs
+from torch_caption import distributed, metrics, report, runs
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import describe, some_images
 from torch_caption.cells import CELLS
@@ -34,7 +34,7 @@ from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, EpochBatches, Split, batches, open_data
 from torch_caption.dropout import dropout
-from torch_caption.objectives import Objective, make_objective
+from torch_caption.objectives import Lesson, Objective, make_objective
 from torch_caption.state import Progress, State, begin, restore, snapshot
 
 
@@ -52,6 +52,7 @@ def train_step(
     weights: Tensor | None = None,
     clip: float = 0.0,
     amp: str = "none",
+    share: distributed.Share | None = None,
 ) -> tuple[float, float]:
     """One step down the gradient of one batch's loss.
 
@@ -61,6 +62,8 @@ def train_step(
         read, weights: as in `CaptioningRNN.forward`, on the model's device.
         clip: the longest gradient, in the norm over all parameters; 0 for any.
         amp: "bf16" computes the loss under automatic mixed precision.
+        share: the features and captions are a rank's share of a batch (`distributed.Replica.share`), and the step is
+            that of all ranks.
 
     Returns:
         The batch's loss (sum over time, mean over N) and the gradient's norm before clipping.
@@ -70,13 +73,15 @@ def train_step(
     """
     weight = model.W_proj
     given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
+    share = share or distributed.Share.whole(model, len(captions))
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=amp == "bf16"):
-        loss = model(features.to(weight), captions.to(weight.device), **given)
-    value = float(loss.detach())
+        loss = share.loss(features.to(weight), captions.to(weight.device), **given)
+    share.send(float(loss.detach()))
+    loss.backward()
+    value = share.received()
     if not math.isfinite(value):
         raise LossNotFinite(f"the loss is {value}")
-    loss.backward()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf))
     if not math.isfinite(norm):
         raise LossNotFinite(f"the gradient's norm is {norm}")
@@ -86,16 +91,21 @@ def train_step(
 
 @torch.no_grad()
 def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> float:
-    """The loss on all captions of the split, in nats per word, every word predicted from the true ones before it."""
+    """The loss on all captions of the split, in nats per word, every word predicted from the true ones before it.
+
+    Of several ranks each computes a share, and all have to call it.
+    """
     training = model.training
     model.eval()
     weight = model.W_proj
-    nats, words = 0.0, 0
-    for features, captions in batches(split, batch_size, shuffle=False):
+    nats, words = 0.0, 0.0
+    ranks = distributed.size()
+    for features, captions in batches(split, batch_size * ranks, shuffle=False, share=(distributed.rank(), ranks)):
         loss = model(features.to(weight), captions.to(weight.device))
         nats += float(loss) * len(captions)
         words += count_words(captions, model.null)
     model.train(training)
+    nats, words = distributed.total([nats, words])
     return nats / words
 
 
@@ -151,28 +161,46 @@ def fit(config: TrainConfig) -> Path:
     if config.compile:
         # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
         state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
-    if config.resume is None:
-        run = runs.create(config.out, f"{runs.data_name(config.data)}-{config.cell_type}")
-    else:
-        run = runs.find(config.out, config.resume)
-        restore(state, config, data, run / runs.LAST)
-        runs.point_to(run)
+    if config.resume is not None:
+        restore(state, config, data, runs.find(config.out, config.resume) / runs.LAST)
+    run = distributed.from_first(lambda: _directory(config))
     objective = make_objective(config, data["train"])
-    report.opening(run, config, data, state.model)
-    log = runs.Log(run, tensorboard=config.tensorboard, epochs=state.progress.epoch, step=state.progress.step)
-    loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers)
-    with closing(log), Interrupt() as interrupt:
+    replica = distributed.Replica(state.model)
+    share = distributed.rank(), distributed.size()
+    loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
+    with ExitStack() as stack:
+        log = None
+        if distributed.first():
+            report.opening(run, config, data, state.model)
+            begun = state.progress
+            log = runs.Log(run, tensorboard=config.tensorboard, epochs=begun.epoch, step=begun.step)
+            stack.enter_context(closing(log))
+        interrupt = stack.enter_context(Interrupt())
         while not finished(state.progress, config):
-            _train_epoch(state, config, objective, loader, interrupt)
-            if not interrupt.asked:
+            _train_epoch(state, config, objective, replica, loader, interrupt)
+            if not interrupt.agreed:
                 record = _end_epoch(run, state, config, data, scored)
-                log.write(record)
-                report.epoch(record, config, best=state.progress.best_epoch == state.progress.epoch)
-            checkpoints.save(run / runs.LAST, snapshot(state, config, data))
-            if interrupt.asked:
-                report.interrupted(run, state.progress.step)
+                if log is not None:
+                    log.write(record)
+                    report.epoch(record, config, best=state.progress.best_epoch == state.progress.epoch)
+            saved = snapshot(state, config, data)
+            if distributed.first():
+                checkpoints.save(run / runs.LAST, saved)
+            if interrupt.agreed:
+                if distributed.first():
+                    report.interrupted(run, state.progress.step)
                 raise KeyboardInterrupt
-    report.closing(run, config, data, device)
+    if distributed.first():
+        report.closing(run, config, data, device)
+    return run
+
+
+def _directory(config: TrainConfig) -> Path:
+    """The run's directory, which from now on is the last one."""
+    if config.resume is None:
+        return runs.create(config.out, f"{runs.data_name(config.data)}-{config.cell_type}")
+    run = runs.find(config.out, config.resume)
+    runs.point_to(run)
     return run
 
 
@@ -182,7 +210,8 @@ def load_data(config: TrainConfig) -> CocoData:
     Raises:
         ValueError: the directory is not there or its content is not as it should be.
     """
-    directory = scenes.ensure(progress=sys.stderr.isatty()) if config.data == "scenes" else Path(config.data)
+    progress = sys.stderr.isatty() and distributed.first()
+    directory = scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data)
     return open_data(
         directory,
         pca={"auto": None, "yes": True, "no": False}[config.pca_features],
@@ -198,10 +227,11 @@ def choose_device(name: str) -> torch.device:
 
     Raises:
         ConfigError: a GPU is asked for and there is none.
+        ValueError: there are fewer GPUs than processes on this machine.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return distributed.gpu() if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def check_compiler(config: TrainConfig) -> None:
@@ -222,7 +252,12 @@ def finished(progress: Progress, config: TrainConfig) -> bool:
 
 
 def _train_epoch(
-    state: State, config: TrainConfig, objective: Objective, loader: DataLoader[Any], interrupt: Interrupt
+    state: State,
+    config: TrainConfig,
+    objective: Objective,
+    replica: distributed.Replica,
+    loader: DataLoader[Any],
+    interrupt: Interrupt,
 ) -> None:
     """What remains of the epoch under way, or as much of it as goes before Ctrl-C."""
     progress = state.progress
@@ -232,27 +267,39 @@ def _train_epoch(
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
-    with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=None) as bar:
+    hidden = None if distributed.first() else True
+    with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
         for features, batch in _each(loader, interrupt):
             try:
-                _train_batch(state, config, objective, features, batch, steps)
+                share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
+                _train_batch(state, config, objective, features, batch, steps, share)
+                interrupt.agree(share.asked)
             except LossNotFinite as error:
                 raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; a lower --lr may help") from None
             bar.set_postfix_str(report.so_far(progress.means()), refresh=False)
             bar.update()
-            if interrupt.asked:
+            if interrupt.agreed:
                 break
     progress.seconds += time.perf_counter() - started
 
 
 def _train_batch(
-    state: State, config: TrainConfig, objective: Objective, features: Tensor, batch: Tensor, steps_per_epoch: int
+    state: State,
+    config: TrainConfig,
+    objective: Objective,
+    features: Tensor,
+    batch: Tensor,
+    steps_per_epoch: int,
+    share: distributed.Share | None = None,
 ) -> None:
     model, optimizer, progress = state.model, state.optimizer, state.progress
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
     features = dropout(features, config.feature_dropout).to(model.W_proj)
-    lesson = objective.lesson(model, features, batch.to(features.device), progress.epoch)
+    batch = batch.to(features.device)
+    lesson = objective.lesson(model, features, batch, progress.epoch) if len(batch) else Lesson(batch.new_empty(0, 1))
+    share = share or distributed.Share.whole(model, len(batch))
+    share.counts = [count_words(lesson.captions, model.null), *lesson.rewards()]
     loss, norm = train_step(
         model,
         optimizer,
@@ -262,9 +309,11 @@ def _train_batch(
         weights=lesson.weights,
         clip=config.clip,
         amp=config.amp,
+        share=share,
     )
     state.follow(config.ema)
-    progress.count(lesson, loss, norm, words=count_words(lesson.captions, model.null))
+    words, *rewards = share.counts
+    progress.count(share.of, loss, norm, int(words), rewards)
 
 
 def _each(loader: DataLoader[Any], interrupt: Interrupt) -> Iterator[tuple[Tensor, Tensor]]:
@@ -296,22 +345,37 @@ def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData, sco
     if not math.isfinite(record["val_loss"]):
         raise LossNotFinite(f"epoch {record['epoch']}: the validation loss is {record['val_loss']}")
     if scored:
-        record |= score(state.judged, val, scored, max_length=config.max_length)
+        record |= distributed.from_first(lambda: score(state.judged, val, scored, max_length=config.max_length))
     state.progress = progress.next_epoch()
     if progress.is_beaten_by(record, config.objective):
         state.progress.best_epoch, state.progress.best_loss = record["epoch"], record["val_loss"]
         state.progress.best_cider = record.get("CIDEr", -math.inf)
-        best = snapshot(state, config, data, resumable=False)
-        checkpoints.save(run / runs.BEST, best, keep=False)
-        checkpoints.save_weights(run / runs.WEIGHTS, best)
+        if distributed.first():
+            best = snapshot(state, config, data, resumable=False)
+            checkpoints.save(run / runs.BEST, best, keep=False)
+            checkpoints.save_weights(run / runs.WEIGHTS, best)
     return record
 
 
 class Interrupt:
-    """Within the block the first Ctrl-C only sets `asked`, so that no step is cut in two; the second acts at once."""
+    """Within the block the first Ctrl-C only sets `asked`, so that no step is cut in two; the second acts at once.
+
+    Attributes:
+        asked: this process was asked to stop.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._agreed = False
+
+    @property
+    def agreed(self) -> bool:
+        """Whether to stop after this step. If any of several ranks was asked, all stop, and after the same step."""
+        return self.asked if distributed.size() == 1 else self._agreed
+
+    def agree(self, asked: bool) -> None:
+        """Some rank was asked before the step."""
+        self._agreed = asked
 
     def __enter__(self) -> Interrupt:
         self._main = threading.current_thread() is threading.main_thread()  # elsewhere signals cannot be caught

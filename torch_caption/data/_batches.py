@@ -30,15 +30,29 @@ class EpochBatches(Sampler[list[int]]):
         seed: with the epoch, the seed of the order.
         shuffle: False keeps the order of the file.
         start: batches to skip, to go on in the middle of the first epoch that is run.
+        share: (k, K) of every batch gives the rows k, k + K, k + 2K, ..., what the k-th of K processes is to compute;
+            there may be none.
     """
 
-    def __init__(self, rows: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, start: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it takes 1 or more")
+        if not 0 <= share[0] < share[1]:
+            raise ValueError(f"share is {share}; it takes (k, K) with 0 <= k < K")
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self.share = share
         self.epoch: int | None = None
         self.start = self._checked(start)
 
@@ -55,6 +69,10 @@ class EpochBatches(Sampler[list[int]]):
             self.start = 0
         self.epoch = epoch
 
+    def size(self, position: int) -> int:
+        """The rows of the whole batch at a position of the epoch, of which `share` may be a part."""
+        return min(self.batch_size, self.rows - position * self.batch_size)
+
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size) - self.start
 
@@ -64,7 +82,7 @@ class EpochBatches(Sampler[list[int]]):
             order = torch.randperm(self.rows, generator=generator(self.seed, self.epoch or 0))
         for batch in order[self.start * self.batch_size :].split(self.batch_size):
             if len(batch):  # splitting nothing gives one empty piece
-                yield batch.tolist()
+                yield batch[self.share[0] :: self.share[1]].tolist()
 
     def _checked(self, start: int) -> int:
         count = -(-self.rows // self.batch_size)
@@ -86,6 +104,7 @@ def batches(
     shuffle: bool = True,
     workers: int = 0,
     start: int = 0,
+    share: tuple[int, int] = (0, 1),
     context: str | None = None,
 ) -> DataLoader[Batch]:
     """Batches (features (B, D) float32, captions (B, T) int64), each caption once an epoch.
@@ -100,12 +119,13 @@ def batches(
         shuffle: False keeps the order of the file.
         workers: processes that read ahead; only features that are not in memory gain by them.
         start: batches to skip, to go on in the middle of an epoch.
+        share: (k, K) of every batch gives the rows k, k + K, ... alone.
         context: how workers start, "fork", "spawn" or "forkserver"; None takes Python's choice.
     """
     rows = len(split)  # type: ignore[arg-type]  # Dataset leaves it to its subclasses
     return DataLoader(
         split,
-        batch_sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle, start=start),
+        batch_sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle, start=start, share=share),
         collate_fn=_whole,
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -39,7 +39,7 @@ from torch_caption.data._checks import DataError
 from torch_caption.data._stored import FeatureFile
 from torch_caption.vocabulary import Vocabulary
 
-__all__ = ["CocoData", "DataError", "EpochBatches", "Split", "batches", "below", "open_data"]
+__all__ = ["CocoData", "DataError", "EpochBatches", "Split", "batches", "below", "generator", "open_data"]
 
 IN_MEMORY_LIMIT = 2**30
 """`in_memory="auto"` holds the features in memory if those of all splits together take at most 1 GiB."""
