@@ -420,7 +420,15 @@ def test_a_run_holds_what_came_of_it(config: TrainConfig) -> None:
     run = fit(config)
     assert run == config.out / "tiny-rnn-1"
     assert runs.find(config.out) == run
-    assert {path.name for path in run.iterdir()} == {"best.pt", "last.pt", "metrics.jsonl", "loss.png", "gallery.png"}
+    assert {path.name for path in run.iterdir()} == {
+        "best.pt",
+        "best.safetensors",
+        "last.pt",
+        "last.previous.pt",
+        "metrics.jsonl",
+        "loss.png",
+        "gallery.png",
+    }
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert [record["step"] for record in records] == [5, 10, 15]

@@ -1,28 +1,46 @@
 """Checkpoints: all that a run needs to go on and that a caption needs to be made, in one file.
 
-The file is `torch.save`'s, of tensors and plain values only, and is read with `weights_only=True`: a checkpoint from a
-stranger runs no code. It is written beside its place, flushed to the disk and renamed, so that a run that dies while
-saving leaves the previous checkpoint whole.
+The file is `torch.save`'s, of tensors and plain values only, sealed with a checksum of all its bytes
+(`torch_caption.seal`). `load` reads it into memory, verifies the checksum, holds what the file declares against what is
+there (`torch_caption.archive`), and only then gives the same bytes to `torch.load(weights_only=True)`: a damaged file
+is refused, and a stranger's runs no code and fills no memory.
+
+It is written beside its place, flushed to the disk and renamed, and the one before is kept (`torch_caption.files`): a
+run that dies while saving leaves a whole checkpoint.
+
+`save_weights` writes what captions need as safetensors, which other programs read; `load` takes that as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import os
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from reprlib import repr as short
+from typing import Any, BinaryIO, cast
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from torch_caption import __version__
+from torch_caption import __version__, archive, files, seal
 from torch_caption.captioner import CaptioningRNN
+from torch_caption.files import previous
 from torch_caption.vocabulary import Vocabulary
 
 FORMAT = "torch_caption checkpoint"
-VERSION = 1
+VERSION = 2
+MOST_BYTES = 8 * 2**30
+"""The largest file that is written or read."""
+SAFETENSORS = ".safetensors"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SHARED = ("words", "config", "model", "manifest")  # what captions need beside the weights
+_INSIDE = "manifest/"  # before the names of the recipe's own tensors, in safetensors
 
 
 class CheckpointError(ValueError):
@@ -53,55 +71,93 @@ class Checkpoint:
     average: dict[str, Tensor] | None = None
 
 
-def save(path: str | Path, checkpoint: Checkpoint) -> None:
+def save(path: str | Path, checkpoint: Checkpoint, *, keep: bool = True) -> None:
     """Write the checkpoint in place of whatever is at `path`, all of it or nothing.
 
+    Args:
+        keep: leave the checkpoint that was there, if it is whole, at `previous(path)`.
+
     Raises:
-        CheckpointError: it holds something other than tensors and plain values.
-        OSError: the file cannot be written.
+        CheckpointError: it holds what would be refused when it is read: something other than tensors and plain values,
+            or a tensor with a number that is not finite.
+        OSError: the file cannot be written; the message says how large it is.
     """
     path = Path(path)
-    content = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
-    for name, value in content.items():
-        _check_plain(value, f"{path}: {name}")
+    content = _content(checkpoint, f"{path}: not saved")
+    size = sum(tensor.nbytes for _, tensor in _tensors(content))
+    if size > MOST_BYTES - archive.MOST_PICKLE:
+        raise CheckpointError(f"{path}: not saved: {_megabytes(size)} are more than {_megabytes(MOST_BYTES)}")
     content |= {"format": FORMAT, "version": VERSION, "library": __version__}
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except RuntimeError as error:  # torch's own writer does not raise OSError
-        raise OSError(f"{path}: could not be written: {_first_line(error)}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    _replace(path, lambda file: _write(file, content), size, keep=seal.is_whole if keep else None)
 
 
-def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+def save_weights(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write the weights as safetensors, in place of whatever is at `path`, all of it or nothing.
+
+    Vocabulary, settings, the model's arguments, the recipe of its features and the library's version are in the
+    metadata, as JSON.
 
     Raises:
-        CheckpointError: it is missing, cut short, damaged, no checkpoint, of another version, or holds code.
+        CheckpointError: as for `save`.
+        OSError: the file cannot be written; the message says how large it is.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
-    _check_archive(path)
+    content = _content(checkpoint, f"{path}: not saved")
+    inside, manifest = _apart(content["manifest"], _INSIDE)
+    plain = {name: content[name] for name in _SHARED} | {"manifest": manifest}
+    metadata = {name: json.dumps(value, ensure_ascii=False, allow_nan=False) for name, value in plain.items()}
+    metadata |= {"format": "pt", "kind": FORMAT, "version": str(VERSION), "library": __version__}
+    whole = seal.sealed_weights(safetensors.torch.save({**content["weights"], **inside}, metadata))
+    _replace(path, lambda file: _write_bytes(file, whole), len(whole), keep=None)
+
+
+def load(path: str | Path, *, unsealed: bool = False) -> Checkpoint:
+    """Read a checkpoint, or weights that `save_weights` wrote, onto the CPU.
+
+    It takes up to twice the file's size of memory.
+
+    Args:
+        unsealed: take a checkpoint of version 1 as well, which has no checksum of its whole, only of its parts.
+
+    Raises:
+        CheckpointError: it is missing, cut short, damaged, no checkpoint, of another version, holds code or numbers
+            that are not finite, or declares what is not there.
+    """
+    path = Path(path)
+    data = _read(path)
+    if path.suffix == SAFETENSORS:
+        content = _from_weights(path, data)
+    elif unsealed and not _is_sealed(data):
+        content = _from_archive(path, data, version=1)
+    else:
+        content = _from_archive(path, _verified(path, data))
+    _check(content, str(path))
+    parts: dict[str, Any] = {f.name: content.get(f.name) for f in dataclasses.fields(Checkpoint)}
+    return Checkpoint(**parts)
+
+
+def load_latest(path: str | Path) -> tuple[Checkpoint, Path, str | None]:
+    """The checkpoint at `path`, or the one before it where that is missing or cannot be used.
+
+    Returns:
+        the checkpoint, the file that it is from, and a line that says what was wrong if that is not `path`.
+
+    Raises:
+        CheckpointError: neither can be used; the message says why.
+    """
+    path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a stranger's bytes raise whatever they like
-        raise CheckpointError(
-            f"{path}: refused, for it is damaged or holds more than tensors and plain values"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of torch_caption")
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: a checkpoint of format version {content.get('version')!r} (torch_caption "
-            f"{content.get('library')}); this is torch_caption {__version__}, which reads version {VERSION}"
-        )
-    return _from_content(path, content)
+        return load(path), path, None
+    except CheckpointError as error:
+        before = previous(path)
+        if not before.exists():
+            raise
+        try:
+            found = load(before)
+        except CheckpointError as other:
+            raise CheckpointError(f"{error}; nor can the one before it be used: {other}") from error
+        reached = f"of step {found.progress['step']}" if "step" in found.progress else "whole"
+        return found, before, f"{error}; taking the one before it, {before}, which is {reached}"
 
 
 def build_model(checkpoint: Checkpoint, path: str | Path = "checkpoint") -> CaptioningRNN:
@@ -115,7 +171,7 @@ def build_model(checkpoint: Checkpoint, path: str | Path = "checkpoint") -> Capt
         with torch.device("meta"):  # sizes only: nothing is allocated before the weights are known to fit
             model = CaptioningRNN(word_to_idx, **checkpoint.model)
         model.load_state_dict(checkpoint.weights, assign=True)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: model, vocabulary and weights do not fit together: {reason}") from error
     return model
@@ -138,44 +194,236 @@ def _difference(checkpoint: Checkpoint, vocabulary: Vocabulary) -> str:
     return f"word {idx} is {ours!r} against {theirs!r}"
 
 
-def _check_plain(value: Any, where: str) -> None:
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def _content(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
+    """What goes into a file."""
+    seen: set[int] = set()
+    parts = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+    content = {name: _plain(value, f"{where}: {name}", seen) for name, value in parts.items()}
+    _check(content, where)
+    return content
+
+
+def _plain(value: Any, where: str, seen: set[int]) -> Any:
+    """The same in containers of its own, every tensor in a storage of its own and of its size."""
     if isinstance(value, dict):
-        for key, entry in value.items():
-            _check_plain(key, f"{where}, key {key!r}")
-            _check_plain(entry, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for place, entry in enumerate(value):
-            _check_plain(entry, f"{where}[{place}]")
-    elif type(value) not in (str, int, float, bool, type(None)) and not isinstance(value, Tensor):
+        strange = next((key for key in value if type(key) not in (str, int)), None)
+        if strange is not None:
+            raise CheckpointError(f"{where} has the key {strange!r}: keys are strings and whole numbers")
+        return {key: _plain(entry, f"{where}[{key!r}]", seen) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        entries = [_plain(entry, f"{where}[{place}]", seen) for place, entry in enumerate(value)]
+        return entries if isinstance(value, list) else tuple(entries)
+    if isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in archive.STORAGES.values():
+        own = value.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        if storage.nbytes() != own.nbytes or storage.data_ptr() in seen:
+            own = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+        return own
+    if type(value) not in (str, int, float, bool, type(None)):
         raise CheckpointError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors and plain values only")
+    return value
 
 
-def _check_archive(path: Path) -> None:
-    """The file is a whole archive, stored and not compressed, and every record has the checksum written with it."""
+def _apart(value: dict[str, Any], where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, by the keys that lead to them with slashes between, and the rest."""
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, Tensor):
+            tensors[f"{where}{key}"] = entry
+        elif isinstance(entry, dict):
+            inner, rest[key] = _apart(entry, f"{where}{key}/")
+            tensors |= inner
+        else:
+            rest[key] = entry
+    return tensors, rest
+
+
+def _write(file: BinaryIO, content: dict[str, Any]) -> None:
+    sealing = seal.Sealing(file)
     try:
-        with zipfile.ZipFile(path) as archive:
-            compressed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-            broken = compressed[0].filename if compressed else archive.testzip()
+        torch.save(content, cast(BinaryIO, sealing))
+    except RuntimeError as error:  # torch's own writer does not pass on what it was told
+        raise sealing.failed or OSError(_first_line(error)) from error
+    sealing.finish()
+
+
+def _write_bytes(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], None], size: int, *, keep: Callable[[Path], bool] | None) -> None:
+    try:
+        files.replace(path, write, keep=keep)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"{path}: could not be written: {reason}; it takes {_megabytes(size)}") from error
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    """All of the file, once: what is verified is what is used."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise CheckpointError(f"{path}: {_megabytes(size)}; {_megabytes(MOST_BYTES)} are the most that is read")
+            return file.read(size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: {_megabytes(size)} do not fit into the memory") from error
+
+
+def _verified(path: Path, data: bytes) -> bytes:
+    """The bytes, if they are those that were sealed."""
+    if not _is_sealed(data):
+        if _is_of_version_1(data):
+            raise CheckpointError(
+                f"{path}: of format version 1, which has no checksum; `python -m torch_caption.convert {path} NEW.pt` "
+                f"writes it anew in version {VERSION}"
+            )
+        raise CheckpointError(f"{path}: cut short, damaged or not a checkpoint")
+    if not seal.archive_is_whole(data):
+        raise CheckpointError(f"{path}: damaged: its content is not that of its checksum")
+    return data
+
+
+def _is_sealed(data: bytes) -> bool:
+    return data[-seal.SEAL_SIZE :].startswith(seal.SEAL)
+
+
+def _is_of_version_1(data: bytes) -> bool:
+    try:
+        content = archive.examine(data, views=True)
+    except archive.ArchiveError:
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT and content.get("version") == 1
+
+
+def _from_archive(path: Path, data: bytes, version: int = VERSION) -> dict[str, Any]:
+    try:
+        if version == 1:
+            _check_parts(path, data)
+            content = archive.examine(data, views=True)
+        else:
+            content = archive.examine(data, seal.SEAL_SIZE)
+    except archive.ArchiveError as error:
+        raise CheckpointError(f"{path}: refused, for it holds {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of torch_caption")
+    if content.get("version") != version:
+        raise CheckpointError(
+            f"{path}: a checkpoint of format version {short(content.get('version'))} (torch_caption "
+            f"{short(content.get('library'))}); this is torch_caption {__version__}, which reads version {version}"
+        )
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a stranger's bytes raise whatever they like
+        raise CheckpointError(f"{path}: refused by torch.load: {short(_first_line(error))}") from error
+
+
+def _check_parts(path: Path, data: bytes) -> None:
+    """Every record has the checksum that was written with it."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as records:
+            broken = records.testzip()
     except Exception as error:  # a stranger's bytes raise whatever they like
         raise CheckpointError(f"{path}: cut short, damaged or not a checkpoint") from error
     if broken is not None:
-        raise CheckpointError(f"{path}: damaged at its record {broken!r}")
+        raise CheckpointError(f"{path}: damaged at its record {short(broken)}")
 
 
-def _from_content(path: Path, content: dict[str, Any]) -> Checkpoint:
+def _from_weights(path: Path, data: bytes) -> dict[str, Any]:
+    whole = seal.weights_are_whole(data)
+    if whole is None:
+        raise CheckpointError(f"{path}: cut short, damaged or not weights of torch_caption")
+    if not whole:
+        raise CheckpointError(f"{path}: damaged: its content is not that of its checksum")
+    try:
+        tensors = safetensors.torch.load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        if metadata["kind"] != FORMAT or metadata["version"] != str(VERSION):
+            raise CheckpointError(f"{path}: not weights of torch_caption in version {VERSION}")
+        content = {name: json.loads(metadata[name]) for name in _SHARED}
+        for name in [name for name in tensors if name.startswith(_INSIDE)]:
+            *keys, last = name.removeprefix(_INSIDE).split("/")
+            inner = content["manifest"]
+            for key in keys:
+                inner = inner[key]
+            inner[last] = tensors.pop(name)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a stranger's bytes raise whatever they like
+        raise CheckpointError(f"{path}: refused, for it is no sound safetensors file of torch_caption") from error
+    return content | {"weights": tensors, "progress": {}}
+
+
+# Content -------------------------------------------------------------------------------------------------------------
+
+
+def _check(content: dict[str, Any], where: str) -> None:
+    """All parts are there and of their kind, and every number of a tensor is one."""
     for f in dataclasses.fields(Checkpoint):
         value = content.get(f.name)
         right = isinstance(value, list if f.name == "words" else dict)
         if not right and not (value is None and f.default is None):
-            raise CheckpointError(f"{path}: not a whole checkpoint: {f.name} is missing or is no {f.type}")
-    for name, weight in [*content["weights"].items(), *(content.get("average") or {}).items()]:
-        if not isinstance(name, str) or not isinstance(weight, Tensor):
-            raise CheckpointError(f"{path}: not a whole checkpoint: the weight {name!r} is no tensor")
+            raise CheckpointError(f"{where}: not a whole checkpoint: {f.name} is missing or is no {f.type}")
+    _check_weights(content["weights"], where)
+    if content.get("average") is not None:
+        _check_weights(content["average"], where)
     strange = next((word for word in content["words"] if not isinstance(word, str)), None)
     if strange is not None:
-        raise CheckpointError(f"{path}: not a whole checkpoint: {strange!r} in its vocabulary is no word")
-    parts: dict[str, Any] = {f.name: content.get(f.name) for f in dataclasses.fields(Checkpoint)}
-    return Checkpoint(**parts)
+        raise CheckpointError(f"{where}: not a whole checkpoint: {short(strange)} in its vocabulary is no word")
+    try:
+        Vocabulary(tuple(content["words"]))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: not a whole checkpoint: {error}") from error
+    for name, tensor in _tensors(content):
+        if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
+            raise CheckpointError(f"{where}: {name} holds a number that is not finite")
+
+
+def _check_weights(weights: dict[str, Any], where: str) -> None:
+    first = next(iter(weights.values()), None)
+    for name, weight in weights.items():
+        if not isinstance(name, str) or not isinstance(weight, Tensor):
+            raise CheckpointError(f"{where}: not a whole checkpoint: the weight {short(name)} is no tensor")
+        if weight.dtype not in _FLOATS or (isinstance(first, Tensor) and weight.dtype != first.dtype):
+            raise CheckpointError(f"{where}: the weight {short(name)} is of dtype {weight.dtype}")
+
+
+def _tensors(value: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with the name of its place."""
+    if depth > archive.MOST_DEPTH:
+        raise CheckpointError(f"{where[:40]}... holds values within values, more than {archive.MOST_DEPTH} deep")
+    if isinstance(value, Tensor):
+        yield where, value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _tensors(entry, f"{where}[{short(key)}]" if where else str(key), depth + 1)
+    elif isinstance(value, list | tuple):
+        for place, entry in enumerate(value):
+            if isinstance(entry, dict | list | tuple | Tensor):
+                yield from _tensors(entry, f"{where}[{place}]", depth + 1)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Without a temporary of its size."""
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,9 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from reprlib import repr as short
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
+
+from torch_caption.files import at_home, from_home
 
 LEARNING_RATES = {"xe": 2e-3, "scst": 2e-4}
 """Adam's highest learning rate for each objective, where none is given."""
@@ -17,6 +20,8 @@ OF_THE_MODEL = ("cell_type", "hidden_dim", "wordvec_dim", "tied", "dtype")
 """What a model's weights fix."""
 OF_THE_DATA = ("data", "pca_features", "max_length")
 """What a model that begins with another's weights learns from, unless it is told otherwise."""
+OF_THE_MACHINE = ("out", "init_from", "resume", "in_memory", "workers", "threads", "device")
+"""What says nothing about the model."""
 
 
 class ConfigError(ValueError):
@@ -119,12 +124,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
-        at_least = {"hidden_dim": 1, "wordvec_dim": 1, "epochs": 1, "batch_size": 1, "max_length": 1, "workers": 0}
-        at_least |= {"patience": 0, "score_images": 0, "max_train": 1, "threads": 1, "warm_up": 0}
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{_flag(name)} must be at least {least}, not {value}")
+        self._check_sizes()
         for name in ("lr", "lr_decay", "temperature"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{_flag(name)} must be a positive number, not {getattr(self, name)}")
@@ -142,6 +142,18 @@ class TrainConfig:
             raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")
         if self.amp == "bf16" and self.dtype == "float64":
             raise ConfigError("--amp bf16 goes with --dtype float32, not with float64")
+
+    def _check_sizes(self) -> None:
+        at_least = {"hidden_dim": 1, "wordvec_dim": 1, "epochs": 1, "batch_size": 1, "max_length": 1, "workers": 0}
+        at_least |= {"patience": 0, "score_images": 0, "max_train": 1, "threads": 1, "warm_up": 0}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{_flag(name)} must be at least {least}, not {value}")
+        for name, most in {"max_length": 1000, "workers": 1000, "threads": 1000}.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(f"{_flag(name)} must be at most {most}, not {value}")
 
     def _check_self_critical(self) -> None:
         if self.init_from is None:
@@ -165,13 +177,37 @@ class TrainConfig:
         """The settings as plain values, for a checkpoint."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
+    def shared(self) -> dict[str, Any]:
+        """`plain` for others to read: without the folders that only the run itself has to know."""
+        return {k: v for k, v in self.plain().items() if k not in OF_THE_MACHINE} | {"data": at_home(self.data)}
+
     @classmethod
     def from_plain(cls, settings: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `plain`; a name of another version is left out, a missing one takes its default."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        known = {k: v for k, v in settings.items() if k in names}
+        """The inverse of `plain`; a name of another version is left out, a missing one takes its default.
+
+        Raises:
+            ConfigError: a value is of another kind than the setting's, or out of the range of a size.
+        """
+        kinds = get_type_hints(cls)
+        known = {k: v for k, v in settings.items() if k in kinds}
+        for name, value in known.items():
+            if not _is_of(value, kinds[name]):
+                raise ConfigError(f"the saved setting of {_flag(name)} cannot be {short(value)}")
         paths = {k: Path(known[k]) for k in ("out", "init_from") if known.get(k) is not None}
-        return cls(**known | paths)
+        config = cls(**known | paths | {"data": from_home(known.get("data", cls.data))})
+        config._check_sizes()
+        return config
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a plain value is one that a field of that type may have; a path is a string."""
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    if get_args(kind):
+        return any(_is_of(value, part) for part in get_args(kind))
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is (str if kind is Path else kind)
 
 
 def _flag(name: str) -> str:

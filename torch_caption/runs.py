@@ -9,6 +9,7 @@ from typing import Any
 from torch_caption.checkpoint import CheckpointError
 
 BEST, LAST, METRICS = "best.pt", "last.pt", "metrics.jsonl"
+WEIGHTS = "best.safetensors"
 POINTER = "last.txt"
 
 

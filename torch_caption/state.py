@@ -174,7 +174,7 @@ def snapshot(state: State, config: TrainConfig, data: CocoData, *, resumable: bo
     model = state.model if resumable else state.judged
     return Checkpoint(
         weights=_weights(model),
-        config=dataclasses.replace(config, resume=None).plain(),
+        config=dataclasses.replace(config, resume=None).plain() if resumable else config.shared(),
         words=list(data.vocabulary.words),
         manifest=dict(data.recipe),
         model=_model_arguments(config, data),
@@ -227,12 +227,37 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> No
         state.model.load_state_dict(saved.weights)
         if state.average is not None:
             state.average.load_state_dict(saved.weights if saved.average is None else saved.average)
-        state.optimizer.load_state_dict(saved.optimizer)
+        _load_optimizer(state.optimizer, saved.optimizer, path)
         _draw_on(saved.random, state.model.W_proj.device, config.seed, progress.step)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: training cannot go on from it: {' '.join(str(error).split())}") from error
     state.optimizer.param_groups[0]["weight_decay"] = config.weight_decay
     state.progress = progress
+
+
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], path: Path) -> None:
+    """What the optimizer has gathered of each parameter, and the learning rate; its other settings are the run's own.
+
+    Raises:
+        CheckpointError: it is of other parameters, which torch would not notice before it reads past their end.
+    """
+    ours, shapes = (
+        optimizer.state_dict()["param_groups"],
+        [p.shape for g in optimizer.param_groups for p in g["params"]],
+    )
+    theirs = saved["param_groups"]
+    same = [group["params"] for group in theirs] == [group["params"] for group in ours]
+    rates = [group["lr"] for group in theirs]
+    for place, gathered in saved["state"].items():
+        wanted = (
+            {"step": (), "exp_avg": shapes[place], "exp_avg_sq": shapes[place]} if place in range(len(shapes)) else {}
+        )
+        found = {name: tuple(tensor.shape) for name, tensor in gathered.items()}
+        same = same and found == wanted and all(tensor.is_floating_point() for tensor in gathered.values())
+    if not same or not all(type(rate) is float and 0 <= rate < math.inf for rate in rates):
+        raise CheckpointError(f"{path}: training cannot go on from it: its optimizer's state is that of another model")
+    groups = [group | {"lr": rate} for group, rate in zip(ours, rates, strict=True)]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
 def _check_same(config: TrainConfig, saved: Checkpoint, fixed: Iterable[str], path: Path) -> None:

@@ -352,7 +352,9 @@ def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData, sco
         state.progress.best_epoch, state.progress.best_loss = record["epoch"], record["val_loss"]
         state.progress.best_cider = record.get("CIDEr", -math.inf)
         if distributed.first():
-            checkpoints.save(run / runs.BEST, snapshot(state, config, data, resumable=False))
+            best = snapshot(state, config, data, resumable=False)
+            checkpoints.save(run / runs.BEST, best, keep=False)
+            checkpoints.save_weights(run / runs.WEIGHTS, best)
     return record
 
 

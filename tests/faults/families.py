@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import damaged
 from figures import Family
 
-FAMILIES: tuple[Family, ...] = ()
+FAMILIES: tuple[Family, ...] = (damaged.FLIPPED, damaged.TRUNCATED)

@@ -11,6 +11,7 @@ weights are found to be the same by their SHA-256. torchvision is imported when 
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +26,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torch_caption.data.images import ImageError, load_image
+from torch_caption.files import from_home
 
 BATCH = 16
+LARGEST = 4096  # pixels of a side that a picture is resized to
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "nearest-exact", "box", "hamming", "lanczos")
 LONGEST = 16  # a picture more times as long as wide is cut to this first, lest its resized form fill the memory
 TRANSFORMS = ("auto", "imagenet", "caffe")
 
@@ -89,6 +93,17 @@ class Transform:
     antialias: bool = True
     channels: str = "RGB"
 
+    def check(self) -> None:
+        """Raise ValueError on the first value that no picture can be brought through."""
+        sizes = (self.crop, self.resize)
+        if any(type(size) is not int for size in sizes) or not 1 <= self.crop <= self.resize <= LARGEST:
+            raise ValueError(f"resize {self.resize!r} and crop {self.crop!r}; {LARGEST} pixels are the most")
+        for name, values in {"mean": self.mean, "std": self.std}.items():
+            if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+                raise ValueError(f"{name} is {values!r}, not three numbers")
+        if min(self.std) <= 0 or self.channels not in ("RGB", "BGR") or self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"std {self.std}, channels {self.channels!r}, interpolation {self.interpolation!r}")
+
     def __call__(self, picture: Image.Image) -> Tensor:
         """A Pillow picture in RGB as (3, crop, crop) float32."""
         vision = _torchvision()
@@ -122,6 +137,15 @@ class Weights:
     sha256: str | None = None
     path: str | None = None
     seed: int | None = None
+
+    def check(self) -> None:
+        """Raise ValueError unless it can be looked for: by a file's name, which leads to no other folder."""
+        kinds = {"name": str, "sha256": str | None, "path": str | None, "seed": int | None}
+        for field, kind in kinds.items():
+            if not isinstance(getattr(self, field), kind):
+                raise ValueError(f"{field} of its weights is {getattr(self, field)!r}")
+        if not self.name or Path(self.name).name != self.name or "\\" in self.name or not 0 <= (self.seed or 0) < 2**63:
+            raise ValueError(f"its weights are called {self.name!r}, with seed {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -321,6 +345,8 @@ def from_recipe(
         name, label = recipe["encoder"], Weights(**recipe["weights"])
         settings = dict(recipe["transform"])
         transform = Transform(**settings | {k: tuple(settings[k]) for k in ("mean", "std")})
+        label.check()
+        transform.check()
     except (KeyError, TypeError, ValueError) as error:
         raise FeatureError(f"not a recipe of features: {type(error).__name__} {error}") from None
     path: str | Path = weights or _find(name, label, near)
@@ -360,7 +386,9 @@ def _find(name: str, label: Weights, near: Sequence[Path]) -> str | Path:
         return "random"
     if label.path is None and label.sha256 is not None:
         return _download(name, label.name)
-    recorded = [Path(label.path)] if label.path else []
+    path_then = from_home(label.path or "")
+    abroad = path_then.startswith(("\\\\", "//"))  # Windows would ask another machine, and say who asks
+    recorded = [Path(path_then)] if path_then and not abroad else []
     for path in (*recorded, *(folder / label.name for folder in (*near, Path(), _cache()))):
         if path.is_file() and (label.sha256 is None or file_sha256(path) == label.sha256):
             return path

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -415,7 +416,11 @@ def _manifest(
 ) -> dict[str, Any]:
     assert config.images is not None
     projections = {"vector": VECTOR_PCA if projection else None, "grid": GRID_PCA if encoding.projection else None}
-    manifest: dict[str, Any] = {"data": "photographs", "images": str(config.images.resolve()), **encoder.recipe}
+    manifest: dict[str, Any] = {
+        "data": "photographs",
+        "images": _seen_from(config.out, config.images),
+        **encoder.recipe,
+    }
     manifest |= {
         "projections": {kind: name for kind, name in projections.items() if name},
         "vector_dim": encoding.width,
@@ -425,12 +430,19 @@ def _manifest(
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
         },
-        "annotations": [str(file) for file in config.annotations],
+        "annotations": [Path(file).name for file in config.annotations],
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
         "settings": encoding.progress.settings,
     }
     return manifest
+
+
+def _seen_from(out: Path | None, images: Path) -> str:
+    """The folder of photographs from the directory's point of view where the two lie together, else as it is."""
+    images, out = images.resolve(), (out or Path()).resolve()
+    together = out.parent if out.parent != out.parent.parent else out  # not all that the disk holds
+    return Path(os.path.relpath(images, out)).as_posix() if images.is_relative_to(together) else str(images)
 
 
 def _write_text(path: Path, lines: Sequence[str]) -> None:

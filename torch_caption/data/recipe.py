@@ -1,8 +1,9 @@
 """How the features of a data directory were made, kept with a model, and done to a new picture.
 
-A recipe is the directory's manifest and two entries more: `features`, which of its feature files a model learns from,
-and `projection`, the arrays of their PCA as tensors. It is plain enough for a checkpoint, and needs nothing else but
-the encoder's weights.
+A recipe is what the directory's manifest says of the features' making, and two entries more: `features`, which of its
+feature files a model learns from, and `projection`, the arrays of their PCA as tensors. It is plain enough for a
+checkpoint, and needs nothing else but the encoder's weights. Where the photographs were, and of which people wrote
+what, is not in it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ from torch_caption.data import _checks, features, scenes
 from torch_caption.data._checks import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data.features import BACKBONES, Encoder
+from torch_caption.files import at_home
 
 SCENES = "torch_caption.data.scenes.features"
+KEPT = (
+    *("data", "recipe", "encoder", "layers", "weights", "transform", "projections", "recovered"),
+    *("vector_dim", "feature_dim", "grid", "grid_shape", "grid_dtype", "versions"),
+)
+"""Of the manifest's entries; the others may say more of a machine than whoever gets the model has to know."""
 PROJECTED = {"vgg16_fc7_pca": "vector", "grid": "grid"}  # feature files, and whose projection they have
 
 
@@ -45,7 +52,10 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
         DataError: the manifest names a projection whose file is missing or damaged.
     """
     kind = file.stem.partition("2014_")[2]
-    recipe = {**manifest, "features": kind}
+    recipe = {name: manifest[name] for name in KEPT if name in manifest} | {"features": kind}
+    weights = recipe.get("weights")
+    if isinstance(weights, Mapping) and isinstance(weights.get("path"), str):
+        recipe["weights"] = {**weights, "path": at_home(weights["path"])}
     names = manifest.get("projections")
     name = names.get(PROJECTED.get(kind)) if isinstance(names, Mapping) else None
     if isinstance(name, str):
@@ -57,6 +67,8 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
 def is_one(recipe: Mapping[str, Any]) -> bool:
     """Whether it says how features were made."""
     encoder, kind = recipe.get("encoder"), recipe.get("features")
+    if not isinstance(encoder, str) or not isinstance(kind, str | None):
+        return False
     projected = kind != "vgg16_fc7_pca" or "projection" in recipe
     return encoder == SCENES or (encoder in BACKBONES and kind in ("vgg16_fc7", *PROJECTED) and projected)
 
@@ -105,9 +117,13 @@ def _projection(arrays: Any) -> Projection | None:
     if arrays is None:
         return None
     try:
-        return Projection(arrays["mean"].float(), arrays["components"].float())
+        projection = Projection(arrays["mean"].float(), arrays["components"].float())
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"not a projection: {_checks.one_line(error)}") from None
+    shapes = tuple(projection.mean.shape), tuple(projection.components.shape)
+    if not (len(shapes[0]) == 1 and len(shapes[1]) == 2 and shapes[0][0] == shapes[1][0]):
+        raise DataError(f"not a projection: a mean of shape {shapes[0]} with components of shape {shapes[1]}")
+    return projection
 
 
 class _Scenes:
@@ -136,5 +152,9 @@ class _Photographs:
     def make(self, prepared: Sequence[Tensor]) -> Tensor:
         encoded = self._encoder.encode(torch.stack([*prepared]), grids=self._grid)
         made = encoded.vectors if encoded.grids is None else encoded.grids
-        made = made if self._projection is None else self._projection(made)
+        if self._projection is not None:
+            width = len(self._projection.mean)
+            if made.shape[1] != width:
+                raise DataError(f"a projection of width {width}, but {self._encoder.name} makes {made.shape[1]}")
+            made = self._projection(made)
         return made.half().float() if self._half else made  # as it was stored
