@@ -244,7 +244,6 @@ def several(main: Callable[[], object]) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main()
-        wait_for_all()  # torchrun ends them all with the first that fails, and rank 0 may still be writing
     except Exception as error:
         if not _is_loss_of_a_rank(error):
             ranks.end_with(error)

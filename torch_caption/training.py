@@ -193,6 +193,7 @@ def fit(config: TrainConfig) -> Path:
                 raise KeyboardInterrupt
     if distributed.first():
         report.closing(run, config, data, device)
+    distributed.wait_for_all()
     return run
 
 

@@ -1,0 +1,102 @@
+"""One of several processes ends: the others must end soon, say which one it was, and leave what was saved."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ranked
+from figures import Family, Figures
+from tiny import write_tiny
+
+from torch_caption import checkpoint as checkpoints
+
+SOON = 30.0
+PATIENCE = 120.0
+
+
+def lost(cases: int, seed: int, folder: Path) -> Figures:
+    """In turn by SIGKILL and by an error, at a random moment of a run of two or three ranks."""
+    figures = Figures()
+    figures.expect("orphans", "not named", "status 0", "checkpoints lost")
+    rng = random.Random(seed)
+    write_tiny(folder / "tiny")
+    for number in range(cases):
+        ranks = rng.choice([2, 2, 3])
+        rank, moment = rng.randrange(ranks), rng.random()
+        by = _by_error if number % 2 else _by_kill
+        by(figures, f"seed {seed}, case {number}: rank {rank} of {ranks}", folder, ranks, rank, moment)
+        figures.cases += 1
+    return figures
+
+
+def _by_kill(figures: Figures, name: str, folder: Path, ranks: int, rank: int, moment: float) -> None:
+    process, own = _start(folder, figures.cases, ranks)
+    try:
+        _wait(lambda: any(own.glob("runs/*/last.pt")), process)
+        time.sleep(moment)
+        pid = ranked.pids(own)[rank]
+        begun = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        _end(figures, name, process, own, begun, f"rank {rank}: its process, {pid}, was killed or ended without a word")
+        figures.saw("killed")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _by_error(figures: Figures, name: str, folder: Path, ranks: int, rank: int, moment: float) -> None:
+    process, own = _start(folder, figures.cases, ranks, f"{rank} {10 + int(40 * moment)} features.h5: cannot be read")
+    try:
+        _wait(lambda: any(own.glob("runs/*/last.pt")), process)
+        _end(figures, name, process, own, time.monotonic(), f"rank {rank}: features.h5: cannot be read")
+        figures.saw("failed")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _start(folder: Path, number: int, ranks: int, fail: str = "") -> tuple[subprocess.Popen[str], Path]:
+    own = folder / f"case-{number}"
+    own.mkdir()
+    flags = ("--data", str(folder / "tiny"), "--epochs", "100000", "--patience", "0")
+    return ranked.start(own, *flags, ranks=ranks, fail=fail), own
+
+
+def _wait(until: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not until() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _end(figures: Figures, name: str, process: subprocess.Popen[str], own: Path, begun: float, expected: str) -> None:
+    """Wait for all to end, and look at what they leave."""
+    _, stderr = process.communicate(timeout=PATIENCE)
+    figures.measured("s to end", time.monotonic() - begun, SOON)
+    if ranked.errors(stderr) != [f"error: {expected}"]:
+        figures.wrong("not named", f"{name}: {ranked.errors(stderr)} where {expected!r} is expected")
+    if process.returncode == 0:
+        figures.wrong("status 0", name)
+    if left := [pid for pid in ranked.pids(own).values() if _lives(pid)]:
+        figures.wrong("orphans", f"{name}: {left}")
+    try:
+        (last,) = own.glob("runs/*/last.pt")
+        checkpoints.load(last)
+    except ValueError as error:
+        figures.wrong("checkpoints lost", f"{name}: {error}")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+LOST = Family("ranks lost", lost, short=2, full=20)
