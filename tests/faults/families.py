@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import damaged
+import hostile_checkpoints
+import saving
 from figures import Family
 
-FAMILIES: tuple[Family, ...] = (damaged.FLIPPED, damaged.TRUNCATED)
+FAMILIES: tuple[Family, ...] = (
+    damaged.FLIPPED,
+    damaged.TRUNCATED,
+    hostile_checkpoints.HOSTILE,
+    saving.FULL,
+    saving.KILLED,
+)
