@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -172,8 +170,7 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 
 
 def test_folders_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    home: Callable[[], Path] = lambda: tmp_path  # noqa: E731 - in the place of a classmethod
-    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert files.at_home(str(tmp_path / "data" / "coco")) == "~/data/coco"
@@ -185,4 +182,3 @@ def test_folders_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         put(tmp_path / "none" / "last.pt", b"1")
-    shutil.rmtree(tmp_path / "none", ignore_errors=True)
