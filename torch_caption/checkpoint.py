@@ -30,6 +30,7 @@ from torch import Tensor
 
 from torch_caption import __version__, archive, files, seal
 from torch_caption.captioner import CaptioningRNN
+from torch_caption.config import TrainConfig
 from torch_caption.files import previous
 from torch_caption.vocabulary import Vocabulary
 
@@ -386,6 +387,7 @@ def _check(content: dict[str, Any], where: str) -> None:
         raise CheckpointError(f"{where}: not a whole checkpoint: {short(strange)} in its vocabulary is no word")
     try:
         Vocabulary(tuple(content["words"]))
+        TrainConfig.from_plain(content["config"])
     except ValueError as error:
         raise CheckpointError(f"{where}: not a whole checkpoint: {error}") from error
     for name, tensor in _tensors(content):
@@ -423,7 +425,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _first_line(error: BaseException) -> str:

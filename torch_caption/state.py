@@ -241,20 +241,18 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], path: Path) -> 
     Raises:
         CheckpointError: it is of other parameters, which torch would not notice before it reads past their end.
     """
-    ours, shapes = (
-        optimizer.state_dict()["param_groups"],
-        [p.shape for g in optimizer.param_groups for p in g["params"]],
-    )
-    theirs = saved["param_groups"]
-    same = [group["params"] for group in theirs] == [group["params"] for group in ours]
-    rates = [group["lr"] for group in theirs]
-    for place, gathered in saved["state"].items():
-        wanted = (
-            {"step": (), "exp_avg": shapes[place], "exp_avg_sq": shapes[place]} if place in range(len(shapes)) else {}
-        )
-        found = {name: tuple(tensor.shape) for name, tensor in gathered.items()}
-        same = same and found == wanted and all(tensor.is_floating_point() for tensor in gathered.values())
-    if not same or not all(type(rate) is float and 0 <= rate < math.inf for rate in rates):
+    ours = optimizer.state_dict()["param_groups"]
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    try:
+        fits = [group["params"] for group in saved["param_groups"]] == [group["params"] for group in ours]
+        rates = [group["lr"] for group in saved["param_groups"]]
+        fits = fits and all(type(rate) is float and 0 <= rate < math.inf for rate in rates)
+        for place, gathered in saved["state"].items():
+            found = {name: tuple(tensor.shape) for name, tensor in gathered.items() if tensor.is_floating_point()}
+            fits = fits and found == {"step": (), "exp_avg": shapes[place], "exp_avg_sq": shapes[place]}
+    except (AttributeError, IndexError, KeyError, TypeError):
+        fits = False
+    if not fits:
         raise CheckpointError(f"{path}: training cannot go on from it: its optimizer's state is that of another model")
     groups = [group | {"lr": rate} for group, rate in zip(ours, rates, strict=True)]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
