@@ -48,6 +48,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line that names the file and says why."""
 
 
+class NumberNotFinite(CheckpointError):
+    """A tensor of it is no number any more somewhere."""
+
+
 @dataclass
 class Checkpoint:
     """Attributes:
@@ -392,7 +396,7 @@ def _check(content: dict[str, Any], where: str) -> None:
         raise CheckpointError(f"{where}: not a whole checkpoint: {error}") from error
     for name, tensor in _tensors(content):
         if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
-            raise CheckpointError(f"{where}: {name} holds a number that is not finite")
+            raise NumberNotFinite(f"{where}: {name} holds a number that is not finite")
 
 
 def _check_weights(weights: dict[str, Any], where: str) -> None:
