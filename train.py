@@ -2,9 +2,16 @@
 
 import sys
 
-from torch_caption.command_line import guarded, train_config
-from torch_caption.distributed import several
-from torch_caption.training import fit
+from torch_caption.ending import guarded
+
+
+def main() -> None:
+    from torch_caption.command_line import train_config  # torch takes seconds to load: Ctrl-C is heeded meanwhile
+    from torch_caption.distributed import several
+    from torch_caption.training import fit
+
+    several(lambda: fit(train_config(sys.argv[1:])))
+
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: several(lambda: fit(train_config(sys.argv[1:])))))
+    sys.exit(guarded(main))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import pickle
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from saved import MODEL, WORDS, make, plain, write
 
 from torch_caption import checkpoint as checkpoints
+from torch_caption import seal
 from torch_caption.checkpoint import CheckpointError
 from torch_caption.vocabulary import Vocabulary
 
@@ -76,7 +80,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(saved: Path, monkeypatch: 
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nframe #0")
 
     monkeypatch.setattr(torch, "save", cut_short)
-    with pytest.raises(OSError, match=r"last\.pt: could not be written: \[enforce fail .* vs 0; it takes 0\.0 MB$"):
+    with pytest.raises(OSError, match=r"last\.pt: could not be written: \[enforce fail .* vs 0; it takes 7\.\d kB$"):
         checkpoints.save(saved, make())
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
@@ -251,3 +255,118 @@ def test_data_that_does_not_fit(words: list[str], width: int, message: str | Non
     with pytest.raises(CheckpointError) as refused:
         checkpoints.check_fits(make(), vocabulary, width, path="x.pt", data="here")
     assert str(refused.value) == message
+
+
+# What others read ----------------------------------------------------------------------------------------------------
+
+
+def test_weights_as_safetensors_caption_as_well(tmp_path: Path) -> None:
+    made = make(config={"max_length": 9, "data": "scenes"})
+    checkpoints.save_weights(tmp_path / "best.safetensors", made)
+    found = checkpoints.load(tmp_path / "best.safetensors")
+    for part in ("weights", "words", "config", "model", "manifest"):
+        assert_same(getattr(found, part), getattr(made, part))
+    assert found.optimizer is found.random is found.average is None
+    assert_same(dict(checkpoints.build_model(found).state_dict()), made.weights)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file(make().weights, tmp_path / "other.safetensors")
+    assert "cut short, damaged or not weights of torch_caption" in refusal(tmp_path / "other.safetensors")
+    assert "there is no such checkpoint" in refusal(tmp_path / "none.safetensors")
+
+
+READ_BY_TORCH = """
+import sys, torch
+sys.modules["safetensors"] = None
+content = torch.load(sys.argv[1], weights_only=True)
+print(content["format"], content["version"], content["words"], content["model"]["hidden_dim"])
+for name, weight in sorted(content["weights"].items()):
+    print(name, weight.numpy().tobytes().hex())
+"""
+READ_BY_SAFETENSORS = """
+import json, sys
+sys.modules["torch"] = sys.modules["torch_caption"] = None
+from safetensors import safe_open
+with safe_open(sys.argv[1], "numpy") as file:
+    metadata = file.metadata()
+    words, model = json.loads(metadata["words"]), json.loads(metadata["model"])
+    print(metadata["kind"], metadata["version"], words, model["hidden_dim"])
+    for name in sorted(file.keys()):
+        if "/" not in name:
+            print(name, file.get_tensor(name).tobytes().hex())
+"""
+
+
+@pytest.mark.parametrize(("program", "name"), [(READ_BY_TORCH, "best.pt"), (READ_BY_SAFETENSORS, "best.safetensors")])
+def test_a_file_is_read_without_us_to_the_bit(tmp_path: Path, program: str, name: str) -> None:
+    write = checkpoints.save_weights if name.endswith("safetensors") else checkpoints.save
+    write(tmp_path / name, make())
+    command = [sys.executable, "-W", "error", "-c", program, str(tmp_path / name)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    weights = sorted(make().weights.items())
+    lines = [f"{name} {weight.numpy().tobytes().hex()}" for name, weight in weights]
+    assert ran.stdout.splitlines() == [f"torch_caption checkpoint 2 {WORDS} 5", *lines]
+
+
+def test_a_fresh_process_opens_it_with_the_library(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path / "last.pt", make())
+    program = (
+        "import sys\n"
+        "from torch_caption import checkpoint\n"
+        "saved = checkpoint.load(sys.argv[1])\n"
+        "model = checkpoint.build_model(saved)\n"
+        "print(model.W_proj.detach().numpy().tobytes().hex(), saved.progress)\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", program, str(tmp_path / "last.pt")]
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == f"{make().weights['W_proj'].numpy().tobytes().hex()} {make().progress}\n"
+
+
+def test_numbers_that_are_none_are_not_saved(saved: Path) -> None:
+    """So the last good checkpoint stays."""
+    before = saved.read_bytes()
+    for value in (float("nan"), float("inf")):
+        made = make()
+        made.weights["Wx"][1, 2] = value
+        for save in (checkpoints.save, checkpoints.save_weights):
+            with pytest.raises(CheckpointError, match=r"not saved: weights\['Wx'\] holds a number that is not finite"):
+                save(saved, made)
+    assert saved.read_bytes() == before
+
+
+def test_what_is_saved_has_storages_of_its_own(tmp_path: Path) -> None:
+    """Views, expanded and shared tensors are written as what they hold, and nothing more of their storage."""
+    base = torch.arange(1000.0)
+    shared = torch.ones(3)
+    manifest = {"part": base[:4], "turned": base[:6].view(2, 3).T, "wide": base[:1].expand(5), "a": shared, "b": shared}
+    pair = (0.9, 0.999)
+    checkpoints.save(tmp_path / "x.pt", make(manifest=manifest, config={"a": pair, "b": pair}, random=None))
+    found = checkpoints.load(tmp_path / "x.pt")
+    assert_same(found.manifest, manifest)
+    assert found.config == {"a": pair, "b": pair}
+    assert (tmp_path / "x.pt").stat().st_size < 20_000
+
+
+@pytest.mark.parametrize("strange", [torch.ones(2).to_sparse(), torch.ones(2, dtype=torch.complex64)])
+def test_tensors_of_other_kinds_are_not_saved(tmp_path: Path, strange: torch.Tensor) -> None:
+    with pytest.raises(CheckpointError, match=r"manifest\['x'\] is a Tensor"):
+        checkpoints.save(tmp_path / "x.pt", make(manifest={"x": strange}))
+
+
+def test_what_is_verified_is_what_is_used(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that changes between the check and the use changes nothing: it is read once."""
+    other = saved.with_name("other.pt")
+    checkpoints.save(other, make(progress={"step": 99}))
+    verified = seal.archive_is_whole
+
+    def exchange(data: bytes) -> bool:
+        other.replace(saved)
+        return verified(data)
+
+    monkeypatch.setattr(seal, "archive_is_whole", exchange)
+    assert checkpoints.load(saved).progress == make().progress

@@ -81,7 +81,8 @@ def test_train_says_what_it_does_and_where_everything_is(trained: tuple[Path, st
     pattern = r"epoch 1/8   train \d\.\d{3}   val \d\.\d{3} nats per word   BLEU-4 \S+   CIDEr \S+   \d+ s   best"
     assert re.fullmatch(pattern, epochs[0])
     assert {path.name for path in run.iterdir()} == {
-        "best.pt", "last.pt", "metrics.jsonl", "loss.png", "gallery.png", "tensorboard",
+        "best.pt", "best.safetensors", "last.pt", "last.previous.pt", "metrics.jsonl", "loss.png", "gallery.png",
+        "tensorboard",
     }  # fmt: skip
     for name in ("best.pt", "loss.png", "gallery.png"):
         assert str(Path("runs") / "tiny-lstm-1" / name) in out
@@ -100,6 +101,28 @@ def test_sample_captions_with_the_last_run(trained: tuple[Path, str]) -> None:
     assert len(lines) == 2 + 8
     for line in lines[2:]:
         assert re.fullmatch(r" +\d+ +-\d+\.\d\d  [a-z ]+", line)
+
+
+def test_sample_captions_with_safetensors_alike(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    told = []
+    for name in ("best.pt", "best.safetensors"):
+        assert guarded(lambda name=name: sample(sample_config(["--checkpoint", f"runs/tiny-lstm-1/{name}"]))) == 0
+        told.append(capsys.readouterr().out.replace(name, ""))
+    assert told[0] == told[1] != ""
+
+
+def test_what_is_shared_names_no_folder_of_this_machine(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    run = folder / "runs" / "tiny-lstm-1"
+    for name in ("best.pt", "best.safetensors"):
+        saved = checkpoints.load(run / name)
+        assert not {"out", "init_from", "resume"} & saved.config.keys()
+        assert str(folder).encode() not in (run / name).read_bytes()
+    assert checkpoints.load(run / "last.pt").config["out"] == "runs"
 
 
 def test_sample_writes_json_and_a_gallery(

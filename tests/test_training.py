@@ -734,6 +734,60 @@ def test_settings_survive_a_checkpoint() -> None:
     assert TrainConfig.from_plain({}) == TrainConfig()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_length": "30"}, "the saved setting of --max-length cannot be '30'"),
+        ({"hidden_dim": True}, "the saved setting of --hidden-dim cannot be True"),
+        ({"hidden_dim": 2.0}, "the saved setting of --hidden-dim cannot be 2.0"),
+        ({"cell_type": "gru"}, "the saved setting of --cell-type cannot be 'gru'"),
+        ({"data": None}, "the saved setting of --data cannot be None"),
+        ({"out": 3}, "the saved setting of --out cannot be 3"),
+        ({"tensorboard": 1}, "the saved setting of --tensorboard cannot be 1"),
+        ({"max_length": 10**12}, "--max-length must be at most 1000, not 1000000000000"),
+        ({"max_length": 0}, "--max-length must be at least 1, not 0"),
+    ],
+)
+def test_settings_of_another_kind_come_from_no_checkpoint(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        TrainConfig.from_plain(change)
+    assert str(refused.value) == message
+
+
+def test_settings_that_are_shared_name_no_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    config = TrainConfig(
+        data=str(tmp_path / "coco"), out=tmp_path / "runs", init_from=tmp_path / "x", lr=0.5, threads=2
+    )
+    assert str(tmp_path) not in json.dumps(config.shared())
+    assert TrainConfig.from_plain(config.shared()) == TrainConfig(data=str(tmp_path / "coco"), lr=0.5)
+
+
+def test_an_optimizer_of_another_model_is_refused(config: TrainConfig, data: CocoData) -> None:
+    """torch takes it, and its fused step reads past the end of what is too small."""
+    run = fit(replace(config, epochs=1, score_images=0))
+
+    def refuse(change: Callable[[dict[str, Any]], object]) -> None:
+        saved = checkpoints.load(run / "last.pt")
+        assert saved.optimizer is not None
+        change(saved.optimizer)
+        checkpoints.save(run / "other.pt", saved)
+        with pytest.raises(CheckpointError, match="its optimizer's state is that of another model"):
+            restore(begin(config, data, CPU), config, data, run / "other.pt")
+
+    refuse(lambda o: o["state"][0].update(exp_avg=torch.zeros(1, 1)))
+    refuse(lambda o: o["state"][1].update(exp_avg_sq=o["state"][1]["exp_avg_sq"].long()))
+    refuse(lambda o: o["state"][2].pop("step"))
+    refuse(lambda o: o["state"].update({99: o["state"][0]}))
+    refuse(lambda o: o["param_groups"][0].update(params=[1, 0]))
+    refuse(lambda o: o["param_groups"].pop())
+    refuse(lambda o: o.pop("state"))
+    refuse(lambda o: o.update(state=3))
+    refuse(lambda o: o.update(param_groups=[1, 2]))
+    refuse(lambda o: o["param_groups"][1].update(lr=-1.0))
+
+
 def test_runs_are_numbered(tmp_path: Path) -> None:
     for number in (1, 2):
         assert runs.create(tmp_path, "tiny-rnn").name == f"tiny-rnn-{number}"

@@ -327,7 +327,7 @@ def _tensor(
         in_order = all(size == 1 or stride == row for (size, stride), row in zip(axes, rows, strict=True))
         fits = offset == 0 and count == storage.numel and (in_order or count == 0)
     if not fits:
-        declared = "x".join(_number(size) for size in shape)
+        declared = " x ".join(_number(size) for size in shape)
         raise ArchiveError(f"a tensor of {declared or 'one'} that is not its storage of {storage.numel:,} numbers")
     return Declared(storage.dtype, shape, storage.key)
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from torch_caption import __version__, archive, files, seal
 from torch_caption.captioner import CaptioningRNN
+from torch_caption.config import TrainConfig
 from torch_caption.files import previous
 from torch_caption.vocabulary import Vocabulary
 
@@ -45,6 +46,10 @@ _INSIDE = "manifest/"  # before the names of the recipe's own tensors, in safete
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line that names the file and says why."""
+
+
+class NumberNotFinite(CheckpointError):
+    """A tensor of it is no number any more somewhere."""
 
 
 @dataclass
@@ -386,11 +391,12 @@ def _check(content: dict[str, Any], where: str) -> None:
         raise CheckpointError(f"{where}: not a whole checkpoint: {short(strange)} in its vocabulary is no word")
     try:
         Vocabulary(tuple(content["words"]))
+        TrainConfig.from_plain(content["config"])
     except ValueError as error:
         raise CheckpointError(f"{where}: not a whole checkpoint: {error}") from error
     for name, tensor in _tensors(content):
         if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
-            raise CheckpointError(f"{where}: {name} holds a number that is not finite")
+            raise NumberNotFinite(f"{where}: {name} holds a number that is not finite")
 
 
 def _check_weights(weights: dict[str, Any], where: str) -> None:
@@ -423,7 +429,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,20 +1,20 @@
-"""Flags into configurations, and errors into one line and an exit status."""
+"""Flags into configurations."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tyro
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import runs
 from torch_caption.config import OF_THE_DATA, OF_THE_MODEL, TrainConfig
-from torch_caption.distributed import RankError, first_alone_speaks
+from torch_caption.distributed import first_alone_speaks
+from torch_caption.ending import guarded
 from torch_caption.sampling import SampleConfig
+
+__all__ = ["guarded", "sample_config", "train_config"]
 
 
 def train_config(args: Sequence[str]) -> TrainConfig:
@@ -30,12 +30,12 @@ def train_config(args: Sequence[str]) -> TrainConfig:
     if config.resume is None and config.init_from is None:
         return config
     if config.resume is None:
-        saved = checkpoints.load(runs.checkpoint(config.init_from, config.out)).config
-        kept = {name: saved[name] for name in (*OF_THE_MODEL, *OF_THE_DATA) if name in saved}
+        settings = checkpoints.load(runs.checkpoint(config.init_from, config.out)).config
+        kept = {name: settings[name] for name in (*OF_THE_MODEL, *OF_THE_DATA) if name in settings}
         return _train_config(args, TrainConfig.from_plain(kept))
     run = runs.find(config.out, config.resume)
-    settings = checkpoints.load(run / runs.LAST).config
-    config = _train_config(args, TrainConfig.from_plain(settings))
+    saved, *_ = checkpoints.load_latest(run / runs.LAST)
+    config = _train_config(args, TrainConfig.from_plain(saved.config))
     return dataclasses.replace(config, out=run.parent, resume=str(run))
 
 
@@ -51,35 +51,6 @@ def sample_config(args: Sequence[str]) -> SampleConfig:
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     return tyro.cli(SampleConfig, prog="sample.py", args=args)
-
-
-def guarded(main: Callable[[], object]) -> int:
-    """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C,
-    141 where nobody reads the output any longer.
-
-    What went wrong goes to stderr as one line.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
-    try:
-        main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
-        return 141
-    except RankError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except ArithmeticError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _name_the_run(args: Sequence[str]) -> list[str]:

@@ -72,6 +72,9 @@ class TrainConfig:
     """Passes over the training captions, or over their images in self-critical training, at most."""
     batch_size: int = 128
     """Captions in a step."""
+    checkpoint_every: int = 0
+    """Save the run after so many steps as well, not only after every epoch: what a process that is killed has done
+    since is done again. 0 saves after epochs only."""
     lr: Annotated[float | None, arg(metavar="FLOAT")] = None
     """Adam's learning rate at its highest; without it 2e-3, and 2e-4 in self-critical training."""
     lr_schedule: Literal["cosine", "exponential", "constant"] = "cosine"
@@ -146,6 +149,7 @@ class TrainConfig:
     def _check_sizes(self) -> None:
         at_least = {"hidden_dim": 1, "wordvec_dim": 1, "epochs": 1, "batch_size": 1, "max_length": 1, "workers": 0}
         at_least |= {"patience": 0, "score_images": 0, "max_train": 1, "threads": 1, "warm_up": 0}
+        at_least |= {"checkpoint_every": 0}
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:

@@ -29,21 +29,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from torch_caption.ending import Failure
+
 T = TypeVar("T")
 PATIENCE = 5.0
 """Seconds in which a rank that has lost another finds out which one, and why."""
 
 
-class RankError(Exception):
-    """What went wrong on a rank; the message says on which, where it is not the same on all.
-
-    Attributes:
-        status: the exit status.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+class RankError(Failure):
+    """What went wrong on a rank; the message says on which, where it is not the same on all."""
 
 
 # Who they are --------------------------------------------------------------------------------------------------------
@@ -291,7 +285,7 @@ class _Ranks:
             raise error
         if same[0] != self.rank:
             raise SystemExit(_status(error))
-        if not isinstance(error, (ValueError, OSError, ArithmeticError, RankError)):
+        if not isinstance(error, (ValueError, OSError, ArithmeticError, Failure)):
             raise error  # a mistake of the program's: the traceback says where
         message = line if len(same) == self.size else f"rank {self.rank}: {line}"
         raise RankError(message, _status(error)) from error
@@ -375,6 +369,6 @@ def _line(error: BaseException) -> str:
 
 
 def _status(error: Exception) -> int:
-    if isinstance(error, RankError):
+    if isinstance(error, Failure):
         return error.status
     return 2 if isinstance(error, (ValueError, OSError)) else 1

@@ -10,16 +10,17 @@ import errno
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from itertools import count
 from pathlib import Path
+from time import sleep
 from typing import BinaryIO
 
 _numbers = count()
 _being_written: set[Path] = set()  # by this process: others of its names were left by one that had its number
+WINDOWS = os.name == "nt"
 _PAUSES = (0.02, 0.1, 0.5, 1.0, 2.0)
 
 
@@ -109,13 +110,13 @@ def _sweep(path: Path) -> None:
             try:
                 found.unlink(missing_ok=True)
             except PermissionError:  # on Windows a file that somebody writes cannot go
-                if os.name != "nt":
+                if not WINDOWS:
                     raise
 
 
 def _lives(process: int) -> bool:
     """Whether another process of that number runs; where that cannot be asked, no: its open file refuses to go."""
-    if process == os.getpid() or os.name == "nt":  # there, os.kill kills whatever the signal
+    if process == os.getpid() or WINDOWS:  # there, os.kill kills whatever the signal
         return False
     try:
         os.kill(process, 0)
@@ -128,11 +129,11 @@ def _lives(process: int) -> bool:
 
 def _rename(source: Path, target: Path) -> None:
     """`os.replace`, which Windows refuses while somebody reads the target: then again, for some seconds."""
-    for pause in _PAUSES if os.name == "nt" else ():
+    for pause in _PAUSES if WINDOWS else ():
         try:
             os.replace(source, target)
         except PermissionError:
-            time.sleep(pause)
+            sleep(pause)
         else:
             return
     os.replace(source, target)
@@ -140,7 +141,7 @@ def _rename(source: Path, target: Path) -> None:
 
 def _flush_folder(folder: Path) -> None:
     """Bring the new names to the disk too, where a folder can be flushed."""
-    if os.name != "posix":
+    if WINDOWS:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

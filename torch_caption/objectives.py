@@ -64,6 +64,10 @@ class Objective(Protocol):
         """The lesson of a batch, in the epoch of that number, counted from 0."""
         ...
 
+    def named(self, rows: Sequence[int], *, images: bool = False) -> str:
+        """What the rows are in the split, and of which images, for a message."""
+        ...
+
 
 def make_objective(config: TrainConfig, train: Split) -> Objective:
     """The configuration's objective over the training split."""
@@ -81,6 +85,7 @@ class Likelihood:
 
     def __init__(self, config: TrainConfig, train: Split) -> None:
         self.rows: Dataset[tuple[Tensor, Tensor]] = train
+        self._train = train
         self._share = config.scheduled_sampling
         self._last = max(config.epochs - 1, 1)
 
@@ -88,6 +93,11 @@ class Likelihood:
         """The captions (N, T), and the words to read instead of their own where some are drawn."""
         share = self._share * min(epoch / self._last, 1)
         return Lesson(batch, own_words(model, features, batch, share) if share else None)
+
+    def named(self, rows: Sequence[int], *, images: bool = False) -> str:
+        """The rows of the split's captions, and of which images they are."""
+        of = [f" (image {int(self._train.image_idxs[row])})" if images else "" for row in rows]
+        return f"{_these('row', [f'{row}{image}' for row, image in zip(rows, of, strict=True)])} of {self._train.name}"
 
 
 @torch.no_grad()
@@ -154,6 +164,7 @@ class SelfCritical:
 
     def __init__(self, config: TrainConfig, train: Split) -> None:
         self.rows: Dataset[tuple[Tensor, Tensor]] = CaptionedImages(train)
+        self._train, self._images = train, captioned_images(train)
         self._max_length = config.max_length
         word_to_idx = train.vocabulary.word_to_idx
         self._start = word_to_idx[START]
@@ -175,10 +186,18 @@ class SelfCritical:
         weights = (reward - baseline).to(features).unsqueeze(1).expand(drawn.shape)
         return Lesson(captions, None, weights, reward.mean().item(), baseline.mean().item())
 
+    def named(self, rows: Sequence[int], *, images: bool = False) -> str:
+        """The images, which an epoch goes through."""
+        return f"{_these('image', [str(self._images[row]) for row in rows])} of {self._train.name}"
+
     def reward(self, images: Sequence[int], words: Tensor) -> Tensor:
         """The CIDEr-D (N,) float64 of captions (N, T), <END> counted, <NULL> not, each of an image of the split."""
         said = [[idx for idx in ids if idx not in self._blank] for ids in words.tolist()]
         return torch.from_numpy(self._reward(images, said))
+
+
+def _these(what: str, names: Sequence[str]) -> str:
+    return f"{what}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 class CaptionedImages(Dataset[tuple[Tensor, Tensor]]):

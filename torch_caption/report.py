@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN
     if config.init_from is not None:
         print(f"begins    with the weights of {config.init_from}")
     print(f"run       {run}", flush=True)
+
+
+def warning(line: str) -> None:
+    """What is not as it should be, and how it goes on."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def epoch(record: dict[str, Any], config: TrainConfig, *, best: bool) -> None:

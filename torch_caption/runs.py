@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from torch_caption import files
 from torch_caption.checkpoint import CheckpointError
 
 BEST, LAST, METRICS = "best.pt", "last.pt", "metrics.jsonl"
@@ -14,7 +16,7 @@ POINTER = "last.txt"
 
 
 def create(out: str | Path, name: str) -> Path:
-    """Make `out/name-1`, or the first number above those there are, and point to it as the last run."""
+    """Make `out/name-1`, or the first number above those there are, free for others too in the same moment."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     numbers = [int(p.name.removeprefix(f"{name}-")) for p in out.glob(f"{name}-*") if _numbered(p.name, name)]
@@ -26,13 +28,12 @@ def create(out: str | Path, name: str) -> Path:
         except FileExistsError:  # another run took the number this moment
             number += 1
             continue
-        point_to(run)
         return run
 
 
 def point_to(run: Path) -> None:
     """Name the run as the last one of its folder."""
-    (run.parent / POINTER).write_text(run.name + "\n", encoding="utf-8")
+    files.replace(run.parent / POINTER, lambda file: _write(file, run.name + "\n"))
 
 
 def find(out: str | Path, name: str | None = None) -> Path:
@@ -74,6 +75,10 @@ def data_name(data: str) -> str:
     return Path(data).resolve().name or "data"
 
 
+def _write(file: BinaryIO, text: str) -> None:
+    file.write(text.encode("utf-8"))
+
+
 def _numbered(found: str, name: str) -> bool:
     return found.removeprefix(f"{name}-").isdecimal()
 
@@ -83,23 +88,25 @@ class Log:
 
     Args:
         epochs: records of later epochs, left by a run that died before its checkpoint, are dropped.
-        step: the same for TensorBoard, whose curves go on from here.
+        step: the same for TensorBoard: what it has of later steps is hidden.
     """
 
     def __init__(self, run: Path, *, tensorboard: bool = True, epochs: int = 0, step: int = 0) -> None:
         self.path = run / METRICS
         kept = [record for record in read(run) if record["epoch"] <= epochs]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        files.replace(self.path, lambda file: _write(file, "".join(json.dumps(record) + "\n" for record in kept)))
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # heavy, and not always wanted
 
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step or None)
+            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one epoch's record; it has an `epoch` and a `step`."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        """Add one epoch's record, which has an `epoch` and a `step`; it is on the disk when this returns."""
+        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         if self._writer is not None:
             for name, value in record.items():
                 if name not in ("epoch", "step"):

@@ -20,6 +20,7 @@ from torch_caption.captioner import CaptioningRNN
 from torch_caption.checkpoint import Checkpoint, CheckpointError
 from torch_caption.config import OF_THE_MODEL, TrainConfig
 from torch_caption.data.coco import CocoData, generator
+from torch_caption.not_finite import LossNotFinite
 
 
 @dataclass
@@ -87,6 +88,18 @@ class Progress:
             best_loss=self.best_loss,
             best_cider=self.best_cider,
         )
+
+    def end_epoch(self, record: Mapping[str, Any], objective: str) -> Progress:
+        """`next_epoch`, with this one as the best if its record is."""
+        done = self.next_epoch()
+        if self.is_beaten_by(record, objective):
+            done.best_epoch, done.best_loss = done.epoch, record["val_loss"]
+            done.best_cider = record.get("CIDEr", -math.inf)
+        return done
+
+    def ends_best_epoch(self) -> bool:
+        """Whether these are the weights of the best epoch so far."""
+        return self.position == 0 and 0 < self.epoch == self.best_epoch
 
 
 @dataclass
@@ -166,23 +179,85 @@ def _adopt(model: CaptioningRNN, config: TrainConfig, data: CocoData, path: Path
         raise CheckpointError(f"{path}: its weights do not fit its model: {' '.join(str(error).split())}") from error
 
 
-def snapshot(state: State, config: TrainConfig, data: CocoData, *, resumable: bool = True) -> Checkpoint:
-    """The state as a checkpoint: all that training needs to go on if `resumable`, else the judged weights alone.
+def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
+    """The state as a checkpoint: all that training needs to go on.
 
-    Of several ranks all have to call it for a resumable one, which holds the random state of each.
+    Of several ranks all have to call it, for it holds the random state of each.
     """
-    model = state.model if resumable else state.judged
     return Checkpoint(
-        weights=_weights(model),
-        config=dataclasses.replace(config, resume=None).plain() if resumable else config.shared(),
+        weights=_weights(state.model),
+        config=dataclasses.replace(config, resume=None).plain(),
         words=list(data.vocabulary.words),
         manifest=dict(data.recipe),
         model=_model_arguments(config, data),
         progress=dataclasses.asdict(state.progress),
-        optimizer=state.optimizer.state_dict() if resumable else None,
-        random=_random(state.model.W_proj.device) if resumable else None,
-        average=_weights(state.average) if resumable and state.average is not None else None,
+        optimizer=state.optimizer.state_dict(),
+        random=_random(state.model.W_proj.device),
+        average=None if state.average is None else _weights(state.average),
     )
+
+
+def judged(saved: Checkpoint) -> Checkpoint:
+    """Of a snapshot what captions need: the weights that are validated, which are the average's where there is one."""
+    return dataclasses.replace(
+        saved,
+        weights=saved.weights if saved.average is None else saved.average,
+        config=TrainConfig.from_plain(saved.config).shared(),
+        optimizer=None,
+        random=None,
+        average=None,
+    )
+
+
+class Keeper:
+    """A run's checkpoints on the disk: `last.pt`, to go on from, and the best weights.
+
+    The best weights are written after the `last.pt` that says which they are. So whoever dies between the two leaves a
+    `last.pt` that is itself the end of the best epoch, and `begin` writes them again.
+
+    Attributes:
+        kept: what `last.pt` is, for a message.
+    """
+
+    def __init__(self, run: Path, state: State, config: TrainConfig, data: CocoData) -> None:
+        self._run, self._state, self._config, self._data = run, state, config, data
+        self.kept = "nothing is kept yet"
+
+    def begin(self, saved: Checkpoint | None) -> None:
+        """Save the new state, so that the run can be taken up from now on, or go on from what was saved of it."""
+        if saved is None:
+            self.save()
+            return
+        self._kept()
+        if distributed.first() and self._state.progress.ends_best_epoch():
+            self._keep_best(saved)
+
+    def save(self) -> None:
+        """Save the state, and its weights as the best if this is the end of the best epoch. Of all ranks the first
+        writes; all have to call it.
+
+        Raises:
+            LossNotFinite: what a step or the optimizer has come to is no number any more.
+            OSError: it cannot be written; what was saved before is as it was.
+        """
+        saved = snapshot(self._state, self._config, self._data)
+        if not distributed.first():
+            return
+        try:
+            checkpoints.save(self._run / runs.LAST, saved)
+        except checkpoints.NumberNotFinite as error:
+            raise LossNotFinite(f"after step {saved.progress['step']}: {error}") from error
+        self._kept()
+        if self._state.progress.ends_best_epoch():
+            self._keep_best(saved)
+
+    def _keep_best(self, saved: Checkpoint) -> None:
+        best = judged(saved)
+        checkpoints.save(self._run / runs.BEST, best, keep=False)
+        checkpoints.save_weights(self._run / runs.WEIGHTS, best)
+
+    def _kept(self) -> None:
+        self.kept = f"{self._run / runs.LAST} is that of step {self._state.progress.step}"
 
 
 def _random(device: torch.device) -> dict[str, Any]:
@@ -210,13 +285,16 @@ def _weights(model: CaptioningRNN) -> dict[str, Tensor]:
     return {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
 
 
-def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> None:
-    """Bring a new state to where the checkpoint left off.
+def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tuple[Checkpoint, str | None]:
+    """Bring a new state to where the checkpoint left off, or the one before it where that is damaged.
+
+    Returns:
+        the checkpoint, and a line that says what was wrong if it is the one before.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or not with this configuration and data.
     """
-    saved = checkpoints.load(path)
+    saved, path, warning = checkpoints.load_latest(path)
     if saved.optimizer is None or saved.random is None:
         raise CheckpointError(f"{path}: holds a model, but not the state of its training")
     checkpoints.check_fits(saved, data.vocabulary, data["train"].feature_dim, path=path, data=data.directory)
@@ -233,6 +311,7 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> No
         raise CheckpointError(f"{path}: training cannot go on from it: {' '.join(str(error).split())}") from error
     state.optimizer.param_groups[0]["weight_decay"] = config.weight_decay
     state.progress = progress
+    return saved, warning
 
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], path: Path) -> None:
@@ -241,20 +320,18 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], path: Path) -> 
     Raises:
         CheckpointError: it is of other parameters, which torch would not notice before it reads past their end.
     """
-    ours, shapes = (
-        optimizer.state_dict()["param_groups"],
-        [p.shape for g in optimizer.param_groups for p in g["params"]],
-    )
-    theirs = saved["param_groups"]
-    same = [group["params"] for group in theirs] == [group["params"] for group in ours]
-    rates = [group["lr"] for group in theirs]
-    for place, gathered in saved["state"].items():
-        wanted = (
-            {"step": (), "exp_avg": shapes[place], "exp_avg_sq": shapes[place]} if place in range(len(shapes)) else {}
-        )
-        found = {name: tuple(tensor.shape) for name, tensor in gathered.items()}
-        same = same and found == wanted and all(tensor.is_floating_point() for tensor in gathered.values())
-    if not same or not all(type(rate) is float and 0 <= rate < math.inf for rate in rates):
+    ours = optimizer.state_dict()["param_groups"]
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    try:
+        fits = [group["params"] for group in saved["param_groups"]] == [group["params"] for group in ours]
+        rates = [group["lr"] for group in saved["param_groups"]]
+        fits = fits and all(type(rate) is float and 0 <= rate < math.inf for rate in rates)
+        for place, gathered in saved["state"].items():
+            found = {name: tuple(tensor.shape) for name, tensor in gathered.items() if tensor.is_floating_point()}
+            fits = fits and found == {"step": (), "exp_avg": shapes[place], "exp_avg_sq": shapes[place]}
+    except (AttributeError, IndexError, KeyError, TypeError):
+        fits = False
+    if not fits:
         raise CheckpointError(f"{path}: training cannot go on from it: its optimizer's state is that of another model")
     groups = [group | {"lr": rate} for group, rate in zip(ours, rates, strict=True)]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

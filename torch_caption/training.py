@@ -9,37 +9,30 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
-from typing import Any, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from torch_caption import checkpoint as checkpoints
-from torch_caption import distributed, metrics, report, runs
+from torch_caption import distributed, lock, metrics, not_finite, report, runs
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import describe, some_images
 from torch_caption.cells import CELLS
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
-from torch_caption.data.coco import CocoData, EpochBatches, Split, batches, open_data
+from torch_caption.data.coco import CocoData, Split, batches, open_data
 from torch_caption.dropout import dropout
+from torch_caption.interruption import Interrupt
+from torch_caption.loading import Loading, WorkerLost
+from torch_caption.not_finite import LossNotFinite
 from torch_caption.objectives import Lesson, Objective, make_objective
-from torch_caption.state import Progress, State, begin, restore, snapshot
-
-
-class LossNotFinite(ArithmeticError):
-    """The loss or its gradient is no number any more."""
+from torch_caption.state import Keeper, Progress, State, begin, restore
 
 
 def train_step(
@@ -146,28 +139,63 @@ def fit(config: TrainConfig) -> Path:
     """Train as the configuration says and return the run's directory, which holds all that came of it.
 
     Raises:
-        ValueError: a setting, the data or the checkpoint to go on from cannot be used.
+        ValueError: a setting, the data or the checkpoint to go on from cannot be used, or another process trains in the
+            run's directory.
         LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
-        KeyboardInterrupt: Ctrl-C; the state after the last whole step is saved first.
+        WorkerLost: a process that loads batches was killed; the state after the last whole step is saved first.
+        Stopped: Ctrl-C or SIGTERM; likewise.
     """
     config.check()
     check_compiler(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    data = load_data(config)
-    scored = some_images(data["val"], config.score_images, seed=config.seed)
-    state = begin(config, data, device)
-    if config.compile:
-        # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
-        state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
-    if config.resume is not None:
-        restore(state, config, data, runs.find(config.out, config.resume) / runs.LAST)
-    run = distributed.from_first(lambda: _directory(config))
+    with ExitStack() as stack:
+        if config.resume is not None:
+            run = _enter(stack, runs.find(config.out, config.resume))
+        data = load_data(config)
+        state = begin(config, data, device)
+        if config.compile:
+            # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
+            state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
+        saved = None
+        if config.resume is not None:
+            saved, wrong = restore(state, config, data, run / runs.LAST)
+            if wrong is not None and distributed.first():
+                report.warning(wrong)
+        else:
+            name = f"{runs.data_name(config.data)}-{config.cell_type}"
+            run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
+        keeper = Keeper(run, state, config, data)
+        keeper.begin(saved)
+        distributed.from_first(lambda: runs.point_to(run))
+        try:
+            _train(run, state, config, data, keeper)
+        except LossNotFinite as error:
+            raise LossNotFinite(f"{error}; {keeper.kept}; a lower --lr may help") from error
+        if distributed.first():
+            report.closing(run, config, data, device)
+        distributed.wait_for_all()
+    return run
+
+
+def _enter(stack: ExitStack, run: Path) -> Path:
+    """Have the run to this process, or these ranks, until the stack is left."""
+
+    def enter() -> None:
+        stack.enter_context(lock.alone_in(run))
+
+    distributed.from_first(enter)
+    return run
+
+
+def _train(run: Path, state: State, config: TrainConfig, data: CocoData, keeper: Keeper) -> None:
+    """Train from where the state is to the end, or until this process is told to stop."""
     objective = make_objective(config, data["train"])
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
+    scored = some_images(data["val"], config.score_images, seed=config.seed)
     with ExitStack() as stack:
         log = None
         if distributed.first():
@@ -176,34 +204,38 @@ def fit(config: TrainConfig) -> Path:
             log = runs.Log(run, tensorboard=config.tensorboard, epochs=begun.epoch, step=begun.step)
             stack.enter_context(closing(log))
         interrupt = stack.enter_context(Interrupt())
+        loading = stack.enter_context(Loading(loader))
         while not finished(state.progress, config):
-            _train_epoch(state, config, objective, replica, loader, interrupt)
-            if not interrupt.agreed:
-                record = _end_epoch(run, state, config, data, scored)
-                if log is not None:
+            record = None
+            try:
+                _train_epoch(state, config, objective, replica, loading, interrupt, keeper)
+                if not interrupt.agreed:
+                    record = interrupt.unless_asked(lambda: _judge(state, config, data, scored))
+            except WorkerLost as error:
+                _save_and_stop(error, run, state, keeper, interrupt)
+            if record is not None:
+                state.progress = state.progress.end_epoch(record, config.objective)
+                if log is not None:  # before the checkpoint, which would not write it again
                     log.write(record)
-                    report.epoch(record, config, best=state.progress.best_epoch == state.progress.epoch)
-            saved = snapshot(state, config, data)
-            if distributed.first():
-                checkpoints.save(run / runs.LAST, saved)
+            keeper.save()
+            if record is not None and distributed.first():
+                report.epoch(record, config, best=state.progress.ends_best_epoch())
             if interrupt.agreed:
                 if distributed.first():
                     report.interrupted(run, state.progress.step)
                 distributed.wait_for_all()  # as no other may end before rank 0 has saved
-                raise KeyboardInterrupt
-    if distributed.first():
-        report.closing(run, config, data, device)
-    distributed.wait_for_all()
-    return run
+                raise interrupt.stopped()
 
 
-def _directory(config: TrainConfig) -> Path:
-    """The run's directory, which from now on is the last one."""
-    if config.resume is None:
-        return runs.create(config.out, f"{runs.data_name(config.data)}-{config.cell_type}")
-    run = runs.find(config.out, config.resume)
-    runs.point_to(run)
-    return run
+def _save_and_stop(lost: WorkerLost, run: Path, state: State, keeper: Keeper, interrupt: Interrupt) -> NoReturn:
+    """A process that loads batches is gone, perhaps by the signal that told all of the program to stop."""
+    if distributed.size() > 1:  # the others are in the middle of a step
+        raise lost
+    keeper.save()
+    if interrupt.asked:
+        report.interrupted(run, state.progress.step)
+        raise interrupt.stopped()
+    raise WorkerLost(f"{lost}; step {state.progress.step} is saved, and --resume goes on from there") from lost
 
 
 def load_data(config: TrainConfig) -> CocoData:
@@ -258,31 +290,39 @@ def _train_epoch(
     config: TrainConfig,
     objective: Objective,
     replica: distributed.Replica,
-    loader: DataLoader[Any],
+    loading: Loading,
     interrupt: Interrupt,
+    keeper: Keeper,
 ) -> None:
-    """What remains of the epoch under way, or as much of it as goes before Ctrl-C."""
-    progress = state.progress
-    order = cast(EpochBatches, loader.batch_sampler)
-    order.set_epoch(progress.epoch, start=progress.position)
-    steps = progress.position + len(order)
+    """What remains of the epoch under way, or as much of it as goes before this process is told to stop."""
+    progress, order = state.progress, loading.order
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
     hidden = None if distributed.first() else True
-    with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
-        for features, batch in _each(loader, interrupt):
+    each = loading.epoch(progress.epoch, progress.position)
+    steps = order.total
+    with (
+        closing(each),
+        tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar,
+    ):
+        for features, batch in each:
+            share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
             try:
-                share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
                 _train_batch(state, config, objective, features, batch, steps, share)
-                interrupt.agree(share.asked)
             except LossNotFinite as error:
-                raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; a lower --lr may help") from None
+                rows = order.rows_at(progress.position)
+                of = not_finite.batch(objective, rows, error.places)
+                raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; {of}") from None
+            interrupt.agree(share.asked)
+            progress.seconds += time.perf_counter() - started
+            started = time.perf_counter()
             bar.set_postfix_str(report.so_far(progress.means()), refresh=False)
             bar.update()
             if interrupt.agreed:
                 break
-    progress.seconds += time.perf_counter() - started
+            if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+                keeper.save()
 
 
 def _train_batch(
@@ -302,38 +342,28 @@ def _train_batch(
     lesson = objective.lesson(model, features, batch, progress.epoch) if len(batch) else Lesson(batch.new_empty(0, 1))
     share = share or distributed.Share.whole(model, len(batch))
     share.counts = [count_words(lesson.captions, model.null), *lesson.rewards()]
-    loss, norm = train_step(
-        model,
-        optimizer,
-        features,
-        lesson.captions,
-        read=lesson.read,
-        weights=lesson.weights,
-        clip=config.clip,
-        amp=config.amp,
-        share=share,
-    )
+    try:
+        loss, norm = train_step(
+            model,
+            optimizer,
+            features,
+            lesson.captions,
+            read=lesson.read,
+            weights=lesson.weights,
+            clip=config.clip,
+            amp=config.amp,
+            share=share,
+        )
+    except LossNotFinite as error:
+        error.places = not_finite.places(model, features, lesson, config.amp)
+        raise
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, int(words), rewards)
 
 
-def _each(loader: DataLoader[Any], interrupt: Interrupt) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loader's batches, until Ctrl-C: in a terminal it reaches the loader's processes as well, and ends them."""
-    batch = iter(loader)
-    while True:
-        try:
-            yield next(batch)
-        except StopIteration:
-            return
-        except RuntimeError:
-            if interrupt.asked:
-                return
-            raise
-
-
-def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:
-    """Validate, keep the best weights, count the epoch; returns its record."""
+def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:
+    """The record of an epoch whose steps are done: how training went, and what the weights are worth now."""
     progress, val = state.progress, data["val"]
     record = {
         "epoch": progress.epoch + 1,
@@ -348,47 +378,4 @@ def _end_epoch(run: Path, state: State, config: TrainConfig, data: CocoData, sco
         raise LossNotFinite(f"epoch {record['epoch']}: the validation loss is {record['val_loss']}")
     if scored:
         record |= distributed.from_first(lambda: score(state.judged, val, scored, max_length=config.max_length))
-    state.progress = progress.next_epoch()
-    if progress.is_beaten_by(record, config.objective):
-        state.progress.best_epoch, state.progress.best_loss = record["epoch"], record["val_loss"]
-        state.progress.best_cider = record.get("CIDEr", -math.inf)
-        if distributed.first():
-            best = snapshot(state, config, data, resumable=False)
-            checkpoints.save(run / runs.BEST, best, keep=False)
-            checkpoints.save_weights(run / runs.WEIGHTS, best)
     return record
-
-
-class Interrupt:
-    """Within the block the first Ctrl-C only sets `asked`, so that no step is cut in two; the second acts at once.
-
-    Attributes:
-        asked: this process was asked to stop.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._agreed = False
-
-    @property
-    def agreed(self) -> bool:
-        """Whether to stop after this step. If any of several ranks was asked, all stop, and after the same step."""
-        return self.asked if distributed.size() == 1 else self._agreed
-
-    def agree(self, asked: bool) -> None:
-        """Some rank was asked before the step."""
-        self._agreed = asked
-
-    def __enter__(self) -> Interrupt:
-        self._main = threading.current_thread() is threading.main_thread()  # elsewhere signals cannot be caught
-        if self._main:
-            self._previous = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self._previous)

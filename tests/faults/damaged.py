@@ -44,9 +44,7 @@ def truncated(cases: int, seed: int, folder: Path) -> Figures:
     return _refuse_all(cases, folder, damage)
 
 
-def _refuse_all(
-    cases: int, folder: Path, damage: Callable[[bytes, list[Region], int], tuple[str, bytes]]
-) -> Figures:
+def _refuse_all(cases: int, folder: Path, damage: Callable[[bytes, list[Region], int], tuple[str, bytes]]) -> Figures:
     """Damage a checkpoint and its weights in turn; each time `load` must refuse in one line."""
     figures = Figures()
     figures.expect("loaded silently", "tracebacks")
@@ -80,7 +78,13 @@ def _regions(path: Path) -> list[Region]:
     if path.suffix == checkpoints.SAFETENSORS:
         body = 8 + int.from_bytes(whole[:8], "little")
         digits = whole.index(b'"sha256":"') + 10
-        parts = {"length": 0, "header": 8, "digits": digits, "rest of the header": digits + seal.DIGITS, "numbers": body}
+        parts = {
+            "length": 0,
+            "header": 8,
+            "digits": digits,
+            "rest of the header": digits + seal.DIGITS,
+            "numbers": body,
+        }
         return _ranges(parts, len(whole))
     with zipfile.ZipFile(path) as archive:
         entries, directory = archive.infolist(), archive.start_dir

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import damaged
+import hostile_checkpoints
 import ranks_killed
+import saving
 from figures import Family
 
-FAMILIES: tuple[Family, ...] = (damaged.FLIPPED, damaged.TRUNCATED, ranks_killed.LOST)
+FAMILIES: tuple[Family, ...] = (
+    damaged.FLIPPED,
+    damaged.TRUNCATED,
+    hostile_checkpoints.HOSTILE,
+    saving.FULL,
+    saving.KILLED,
+    ranks_killed.LOST,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,22 +74,46 @@ class EpochBatches(Sampler[list[int]]):
         """The rows of the whole batch at a position of the epoch, of which `share` may be a part."""
         return min(self.batch_size, self.rows - position * self.batch_size)
 
+    @property
+    def total(self) -> int:
+        """The batches of a whole epoch."""
+        return -(-self.rows // self.batch_size)
+
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size) - self.start
+        return self.total - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.arange(self.rows)
-        if self.shuffle:
-            order = torch.randperm(self.rows, generator=generator(self.seed, self.epoch or 0))
-        for batch in order[self.start * self.batch_size :].split(self.batch_size):
+        for batch in self._order()[self.start * self.batch_size :].split(self.batch_size):
             if len(batch):  # splitting nothing gives one empty piece
                 yield batch[self.share[0] :: self.share[1]].tolist()
 
+    def rows_at(self, position: int) -> list[int]:
+        """The rows of the whole batch at a position of the epoch."""
+        first = position * self.batch_size
+        rows: list[int] = self._order()[first : first + self.batch_size].tolist()
+        return rows
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.rows)
+        return torch.randperm(self.rows, generator=generator(self.seed, self.epoch or 0))
+
     def _checked(self, start: int) -> int:
-        count = -(-self.rows // self.batch_size)
-        if not 0 <= start <= count:
-            raise ValueError(f"start is {start}, but an epoch has {count} batches")
+        if not 0 <= start <= self.total:
+            raise ValueError(f"start is {start}, but an epoch has {self.total} batches")
         return start
+
+
+def _begin_worker(number: int) -> None:
+    """Ctrl-C in a terminal reaches every process; the one that asks for batches answers it, and ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_workers(loader: DataLoader[Batch]) -> None:
+    """End the processes of a loader now, not when it is collected."""
+    if loader._iterator is not None and loader.num_workers:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # torch has no public name for it
+        loader._iterator = None
 
 
 def _whole(batch: Any) -> Any:
@@ -130,5 +155,6 @@ def batches(
         num_workers=workers,
         persistent_workers=workers > 0,
         multiprocessing_context=context if workers else None,
+        worker_init_fn=_begin_worker,
         generator=generator(seed),  # without one, every epoch draws from the global generator
     )

@@ -34,12 +34,22 @@ from torch.utils.data import Dataset
 
 from torch_caption.data import _checks, _download, _stored
 from torch_caption.data import recipe as recipes
-from torch_caption.data._batches import Batch, EpochBatches, batches, generator
+from torch_caption.data._batches import Batch, EpochBatches, batches, end_workers, generator
 from torch_caption.data._checks import DataError
 from torch_caption.data._stored import FeatureFile
 from torch_caption.vocabulary import Vocabulary
 
-__all__ = ["CocoData", "DataError", "EpochBatches", "Split", "batches", "below", "generator", "open_data"]
+__all__ = [
+    "CocoData",
+    "DataError",
+    "EpochBatches",
+    "Split",
+    "batches",
+    "below",
+    "end_workers",
+    "generator",
+    "open_data",
+]
 
 IN_MEMORY_LIMIT = 2**30
 """`in_memory="auto"` holds the features in memory if those of all splits together take at most 1 GiB."""

@@ -1,0 +1,82 @@
+"""How a program ends: with an exit status, and with one line about what went wrong.
+
+Nothing heavy is imported here, so that a program can be told to stop while it still loads torch.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Failure(Exception):
+    """What ends a program with one line, and is no mistake of its user's.
+
+    Attributes:
+        status: the exit status.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the program to end: SIGINT, which is Ctrl-C, or SIGTERM.
+
+    Attributes:
+        status: the exit status, 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+def guarded(main: Callable[[], object]) -> int:
+    """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C,
+    143 for SIGTERM, 141 where nobody reads the output any longer.
+
+    What went wrong goes to stderr as one line.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
+    try:
+        with _terminable():
+            main()
+            sys.stdout.flush()
+    except KeyboardInterrupt as stopped:
+        return stopped.status if isinstance(stopped, Stopped) else 130
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
+        return 141
+    except (Failure, ValueError, OSError, ArithmeticError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, Failure):
+            return error.status
+        return 1 if isinstance(error, ArithmeticError) else 2
+    return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """In the block SIGTERM raises, as Ctrl-C does, so that what is open is closed; unless it is cared for already."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)

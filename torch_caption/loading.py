@@ -1,0 +1,106 @@
+"""The processes that load batches: how they begin, end, and are missed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, cast
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from torch_caption.data.coco import EpochBatches, end_workers
+from torch_caption.ending import Failure
+
+Batch = tuple[Tensor, Tensor]
+
+
+class WorkerLost(Failure):
+    """A process that loads batches was killed."""
+
+
+class Loading:
+    """A loader within a block, at whose end its processes end.
+
+    torch tells that one of them has died by an exception in whatever the main thread is doing, which may be half a step
+    or half a file. Here it is told when the next batch is asked for, and at no other time. Ctrl-C in a terminal is for
+    all processes of a program; those that load leave it to the one that trains.
+    """
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self.order = cast(EpochBatches, loader.batch_sampler)
+        self._loader = loader
+        self._theirs: Any = None
+        self._waiting = False
+        self._died = False
+
+    def __enter__(self) -> Loading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end_workers(self._loader)
+        if self._theirs is not None:
+            signal.signal(signal.SIGCHLD, self._theirs)
+            self._theirs = None
+
+    def epoch(self, number: int, start: int) -> Generator[Batch, None, None]:
+        """The batches of an epoch from the given one on.
+
+        Raises:
+            WorkerLost: a process that loads them was killed.
+        """
+        self.order.set_epoch(number, start=start)
+        with _without_interrupts(self._loader):
+            batches = iter(self._loader)
+        self._hold_back()
+        while (batch := self._next(batches)) is not None:
+            yield batch
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        try:
+            self._waiting = True
+            if self._died:
+                self._theirs(signal.SIGCHLD, None)
+            batch = next(batches, None)
+            self._waiting = False
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkerLost(f"a process that loads batches was lost: {' '.join(str(error).split())}") from error
+        return batch
+
+    def _hold_back(self) -> None:
+        """Stand between torch and its processes' deaths, which it hears of from its first loader on."""
+        if not self._loader.num_workers or not hasattr(signal, "SIGCHLD") or self._theirs is not None:
+            return
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            self._theirs = handler
+            signal.signal(signal.SIGCHLD, self._on_death)
+
+    def _on_death(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting:
+            self._theirs(number, frame)
+        else:
+            self._died = True
+
+
+@contextmanager
+def _without_interrupts(loader: DataLoader[Batch]) -> Iterator[None]:
+    """In the block Ctrl-C waits, and the processes that are started never hear it, not even while they start."""
+    if not loader.num_workers or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    if multiprocessing.get_start_method() != "fork":  # what goes with it would let Ctrl-C in again when it is started
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
