@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "plots": {"data"},
     "description": {"captioner", "captioning", "data", "vocabulary"},
     "config": {"files"},
+    "distributed": {"ending"},
+    "ending": set(),
     "files": set(),
     "seal": set(),
     "archive": set(),
@@ -113,6 +115,13 @@ def test_there_is_no_circle():
 def test_modules_of_a_folder_make_no_circle():
     graph = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
     TopologicalSorter(graph).prepare()
+
+
+def test_one_module_knows_of_several_processes():
+    engines = ("torch.distributed", "torch.nn.parallel")
+    assert {m for m, path in MODULES.items() if any(name.startswith(engines) for name in imports(path))} == {
+        "torch_caption.distributed"
+    }
 
 
 def test_functions_import_torch_alone():

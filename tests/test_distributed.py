@@ -326,11 +326,12 @@ def check_a_compiled_model_has_the_same_gradient(folder: Path, size: int) -> Non
     data = data_of(config)
     model = begin(config, data, CPU).model
     rows = [list(range(k, 8, size)) for k in range(size)]
-    shares = [data["train"].__getitems__(own) for own in rows]
+    shares = [(features, captions[:, :4]) for features, captions in map(data["train"].__getitems__, rows)]
     expected = torch.autograd.grad(sum(model(f.double(), c) for f, c in shares) / size, list(model.parameters()))
     model.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     features, captions = shares[distributed.rank()]
-    distributed.Replica(model).share(4, 8).loss(features.double(), captions).backward()
+    replica = distributed.Replica(model)  # whose hooks go with it
+    replica.share(4, 8).loss(features.double(), captions).backward()
     for weight, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-11, atol=1e-14)
 
@@ -409,16 +410,29 @@ def ended(folder: Path, *flags: str, **options: Any) -> tuple[int, str, str]:
 
 
 def test_torchrun_trains_one_model(tmp_path: Path) -> None:
-    """Rank 0 prints and writes for all; as many threads as asked for."""
+    """Rank 0 prints and writes for all. Told to stop, all do after the same step, and go on from there."""
     data = write_tiny(tmp_path / "tiny")
-    status, out, err = ended(tmp_path, "--data", str(data), "--epochs", "2", "--threads", "1")
-    assert status == 0, err
-    assert out.count("epoch 1/2") == out.count("run       ") == 1
+    flags = ["--data", str(data), "--threads", "1", "--workers", "1", "--epochs", "100000", "--patience", "0"]
+    process = ranked.start(tmp_path, *flags)
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("epoch  ") for line in lines)
+    assert set(ranked.pids(tmp_path)) == {0, 1}
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0
     assert ranked.errors(err) == []
+    (told,) = [line for line in out.splitlines() if line.startswith("stopped after step ")]
     run = runs.find(tmp_path / "runs")
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == [run.name]
-    assert len(runs.read(run)) == 2
-    assert set(ranked.pids(tmp_path)) == {0, 1}
+    saved = checkpoints.load(run / "last.pt")
+    assert told.startswith(f"stopped after step {saved.progress['step']}, which is saved")
+    assert saved.random is not None
+    assert len(saved.random["ranks"]) == 1
+    epochs = saved.progress["epoch"] + 1
+    status, out, err = ended(tmp_path, "--resume", "last", "--epochs", str(epochs))
+    assert status == 0, err
+    assert out.count(f"epoch {epochs}/{epochs}") == 1
+    assert [record["epoch"] for record in runs.read(run)] == list(range(1, epochs + 1))
 
 
 def test_a_mistake_of_the_command_line_is_told_once(tmp_path: Path) -> None:
