@@ -118,4 +118,4 @@ def _lives(pid: int) -> bool:
         return False
 
 
-LOST = Family("ranks lost", lost, short=3, full=21)
+LOST = Family("ranks lost", lost, short=2, full=21)
