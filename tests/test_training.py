@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import multiprocessing
+import os
+import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -19,14 +24,16 @@ from tiny import write_tiny
 from torch import Tensor
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import runs, training
+from torch_caption import files, lock, runs, training
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import describe, draw, looked, some_images
 from torch_caption.cells import CELLS
-from torch_caption.checkpoint import CheckpointError
+from torch_caption.checkpoint import Checkpoint, CheckpointError
 from torch_caption.config import ConfigError, TrainConfig
-from torch_caption.data.coco import CocoData, batches, open_data
-from torch_caption.state import Progress, State, begin, restore
+from torch_caption.data.coco import CocoData, EpochBatches, batches, open_data
+from torch_caption.ending import Stopped, guarded
+from torch_caption.loading import WorkerLost
+from torch_caption.state import Progress, State, begin, restore, snapshot
 from torch_caption.training import LossNotFinite, fit, learning_rate, score, train_step, validate
 
 CPU = torch.device("cpu")
@@ -425,6 +432,7 @@ def test_a_run_holds_what_came_of_it(config: TrainConfig) -> None:
         "best.safetensors",
         "last.pt",
         "last.previous.pt",
+        "lock",
         "metrics.jsonl",
         "loss.png",
         "gallery.png",
@@ -457,15 +465,15 @@ def weights_equal(run: Path, other: Path) -> bool:
 
 
 @pytest.fixture
-def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """`stopping(n)`: Ctrl-C in the middle of the n-th step from now."""
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`stopping(n)`: Ctrl-C, or another signal, in the middle of the n-th step from now."""
 
-    def stop(step: int) -> None:
+    def stop(step: int, number: int = signal.SIGINT) -> None:
         steps = iter(range(1, 10**6))
 
         def stopped(*args: Any, **kwargs: Any) -> tuple[float, float]:
             if next(steps) == step:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
             return train_step(*args, **kwargs)
 
         monkeypatch.setattr(training, "train_step", stopped)
@@ -541,14 +549,13 @@ def test_an_epoch_that_died_before_its_checkpoint_leaves_no_trace(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fit(config)
-    snapshot = training.snapshot
 
-    def dies(state: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("resumable", True) and state.progress.epoch == 2:
+    def dies(state: State, *args: Any) -> Checkpoint:
+        if state.progress.epoch == 2:
             raise OSError("No space left on device")
-        return snapshot(state, *args, **kwargs)
+        return snapshot(state, *args)
 
-    monkeypatch.setattr(training, "snapshot", dies)
+    monkeypatch.setattr("torch_caption.state.snapshot", dies)
     with pytest.raises(OSError, match="No space left"):
         fit(config)
     run = runs.find(config.out)
@@ -595,23 +602,233 @@ def test_what_cannot_be_resumed(config: TrainConfig, stopping: Callable[[int], N
         fit(replace(config, resume="last"))
 
 
+# Stopped and killed at other moments ----------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What nobody catches: the process is gone."""
+
+
 @pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C raises, also where a shell that ran the tests in the background had them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn and judged in the end."""
+    monkeypatch.setattr("torch_caption.report.closing", lambda *_: None)
 
 
-@pytest.mark.usefixtures("interruptible")
-def test_a_second_interrupt_acts_at_once() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with training.Interrupt() as interrupt:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupt.asked
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+def assert_same(whole: Path, run: Path) -> None:
+    """Weights, best weights in both files, and records."""
+    assert weights_equal(whole, run)
+    assert weights_equal_best(whole, run)
+    ours, theirs = (weights_of(r, "best.safetensors") for r in (whole, run))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert records_of(whole) == records_of(run)
+    for name in ("best.pt", "last.pt"):
+        assert checkpoints.load(whole / name).progress == checkpoints.load(run / name).progress
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("every", [0, 2])
+def test_whoever_dies_between_two_files_loses_nothing(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Before each file that is written, and before each record."""
+    config = replace(config, epochs=2, ema=0.5, checkpoint_every=every)
+    whole = fit(config)
+    written, place = 0, 0
+
+    def dying(write: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*args: Any, **kwargs: Any) -> None:
+            nonlocal written
+            written += 1
+            if written == place:
+                raise Killed
+            write(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr("torch_caption.files.replace", dying(files.replace))
+    monkeypatch.setattr(runs.Log, "write", dying(runs.Log.write))
+    dead = config.out / "other"
+    while True:
+        place, written = place + 1, 0
+        shutil.rmtree(dead, ignore_errors=True)
+        try:
+            run = fit(replace(config, out=dead))
+            break
+        except Killed:
+            pass
+        begun = (dead / runs.POINTER).exists()
+        run = fit(replace(config, out=dead, resume="last" if begun else None))
+        assert_same(whole, run)
+    assert_same(whole, run)
+    assert place == 1 + 3 + 2 * 4 + (5 if every else 0)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("cell_type", "workers"), [("rnn", 0), ("lstm", 2), ("attention", 0)])
+def test_a_run_that_was_told_to_end_goes_on(
+    config: TrainConfig, stopping: Callable[..., None], cell_type: str, workers: int
+) -> None:
+    config = replace(config, cell_type=cell_type, workers=workers)
+    whole = fit(config)
+    stopping(8, signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        fit(config)
+    assert stopped.value.status == 143
+    stopping(10**6)
+    assert_same(whole, fit(replace(config, resume="last", checkpoint_every=4)))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("where", ["torch_caption.training.validate", "torch_caption.training.score"])
+def test_validation_is_cut_off_and_made_again(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = fit(config)
+    calls = iter(range(9))
+    judge = {"validate": validate, "score": score}[where.rpartition(".")[2]]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("it went on")
+        return judge(*args, **kwargs)
+
+    monkeypatch.setattr(where, interrupted)
+    with pytest.raises(Stopped):
+        fit(config)
+    run = runs.find(config.out)
+    progress = checkpoints.load(run / "last.pt").progress
+    assert (progress["epoch"], progress["position"], progress["step"]) == (1, 5, 10)
+    assert "stopped after step 10, which is saved" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert_same(whole, fit(replace(config, resume="last")))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_what_is_being_saved_is_saved(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: int, place: int
+) -> None:
+    """Told to end while it saves in the middle of an epoch, at its end, and in the last step of all."""
+    config = replace(config, epochs=1, checkpoint_every=3)
+    whole = fit(config)
+    save, calls = checkpoints.save, iter(range(99))
+
+    def interrupted(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == "last.pt" and next(calls) == place:
+            signal.raise_signal(number)
+        save(path, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save", interrupted)
+    if place < 3:  # at steps 0, 3 and 5
+        with pytest.raises(Stopped):
+            fit(config)
+    else:
+        fit(config)
+    run = runs.find(config.out)
+    assert checkpoints.load(run / "last.pt").progress["step"] == {1: 4, 2: 5, 3: 5}[place]
+    monkeypatch.undo()
+    assert_same(whole, fit(replace(config, resume="last")))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent to processes there")
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("told", [False, True])
+def test_a_lost_worker_stops_the_run_after_a_whole_step(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """All processes of a program may be told to end together; those that load do so at once."""
+    config = replace(config, workers=2, batch_size=2)
+    whole = fit(config)
+    steps = iter(range(10**6))
+
+    def struck(*args: Any, **kwargs: Any) -> tuple[float, float]:
+        if next(steps) == 14:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)
+                worker.join()
+            if told:
+                signal.raise_signal(signal.SIGTERM)
+        return train_step(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_step", struck)
+    kind, message = (
+        (Stopped, "SIGTERM") if told else (WorkerLost, r"was lost: .*; step \d+ is saved, and --resume goes")
+    )
+    with pytest.raises(kind, match=message):
+        fit(config)
+    saved = checkpoints.load(runs.find(config.out) / "last.pt").progress["step"]
+    assert saved >= 15
+    assert not told or saved == 15
+    assert not multiprocessing.active_children()
+    assert_same(whole, fit(replace(config, resume="last")))
+
+
+@pytest.mark.usefixtures("quiet")
+def test_the_checkpoint_before_a_damaged_one_is_taken(
+    config: TrainConfig, stopping: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = fit(config)
+    stopping(12)
+    with pytest.raises(Stopped):
+        fit(config)
+    run = runs.find(config.out)
+    content = (run / "last.pt").read_bytes()
+    (run / "last.pt").write_bytes(content[:-100])
+    stopping(10**6)
+    capsys.readouterr()
+    assert_same(whole, fit(replace(config, resume="last")))
+    err = capsys.readouterr().err
+    assert err.startswith(f"warning: {run / 'last.pt'}: ")
+    assert err.endswith("which is of step 10\n")
+
+
+def test_two_do_not_train_in_one_folder(config: TrainConfig) -> None:
+    run = fit(replace(config, epochs=1))
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with lock.alone_in(run):
+        held = (run / lock.NAME).read_bytes()
+        with pytest.raises(lock.RunInUse, match=r"tiny-rnn-1: process \d+ on .* trains there"):
+            fit(replace(config, resume="last", epochs=2))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before | {lock.NAME: held}
+
+
+def test_a_run_can_be_taken_up_from_its_first_moment(config: TrainConfig, stopping: Callable[..., None]) -> None:
+    """Killed in its first step, it has its settings, and its first weights."""
+    whole = fit(config)
+    stopping(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_step", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            fit(config)
+    stopping(10**6)
+    run = runs.find(config.out)
+    assert checkpoints.load(run / "last.pt").progress["step"] == 0
+    assert_same(whole, fit(TrainConfig.from_plain(checkpoints.load(run / "last.pt").config | {"resume": run.name})))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+@pytest.mark.usefixtures("quiet")
+def test_no_descriptor_is_left_open(config: TrainConfig, stopping: Callable[..., None]) -> None:
+    """By whole runs, stopped ones and ones that go on, with processes that load and TensorBoard."""
+
+    def once() -> int:
+        stopping(7)
+        with pytest.raises(Stopped):
+            fit(loud)
+        stopping(10**6)
+        fit(replace(loud, resume="last"))
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    loud = replace(config, workers=2, tensorboard=True, epochs=2)
+    counts = [once() for _ in range(3)]
+    assert counts[0] == counts[1] == counts[2]
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -624,11 +841,61 @@ def test_a_loss_that_is_no_number_stops_the_run(config: TrainConfig, monkeypatch
         return train_step(model, *args, **kwargs)
 
     monkeypatch.setattr(training, "train_step", poisoned)
-    with pytest.raises(LossNotFinite, match=r"epoch 2/3, step 8: the loss is nan"):
+    with pytest.raises(LossNotFinite) as stopped:
         fit(config)
-    kept = checkpoints.load(runs.find(config.out) / "last.pt")
+    order = EpochBatches(24, 5)
+    order.set_epoch(1)
+    rows = ", ".join(map(str, order.rows_at(2)))
+    run = runs.find(config.out)
+    assert str(stopped.value) == (
+        f"epoch 2/3, step 8: the loss is nan; the batch is rows {rows} of train, none of which has a finite loss "
+        f"alone; {run / 'last.pt'} is that of step 5; a lower --lr may help"
+    )
+    kept = checkpoints.load(run / "last.pt")
     assert kept.progress["step"] == 5
     assert all(weight.isfinite().all() for weight in kept.weights.values())
+
+
+@pytest.mark.parametrize("objective", ["xe", "scst"])
+def test_the_caption_without_a_finite_loss_is_named(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    if objective == "scst":
+        config = replace(config, objective="scst", init_from=fit(config))
+    load_data = training.load_data
+
+    def poisoned(config: TrainConfig) -> CocoData:
+        data = load_data(config)
+        features = data["train"]._features
+        assert isinstance(features, Tensor)
+        features[4] = math.nan
+        return data
+
+    monkeypatch.setattr(training, "load_data", poisoned)
+    with pytest.raises(LossNotFinite) as stopped:
+        fit(replace(config, feature_dropout=0.0))
+    named = {"xe": r"row [89] \(image 4\)", "scst": "image 4"}[objective]
+    assert re.search(
+        rf"alone without a finite loss: {named} of train; .*last\.pt is that of step 0; ", str(stopped.value)
+    )
+
+
+def test_a_gradient_that_is_no_number_has_no_caption(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    with pytest.raises(
+        LossNotFinite, match=r"step 1: the gradient's norm is inf; .*, each of which alone has a finite loss"
+    ):
+        fit(config)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step may come to them from a loss and gradient that are finite."""
+    config = replace(config, lr=1e39, lr_schedule="constant", checkpoint_every=1, clip=0.0)
+    assert guarded(lambda: fit(config)) == 1
+    err = capsys.readouterr().err
+    run = runs.find(config.out)
+    assert re.fullmatch(r"error: after step 1: .*not finite; .*last\.pt is that of step 0; .*\n", err)
+    assert checkpoints.load(run / "last.pt").progress["step"] == 0
 
 
 def test_a_gradient_that_is_no_number_leaves_the_weights(data: CocoData) -> None:
@@ -696,6 +963,7 @@ def test_progress_says_when_to_end() -> None:
     [
         ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
         ({"epochs": 0}, "--epochs must be at least 1, not 0"),
+        ({"checkpoint_every": -1}, "--checkpoint-every must be at least 0, not -1"),
         ({"workers": -1}, "--workers must be at least 0, not -1"),
         ({"max_train": 0}, "--max-train must be at least 1, not 0"),
         ({"lr": math.nan}, "--lr must be a positive number, not nan"),
@@ -786,18 +1054,3 @@ def test_an_optimizer_of_another_model_is_refused(config: TrainConfig, data: Coc
     refuse(lambda o: o.update(state=3))
     refuse(lambda o: o.update(param_groups=[1, 2]))
     refuse(lambda o: o["param_groups"][1].update(lr=-1.0))
-
-
-def test_runs_are_numbered(tmp_path: Path) -> None:
-    for number in (1, 2):
-        assert runs.create(tmp_path, "tiny-rnn").name == f"tiny-rnn-{number}"
-    (tmp_path / "tiny-rnn-9").mkdir()
-    (tmp_path / "tiny-rnn-old").mkdir()
-    assert runs.create(tmp_path, "tiny-rnn").name == "tiny-rnn-10"
-    assert runs.create(tmp_path, "tiny-lstm").name == "tiny-lstm-1"
-    assert runs.find(tmp_path).name == "tiny-lstm-1"
-    assert runs.find(tmp_path, "tiny-rnn-2") == tmp_path / "tiny-rnn-2"
-    assert runs.find("nowhere", str(tmp_path / "tiny-rnn-2")) == tmp_path / "tiny-rnn-2"
-    (tmp_path / "tiny-lstm-1").rmdir()
-    with pytest.raises(CheckpointError, match="which is not there"):
-        runs.find(tmp_path)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import cast
 
 
 class Failure(Exception):
@@ -27,15 +28,21 @@ class Failure(Exception):
         self.status = status
 
 
+class Cut(BaseException):
+    """A signal ended what only looks, and changes nothing, from within."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asked the program to end: SIGINT, which is Ctrl-C, or SIGTERM.
 
     Attributes:
-        status: the exit status, 128 and the signal's number, as shells have it.
+        number: the signal's.
+        status: the exit status, 128 and that number, as shells have it.
     """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.status = 128 + number
 
 
@@ -49,7 +56,7 @@ def guarded(main: Callable[[], object]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
     try:
-        with _terminable():
+        with _terminable(), _heeded():
             main()
             sys.stdout.flush()
     except KeyboardInterrupt as stopped:
@@ -77,6 +84,37 @@ def _terminable() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is _stop:  # a rank of several that has its say lets nothing stop it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _heeded() -> Iterator[None]:
+    """In the block a stop that Python would only report is raised once more, a moment later.
+
+    It may be raised in the callback of a weak reference or in a `__del__`, and what is raised there goes no further.
+    """
+    report = sys.unraisablehook
+
+    def heed(unraisable: sys.UnraisableHookArgs) -> None:
+        stopped = unraisable.exc_value
+        if isinstance(stopped, KeyboardInterrupt):
+            number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
+            threading.Timer(0.01, _send, (number,)).start()
+        elif not isinstance(stopped, Cut):
+            report(unraisable)
+
+    sys.unraisablehook = heed
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+
+
+def _send(number: int) -> None:
+    """The signal to the main thread, whatever it waits for."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(cast(int, threading.main_thread().ident), number)
+    else:
+        signal.raise_signal(number)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from torch_caption import distributed
-from torch_caption.ending import Stopped
+from torch_caption.ending import Cut, Stopped
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,7 +48,7 @@ class Interrupt:
             self._only_looking = distributed.size() == 1
             found = look()
             self._only_looking = False
-        except _Cut:
+        except Cut:
             return None
         finally:
             self._only_looking = False
@@ -72,8 +72,4 @@ class Interrupt:
         self._number = number
         self.__exit__()
         if self._only_looking:
-            raise _Cut
-
-
-class _Cut(BaseException):
-    """Ends what only looks, from within."""
+            raise Cut

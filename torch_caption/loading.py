@@ -35,7 +35,6 @@ class Loading:
         self.order = cast(EpochBatches, loader.batch_sampler)
         self._loader = loader
         self._theirs: Any = None
-        self._waiting = False
         self._died = False
 
     def __enter__(self) -> Loading:
@@ -62,16 +61,13 @@ class Loading:
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         try:
-            self._waiting = True
             if self._died:
                 self._theirs(signal.SIGCHLD, None)
-            batch = next(batches, None)
-            self._waiting = False
+            return next(batches, None)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise WorkerLost(f"a process that loads batches was lost: {' '.join(str(error).split())}") from error
-        return batch
 
     def _hold_back(self) -> None:
         """Stand between torch and its processes' deaths, which it hears of from its first loader on."""
@@ -83,10 +79,7 @@ class Loading:
             signal.signal(signal.SIGCHLD, self._on_death)
 
     def _on_death(self, number: int, frame: FrameType | None) -> None:
-        if self._waiting:
-            self._theirs(number, frame)
-        else:
-            self._died = True
+        self._died = True  # if a batch of that process is waited for just now, torch will find out in some seconds
 
 
 @contextmanager
@@ -95,7 +88,8 @@ def _without_interrupts(loader: DataLoader[Batch]) -> Iterator[None]:
     if not loader.num_workers or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    if multiprocessing.get_start_method() != "fork":  # what goes with it would let Ctrl-C in again when it is started
+    context: Any = loader.multiprocessing_context or multiprocessing
+    if context.get_start_method() != "fork":  # what goes with it lets Ctrl-C in again when it is started
         from multiprocessing import resource_tracker
 
         resource_tracker.ensure_running()

@@ -18,11 +18,13 @@ SHOWN = 8
 class LossNotFinite(ArithmeticError):
     """The loss or its gradient is no number any more.
 
-    Attributes:
-        places: of a batch, as `places` finds them.
+    Args:
+        places: where in the batch, as far as that is known.
     """
 
-    places: Sequence[int] = ()
+    def __init__(self, message: str, places: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.places = places
 
 
 @torch.no_grad()
@@ -38,6 +40,15 @@ def places(model: CaptioningRNN, features: Tensor, lesson: Lesson, amp: str) -> 
         if not math.isfinite(float(loss)):
             found.append(k)
     return found
+
+
+@torch.no_grad()
+def scoreless(model: CaptioningRNN, features: Tensor) -> list[int]:
+    """The places of images whose first word has scores that are not finite."""
+    start = torch.full((len(features),), model.start or 0, device=features.device)
+    scores, _ = model.step(start, model.begin(features))
+    places: list[int] = (~scores.isfinite().all(1)).nonzero().flatten().tolist()
+    return places
 
 
 def batch(objective: Objective, rows: Sequence[int], found: Sequence[int]) -> str:

@@ -154,6 +154,7 @@ def fit(config: TrainConfig) -> Path:
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
         data = load_data(config)
+        scored = some_images(data["val"], config.score_images, seed=config.seed)
         state = begin(config, data, device)
         if config.compile:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
@@ -170,7 +171,7 @@ def fit(config: TrainConfig) -> Path:
         keeper.begin(saved)
         distributed.from_first(lambda: runs.point_to(run))
         try:
-            _train(run, state, config, data, keeper)
+            _train(run, state, config, data, scored, keeper)
         except LossNotFinite as error:
             raise LossNotFinite(f"{error}; {keeper.kept}; a lower --lr may help") from error
         if distributed.first():
@@ -189,13 +190,12 @@ def _enter(stack: ExitStack, run: Path) -> Path:
     return run
 
 
-def _train(run: Path, state: State, config: TrainConfig, data: CocoData, keeper: Keeper) -> None:
+def _train(run: Path, state: State, config: TrainConfig, data: CocoData, scored: list[int], keeper: Keeper) -> None:
     """Train from where the state is to the end, or until this process is told to stop."""
     objective = make_objective(config, data["train"])
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
-    scored = some_images(data["val"], config.score_images, seed=config.seed)
     with ExitStack() as stack:
         log = None
         if distributed.first():
@@ -339,7 +339,7 @@ def _train_batch(
         group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
     features = dropout(features, config.feature_dropout).to(model.W_proj)
     batch = batch.to(features.device)
-    lesson = objective.lesson(model, features, batch, progress.epoch) if len(batch) else Lesson(batch.new_empty(0, 1))
+    lesson = _lesson(objective, model, features, batch, progress.epoch)
     share = share or distributed.Share.whole(model, len(batch))
     share.counts = [count_words(lesson.captions, model.null), *lesson.rewards()]
     try:
@@ -355,11 +355,27 @@ def _train_batch(
             share=share,
         )
     except LossNotFinite as error:
-        error.places = not_finite.places(model, features, lesson, config.amp)
-        raise
+        raise LossNotFinite(str(error), not_finite.places(model, features, lesson, config.amp)) from error
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, int(words), rewards)
+
+
+def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
+    """The batch's lesson; none of a rank that has no rows.
+
+    Raises:
+        LossNotFinite: the model is to say something itself, and its scores are no numbers.
+    """
+    if not len(batch):
+        return Lesson(batch.new_empty(0, 1))
+    try:
+        return objective.lesson(model, features, batch, epoch)
+    except (ValueError, RuntimeError) as error:
+        places = not_finite.scoreless(model, features)
+        if not places:
+            raise
+        raise LossNotFinite("the scores of what the model says itself are not finite", places) from error
 
 
 def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import damaged
 import hostile_checkpoints
+import kills_in_training
 import ranks_killed
 import saving
 from figures import Family
@@ -14,5 +15,6 @@ FAMILIES: tuple[Family, ...] = (
     hostile_checkpoints.HOSTILE,
     saving.FULL,
     saving.KILLED,
+    kills_in_training.KILLED,
     ranks_killed.LOST,
 )

@@ -1,0 +1,102 @@
+"""The processes that load batches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from tiny import write_tiny
+
+from torch_caption.data.coco import Split, batches, open_data
+from torch_caption.loading import Loading, WorkerLost
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent to processes there")
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    return open_data(write_tiny(tmp_path_factory.mktemp("data") / "tiny"))["train"]
+
+
+def workers_of(loading: Loading) -> list[int]:
+    return [worker.pid for worker in loading._loader._iterator._workers]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_ctrl_c_is_for_the_one_that_trains(split: Split, context: str) -> None:
+    """In a terminal it reaches all, at any moment: also one in which the processes are only beginning."""
+    expected = [batch for _, batch in batches(split, 5, seed=1)]
+    with Loading(batches(split, 5, seed=1, workers=2, context=context)) as loading:
+        for number in range(2):
+            found = []
+            for _, batch in loading.epoch(0, 0):
+                found.append(batch)
+                for pid in workers_of(loading):
+                    os.kill(pid, signal.SIGINT)
+            if number == 0:
+                assert all(map(torch.equal, found, expected))
+            assert len(found) == 5
+        pids = workers_of(loading)
+    assert not any(map(alive, pids))
+
+
+def test_while_they_start_ctrl_c_waits(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they begin with it blocked."""
+    blocked = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    fork = os.fork
+
+    def watched() -> int:
+        blocked.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set()))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", watched)
+    with Loading(batches(split, 5, workers=1, context="fork")) as loading:
+        next(loading.epoch(0, 0))
+    assert blocked == [True]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_death_is_told_when_a_batch_is_asked_for(split: Split, number: signal.Signals) -> None:
+    """And not in whatever happens meanwhile, which may be half a step."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    with Loading(batches(split, 1, workers=2, context="fork")) as loading:
+        each = loading.epoch(0, 0)
+        next(each)
+        for pid in workers_of(loading):
+            os.kill(pid, number)
+        end = time.monotonic() + 20
+        while not loading._died and time.monotonic() < end:
+            time.sleep(0.01)
+        assert loading._died
+        with pytest.raises(WorkerLost, match=r"^a process that loads batches was lost: DataLoader worker \(pid"):
+            for _ in each:
+                pass
+    if callable(handler):
+        assert signal.getsignal(signal.SIGCHLD) is not loading._on_death
+
+
+def test_it_goes_on_in_the_middle_of_an_epoch(split: Split) -> None:
+    whole = [batch for _, batch in Loading(batches(split, 5, seed=3)).epoch(2, 0)]
+    rest = [batch for _, batch in Loading(batches(split, 5, seed=3)).epoch(2, 3)]
+    assert len(rest) == 2
+    assert all(map(torch.equal, rest, whole[3:]))
+
+
+def test_what_else_goes_wrong_is_told_as_it_is(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Split, "__getitems__", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"), Loading(batches(split, 5)) as loading:
+        next(loading.epoch(0, 0))

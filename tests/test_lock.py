@@ -1,0 +1,84 @@
+"""One process in a run's directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from torch_caption.lock import RunInUse, alone_in
+
+ROOT = Path(__file__).resolve().parent.parent
+HOLDER = """
+import sys, time
+from pathlib import Path
+from torch_caption.lock import alone_in
+with alone_in(Path(sys.argv[1])):
+    {more}
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(run: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]:
+    """Another process in the run's directory, until its standard input ends."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", HOLDER.format(more=more), str(run)]
+    with subprocess.Popen(command, cwd=ROOT, text=True, encoding="utf-8", **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        for _ in range(2):  # being refused changes nothing
+            with pytest.raises(RunInUse) as refused, alone_in(tmp_path):
+                pass
+            assert "\n" not in str(refused.value)
+            assert str(refused.value).startswith(f"{tmp_path}: ")
+            if os.name == "posix":
+                assert re.search(rf"\bprocess {process.pid} on \S+ trains there; ", str(refused.value))
+        process.communicate()
+        with alone_in(tmp_path):
+            pass
+
+
+def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        process.kill()
+        process.wait()
+        with alone_in(tmp_path):
+            pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_nor_do_its_forks(tmp_path: Path) -> None:
+    """As those that load batches, which take a while to find out."""
+    more = "import os; os.fork() or (os.close(1), time.sleep(10), os._exit(0))"
+    with holder(tmp_path, more) as process:
+        process.kill()
+        process.wait()
+        with alone_in(tmp_path):
+            pass
+
+
+def test_one_process_enters_once_and_again_later(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(RunInUse), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+def test_it_is_left_with_an_error_as_well(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no room"), alone_in(tmp_path):
+        raise OSError("no room")
+    with alone_in(tmp_path):
+        pass
