@@ -36,6 +36,7 @@ from torch_caption.cells import CELLS
 from torch_caption.command_line import train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import CocoData, EpochBatches, batches, open_data
+from torch_caption.dropout import dropout
 from torch_caption.objectives import Lesson, make_objective
 from torch_caption.state import begin
 from torch_caption.training import fit, train_step, validate
@@ -263,7 +264,7 @@ def check_ranks_drop_differently_and_learn_the_same(folder: Path, size: int) -> 
     config = config_of(folder, dropout=0.5)
     state = begin(config, data_of(config), CPU)
     assert len({json.dumps(weight) for weight in distributed.gathered(state.model.W_proj.tolist())}) == 1
-    masks = distributed.gathered(training.dropout(torch.ones(40), 0.5).tolist())
+    masks = distributed.gathered(dropout(torch.ones(40), 0.5).tolist())
     assert len({tuple(mask) for mask in masks}) == size
     _, weights = steps(config, SGD)
     for other in distributed.gathered(weights):
