@@ -19,5 +19,6 @@ of these is not timed.
     loading.py    batches from HDF5
     memory.py     the peak of the loss over a large vocabulary
     epoch.py      training.py's own loop
+    distributed.py  several processes: on paper for many, measured for two
     gpu.py        the step on a GPU, launched, captured and compiled
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import decoding, epoch, gpu, growth, loading, machine, memory, step
+from benchmarks import decoding, distributed, epoch, gpu, growth, loading, machine, memory, step
 from benchmarks.options import Options, Part
 from benchmarks.tables import Table, paragraph
 
@@ -20,6 +20,7 @@ MEASURES: dict[Part, Callable[[Options], Iterator[Table]]] = {
     "growth": growth.tables,
     "memory": memory.tables,
     "epoch": epoch.tables,
+    "distributed": distributed.tables,
     "gpu": gpu.tables,
 }
 

@@ -121,6 +121,13 @@ def test_modules_of_a_folder_make_no_circle():
     TopologicalSorter(graph).prepare()
 
 
+def test_one_module_knows_of_several_processes():
+    engines = ("torch.distributed", "torch.nn.parallel")
+    assert {m for m, path in MODULES.items() if any(name.startswith(engines) for name in imports(path))} == {
+        "torch_caption.distributed"
+    }
+
+
 def test_functions_import_torch_alone():
     for path in sources(PACKAGE / "functions"):
         roots = {name.split(".")[0] for name in imports(path)}

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks import agreement, assignment, decoding, gpu, loading, memory, peers, step, timing, workload
+from benchmarks import agreement, assignment, decoding, distributed, gpu, loading, memory, peers, step, timing, workload
 from benchmarks.__main__ import main
 from benchmarks.agreement import Disagreement
 from benchmarks.options import PARTS, Options
@@ -249,6 +249,14 @@ def test_another_loss_over_a_large_vocabulary_ends_the_run(monkeypatch):
     ran = run("--only", "memory")
     assert ran.status == 1
     assert ran.err.startswith(f"error: memory, {memory.A}: loss is ")
+
+
+def test_a_ring_sends_almost_twice_the_gradients():
+    assert distributed.ring_ms(100_000_000, 2, 1e9) == pytest.approx(100)
+    assert distributed.ring_ms(100_000_000, 64, 1e9) == pytest.approx(2 * 63 / 64 * 100)
+    small = workload.SMALL
+    weights = 512 * 512 + 512 + 1004 * 256 + (256 + 512 + 1) * 4 * 512 + 512 * 1004 + 1004
+    assert distributed.gradient_bytes(small, "lstm") == 4 * weights
 
 
 def test_what_is_not_a_number_differs():

@@ -36,6 +36,7 @@ from torch_caption.cells import CELLS
 from torch_caption.command_line import train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import CocoData, EpochBatches, batches, open_data
+from torch_caption.dropout import dropout
 from torch_caption.objectives import Lesson, make_objective
 from torch_caption.state import begin
 from torch_caption.training import fit, train_step, validate
@@ -82,7 +83,7 @@ def group(folder: Path, name: str, size: int) -> Iterator[None]:
 def config_of(folder: Path, **changes: Any) -> TrainConfig:
     """Twenty-four captions in batches of seven: the last has three, so that of four ranks one has none."""
     settings: dict[str, Any] = {"hidden_dim": 16, "wordvec_dim": 8, "batch_size": 7, "epochs": 3, "lr": 1e-2}
-    settings |= {"dropout": 0.0, "feature_dropout": 0.0, "score_images": 6, "max_length": 6, "tensorboard": False}
+    settings |= {"dropout": 0.0, "feature_dropout": 0.0, "score_images": 0, "max_length": 6, "tensorboard": False}
     return TrainConfig(**settings | {"data": str(folder / "tiny"), "out": folder / "runs"} | changes)
 
 
@@ -171,7 +172,7 @@ def check_validation_is_shared(folder: Path, size: int, cell_type: str) -> None:
 @ranks(2)
 def check_a_whole_run_is_that_of_one(folder: Path, size: int) -> None:
     """Its records, its best weights and, on rank 0 alone, its files."""
-    config = config_of(folder, dtype="float64", workers=1, ema=0.9)
+    config = config_of(folder, dtype="float64", workers=1, ema=0.9, score_images=6)
     run = fit(config)
     before = sorted(path.name for path in config.out.iterdir())
     one = alone(partial(fit, config))
@@ -263,7 +264,7 @@ def check_ranks_drop_differently_and_learn_the_same(folder: Path, size: int) -> 
     config = config_of(folder, dropout=0.5)
     state = begin(config, data_of(config), CPU)
     assert len({json.dumps(weight) for weight in distributed.gathered(state.model.W_proj.tolist())}) == 1
-    masks = distributed.gathered(training.dropout(torch.ones(40), 0.5).tolist())
+    masks = distributed.gathered(dropout(torch.ones(40), 0.5).tolist())
     assert len({tuple(mask) for mask in masks}) == size
     _, weights = steps(config, SGD)
     for other in distributed.gathered(weights):
@@ -275,7 +276,7 @@ def check_ranks_drop_differently_and_learn_the_same(folder: Path, size: int) -> 
 def check_rewards_are_those_of_all_captions(folder: Path, size: int) -> None:
     """Twelve images in batches of five: of four ranks two have none in the last."""
     begun = fit(config_of(folder, epochs=1))
-    config = config_of(folder, objective="scst", init_from=begun, epochs=2, batch_size=5)
+    config = config_of(folder, objective="scst", init_from=begun, epochs=2, batch_size=5, score_images=6)
     seen: list[tuple[int, float]] = []
     train_batch = training._train_batch
 
@@ -320,6 +321,22 @@ def check_a_loss_that_is_no_number_stops_all(folder: Path, size: int) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in state.model.state_dict().items())
 
 
+@ranks(2)
+def check_a_compiled_model_has_the_same_gradient(folder: Path, size: int) -> None:
+    config = config_of(folder, dtype="float64", dropout=0.0)
+    data = data_of(config)
+    model = begin(config, data, CPU).model
+    rows = [list(range(k, 8, size)) for k in range(size)]
+    shares = [(features, captions[:, :4]) for features, captions in map(data["train"].__getitems__, rows)]
+    expected = torch.autograd.grad(sum(model(f.double(), c) for f, c in shares) / size, list(model.parameters()))
+    model.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    features, captions = shares[distributed.rank()]
+    replica = distributed.Replica(model)  # whose hooks go with it
+    replica.share(4, 8).loss(features.double(), captions).backward()
+    for weight, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-11, atol=1e-14)
+
+
 @ranks(2, cell_type="rnn")
 @ranks(2, cell_type="lstm")
 @ranks(2, cell_type="attention")
@@ -353,6 +370,7 @@ def make_checks(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["RANK"] = str(rank)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    training.report.closing = lambda *_: None  # curves and captions, which take longer than the runs
     failures = {}
     for check, size in [(check, size) for check, sizes in CHECKS for size in sizes if rank < size]:
         name = named(check, size)
@@ -393,16 +411,29 @@ def ended(folder: Path, *flags: str, **options: Any) -> tuple[int, str, str]:
 
 
 def test_torchrun_trains_one_model(tmp_path: Path) -> None:
-    """Rank 0 prints and writes for all; as many threads as asked for."""
+    """Rank 0 prints and writes for all. Told to stop, all do after the same step, and go on from there."""
     data = write_tiny(tmp_path / "tiny")
-    status, out, err = ended(tmp_path, "--data", str(data), "--epochs", "2", "--threads", "1")
-    assert status == 0, err
-    assert out.count("epoch 1/2") == out.count("run       ") == 1
+    flags = ["--data", str(data), "--threads", "1", "--workers", "1", "--epochs", "100000", "--patience", "0"]
+    process = ranked.start(tmp_path, *flags)
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("epoch  ") for line in lines)
+    assert set(ranked.pids(tmp_path)) == {0, 1}
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0
     assert ranked.errors(err) == []
+    (told,) = [line for line in out.splitlines() if line.startswith("stopped after step ")]
     run = runs.find(tmp_path / "runs")
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == [run.name]
-    assert len(runs.read(run)) == 2
-    assert set(ranked.pids(tmp_path)) == {0, 1}
+    saved = checkpoints.load(run / "last.pt")
+    assert told.startswith(f"stopped after step {saved.progress['step']}, which is saved")
+    assert saved.random is not None
+    assert len(saved.random["ranks"]) == 1
+    epochs = saved.progress["epoch"] + 1
+    status, out, err = ended(tmp_path, "--resume", "last", "--epochs", str(epochs))
+    assert status == 0, err
+    assert out.count(f"epoch {epochs}/{epochs}") == 1
+    assert [record["epoch"] for record in runs.read(run)] == list(range(1, epochs + 1))
 
 
 def test_a_mistake_of_the_command_line_is_told_once(tmp_path: Path) -> None:

@@ -121,10 +121,26 @@ def gathered(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, which alone calls it."""
-    made: list[Any] = [make() if first() else None]
-    if size() > 1:
-        dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
+    """What `make` returns on rank 0, which alone calls it.
+
+    Raises:
+        Failure: what it raises there ends the other ranks too, with the same message.
+    """
+    if size() == 1:
+        return make()
+    made: list[Any] = [None, None]
+    error = None
+    if first():
+        try:
+            made[0] = make()
+        except Exception as raised:
+            error = raised
+            made[1] = _line(raised), _status(raised)
+    dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
+    if error is not None:
+        raise error
+    if made[1] is not None:
+        raise Failure(*made[1])
     return cast(T, made[0])
 
 
@@ -148,6 +164,7 @@ class Replica:
 
     def __init__(self, model: nn.Module) -> None:
         self.ranks = size()
+        self._parent = os.getppid()
         self._weighted: nn.Module = _Weighted(model)
         if self.ranks > 1:
             self._weighted = DistributedDataParallel(self._weighted, gradient_as_bucket_view=True)
@@ -156,7 +173,12 @@ class Replica:
             model.zero_grad(set_to_none=True)
 
     def share(self, rows: int, of: int, *, asked: bool = False) -> Share:
-        """This rank's share of the next batch: `rows` of its `of` rows, and whether this rank was asked to stop."""
+        """This rank's share of the next batch: `rows` of its `of` rows, and whether this rank was asked to stop.
+
+        A rank whose launcher is gone, by SIGKILL, is asked to stop by that.
+        """
+        if self.ranks > 1:
+            asked = asked or os.getppid() != self._parent
         return Share(self._weighted, rows, of, self.ranks, asked=asked)
 
 
@@ -234,18 +256,11 @@ def several(main: Callable[[], object]) -> None:
         main()
         return
     ranks = _Ranks()
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main()
-    except Exception as error:
-        if not _is_loss_of_a_rank(error):
-            ranks.end_with(error)
-        if not ranks.end_without():
-            raise SystemExit(1) from error
-        raise RankError(f"rank {ranks.rank} has lost another: {_line(error)}", 1) from error
-    except BaseException:  # told to stop, or a command line that is wrong or asks for help, which is so on all
-        ranks.end_without()
+    except BaseException as error:
+        with contextlib.suppress(dist.DistError):  # the store ends with torchrun, and then there is nothing to agree on
+            ranks.end(error)
         raise
     dist.destroy_process_group()
 
@@ -273,6 +288,17 @@ class _Ranks:
             dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.size)
         except (RuntimeError, ValueError) as error:
             raise RankError(f"the processes do not find each other: {_line(error)}", 1) from error
+
+    def end(self, error: BaseException) -> None:
+        """End by an error, or because another rank has ended; return to raise the error itself."""
+        if isinstance(error, Exception) and not _is_loss_of_a_rank(error):
+            self.end_with(error)
+        speaks = self.end_without()
+        if isinstance(error, Exception):
+            if not speaks:
+                raise SystemExit(1)
+            raise RankError(f"rank {self.rank} has lost another: {_line(error)}")
+        # Told to stop, or a command line that is wrong or asks for help: so it is on all.
 
     def end_with(self, error: Exception) -> NoReturn:
         """End by an error of this rank's own, or of all."""

@@ -82,7 +82,8 @@ def _terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is _stop:  # a rank of several that has its say lets nothing stop it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

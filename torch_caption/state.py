@@ -242,6 +242,7 @@ class Keeper:
         """
         saved = snapshot(self._state, self._config, self._data)
         if not distributed.first():
+            self._kept()
             return
         try:
             checkpoints.save(self._run / runs.LAST, saved)

@@ -27,7 +27,8 @@ from torch_caption.cells import CELLS
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
-from torch_caption.dropout import dropout
+from torch_caption.dropout import feature_dropout
+from torch_caption.ending import Failure
 from torch_caption.interruption import Interrupt
 from torch_caption.loading import Loading, WorkerLost
 from torch_caption.not_finite import LossNotFinite
@@ -337,7 +338,7 @@ def _train_batch(
     model, optimizer, progress = state.model, state.optimizer, state.progress
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
-    features = dropout(features, config.feature_dropout).to(model.W_proj)
+    features = feature_dropout(features, config.feature_dropout).to(model.W_proj)
     batch = batch.to(features.device)
     lesson = _lesson(objective, model, features, batch, progress.epoch)
     share = share or distributed.Share.whole(model, len(batch))
@@ -366,6 +367,7 @@ def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch:
 
     Raises:
         LossNotFinite: the model is to say something itself, and its scores are no numbers.
+        Failure: so it is, of this rank's share alone.
     """
     if not len(batch):
         return Lesson(batch.new_empty(0, 1))
@@ -375,7 +377,10 @@ def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch:
         places = not_finite.scoreless(model, features)
         if not places:
             raise
-        raise LossNotFinite("the scores of what the model says itself are not finite", places) from error
+        message = "the scores of what the model says itself are not finite"
+        if distributed.size() > 1:  # the others are in the middle of the step: their part of the batch is not known
+            raise Failure(message) from error
+        raise LossNotFinite(message, places) from error
 
 
 def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -107,6 +108,8 @@ class EpochBatches(Sampler[list[int]]):
 def _begin_worker(number: int) -> None:
     """Ctrl-C in a terminal reaches every process; the one that asks for batches answers it, and ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "RANK" in os.environ and hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # torchrun sends SIGTERM to the whole process group of a rank, which saves first
 
 
 def end_workers(loader: DataLoader[Batch]) -> None:
