@@ -19,5 +19,6 @@ of these is not timed.
     loading.py    batches from HDF5
     memory.py     the peak of the loss over a large vocabulary
     epoch.py      training.py's own loop
+    checkpoint.py saving and loading a run, beside a step
     gpu.py        the step on a GPU, launched, captured and compiled
 """

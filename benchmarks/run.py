@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import decoding, epoch, gpu, growth, loading, machine, memory, step
+from benchmarks import checkpoint, decoding, epoch, gpu, growth, loading, machine, memory, step
 from benchmarks.options import Options, Part
 from benchmarks.tables import Table, paragraph
 
@@ -20,6 +20,7 @@ MEASURES: dict[Part, Callable[[Options], Iterator[Table]]] = {
     "growth": growth.tables,
     "memory": memory.tables,
     "epoch": epoch.tables,
+    "checkpoint": checkpoint.tables,
     "gpu": gpu.tables,
 }
 

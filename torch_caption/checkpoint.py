@@ -108,8 +108,11 @@ def save_weights(path: str | Path, checkpoint: Checkpoint) -> None:
     plain = {name: content[name] for name in _SHARED} | {"manifest": manifest}
     metadata = {name: json.dumps(value, ensure_ascii=False, allow_nan=False) for name, value in plain.items()}
     metadata |= {"format": "pt", "kind": FORMAT, "version": str(VERSION), "library": __version__}
-    whole = seal.sealed_weights(safetensors.torch.save({**content["weights"], **inside}, metadata))
-    _replace(path, lambda file: _write_bytes(file, whole), len(whole), keep=None)
+    try:
+        pieces = seal.sealed_weights(safetensors.torch.save({**content["weights"], **inside}, metadata))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not saved: {error}") from error
+    _replace(path, lambda file: file.writelines(pieces), sum(map(len, pieces)), keep=None)
 
 
 def load(path: str | Path, *, unsealed: bool = False) -> Checkpoint:
@@ -251,10 +254,6 @@ def _write(file: BinaryIO, content: dict[str, Any]) -> None:
     except RuntimeError as error:  # torch's own writer does not pass on what it was told
         raise sealing.failed or OSError(_first_line(error)) from error
     sealing.finish()
-
-
-def _write_bytes(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], None], size: int, *, keep: Callable[[Path], bool] | None) -> None:

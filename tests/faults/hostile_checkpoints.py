@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,7 +105,8 @@ def records(data: bytes, *stored: bytes) -> list[tuple[str, bytes]]:
 def archive(entries: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED, prefix: str = "archive/") -> bytes:
     """The records as an archive, sealed."""
     file = io.BytesIO()
-    with contextlib.suppress(UserWarning), zipfile.ZipFile(file, "w", compression) as made:
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", compression) as made:
+        warnings.simplefilter("ignore", UserWarning)  # of a name that comes twice
         for entry, content in entries:
             made.writestr(zipfile.ZipInfo(prefix + entry), content, compression)
     return sealed(file.getvalue())
@@ -447,11 +449,8 @@ def names_of_records(rng: random.Random, _: Path) -> bytes:
             "__MACOSX/x",
         )
     )
-    with contextlib.suppress(UserWarning):
-        return archive(
-            [*records(whole(pickle.NONE), bytes(12)), (more, b"x")], prefix=rng.choice(("archive/", "a b/", "../"))
-        )
-    raise AssertionError("no archive")
+    prefix = rng.choice(("archive/", "a b/", "../"))
+    return archive([*records(whole(pickle.NONE), bytes(12)), (more, b"x")], prefix=prefix)
 
 
 @kind
@@ -695,7 +694,7 @@ def weights_file(header: dict[str, Any] | bytes, body: bytes = b"") -> bytes:
     place = data.find(b'"sha256":"' + b"0" * 64)
     if place < 0:
         return data
-    return data[: place + 10] + seal._weights_digest(data, place + 10) + data[place + 74 :]
+    return data[: place + 10] + seal._digest(data) + data[place + 74 :]
 
 
 def metadata(**changes: Any) -> dict[str, str]:
@@ -723,7 +722,7 @@ def safetensors_headers(rng: random.Random, _: Path) -> bytes:
         weights_file(f'"sha256":"{zeros}"'.encode()),
         weights_file({"__metadata__": {"sha256": zeros}}),
         *(weights_file({"__metadata__": metadata(), **entries}, bytes(4)) for entries in declared),
-        seal.sealed_weights(safetensors.torch.save({"Wx": torch.ones(2)}, {"words": "[]"})),
+        b"".join(seal.sealed_weights(safetensors.torch.save({"Wx": torch.ones(2)}, {"words": "[]"}))),
         safetensors.torch.save({"Wx": torch.ones(2)}, {"sha256": "f" * 64}),
         safetensors.torch.save({"Wx": torch.ones(2)}),
     )
@@ -760,7 +759,7 @@ def safetensors_metadata(rng: random.Random, _: Path) -> bytes:
         )
     )
     entries = metadata(**(rng.choice(ways) if not more else {}))
-    return b"weights" + seal.sealed_weights(safetensors.torch.save(weights | more, entries))
+    return b"".join((b"weights", *seal.sealed_weights(safetensors.torch.save(weights | more, entries))))
 
 
 # The family ----------------------------------------------------------------------------------------------------------
