@@ -1,10 +1,10 @@
 """What an archive of `torch.save` says it holds, found out before any of it is made.
 
-`torch.load(weights_only=True)` runs no code, but it believes the file: a tensor may be declared larger than what is
-stored of it, and is then read past its end; a few bytes may declare shapes of terabytes, or a tower of tuples whose
-hash takes forever. `examine` reads the archive's directory and steps through its pickle with an interpreter that knows
-only what plain values and tensors are written with, makes nothing larger than the file, and holds what is declared
-against what is there. Only what passes is given to torch.
+`torch.load(weights_only=True)` runs no code, but it makes what the file asks for: one stored number may be declared a
+tensor of terabytes, and a kilobyte of tuples within tuples, as the key of a dict, takes forever to hash, a megabyte of
+them the process down (torch 2.13). `examine` reads the archive's directory and steps through its pickle with an
+interpreter that knows only what plain values and tensors are written with, makes nothing larger than the file, and
+holds what is declared against what is there. Only what passes is given to torch.
 
 An archive that `examine` accepts is laid out as torch writes it: its records uncompressed, under their names, one after
 the other, its directory at its end; in its pickle a tree of dicts with keys of str and int, lists, tuples, str, int,
