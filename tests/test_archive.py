@@ -6,6 +6,7 @@ What is refused: tests/faults/hostile_checkpoints.py.
 from __future__ import annotations
 
 import io
+import zipfile
 from typing import Any
 
 import pytest
@@ -85,6 +86,36 @@ def test_what_repeats_a_storage_never_is(content: Any) -> None:
     for views in (False, True):
         with pytest.raises(ArchiveError):
             archive.examine(saved(content), views=views)
+
+
+def rewritten(content: Any, old: bytes, new: bytes) -> bytes:
+    """The archive of the content with something else in its pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(content))) as found, zipfile.ZipFile(file, "w") as made:
+        for name in found.namelist():
+            data = found.read(name)
+            made.writestr(name, data.replace(old, new) if name.endswith("data.pkl") else data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        (3, None),
+        (2, "a storage of 2 torch.float32 in a record of 12 bytes"),
+        (4, "a storage of 4 torch.float32 in a record of 12 bytes"),
+        (255, "a storage of 255 torch.float32 in a record of 12 bytes"),
+    ],
+)
+def test_a_storage_is_as_large_as_its_record(declared: int, reason: str | None) -> None:
+    data = rewritten([torch.zeros(3)], b"K\3", b"K" + bytes([declared]))
+    if reason is None:
+        assert archive.examine(data) == [Declared(torch.float32, (3,), "0")]
+        return
+    for views in (False, True):
+        with pytest.raises(ArchiveError) as refused:
+            archive.examine(data, views=views)
+        assert str(refused.value) == reason
 
 
 def test_an_archive_of_many_gigabytes_may_have_a_directory_of_64_bits() -> None:
