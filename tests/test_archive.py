@@ -260,3 +260,6 @@ def test_the_comment_is_where_it_is_said_to_be() -> None:
     for comment in (0, 4, 6):
         with pytest.raises(ArchiveError, match=r"no end of an archive|several parts"):
             archive.examine(noted, comment)
+    longer = noted[:-7] + (6).to_bytes(2, "little") + b"hello"
+    with pytest.raises(ArchiveError, match="several parts"):
+        archive.examine(longer, 5)

@@ -168,7 +168,7 @@ def killed(cases: int, seed: int, folder: Path) -> Figures:
     path.parent.mkdir()
     context = multiprocessing.get_context("forkserver" if POSIX else "spawn")
     if POSIX:  # torch is imported once, and each process is a fork of that
-        context.set_forkserver_preload(["saving"])
+        context.set_forkserver_preload(["__main__", "saving"])
         with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
             forkserver.ensure_running()
     number = 1
