@@ -27,7 +27,7 @@ from torch_caption.cells import CELLS
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
-from torch_caption.dropout import feature_dropout
+from torch_caption.dropout import dropout
 from torch_caption.ending import Failure
 from torch_caption.interruption import Interrupt
 from torch_caption.loading import Loading, WorkerLost
@@ -338,7 +338,7 @@ def _train_batch(
     model, optimizer, progress = state.model, state.optimizer, state.progress
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
-    features = feature_dropout(features, config.feature_dropout).to(model.W_proj)
+    features = dropout(features, config.feature_dropout).to(model.W_proj)
     batch = batch.to(features.device)
     lesson = _lesson(objective, model, features, batch, progress.epoch)
     share = share or distributed.Share.whole(model, len(batch))
