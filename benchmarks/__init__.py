@@ -20,5 +20,6 @@ of these is not timed.
     memory.py     the peak of the loss over a large vocabulary
     epoch.py      training.py's own loop
     distributed.py  several processes: on paper for many, measured for two
+    checkpoint.py saving and loading a run, beside a step
     gpu.py        the step on a GPU, launched, captured and compiled
 """

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-Part = Literal["step", "decoding", "loading", "growth", "memory", "epoch", "distributed", "gpu"]
+Part = Literal["step", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"]
 Cell = Literal["rnn", "lstm"]
 THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import decoding, distributed, epoch, gpu, growth, loading, machine, memory, step
+from benchmarks import checkpoint, decoding, distributed, epoch, gpu, growth, loading, machine, memory, step
 from benchmarks.options import Options, Part
 from benchmarks.tables import Table, paragraph
 
@@ -21,6 +21,7 @@ MEASURES: dict[Part, Callable[[Options], Iterator[Table]]] = {
     "memory": memory.tables,
     "epoch": epoch.tables,
     "distributed": distributed.tables,
+    "checkpoint": checkpoint.tables,
     "gpu": gpu.tables,
 }
 

@@ -139,6 +139,12 @@ def test_only_tensors_and_plain_values_are_saved(tmp_path: Path, strange: object
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("key", [None, True, 1.5, (1, 2)])
+def test_only_plain_keys_are_saved(tmp_path: Path, key: object) -> None:
+    with pytest.raises(CheckpointError, match=r"config\['deep'\] has the key .*: keys are strings and whole numbers"):
+        checkpoints.save(tmp_path / "last.pt", make(config={"deep": {key: 1}}))
+
+
 def test_missing(tmp_path: Path) -> None:
     assert "there is no such checkpoint" in refusal(tmp_path / "none.pt")
     assert "there is no such checkpoint" in refusal(tmp_path)
@@ -188,11 +194,17 @@ def test_a_file_of_version_1(tmp_path: Path) -> None:
     torch.save(plain(make(), version=1), path)
     assert f"version 1, which has no checksum; `python -m torch_caption.convert {path} NEW.pt`" in refusal(path)
     assert_same(vars(checkpoints.load(path, unsealed=True)), vars(make()))
-    old = bytearray(path.read_bytes())
-    old[old.index(b"circle")] ^= 1
-    path.write_bytes(old)
-    with pytest.raises(CheckpointError, match=r"damaged at its record 'old/data\.pkl'"):
-        checkpoints.load(path, unsealed=True)
+    whole = path.read_bytes()
+    weight = make().weights["Wx"].numpy().tobytes()
+    for place, message in (
+        (whole.index(b"circle"), "no sound archive"),
+        (whole.index(weight), "damaged at its record"),
+    ):
+        old = bytearray(whole)
+        old[place] ^= 1
+        path.write_bytes(old)
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.load(path, unsealed=True)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +281,13 @@ def test_weights_as_safetensors_caption_as_well(tmp_path: Path) -> None:
     assert found.optimizer is found.random is found.average is None
     assert_same(dict(checkpoints.build_model(found).state_dict()), made.weights)
     assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_what_json_cannot_hold_is_not_saved_as_safetensors(tmp_path: Path) -> None:
+    for manifest in ({"x": [torch.ones(1)]}, {"x": float("inf")}):
+        with pytest.raises(CheckpointError, match=r"best\.safetensors: not saved: .*JSON"):
+            checkpoints.save_weights(tmp_path / "best.safetensors", make(manifest=manifest))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:

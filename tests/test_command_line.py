@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -82,7 +83,7 @@ def test_train_says_what_it_does_and_where_everything_is(trained: tuple[Path, st
     assert re.fullmatch(pattern, epochs[0])
     assert {path.name for path in run.iterdir()} == {
         "best.pt", "best.safetensors", "last.pt", "last.previous.pt", "metrics.jsonl", "loss.png", "gallery.png",
-        "tensorboard",
+        "lock", "tensorboard",
     }  # fmt: skip
     for name in ("best.pt", "loss.png", "gallery.png"):
         assert str(Path("runs") / "tiny-lstm-1" / name) in out
@@ -367,18 +368,25 @@ def test_self_critical_training_says_what_it_does(
     assert len(runs.read(fit(again))) == 3
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process")
-def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
-    write_tiny(tmp_path / "tiny")
-    process = start("train.py", "--data", "tiny", *SMALL, "--epochs", "100000", "--patience", "0", cwd=tmp_path)
+def start_long(folder: Path) -> subprocess.Popen[str]:
+    """A run that would go on for hours, after its first epoch."""
+    process = start("train.py", "--data", "tiny", *SMALL, "--epochs", "100000", "--patience", "0", cwd=folder)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("epoch      2/"):
+        if line.startswith("epoch      1/"):
             break
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_end_saves_and_resume_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    write_tiny(tmp_path / "tiny")
+    process = start_long(tmp_path)
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert err == ""
     step = int(re.fullmatch(r"stopped after step (\d+), which is saved; .*--resume.*", out.splitlines()[-1])[1])
     run = tmp_path / "runs" / "tiny-rnn-1"
@@ -389,6 +397,24 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
         f"epoch {saved['epoch'] + 1}"
     ]
     assert checkpoints.load(run / "last.pt").progress["epoch"] == saved["epoch"] + 1
+
+
+def test_a_second_process_is_refused_while_the_first_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    process = start_long(tmp_path)
+    try:
+        said = train_mistake(["--resume"], capsys)
+    finally:
+        process.kill()
+        process.communicate()
+    holder = f"process {process.pid} on {platform.node()}" if os.name == "posix" else "another process"
+    run = Path("runs") / "tiny-rnn-1"
+    assert said == f"error: {run}: {holder} trains there; wait until it ends, or stop it\n"
+    epochs = str(checkpoints.load(run / "last.pt").progress["epoch"])
+    assert guarded(lambda: fit(train_config(["--resume", "--epochs", epochs]))) == 0
 
 
 def train_mistake(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:

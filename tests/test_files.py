@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,32 @@ def test_a_failure_leaves_everything(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         files.replace(path, fail, keep=lambda old: True)
     assert there(tmp_path) == before
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    put(path, b"1")
+    done: list[str] = []
+
+    def noted(step: str) -> None:
+        original = getattr(os, step)
+
+        def run(*args: Any) -> Any:
+            if step == "fsync":
+                kind = "folder" if stat.S_ISDIR(os.fstat(args[0]).st_mode) else "file"
+                done.append(f"flush {kind} of {os.fstat(args[0]).st_size}" if kind == "file" else "flush folder")
+            else:
+                done.append(f"{step} {Path(args[-1]).name.partition('.tmp')[0].split('.' + str(os.getpid()))[0]}")
+            return original(*args)
+
+        monkeypatch.setattr(os, step, run)
+
+    for step in ("fsync", "link", "replace"):
+        noted(step)
+    put(path, b"22")
+    flushed = [] if os.name == "nt" else ["flush folder"]
+    before = ["link last.previous.pt", "replace last.previous.pt"]
+    assert done == ["flush file of 2", *before, "replace last.pt", *flushed]
 
 
 @pytest.mark.parametrize("step", ["replace", "link", "fsync"])

@@ -56,7 +56,7 @@ def test_what_is_no_archive_is_not_sealed() -> None:
 def test_sealed_safetensors_are_safetensors(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(3, dtype=torch.int64)}
     tricky = {"words": json.dumps(['"sha256":"' + "0" * 64 + '"', "ä"], ensure_ascii=False), "format": "pt"}
-    made = {seal.sealed_weights(safetensors.torch.save(tensors, tricky)) for _ in range(5)}
+    made = {b"".join(seal.sealed_weights(safetensors.torch.save(tensors, tricky))) for _ in range(5)}
     (whole,) = made  # the same bytes, in whatever order the library writes its metadata
     assert seal.weights_are_whole(whole)
     (tmp_path / "x.safetensors").write_bytes(whole)

@@ -1033,7 +1033,7 @@ def test_settings_that_are_shared_name_no_folders(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_optimizer_of_another_model_is_refused(config: TrainConfig, data: CocoData) -> None:
-    """torch takes it, and its fused step reads past the end of what is too small."""
+    """torch takes it, and its fused step writes past the end of what is too small."""
     run = fit(replace(config, epochs=1, score_images=0))
 
     def refuse(change: Callable[[dict[str, Any]], object]) -> None:

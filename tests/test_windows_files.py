@@ -5,9 +5,18 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny import write_tiny
+
+from torch_caption import runs, training
+from torch_caption.config import TrainConfig
+from torch_caption.ending import Stopped
+from torch_caption.training import train_step
 
 pytestmark = pytest.mark.usefixtures("windows_files")
 
@@ -61,3 +70,35 @@ def test_renaming_onto_what_exists(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         (tmp_path / "a").replace(tmp_path / "c")
     (tmp_path / "a").replace(tmp_path / "b")
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_saved_stopped_and_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints replaced, records dropped, the pointer moved, with the lock and TensorBoard's file open."""
+    config = TrainConfig(
+        data=str(write_tiny(tmp_path / "tiny", pictures=True)),
+        out=tmp_path / "runs",
+        hidden_dim=8,
+        wordvec_dim=8,
+        batch_size=5,
+        epochs=3,
+        checkpoint_every=2,
+        score_images=2,
+    )
+    steps = iter(range(10**6))
+
+    def stopping(*args: Any, **kwargs: Any) -> tuple[float, float]:
+        if next(steps) == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return train_step(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_step", stopping)
+    with pytest.raises(Stopped):
+        training.fit(config)
+    run = training.fit(replace(config, resume="last"))
+    assert [record["step"] for record in runs.read(run)] == [5, 10, 15]
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert training.fit(config).name == "tiny-rnn-2"
+    shutil.rmtree(run)  # nothing of it is open any more

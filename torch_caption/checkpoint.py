@@ -110,10 +110,13 @@ def save_weights(path: str | Path, checkpoint: Checkpoint) -> None:
     content = _content(checkpoint, f"{path}: not saved")
     inside, manifest = _apart(content["manifest"], _INSIDE)
     plain = {name: content[name] for name in _SHARED} | {"manifest": manifest}
-    metadata = {name: json.dumps(value, ensure_ascii=False, allow_nan=False) for name, value in plain.items()}
-    metadata |= {"format": "pt", "kind": FORMAT, "version": str(VERSION), "library": __version__}
-    whole = seal.sealed_weights(safetensors.torch.save({**content["weights"], **inside}, metadata))
-    _replace(path, lambda file: _write_bytes(file, whole), len(whole), keep=None)
+    try:
+        metadata = {name: json.dumps(value, ensure_ascii=False, allow_nan=False) for name, value in plain.items()}
+        metadata |= {"format": "pt", "kind": FORMAT, "version": str(VERSION), "library": __version__}
+        pieces = seal.sealed_weights(safetensors.torch.save({**content["weights"], **inside}, metadata))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not saved: {error}") from error
+    _replace(path, lambda file: file.writelines(pieces), sum(map(len, pieces)), keep=None)
 
 
 def load(path: str | Path, *, unsealed: bool = False) -> Checkpoint:
@@ -214,9 +217,9 @@ def _content(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
 def _plain(value: Any, where: str, seen: set[int]) -> Any:
     """The same in containers of its own, every tensor in a storage of its own and of its size."""
     if isinstance(value, dict):
-        strange = next((key for key in value if type(key) not in (str, int)), None)
-        if strange is not None:
-            raise CheckpointError(f"{where} has the key {strange!r}: keys are strings and whole numbers")
+        strange = [key for key in value if type(key) not in (str, int)]
+        if strange:
+            raise CheckpointError(f"{where} has the key {strange[0]!r}: keys are strings and whole numbers")
         return {key: _plain(entry, f"{where}[{key!r}]", seen) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         entries = [_plain(entry, f"{where}[{place}]", seen) for place, entry in enumerate(value)]
@@ -255,10 +258,6 @@ def _write(file: BinaryIO, content: dict[str, Any]) -> None:
     except RuntimeError as error:  # torch's own writer does not pass on what it was told
         raise sealing.failed or OSError(_first_line(error)) from error
     sealing.finish()
-
-
-def _write_bytes(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], None], size: int, *, keep: Callable[[Path], bool] | None) -> None:
@@ -316,11 +315,10 @@ def _is_of_version_1(data: bytes) -> bool:
 
 def _from_archive(path: Path, data: bytes, version: int = VERSION) -> dict[str, Any]:
     try:
+        comment = 0 if version == 1 else seal.SEAL_SIZE
+        content = archive.examine(data, comment, views=version == 1)
         if version == 1:
             _check_parts(path, data)
-            content = archive.examine(data, views=True)
-        else:
-            content = archive.examine(data, seal.SEAL_SIZE)
     except archive.ArchiveError as error:
         raise CheckpointError(f"{path}: refused, for it holds {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -337,12 +335,9 @@ def _from_archive(path: Path, data: bytes, version: int = VERSION) -> dict[str, 
 
 
 def _check_parts(path: Path, data: bytes) -> None:
-    """Every record has the checksum that was written with it."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as records:
-            broken = records.testzip()
-    except Exception as error:  # a stranger's bytes raise whatever they like
-        raise CheckpointError(f"{path}: cut short, damaged or not a checkpoint") from error
+    """Every record, of an archive that was examined, has the checksum that was written with it."""
+    with zipfile.ZipFile(io.BytesIO(data)) as records:
+        broken = records.testzip()
     if broken is not None:
         raise CheckpointError(f"{path}: damaged at its record {short(broken)}")
 

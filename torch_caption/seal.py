@@ -90,29 +90,39 @@ def is_whole(path: str | Path) -> bool:
 
 def archive_is_whole(data: bytes) -> bool:
     """The same of an archive in memory that ends with a seal."""
-    digest = hashlib.sha256(memoryview(data)[:-DIGITS]).hexdigest()
-    return data[-DIGITS:] == digest.encode("ascii")
+    return data[-DIGITS:] == _digest(memoryview(data)[:-DIGITS])
 
 
-def sealed_weights(data: bytes) -> bytes:
-    """safetensors with their checksum; the same bytes for the same content, which the library does not promise."""
+def sealed_weights(data: bytes) -> tuple[bytes, memoryview]:
+    """safetensors with their checksum, in two pieces: the header, and the numbers as they are.
+
+    The header is the same for the same content, which the library does not promise of its own.
+
+    Raises:
+        ValueError: the header is longer than what is read.
+    """
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     metadata = header.pop("__metadata__", {}) | {"sha256": NO_DIGITS}
     header = {"__metadata__": dict(sorted(metadata.items())), **header}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    data = len(text).to_bytes(8, "little") + text + data[8 + size :]
-    place = _entry(data)
+    head, body = len(text).to_bytes(8, "little") + text, memoryview(data)[8 + size :]
+    place = _entry(head)
     if place is None:
-        raise ValueError(f"a header of {len(text):,} bytes")
-    return data[:place] + _weights_digest(data, place) + data[place + DIGITS :]
+        raise ValueError(f"a header of {len(text):,} bytes, and {MOST_HEADER:,} are the most")
+    digits = _digest(head[:place], NO_DIGITS.encode("ascii"), head[place + DIGITS :], body)
+    return head[:place] + digits + head[place + DIGITS :], body
 
 
 def weights_are_whole(data: bytes) -> bool | None:
     """Whether safetensors are those which were sealed; None where they are not sealed."""
     place = _entry(data)
-    return None if place is None else data[place : place + DIGITS] == _weights_digest(data, place)
+    if place is None:
+        return None
+    view = memoryview(data)
+    digits = _digest(view[:place], NO_DIGITS.encode("ascii"), view[place + DIGITS :])
+    return data[place : place + DIGITS] == digits
 
 
 def _entry(data: bytes) -> int | None:
@@ -124,9 +134,8 @@ def _entry(data: bytes) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _weights_digest(data: bytes, place: int) -> bytes:
-    view = memoryview(data)
-    digest = hashlib.sha256(view[:place])
-    digest.update(NO_DIGITS.encode("ascii"))
-    digest.update(view[place + DIGITS :])
+def _digest(*pieces: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest().encode("ascii")

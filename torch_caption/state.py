@@ -319,7 +319,8 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], path: Path) -> 
     """What the optimizer has gathered of each parameter, and the learning rate; its other settings are the run's own.
 
     Raises:
-        CheckpointError: it is of other parameters, which torch would not notice before it reads past their end.
+        CheckpointError: it is of other parameters: torch takes it, and its fused step writes past the end of what is
+            too small.
     """
     ours = optimizer.state_dict()["param_groups"]
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]

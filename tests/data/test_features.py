@@ -339,6 +339,63 @@ def test_what_is_no_recipe(recipe: dict[str, object]) -> None:
         from_recipe(recipe)
 
 
+TRANSFORM = {"resize": 256, "crop": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    ("weights", "transform", "reason"),
+    [
+        ({"name": "../w.pt"}, {}, r"weights are called '\.\./w\.pt'"),
+        ({"name": "a\\w.pt"}, {}, "weights are called"),
+        ({"name": ""}, {}, "weights are called ''"),
+        ({"name": 3}, {}, "name of its weights is 3"),
+        ({"path": 3}, {}, "path of its weights is 3"),
+        ({"sha256": 3}, {}, "sha256 of its weights is 3"),
+        ({"seed": -1}, {}, "with seed -1"),
+        ({"seed": "x"}, {}, "seed of its weights is 'x'"),
+        ({}, {"resize": 10**9}, "resize 1000000000 and crop 224; 4096 pixels are the most"),
+        ({}, {"crop": 0}, "crop 0"),
+        ({}, {"crop": 300}, "crop 300"),
+        ({}, {"resize": 256.5}, r"resize 256\.5"),
+        ({}, {"mean": [0.5]}, "not three numbers"),
+        ({}, {"std": [float("nan")] * 3}, "not three numbers"),
+        ({}, {"std": [0.5, 0.5, 0]}, "std"),
+        ({}, {"channels": "GBR"}, "channels 'GBR'"),
+        ({}, {"interpolation": "best"}, "interpolation 'best'"),
+    ],
+)
+def test_recipes_of_harm(weights: dict[str, object], transform: dict[str, object], reason: str) -> None:
+    """A recipe comes with a checkpoint, and so from a stranger."""
+    recipe = {"encoder": "resnet18", "weights": {"name": "w.pt"} | weights, "transform": TRANSFORM | transform}
+    with pytest.raises(FeatureError, match=f"not a recipe of features: ValueError .*{reason}"):
+        from_recipe(recipe)
+
+
+@pytest.mark.parametrize("path", ["//host/share/w.pt", r"\\host\share\w.pt", "/dev/zero", "~nobody/w.pt", "w\0.pt"])
+def test_no_other_machine_is_asked_for_weights(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows would say who asks."""
+    asked: list[Path] = []
+    is_file = Path.is_file
+
+    def noted(path: Path) -> bool:
+        asked.append(path)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", noted)
+    recipe = {"encoder": "resnet18", "weights": {"name": "w.pt", "path": path}, "transform": TRANSFORM}
+    with pytest.raises(FeatureError, match="are not found; name their file with --weights"):
+        from_recipe(recipe)
+    assert not any("host" in str(path) for path in asked)
+
+
+def test_weights_in_the_users_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    recipe = build("resnet18", save_weights(tmp_path / "w.pt")).recipe
+    recipe["weights"] |= {"path": "~/w.pt"}
+    assert from_recipe(recipe).weights.sha256 == recipe["weights"]["sha256"]
+
+
 def test_random_weights_come_back(resnet: Encoder) -> None:
     for encoder in (resnet, build("resnet18", "random", seed=1)):
         assert from_recipe(encoder.recipe).weights == encoder.weights

@@ -7,6 +7,7 @@ import hostile_checkpoints
 import kills_in_training
 import ranks_killed
 import saving
+import second_runs
 from figures import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -16,5 +17,7 @@ FAMILIES: tuple[Family, ...] = (
     saving.FULL,
     saving.KILLED,
     kills_in_training.KILLED,
+    second_runs.SECOND,
+    second_runs.DESCRIPTORS,
     ranks_killed.LOST,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -233,6 +234,7 @@ def _curve(run: Path) -> list[tuple[int, float]]:
     """The validation losses that TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # that it leaves out what it should is no news
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars("val_loss")]

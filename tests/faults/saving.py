@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -67,32 +68,31 @@ def full(cases: int, seed: int, folder: Path) -> Figures:
         figures.cases = cases
         figures.saw("skipped")
         return figures
-    figures.add(_fill(cases - cases // 4, seed, folder / "limit", "limit"))
-    (folder / "disk").mkdir()
-    mount = 'mount -t tmpfs -o size=256k tmpfs "$1" && exec "$2" "$3" full "$4" "$5" "$1" disk'
-    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh", str(folder / "disk")]
-    if shutil.which("unshare"):
-        ran = _run([*command, sys.executable, __file__, str(cases // 4), str(seed)])
-        if ran is not None:
-            figures.add(ran)
-            figures.seen["on a full disk"] = ran.cases
-    if figures.cases < cases:
-        figures.add(_fill(cases - figures.cases, seed + 1, folder / "more", "limit"))
+    disk = _small_disk(folder / "disk")
+    on_disk = cases // 4 if disk else 0
+    figures.add(_fill([], cases - on_disk, seed, folder / "limit", "limit"))
+    if disk:
+        figures.add(_fill(disk, on_disk, seed, folder / "disk", "disk"))
+        figures.seen["on a full disk"] = on_disk
     return figures
 
 
-def _fill(cases: int, seed: int, folder: Path, how: str) -> Figures:
-    """In a process of its own, for the limit is on a process."""
+def _small_disk(folder: Path) -> list[str]:
+    """What to begin a command with for it to see a disk of 256 KiB there; nothing where this user may mount none."""
     folder.mkdir()
-    ran = _run([sys.executable, __file__, "full", str(cases), str(seed), str(folder), how])
-    if ran is None:
-        raise RuntimeError("the process that was to run out of room did not begin")
-    return ran
+    mount = f'mount -t tmpfs -o size=256k tmpfs {shlex.quote(str(folder))} && exec "$@"'
+    begin = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh"]
+    if not shutil.which("unshare"):
+        return []
+    return begin if subprocess.run([*begin, "true"], check=False, capture_output=True).returncode == 0 else []
 
 
-def _run(command: list[str]) -> Figures | None:
-    ran = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8", timeout=600)
-    return Figures(**json.loads(ran.stdout)) if ran.returncode == 0 else None
+def _fill(begin: list[str], cases: int, seed: int, folder: Path, how: str) -> Figures:
+    """In a process of its own, for the limit is on a process, and the disk is there for one alone."""
+    folder.mkdir(exist_ok=True)
+    command = [*begin, sys.executable, __file__, str(cases), str(seed), str(folder), how]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    return Figures(**json.loads(ran.stdout))
 
 
 def _run_out_of_room(cases: int, seed: int, folder: Path, how: str) -> Figures:
@@ -168,7 +168,7 @@ def killed(cases: int, seed: int, folder: Path) -> Figures:
     path.parent.mkdir()
     context = multiprocessing.get_context("forkserver" if POSIX else "spawn")
     if POSIX:  # torch is imported once, and each process is a fork of that
-        context.set_forkserver_preload(["saving"])
+        context.set_forkserver_preload(["__main__", "saving"])
         with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
             forkserver.ensure_running()
     number = 1
@@ -240,5 +240,5 @@ FULL = Family("disk-full", full, short=8, full=60)
 KILLED = Family("kills-in-saving", killed, short=12, full=240)
 
 if __name__ == "__main__":
-    count, start, place, limit = sys.argv[2:]
+    count, start, place, limit = sys.argv[1:]
     print(json.dumps(dataclasses.asdict(_run_out_of_room(int(count), int(start), Path(place), limit))))

@@ -1,0 +1,73 @@
+"""What a checkpoint takes beside a training step: writing it, reading it, and its checksum alone."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.options import Cell, Options
+from benchmarks.step import module_step
+from benchmarks.tables import Column, Table
+from benchmarks.timing import QUICK, Contender, Effort, race
+from benchmarks.workload import LARGE, TINY, Shape, new_batch, new_model, word_to_idx
+from torch_caption import checkpoint as checkpoints
+from torch_caption import seal
+from torch_caption.checkpoint import Checkpoint
+
+COLUMNS = (
+    *(Column("cell"), Column("what"), Column("MB", ",.1f"), Column("ms", ",.1f"), Column("quartiles", ",.1f")),
+    *(Column("of training steps", ".2f"), Column("runs", "d")),
+)
+SAVE, LOAD, HASH = "save, the one before kept", "load, all checks", "SHA-256 of it alone"
+WEIGHTS, TORCH_SAVE, TORCH_LOAD = "weights as safetensors", "torch.save alone", "torch.load alone"
+NOTES = (
+    "a checkpoint to go on from: weights and AdamW's state; the files of torch alone are neither checked nor flushed",
+    "the step: loss and gradients, without the optimizer; the files are in the system's cache when they are read",
+)
+
+
+def tables(options: Options) -> Iterator[Table]:
+    """One table of the largest shape; its files are written to a temporary folder and taken away again."""
+    shape = TINY if options.quick else LARGE
+    effort = QUICK if options.quick else Effort(4 * options.seconds, least=5, patience=60)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row for cell in options.cells for row in measure(cell, shape, Path(folder), effort)]
+    yield Table("checkpoint", f"a checkpoint: {shape}, float32", COLUMNS, tuple(rows), NOTES)
+
+
+def measure(cell: Cell, shape: Shape, folder: Path, effort: Effort) -> list[tuple[Any, ...]]:
+    """The rows of one cell."""
+    model, batch = new_model(shape, cell), new_batch(shape)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    step = module_step("a training step", model, model, batch, "float32")
+    step.run()
+    optimizer.step()
+    sizes = {"input_dim": shape.F, "wordvec_dim": shape.W, "hidden_dim": shape.H, "cell_type": cell}
+    weights = {name: weight.detach() for name, weight in model.state_dict().items()}
+    whole = Checkpoint(weights, {}, list(word_to_idx(shape.V)), {}, sizes, {"step": 1}, optimizer.state_dict())
+    best, plain, shared = folder / f"{cell}.pt", folder / f"{cell}.plain.pt", folder / f"{cell}.safetensors"
+    checkpoints.save(best, whole)
+    data = best.read_bytes()
+    work: dict[str, tuple[Callable[[], Any], Path]] = {
+        SAVE: (lambda: checkpoints.save(best, whole), best),
+        LOAD: (lambda: checkpoints.load(best), best),
+        HASH: (lambda: hashlib.sha256(data[: -seal.DIGITS]).hexdigest(), best),
+        WEIGHTS: (lambda: checkpoints.save_weights(shared, whole), shared),
+        TORCH_SAVE: (lambda: torch.save(vars(whole), plain), plain),
+        TORCH_LOAD: (lambda: torch.load(plain, weights_only=True), plain),
+    }
+    contenders = [Contender(name, run) for name, (run, _) in work.items()]
+    times = {name: t for (name, _), t in race([*contenders, step], effort, label=f"checkpoint, {cell}").items()}
+    a_step = times[step.name].median
+    rows: list[tuple[Any, ...]] = []
+    for name in (*work, step.name):
+        mine = times[name]
+        size = work[name][1].stat().st_size / 1e6 if name in work else None
+        quartiles = tuple(1e3 * t for t in mine.quartiles)
+        rows.append((cell, name, size, 1e3 * mine.median, quartiles, mine.median / a_step, len(mine.seconds)))
+    return rows
