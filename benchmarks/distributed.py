@@ -24,7 +24,7 @@ from torch.optim import AdamW
 from benchmarks.options import Options
 from benchmarks.tables import Column, Table
 from benchmarks.workload import SHAPES, TINY, Shape, new_batch, new_model
-from torch_caption.distributed import Replica, Share
+from torch_caption.distributed import Replica
 from torch_caption.training import train_step
 
 LINKS = {"10 GbE": 1.25e9, "100 GbE": 12.5e9, "NVLink": 450e9}
@@ -46,11 +46,10 @@ ON_PAPER_NOTES = (
 MEASURED = (
     *(Column("cell"), Column("shape"), Column("one process, ms", ",.1f"), Column("two, half the batch each", ",.1f")),
     *(Column("times as fast", ".2f"), Column("sum of gradients, ms", ",.1f"), Column("MB/s", ",.0f")),
-    *(Column("of flags, us", ",.0f"), Column("step without flags", ",.1f")),
 )
 MEASURED_NOTES = (
-    "one thread a process; medians. The sums alone, by gloo, of nothing else at the same time. The flags are the loss,",
-    "the words and whether a rank was asked to stop, summed while the gradients are computed.",
+    "one thread a process; medians. The sum alone, by gloo, of nothing else at the same time. What else the processes",
+    "tell each other in a step (its loss, its words, whether one was asked to stop) goes with the gradients.",
 )
 
 
@@ -61,15 +60,12 @@ class Times:
     Attributes:
         whole: a step of one process.
         shared: a step of two, each with half of the batch.
-        without: the same without the sum of flags.
-        gradients, flags: those sums alone.
+        gradients: their sum alone.
     """
 
     whole: float
     shared: float
-    without: float
     gradients: float
-    flags: float
 
 
 def gradient_bytes(shape: Shape, cell: str) -> int:
@@ -94,7 +90,7 @@ def tables(options: Options) -> Iterator[Table]:
             paper.append((cell, shape.name, size / 1e6, link, *row, t.whole, row[-1] / t.whole))
         rate = size / 1e6 / (t.gradients / 1e3)
         row = [t.whole, t.shared, t.whole / t.shared, t.gradients, rate]
-        measured.append((cell, shape.name, *row, 1e3 * t.flags, t.without))
+        measured.append((cell, shape.name, *row))
     yield Table(
         "distributed", "sum of the gradients over K processes, on paper", ON_PAPER, tuple(paper), ON_PAPER_NOTES
     )
@@ -132,33 +128,17 @@ def _whole(shape: Shape, cell: str, repeats: int) -> float:
 
 
 def _together(rank: int, shape: Shape, cell: str, repeats: int) -> list[float]:
-    """A step of two, the same without the flags, and the two sums alone."""
+    """A step of two, and the sum of gradients alone."""
     model, batch = new_model(shape, cell), new_batch(shape)
     optimizer, replica = AdamW(model.parameters()), Replica(model)
     features, captions = batch.features[rank::RANKS], batch.captions[rank::RANKS]
 
-    def step(share: Share) -> None:
-        share.counts = [float(batch.words), 0.0, 0.0, 0.0]
+    def step() -> None:
+        share = replica.share(len(captions), shape.N)
         train_step(model, optimizer, features, captions, clip=5.0, share=share)
 
-    weights, flags = torch.zeros(gradient_bytes(shape, cell) // 4), torch.zeros(6, dtype=torch.float64)
-    return _medians(
-        repeats,
-        lambda: step(replica.share(len(captions), shape.N)),
-        lambda: step(_Unsummed(replica._weighted, len(captions), shape.N, RANKS)),
-        lambda: dist.all_reduce(weights),
-        lambda: dist.all_reduce(flags),
-    )
-
-
-class _Unsummed(Share):
-    """A share whose loss and counts stay this rank's own."""
-
-    def send(self, loss: float) -> None:
-        self._loss = loss
-
-    def received(self) -> float:
-        return self._loss
+    weights = torch.zeros(gradient_bytes(shape, cell) // 4)
+    return _medians(repeats, step, lambda: dist.all_reduce(weights))
 
 
 def _medians(repeats: int, *calls: Callable[[], object]) -> list[float]:

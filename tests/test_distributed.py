@@ -275,8 +275,10 @@ def check_ranks_drop_differently_and_learn_the_same(folder: Path, size: int) -> 
 @ranks(4)
 def check_rewards_are_those_of_all_captions(folder: Path, size: int) -> None:
     """Twelve images in batches of five: of four ranks two have none in the last."""
-    begun = fit(config_of(folder, epochs=1))
-    config = config_of(folder, objective="scst", init_from=begun, epochs=2, batch_size=5, score_images=6)
+    begun = fit(config_of(folder, epochs=1, dtype="float64"))
+    config = config_of(
+        folder, dtype="float64", objective="scst", init_from=begun, epochs=2, batch_size=5, score_images=6
+    )
     seen: list[tuple[int, float]] = []
     train_batch = training._train_batch
 

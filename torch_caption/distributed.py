@@ -32,6 +32,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_caption.ending import Failure
 
 T = TypeVar("T")
+COUNTS = 4
+"""How many numbers a step may count over the ranks."""
 PATIENCE = 5.0
 """Seconds in which a rank that has lost another finds out which one, and why."""
 
@@ -165,11 +167,14 @@ class Replica:
     def __init__(self, model: nn.Module) -> None:
         self.ranks = size()
         self._parent = os.getppid()
-        self._weighted: nn.Module = _Weighted(model)
+        self._weighted = model
+        self._tally: Tensor | None = None
         if self.ranks > 1:
-            self._weighted = DistributedDataParallel(self._weighted, gradient_as_bucket_view=True)
+            weighted = _Weighted(model)
+            self._tally = weighted.tally
+            self._weighted = DistributedDataParallel(weighted, gradient_as_bucket_view=True)
             for _ in range(2):  # the buckets are ordered when the second forward begins
-                self._weighted(None, None, 0.0).backward()
+                self._weighted(None, None, 0.0, [0.0] * (1 + COUNTS)).backward()
             model.zero_grad(set_to_none=True)
 
     def share(self, rows: int, of: int, *, asked: bool = False) -> Share:
@@ -179,21 +184,35 @@ class Replica:
         """
         if self.ranks > 1:
             asked = asked or os.getppid() != self._parent
-        return Share(self._weighted, rows, of, self.ranks, asked=asked)
+        return Share(self._weighted, rows, of, self.ranks, self._tally, asked=asked)
 
 
 class _Weighted(nn.Module):
-    """A weight times the model's loss; of weight 0 a loss of no rows, whose gradients are zeros."""
+    """A weight times the model's loss; of weight 0 a loss of no rows, whose gradients are zeros.
+
+    What else the ranks tell each other in a step, its loss among it, is the gradient of one more parameter, which is
+    zero and which no optimizer knows: DDP sends it with the others, and no message is needed for it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.tally = nn.Parameter(next(model.parameters()).detach().new_zeros(2 + COUNTS))
 
-    def forward(self, features: Tensor | None, captions: Tensor | None, weight: float, **given: Tensor) -> Tensor:
-        if not weight:
-            return torch.stack([p.flatten()[:0].sum() for p in self.model.parameters()]).sum()
-        loss = self.model(features, captions, **given)
-        return loss if weight == 1 else weight * loss
+    def forward(
+        self,
+        features: Tensor | None,
+        captions: Tensor | None,
+        weight: float,
+        numbers: Sequence[float],
+        **given: Tensor,
+    ) -> Tensor:
+        if weight:
+            loss = weight * self.model(features, captions, **given)
+        else:
+            loss = torch.stack([p.flatten()[:0].sum() for p in self.model.parameters()]).sum()
+        told = torch.cat([loss.detach().reshape(1), loss.new_tensor(numbers)])
+        return loss + (self.tally * told.to(self.tally)).sum()
 
 
 class Share:
@@ -201,42 +220,60 @@ class Share:
 
     Attributes:
         of: the rows of the whole batch.
-        counts: what is to be summed over the ranks beside the loss, and after `received` its sums.
+        counts: at most `COUNTS` numbers that are to be summed over the ranks, and after `received` their sums, rounded
+            as the weights' precision has it.
         asked: this rank was asked to stop, and after `received` whether any was.
     """
 
-    def __init__(self, weighted: Callable[..., Tensor], rows: int, of: int, ranks: int, *, asked: bool = False) -> None:
+    def __init__(
+        self,
+        weighted: nn.Module,
+        rows: int,
+        of: int,
+        ranks: int = 1,
+        tally: Tensor | None = None,
+        *,
+        asked: bool = False,
+    ) -> None:
         self.of = of
         self.counts: list[float] = []
         self.asked = asked
         self._weighted = weighted
         self._weight = rows * ranks / of
         self._ranks = ranks
+        self._tally = tally
 
     @classmethod
     def whole(cls, model: nn.Module, rows: int) -> Share:
         """All `rows` of the batch, for this process alone."""
-        return cls(lambda features, captions, _, **given: model(features, captions, **given), rows, rows, 1)
+        return cls(model, rows, rows)
 
     def loss(self, features: Tensor, captions: Tensor, **given: Tensor) -> Tensor:
-        """The model's own loss, but so weighted that its mean over the ranks is that of the whole batch."""
-        return self._weighted(features, captions, self._weight, **given)
+        """The model's own loss, but so weighted that its mean over the ranks is that of the whole batch.
 
-    def send(self, loss: float) -> None:
-        """Begin to add up the losses and counts; it goes on while the gradients are computed."""
-        self._loss = loss
-        if self._ranks > 1:
-            self._sums = torch.tensor([loss, float(self.asked), *self.counts], dtype=torch.float64)
-            self._sent = dist.all_reduce(self._sums, async_op=True)
+        Raises:
+            ValueError: there are too many counts.
+        """
+        if self._tally is None:
+            loss: Tensor = self._weighted(features, captions, **given)
+            self._loss = loss.detach()
+            return loss
+        if len(self.counts) > COUNTS:
+            raise ValueError(f"{len(self.counts)} counts, where a step has {COUNTS}")
+        numbers = [float(self.asked), *self.counts, *[0.0] * (COUNTS - len(self.counts))]
+        self._tally.grad = None
+        loss = self._weighted(features, captions, self._weight, numbers, **given)
+        return loss
 
     def received(self) -> float:
-        """The whole batch's loss."""
-        if self._ranks == 1:
-            return self._loss
-        self._sent.wait()
-        loss, asked, *self.counts = self._sums.tolist()
+        """The whole batch's loss, once the gradient has been computed."""
+        if self._tally is None or self._tally.grad is None:
+            return float(self._loss)
+        loss, *means = self._tally.grad.tolist()
+        asked, *counts = (mean * self._ranks for mean in means)
         self.asked = asked > 0
-        return loss / self._ranks
+        self.counts = counts[: len(self.counts)]
+        return loss
 
 
 # How they end --------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Progress:
         self.words += words
         self.norms += norm
         images, reward, greedy_reward = rewards
-        self.images += int(images)
+        self.images += round(images)
         self.reward += reward
         self.greedy_reward += greedy_reward
 

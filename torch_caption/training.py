@@ -71,7 +71,6 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=amp == "bf16"):
         loss = share.loss(features.to(weight), captions.to(weight.device), **given)
-    share.send(float(loss.detach()))
     loss.backward()
     value = share.received()
     if not math.isfinite(value):
@@ -359,7 +358,7 @@ def _train_batch(
         raise LossNotFinite(str(error), not_finite.places(model, features, lesson, config.amp)) from error
     state.follow(config.ema)
     words, *rewards = share.counts
-    progress.count(share.of, loss, norm, int(words), rewards)
+    progress.count(share.of, loss, norm, round(words), rewards)
 
 
 def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
