@@ -30,12 +30,13 @@ def quarters() -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
 def png(width: int, height: int, depth: int, colour: int, pixels: bytes = b"") -> bytes:
     """A PNG by hand: what Pillow does not write, 16-bit colour and sizes that are not true."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body

@@ -320,7 +320,8 @@ def test_is_public(address: str, public: bool) -> None:
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "2130706433", "0x7f000001",
-     "0x7f.1", "0177.0.0.1", "127.1", "0", "user:secret@127.0.0.1", "LOCALHOST", "public.example@localhost"],
+     "0x7f.1", "0177.0.0.1", "127.1", "0", "LOCALHOST", "\uff11\uff12\uff17.0.0.1",
+     "127\u30020\u30020\u30021"],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_refused(server: Server, host: str) -> None:
     """Some spellings are names that no system resolves; on others they are this machine: never an answer."""
