@@ -4,11 +4,9 @@ import contextlib
 import io
 import os
 import random
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -16,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import photo_server
 import pytest
-from photo_server import BLUE, GREEN, PHOTO, RED, WHITE, Server, encoded, png, quarters, serving
+from photo_server import BLUE, GREEN, PHOTO, RED, WHITE, Server, encoded, png, quarters, server_context, serving
 from PIL import Image, ImageOps
 
 from torch_caption.data import images
@@ -403,32 +402,16 @@ def test_what_is_no_url(url: str, message: str) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of our own for photos.example."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl program to make a certificate with")
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    command = (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=photos.example -addext subjectAltName=DNS:photos.example"
-    )
-    files = ["-keyout", str(path.with_name("key.pem")), "-out", str(path)]
-    made = subprocess.run([openssl, *command.split(), *files], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("this openssl program makes no certificate with a subjectAltName")
+    path = photo_server.certificate(tmp_path_factory.mktemp("tls"))
+    if path is None:
+        pytest.skip("no openssl program that makes a certificate with a subjectAltName")
     return path
 
 
 @pytest.fixture
 def secure(certificate: Path) -> Iterator[Server]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
-    with Server() as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving(context=server_context(certificate)) as server:
         yield server
-        server.closing.set()
-        server.shutdown()
-        thread.join()
 
 
 def test_tls_checks_the_name_of_the_url(secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
