@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,13 @@ def _in_its_place(run: Path) -> bool:
 
 def _by(config: TrainConfig) -> str:
     return {"hand": "hand", "auto": "automatic differentiation"}[config.gradients]
+
+
+def json_text(content: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
+    """JSON with its letters as they are; escaped where the encoding lacks one, also UTF-8 for a file's name that is none."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent)
+    return text
