@@ -250,7 +250,7 @@ def _tell(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eval
     if config.json is not None:
         ids, captions = evaluation.references.ids, evaluation.first.captions
         results = [{"image_id": ids[idx], "caption": caption.text} for idx, caption in captions.items()]
-        config.json.write_text(report.json_text(results) + "\n", encoding="utf-8")
+        config.json.write_text(report.json_text(results) + "\n", encoding="utf-8", newline="\n")
     if config.gallery is not None:
         _draw(config, split, evaluation, config.gallery)
 

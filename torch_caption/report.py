@@ -137,7 +137,7 @@ def _by(config: TrainConfig) -> str:
 
 
 def json_text(content: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
-    """JSON with its letters as they are; escaped where the encoding lacks one, also UTF-8 for a file's name that is none."""
+    """JSON; escaped where the encoding lacks a letter, as UTF-8 does of names that are no UTF-8."""
     text = json.dumps(content, indent=indent, ensure_ascii=False)
     try:
         text.encode(encoding or "ascii")

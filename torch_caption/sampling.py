@@ -293,7 +293,7 @@ def _tell(config: SampleConfig, path: Path, subject: Subject, described: list[De
         print(f"{path}, {split.name} of {data.directory}" if data else f"{path}")
         print(_table(described, config.references, named=data is None))
     if config.json is not None:
-        config.json.write_text(report.json_text(plain, indent=2) + "\n", encoding="utf-8")
+        config.json.write_text(report.json_text(plain, indent=2) + "\n", encoding="utf-8", newline="\n")
     if config.gallery is not None:
         captions = {image.index: [caption.text for caption in image.captions] for image in described}
         report.gallery(data, split, captions, config.gallery, references=config.references)

@@ -222,7 +222,7 @@ def _read_source(part: Path) -> Source | None:
 
 
 def _write_source(part: Path, source: Source) -> None:
-    _note(part).write_text(json.dumps(asdict(source)), encoding="utf-8")
+    _note(part).write_text(json.dumps(asdict(source)), encoding="utf-8", newline="\n")
 
 
 def unpack(archive: Path, directory: Path, check: Callable[[Path], object]) -> None:

@@ -1,0 +1,203 @@
+"""What the sources may say, so that programs run on Windows and macOS as well, and runs of them in odd surroundings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted([*ROOT.glob("torch_caption/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("*.py")])
+ELSEWHERE = {"fork", "forkpty", "getuid", "geteuid", "getgid", "getegid", "setsid", "killpg", "wait3", "wait4", "uname"}
+UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "tty", "syslog"}
+EVERYWHERE = {"SIGINT", "SIGTERM", "SIGABRT", "SIGFPE", "SIGILL", "SIGSEGV", "SIG_DFL", "SIG_IGN"}
+FOR_PEOPLE = {"lock.py"}  # what only people read may have the system's own ends of lines
+
+
+def faults(source: str, name: str = "") -> list[str]:
+    """What a source says that does not hold on every system: line and reason."""
+    tree = ast.parse(source)
+    found = [*texts(tree, name), *of_one_system(tree), *places(tree), *at_import(tree)]
+    return [f"{name}:{line}: {reason}" for line, reason in sorted(found)]
+
+
+def texts(tree: ast.AST, name: str) -> Iterator[tuple[int, str]]:
+    """Files opened as text without an encoding, or written without ends of lines."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.Module | ast.FunctionDef):
+            continue
+        for call in calls_within(function):
+            writes = text_mode(call, function)
+            given = {keyword.arg for keyword in call.keywords}
+            if writes is None:
+                continue
+            if "encoding" not in given:
+                yield call.lineno, "opened as text without an encoding"
+            if writes and "newline" not in given and name not in FOR_PEOPLE and "devnull" not in ast.unparse(call):
+                yield call.lineno, "written as text without a newline"
+
+
+def calls_within(function: ast.AST) -> Iterator[ast.Call]:
+    """Calls of a function or module, those of inner functions left to these."""
+    todo = [*ast.iter_child_nodes(function)]
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, ast.FunctionDef):
+            todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Call):
+            yield node
+
+
+def text_mode(call: ast.Call, function: ast.AST) -> bool | None:
+    """Whether it opens a file to write text; None if it opens none, or bytes."""
+    called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if called in ("read_text", "write_text"):
+        return called == "write_text"
+    if called not in ("open", "fdopen", "NamedTemporaryFile"):
+        return None
+    of_a_path = isinstance(call.func, ast.Attribute) and called == "open"
+    mode = next((keyword.value for keyword in call.keywords if keyword.arg == "mode"), None)
+    place = 0 if of_a_path else 1
+    if mode is None and len(call.args) > place:
+        mode = call.args[place]
+    if mode is None:
+        return None if of_a_path and call.args else False
+    strings = {node.value for node in ast.walk(mode) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    if isinstance(mode, ast.Name):  # of a variable: whatever it may be in this function
+        strings = {node.value for node in ast.walk(function) if isinstance(node, ast.Constant)} - {None}
+        strings = {value for value in strings if isinstance(value, str) and re.fullmatch("[rwax][bt+]{0,2}", value)}
+    if not strings or not all(re.fullmatch("[rwax][bt+]{0,2}", value) for value in strings):
+        return None  # `Image.open(path)`, `archive.open(entry)`
+    texts = {value for value in strings if "b" not in value}
+    return any(set("wax+") & set(value) for value in texts) if texts else None
+
+
+def of_one_system(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Modules, functions and signals that Windows has not, where nobody asks for them first."""
+    source = ast.unparse(tree)
+    for node, guarded in guarded_nodes(tree):
+        if isinstance(node, ast.Import) and not guarded:
+            for alias in node.names:
+                if alias.name in UNIX:
+                    yield node.lineno, f"imports {alias.name}"
+        elif isinstance(node, ast.ImportFrom) and not guarded and node.module in UNIX:
+            yield node.lineno, f"imports from {node.module}"
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            where, what = node.value.id, node.attr
+            asked = guarded or f"hasattr({where}, '{what}')" in source
+            if where == "os" and what in ELSEWHERE and not asked:
+                yield node.lineno, f"os.{what}"
+            if where == "signal" and what.startswith("SIG") and what not in EVERYWHERE and not asked:
+                yield node.lineno, f"signal.{what}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) != "hasattr":
+            given = [*node.args, *(keyword.value for keyword in node.keywords)]
+            if any(isinstance(value, ast.Constant) and value.value == "fork" for value in given):
+                yield node.lineno, "asks for workers by fork"
+
+
+def guarded_nodes(tree: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    """Every node, and whether it stands below an `if` about the system, or in a `try`."""
+    for node in ast.iter_child_nodes(tree):
+        asks = isinstance(node, ast.If | ast.IfExp) and re.search(
+            r"sys\.platform|os\.name|hasattr", ast.unparse(node.test)
+        )
+        tries = isinstance(node, ast.Try)
+        yield node, guarded
+        yield from guarded_nodes(node, guarded or bool(asks) or tries)
+
+
+def places(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Absolute paths, and paths put together by hand."""
+    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            if re.match(r"/(tmp|var|home|usr|etc|dev|root|opt)(/|$)|[A-Za-z]:\\", node.value):
+                yield node.lineno, f"the path {node.value}"
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            ends = [side for side in (node.left, node.right) if isinstance(side, ast.Constant)]
+            if any(side.value in ("/", "\\") for side in ends):
+                yield node.lineno, "a path put together by hand"
+
+
+def at_import(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Calls for their effect that workers, which import a program anew where there is no fork, would repeat."""
+    for node in tree.body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield node.lineno, "a call at import"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_sources_hold_on_every_system(path: Path) -> None:
+    assert faults(path.read_text(encoding="utf-8"), path.name) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(path)",
+        "open(path, 'r')",
+        "open(path, mode='w', encoding='utf-8')",
+        "path.open()",
+        "path.open('a', encoding='utf-8')",
+        "path.open('w', newline='')",
+        "path.read_text()",
+        "path.write_text(text, encoding='utf-8')",
+        "def f():\n    mode = 'a' if x else 'w'\n    open(path, mode)",
+        "os.fdopen(number, 'w')",
+        "tempfile.NamedTemporaryFile('w')",
+        "import resource",
+        "def f():\n    import fcntl",
+        "from pwd import getpwuid",
+        "x = os.fork()",
+        "x = os.getuid()",
+        "signal.signal(signal.SIGKILL, f)",
+        "x = [signal.SIGALRM]",
+        "x = get_context('fork')",
+        "x = DataLoader(context='fork')",
+        "x = '/tmp/x'",
+        "x = 'C:\\\\x'",
+        "x = folder + '/' + name",
+        "main()",
+    ],
+)
+def test_what_does_not_hold_is_seen(line: str) -> None:
+    assert faults(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = open(path, 'rb')",
+        "x = open(path, encoding='utf-8')",
+        "x = path.open('w', encoding='utf-8', newline='\\n')",
+        "x = Image.open(path)",
+        "x = archive.open(entry)",
+        "def f():\n    mode = 'ab' if x else 'wb'\n    open(path, mode)",
+        "if sys.platform != 'win32':\n    import resource",
+        "x = signal.SIGHUP if hasattr(signal, 'SIGHUP') else None",
+        "if hasattr(os, 'fork'):\n    os.fork()",
+        "x = signal.SIGTERM",
+        "'''/tmp is a folder'''",
+        "x = f'{done}/{all}'",
+    ],
+)
+def test_what_holds_is_let_pass(line: str) -> None:
+    assert faults(line) == []
+
+
+def test_every_program_has_its_guard() -> None:
+    """Workers that are spawned import the program's file anew: it must not start once more."""
+    for path in SOURCES:
+        source = path.read_text(encoding="utf-8")
+        if path.parent == ROOT or path.name == "__main__.py" or re.search(r"^def main\(", source, re.MULTILINE):
+            assert re.search(r'^if __name__ == "__main__":$', source, re.MULTILINE), path
+
+
+def test_names_differ_in_more_than_case() -> None:
+    """Two files whose names differ in case alone are one file on Windows and macOS."""
+    for folder in {path.parent for path in ROOT.glob("[!.]*/**/*") if "__pycache__" not in path.parts}:
+        names = [path.name.lower() for path in folder.iterdir()]
+        assert len(names) == len(set(names)), folder
