@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from tiny import write_tiny
+
+from torch_caption import checkpoint as checkpoints
+from torch_caption.command_line import train_config
+from torch_caption.training import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*ROOT.glob("torch_caption/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("*.py")])
@@ -54,7 +64,7 @@ def calls_within(function: ast.AST) -> Iterator[ast.Call]:
 def text_mode(call: ast.Call, function: ast.AST) -> bool | None:
     """Whether it opens a file to write text; None if it opens none, or bytes."""
     called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    if called in ("read_text", "write_text"):
+    if called in ("read_text", "write_text") and isinstance(call.func, ast.Attribute):
         return called == "write_text"
     if called not in ("open", "fdopen", "NamedTemporaryFile"):
         return None
@@ -87,7 +97,8 @@ def of_one_system(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"imports from {node.module}"
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             where, what = node.value.id, node.attr
-            asked = guarded or f"hasattr({where}, '{what}')" in source
+            of_masks = what in ("SIG_BLOCK", "SIG_UNBLOCK", "SIG_SETMASK")  # they come with a function
+            asked = guarded or f"hasattr({where}, '{'pthread_sigmask' if of_masks else what}')" in source
             if where == "os" and what in ELSEWHERE and not asked:
                 yield node.lineno, f"os.{what}"
             if where == "signal" and what.startswith("SIG") and what not in EVERYWHERE and not asked:
@@ -201,3 +212,78 @@ def test_names_differ_in_more_than_case() -> None:
     for folder in {path.parent for path in ROOT.glob("[!.]*/**/*") if "__pycache__" not in path.parts}:
         names = [path.name.lower() for path in folder.iterdir()]
         assert len(names) == len(set(names)), folder
+
+
+# Runs in odd surroundings --------------------------------------------------------------------------------------------
+
+SPAWNING = """
+import multiprocessing
+import sys
+
+from torch_caption.command_line import guarded, train_config
+from torch_caption.training import fit
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    sys.exit(guarded(lambda: fit(train_config(sys.argv[1:]))))
+"""
+SETTINGS = ["--hidden-dim", "16", "--wordvec-dim", "8", "--epochs", "1", "--lr", "0.01", "--batch-size", "5"]
+SETTINGS += ["--max-length", "6", "--device", "cpu", "--in-memory", "no"]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with blanks and letters of no single code page in its name, and data with such words."""
+    folder = tmp_path_factory.mktemp("odd") / "mes données 🦊"
+    write_tiny(folder / "tiny 🦊", pictures=True)
+    path = folder / "tiny 🦊" / "coco2014_vocab.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"red"', '"赤い"'), encoding="utf-8", newline="\n")
+    (folder / "spawning.py").write_text(SPAWNING, encoding="utf-8")
+    return folder
+
+
+def in_odd_surroundings(folder: Path, *command: str) -> tuple[str, str]:
+    """Output and errors of a program where nothing but ASCII can be shown, and where each missing encoding is told."""
+    environment = os.environ | {
+        "LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252",
+        "PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "default::EncodingWarning", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT), "HOME": str(folder), "MPLCONFIGDIR": str(folder / "mpl"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, timeout=240, check=False
+    )
+    out, err = done.stdout.decode("cp1252"), done.stderr.decode("cp1252")
+    assert done.returncode == 0, err
+    ours = [line for line in err.splitlines() if "EncodingWarning" in line and str(ROOT / "torch_caption") in line]
+    assert ours == []
+    assert "Traceback" not in err
+    return out, err
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the plots' font has no fox
+def test_training_with_spawned_workers_in_a_folder_of_an_odd_name(odd: Path) -> None:
+    """The weights are those of a run without workers, in this process."""
+    out, _ = in_odd_surroundings(odd, "spawning.py", "--data", "tiny 🦊", "--workers", "2", *SETTINGS)
+    assert "epoch 1/1" in out
+    (run,) = (path.parent for path in odd.glob("runs/*/best.pt"))
+    ours = checkpoints.load(run / "last.pt").weights
+    data = str(odd / "tiny 🦊")
+    theirs = fit(train_config(["--data", data, "--out", str(odd / "here"), "--no-tensorboard", *SETTINGS]))
+    expected = checkpoints.load(theirs / "last.pt").weights
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_captions_that_the_terminal_cannot_show(odd: Path) -> None:
+    if not (odd / "runs").exists():
+        fit(train_config(["--data", str(odd / "tiny 🦊"), "--out", str(odd / "runs"), "--no-tensorboard", *SETTINGS]))
+    files = ["--json", "é 🦊.json", "--gallery", "é 🦊.png"]
+    out, err = in_odd_surroundings(odd, str(ROOT / "sample.py"), "--split", "val", "--references", *files)
+    assert "error" not in err
+    assert "??" in out  # a word of the references
+    kept = json.loads((odd / "é 🦊.json").read_text(encoding="utf-8"))
+    assert "赤い" in json.dumps(kept, ensure_ascii=False)
+    assert (odd / "é 🦊.png").read_bytes().startswith(b"\x89PNG")
+    printed, _ = in_odd_surroundings(odd, str(ROOT / "sample.py"), "--split", "val", "--references", "--format", "json")
+    assert json.loads(printed)["images"] == kept["images"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def checkpoint(named: Path | None, out: str | Path) -> Path:
 
 
 def data_name(data: str) -> str:
-    """What a run is called after its data: the directory's own name."""
-    return Path(data).resolve().name or "data"
+    """What a run is called after its data: the directory's own name, of letters that may stand in one on any system."""
+    return re.sub(r'[<>:"|?*\\\x00-\x1f\ud800-\udfff]', "_", Path(data).resolve().name) or "data"
 
 
 def _numbered(found: str, name: str) -> bool:
