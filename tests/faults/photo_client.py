@@ -16,6 +16,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 from hostile_photos import SOUND, damaged, made  # noqa: E402 - found in this checkout
+from taken import descriptors, forget_the_peak, memory  # noqa: E402
 
 from torch_caption.data.images import ImageError, load_image  # noqa: E402
 
@@ -31,23 +32,6 @@ def watch(event: str, arguments: tuple) -> None:
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
     if event in WRITES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & writes):
         done["files written"].append(f"{event} {str(arguments)[:100]}")
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
-
-
-def memory(name: str) -> float:
-    """MiB: VmRSS now, VmHWM the most since it was cleared; 0 where that cannot be told."""
-    if not Path("/proc/self/status").exists():
-        return 0.0
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-
-
-def forget_the_peak() -> None:
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def content_of(case: list, seed: int) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from PIL import Image
+from taken import descriptors, memory
 
 from torch_caption.data import images
 from torch_caption.data.images import ImageError, load_image, shown
@@ -84,12 +85,16 @@ def count_bytes() -> None:
     socket.socket.recv_into = counting(plain)
 
 
-def fetched(case: dict[str, Any], timeout: float, max_bytes: int) -> dict[str, Any]:
+def fetched(case: dict[str, Any], max_bytes: int) -> dict[str, Any]:
     received.size = 0
     started = time.monotonic()
     try:
         picture = load_image(
-            case["url"], allow_private=case["allow_private"], timeout=timeout, max_bytes=max_bytes, max_pixels=2**22
+            case["url"],
+            allow_private=case["allow_private"],
+            timeout=case["timeout"],
+            max_bytes=max_bytes,
+            max_pixels=2**22,
         )
         outcome, said = "picture", str(picture.size)
     except ImageError as error:
@@ -101,20 +106,6 @@ def fetched(case: dict[str, Any], timeout: float, max_bytes: int) -> dict[str, A
     return {"outcome": outcome, "said": said, "name": name, "seconds": seconds, "received": received.size}
 
 
-def descriptors() -> int:
-    """Open here; 0 where that cannot be told."""
-    return len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
-
-
-def memory() -> float:
-    """MiB at the most so far; 0 where that cannot be told."""
-    if sys.platform != "linux":
-        return 0.0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main() -> None:
     task = json.load(sys.stdin)
     if task["stand_in"]:
@@ -124,9 +115,9 @@ def main() -> None:
         ssl.create_default_context = lambda: trusting
     count_bytes()
     Image.preinit()  # what is loaded on first use is no leak
-    before, used = descriptors(), memory()
+    before, used = descriptors(), memory("VmRSS")
     with ThreadPoolExecutor(16) as pool:
-        for answer in pool.map(lambda case: fetched(case, task["timeout"], task["max_bytes"]), task["cases"]):
+        for answer in pool.map(lambda case: fetched(case, task["max_bytes"]), task["cases"]):
             print(json.dumps(answer))
     gc.collect()
     print(json.dumps({"descriptors": descriptors() - before, "memory": memory() - used}))
