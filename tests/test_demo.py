@@ -202,9 +202,11 @@ def running(pictures: Path, cell_type: str, temporary: Path) -> Iterator[tuple[s
         signal.signal(signal.SIGINT, before)
         line = process.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), process.stderr.read()
-        yield process, line.split()[0]
-        process.terminate()
-        process.communicate(timeout=30)
+        try:
+            yield process, line.split()[0]
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module", params=CELLS)

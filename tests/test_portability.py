@@ -16,6 +16,7 @@ import torch
 from tiny import write_tiny
 
 from torch_caption import checkpoint as checkpoints
+from torch_caption import runs
 from torch_caption.command_line import train_config
 from torch_caption.training import fit
 
@@ -24,7 +25,7 @@ SOURCES = sorted([*ROOT.glob("torch_caption/**/*.py"), *ROOT.glob("benchmarks/*.
 ELSEWHERE = {"fork", "forkpty", "getuid", "geteuid", "getgid", "getegid", "setsid", "killpg", "wait3", "wait4", "uname"}
 UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "tty", "syslog"}
 EVERYWHERE = {"SIGINT", "SIGTERM", "SIGABRT", "SIGFPE", "SIGILL", "SIGSEGV", "SIG_DFL", "SIG_IGN"}
-FOR_PEOPLE = {"lock.py"}  # what only people read may have the system's own ends of lines
+OWN_ENDS = {"lock.py", "runs.py"}  # of lines, as the system has them: what they write is not compared by its bytes
 
 
 def faults(source: str, name: str = "") -> list[str]:
@@ -46,7 +47,7 @@ def texts(tree: ast.AST, name: str) -> Iterator[tuple[int, str]]:
                 continue
             if "encoding" not in given:
                 yield call.lineno, "opened as text without an encoding"
-            if writes and "newline" not in given and name not in FOR_PEOPLE and "devnull" not in ast.unparse(call):
+            if writes and "newline" not in given and name not in OWN_ENDS and "devnull" not in ast.unparse(call):
                 yield call.lineno, "written as text without a newline"
 
 
@@ -287,3 +288,10 @@ def test_captions_that_the_terminal_cannot_show(odd: Path) -> None:
     assert (odd / "é 🦊.png").read_bytes().startswith(b"\x89PNG")
     printed, _ = in_odd_surroundings(odd, str(ROOT / "sample.py"), "--split", "val", "--references", "--format", "json")
     assert json.loads(printed)["images"] == kept["images"]
+
+
+def test_runs_of_data_of_any_name(tmp_path: Path) -> None:
+    """What is called after a data directory may be called so on every system."""
+    for name in ('a:b<c>"d|e?f*g', "a\nb", "a\\b", "\udcff"):
+        assert re.fullmatch("[a-g_]+", runs.data_name(str(tmp_path / name))), name
+    assert runs.data_name(str(tmp_path / "mes données 🦊")) == "mes données 🦊"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,8 @@ def checkpoint(named: Path | None, out: str | Path) -> Path:
 
 def data_name(data: str) -> str:
     """What a run is called after its data: the directory's own name, of letters that may stand in one on any system."""
-    return re.sub(r'[<>:"|?*\\\x00-\x1f\ud800-\udfff]', "_", Path(data).resolve().name) or "data"
+    name = Path(data).resolve().name
+    return "".join(letter if letter.isprintable() and letter not in '<>:"|?*\\' else "_" for letter in name) or "data"
 
 
 def _numbered(found: str, name: str) -> bool:
