@@ -138,7 +138,7 @@ def _forward_and_backward(loss: Loss) -> Peak:
 
 def _restart_peak() -> int:
     """Forget the peak so far; the bytes that are resident now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii", newline="\n")
     return _status("VmRSS")
 
 

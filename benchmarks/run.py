@@ -54,5 +54,5 @@ def run(options: Options) -> list[Table]:
     if options.json:
         content: dict[str, Any] = {"machine": facts, "seconds": seconds, "others": busy}
         content["tables"] = [table.plain() for table in made]
-        options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(content, indent=1), encoding="utf-8", newline="\n")
     return made

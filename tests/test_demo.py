@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import shutil
 import signal
@@ -9,15 +11,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pytest
 import torch
+from hostile_photos import made, photo
 from page import CELLS, describer
 from PIL import Image
 
@@ -185,23 +189,32 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=CELLS)
-def program(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The program's process, its address, its cell, and the folder for whatever it leaves in the meantime."""
-    temporary = tmp_path_factory.mktemp("temporary")
+@contextmanager
+def running(pictures: Path, cell_type: str, temporary: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The program's process and its address."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "page.py"), str(pictures), request.param]
+    command = [sys.executable, str(ROOT / "tests" / "page.py"), str(pictures), cell_type]
     # In the background of a shell Ctrl-C is ignored, which a child would inherit; a handler it does not.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
         signal.signal(signal.SIGINT, before)
         line = process.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), process.stderr.read()
-        yield process, line.split()[0], request.param, temporary
-        process.terminate()
-        process.communicate(timeout=30)
+        try:
+            yield process, line.split()[0]
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module", params=CELLS)
+def program(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The program's process, its address, its cell, and the folder for whatever it leaves in the meantime."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    with running(pictures, request.param, temporary) as (process, address):
+        yield process, address, request.param, temporary
 
 
 @pytest.fixture
@@ -288,5 +301,87 @@ def test_uploads_go_when_the_program_ends(program: Any, shown: Shown, pictures: 
     assert [*temporary.rglob("photo.jpg")]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert [*temporary.iterdir()] == []
+
+
+# Without a browser ---------------------------------------------------------------------------------------------------
+
+
+class Visitor:
+    """Who asks the program directly, with whatever he likes."""
+
+    def __init__(self, address: str) -> None:
+        self.netloc = urlsplit(address).netloc
+        targets = {entry["api_name"]: entry["id"] for entry in json.loads(self.get("/config")[1])["dependencies"]}
+        self._show = targets["show"]
+
+    def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "text/plain") -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self.netloc, timeout=60)
+        connection.request(method, path, body, {"Content-Type": kind} if body is not None else {})
+        with connection.getresponse() as answer:
+            content = answer.read()
+            assert "content-security-policy" in answer.headers
+        connection.close()
+        return answer.status, content
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        return self.ask("GET", path)
+
+    def upload(self, name: str, content: bytes) -> tuple[int, bytes]:
+        head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+        body = head.encode("utf-8") + content + b"\r\n--x--\r\n"
+        return self.ask("POST", "/gradio_api/upload", body, "multipart/form-data; boundary=x")
+
+    def shown(self, path: str, session: str) -> str:
+        """What the page would show of a file, or the program's complaint."""
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+        task = {"data": data, "fn_index": self._show, "session_hash": session}
+        status, answer = self.ask("POST", "/gradio_api/queue/join", json.dumps(task).encode(), "application/json")
+        assert status == 200, answer
+        events = self.get(f"/gradio_api/queue/data?session_hash={session}")[1].decode("utf-8")
+        (line,) = [line for line in events.splitlines() if "process_completed" in line]
+        output = json.loads(line.removeprefix("data: "))["output"]
+        return output.get("error") or output["data"][0]
+
+
+ELSEWHERE = ("/etc/passwd", "../../etc/passwd", "/proc/self/environ", "file:///etc/passwd")
+HOSTILE = (
+    "nothing", "text", "page", "vector", "pickle", "tiff", "jpeg of 65535 x 65535", "jpeg scans", "png chunks",
+    "jpeg cut in its pixels", "png of 2 ** 31 x 1", "png palette without colours", "gif comments", "bmp runs",
+    "webp cut",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not find_spec("gradio"), reason="needs gradio: requirements-demo.txt")
+def test_a_visitor_gets_nothing_but_the_page(pictures: Path, tmp_path: Path) -> None:
+    """No file of this machine, no URL brought for him, no traceback in the log; and his pictures are captioned."""
+    (secret := tmp_path / "secret.png").write_bytes(photo("PNG"))
+    (temporary := tmp_path / "temporary").mkdir()
+    with running(pictures, "attention", temporary) as (process, address):
+        visitor = Visitor(address)
+        for path in (str(secret), f"{pictures}/scene_0.png/../bad.jpg", *ELSEWHERE, address):
+            for way in ("/gradio_api/file=", "/file=", "/static/", "/assets/", "/gradio_api/proxy="):
+                for name in (path, quote(path, safe="")):
+                    assert visitor.get(way + name)[0] in (307, 400, 403, 404, 405), way + name
+        for number, path in enumerate((str(secret), "/etc/passwd", str(pictures / "photo.jpg"), f"{address}/x.png")):
+            for turn in range(2):
+                assert visitor.shown(path, f"foreign{number}{turn}") == "not a picture of this page: upload it"
+        assert not [*temporary.rglob("secret.png")]
+        assert 'class="caption"' in visitor.shown(str(pictures / "scene_0.png"), "chosen")
+        assert visitor.upload("large.png", bytes(demo.MAX_BYTES + 1))[0] == 413
+        for name in ("a.png", "../../a.png", "/a.png", "..\\a.png", "a" * 300 + ".png", "é 🦊.png"):
+            status, answer = visitor.upload(name, photo("PNG"))
+            assert status == 200
+            (path,) = json.loads(answer)
+            assert temporary in Path(path).resolve().parents
+            assert 'class="caption"' in visitor.shown(path, "own")
+        for number, kind in enumerate(HOSTILE):
+            (path,) = json.loads(visitor.upload("a.png", made(kind))[1])
+            said = visitor.shown(path, f"hostile{number}")
+            assert said.startswith('<div class="fault" role="alert">a.png: '), kind
+            assert str(temporary) not in said
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "", "")
     assert [*temporary.iterdir()] == []

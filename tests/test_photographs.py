@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -389,6 +391,30 @@ def test_a_gallery_shows_what_came_from_a_url(
     assert call(args, capsys)[0] == 0
     colours = np.asarray(load_image(tmp_path / "g.png")).reshape(-1, 3)
     assert (np.abs(colours.astype(int) - (10, 150, 60)).max(1) < 3).sum() > 1000  # the photograph's green quarter
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_of_any_letters(
+    scenes_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the table, in JSON and in the gallery, and as errors; one that is no UTF-8 comes back from JSON as it was."""
+    _, run = scenes_run
+    names = [
+        f"{tmp_path}/{name}.png" for name in ("a\nb", "\x1b[31m", "\udcff", "é 🦊", "*", "-a", "$x$_{", "%s", "{}")
+    ]
+    for name in names:
+        Path(name).write_bytes(PHOTO)
+    files = ["--json", str(tmp_path / "c.json"), "--gallery", str(tmp_path / "g.png")]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the gallery's font has no fox
+        status, out, err = call([*names, f"{tmp_path}/\udcfe\n.png", "--checkpoint", str(run), *files], capsys)
+    assert status == 0
+    assert re.fullmatch(r"error: [^\n]*/\ufffd\ufffd\.png: no such file\n", err)
+    assert len(out.splitlines()) == 2 + len(names)
+    assert all(line.isprintable() for line in out.splitlines())
+    kept = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    assert [image["name"] for image in kept["images"]] == names
+    assert load_image(tmp_path / "g.png").width > 600
 
 
 # Real photographs

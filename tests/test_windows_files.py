@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import mmap
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page import Colours
+from photo_server import PHOTO, serving
 from tiny import write_tiny
 
-from torch_caption import runs, training
+from torch_caption import cs231n, photographs, runs, training
 from torch_caption.config import TrainConfig
+from torch_caption.data.coco import open_data
+from torch_caption.data.images import ImageError, load_image
 from torch_caption.ending import Stopped
 from torch_caption.training import train_step
+from torch_caption.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.usefixtures("windows_files")
+emulated = pytest.mark.skipif(
+    sys.platform != "win32" and not Path("/proc/self/maps").exists(), reason="open files are found in /proc"
+)
 
 
 def written(path: Path, content: bytes = b"x") -> Path:
@@ -29,6 +40,7 @@ def written(path: Path, content: bytes = b"x") -> Path:
 # The emulation itself ------------------------------------------------------------------------------------------------
 
 
+@emulated
 @pytest.mark.parametrize("how", ["unlink", "os.remove", "rename", "replace", "replaced", "shutil.move", "its folder"])
 def test_what_is_open_stays(tmp_path: Path, how: str) -> None:
     folder = tmp_path / "folder"
@@ -50,6 +62,7 @@ def test_what_is_open_stays(tmp_path: Path, how: str) -> None:
     assert path.exists() == (how == "replaced")
 
 
+@emulated
 def test_trees_and_maps(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -63,6 +76,7 @@ def test_trees_and_maps(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@emulated
 def test_renaming_onto_what_exists(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         written(tmp_path / "a").rename(written(tmp_path / "b"))
@@ -70,6 +84,44 @@ def test_renaming_onto_what_exists(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         (tmp_path / "a").replace(tmp_path / "c")
     (tmp_path / "a").replace(tmp_path / "b")
+
+
+# The library under it; downloads, `prepare` and scenes are tested so in tests/data -----------------------------------
+
+
+def test_photographs_are_closed_when_they_are_read(tmp_path: Path) -> None:
+    """Good and bad ones, by each way in, can be removed at once; so can the folder."""
+    with serving() as server:
+        for read in (load_image, lambda source: load_image(str(source)), cs231n.image_from_url):
+            for name, content in {"a.png": PHOTO, "b.png": PHOTO[:-30], "c.png": b"", "d.png": b"text"}.items():
+                path = written(tmp_path / name, content)
+                with contextlib.suppress(ImageError):
+                    read(path)
+                path.unlink()
+        assert cs231n.image_from_url(f"{server.url}/photo", allow_private=True).shape == (8, 12, 3)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_photographs_of_a_model_are_closed(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(("<NULL>", "<START>", "<END>", "<UNK>"))
+    paths = [written(tmp_path / f"{k}.png", PHOTO if k else b"text") for k in range(3)]
+    found = photographs.read([*map(str, paths)], Colours(False), vocabulary, keep=True, failed=lambda *_: None)
+    for path in paths:
+        path.unlink()
+    assert found.num_images == 2
+    assert found.picture(0).size == (12, 8)
+
+
+def test_a_data_directory_can_be_replaced_after_it_was_read(tmp_path: Path) -> None:
+    """As `scenes.ensure` does with one that was cleaned out; features on the disk are let go with the data."""
+    write_tiny(tmp_path / "tiny")
+    for in_memory in ("yes", "no"):
+        data = open_data(tmp_path / "tiny", in_memory=in_memory)
+        assert data["train"].features_of([0, 1]).shape == (2, 8)
+        del data
+        gc.collect()
+        (tmp_path / "tiny").rename(tmp_path / "other")
+        (tmp_path / "other").rename(tmp_path / "tiny")
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------

@@ -382,7 +382,7 @@ def write(config: CompareConfig, results: list[Result]) -> None:
     norms = gradient_norms() if config.plot or config.json else {}
     if config.json:
         content = {"results": [asdict(result) for result in results], "gradient_norms": norms}
-        config.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        config.json.write_text(json.dumps(content, indent=1), encoding="utf-8", newline="\n")
     if config.plot:
         from torch_caption import plots  # matplotlib takes a second to import
 

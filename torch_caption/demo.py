@@ -155,7 +155,7 @@ def application(describer: Describer, about: str, pictures: Sequence[Path], fold
     theme = gradio.themes.Base(font=FONT, font_mono=("ui-monospace", "monospace"))
     return gradio.mount_gradio_app(
         app,
-        _page(gradio, describer, about, pictures),
+        _page(gradio, describer, about, pictures, folder),
         path="/",
         theme=theme,
         css=STYLE,
@@ -182,13 +182,13 @@ class NothingFromElsewhere:
         await self._app(scope, receive, answer)
 
 
-def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path]) -> Any:
+def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path], folder: Path) -> Any:
     looks = describer.model.cell.looks
     with gradio.Blocks(title="torch_caption", analytics_enabled=False) as page:
         gradio.HTML(f"<h1>torch_caption</h1><p>{escape(about)}</p>")
         with gradio.Row():
             with gradio.Column(scale=2):
-                picture = _picture_input(gradio)
+                picture = _picture_input(gradio, pictures, folder)
                 gradio.Examples(
                     [str(path) for path in pictures], picture, label="built-in scenes", cache_examples=False
                 )
@@ -212,11 +212,28 @@ def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path
     return page
 
 
-def _picture_input(gradio: Any) -> Any:
-    """gradio's own input, but for the file: this library reads it, with limits, and says what is wrong with it."""
+def _picture_input(gradio: Any, pictures: Sequence[Path], folder: Path) -> Any:
+    """gradio's own input, but for the file: this library reads it, with limits, and says what is wrong with it.
+
+    Who asks without the page may name any file of this machine, or a URL, which gradio would bring: it looks at the
+    name only in pages that it has launched itself. Here it is one of the pictures to choose from, or one uploaded.
+    """
     picture = gradio.Image(label="photograph", sources=["upload", "clipboard"], type="filepath", height=320)
     # A subclass would do as well, but gradio writes an interface of it beside this file.
     picture.preprocess = lambda uploaded: None if uploaded is None else uploaded.path
+    bring = picture.async_move_resource_to_block_cache
+    known = {path.resolve() for path in pictures}
+
+    async def bring_ours(path: str | Path | None) -> Any:
+        if (
+            path is not None
+            and Path(path).resolve() not in known
+            and folder.resolve() not in Path(path).resolve().parents
+        ):
+            raise gradio.Error("not a picture of this page: upload it", print_exception=False)
+        return await bring(path)
+
+    picture.async_move_resource_to_block_cache = bring_ours
     return picture
 
 

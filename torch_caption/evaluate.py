@@ -7,7 +7,6 @@ at once, and only the scorer sees them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import java, metrics, plots
+from torch_caption import java, metrics, plots, report
 from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, describe
@@ -244,13 +243,14 @@ def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], ref
 
 def _tell(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Evaluation) -> None:
     if config.format == "json":
-        print(json.dumps(_plain(config, data, split, evaluation), indent=2, ensure_ascii=False))
+        plain = _plain(config, data, split, evaluation)
+        print(report.json_text(plain, indent=2, encoding=sys.stdout.encoding))
     else:
         print(_table(config, data, split, evaluation))
     if config.json is not None:
         ids, captions = evaluation.references.ids, evaluation.first.captions
         results = [{"image_id": ids[idx], "caption": caption.text} for idx, caption in captions.items()]
-        config.json.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
+        config.json.write_text(report.json_text(results) + "\n", encoding="utf-8", newline="\n")
     if config.gallery is not None:
         _draw(config, split, evaluation, config.gallery)
 

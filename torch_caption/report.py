@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -139,3 +140,13 @@ def _in_its_place(run: Path) -> bool:
 
 def _by(config: TrainConfig) -> str:
     return {"hand": "hand", "auto": "automatic differentiation"}[config.gradients]
+
+
+def json_text(content: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
+    """JSON; escaped where the encoding lacks a letter, as UTF-8 does of names that are no UTF-8."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent)
+    return text

@@ -71,8 +71,9 @@ def checkpoint(named: Path | None, out: str | Path) -> Path:
 
 
 def data_name(data: str) -> str:
-    """What a run is called after its data: the directory's own name."""
-    return Path(data).resolve().name or "data"
+    """What a run is called after its data: the directory's own name, of letters that may stand in one on any system."""
+    name = Path(data).resolve().name
+    return "".join(letter if letter.isprintable() and letter not in '<>:"|?*\\' else "_" for letter in name) or "data"
 
 
 def _write(file: BinaryIO, text: str) -> None:

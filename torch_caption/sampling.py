@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -287,14 +286,14 @@ def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[
 
 def _tell(config: SampleConfig, path: Path, subject: Subject, described: list[Described]) -> None:
     data, split = subject.data, subject.split
-    text = json.dumps(_plain(path, subject, described), indent=2, ensure_ascii=False)
+    plain = _plain(path, subject, described)
     if config.format == "json":
-        print(text)
+        print(report.json_text(plain, indent=2, encoding=sys.stdout.encoding))
     else:
         print(f"{path}, {split.name} of {data.directory}" if data else f"{path}")
         print(_table(described, config.references, named=data is None))
     if config.json is not None:
-        config.json.write_text(text + "\n", encoding="utf-8")
+        config.json.write_text(report.json_text(plain, indent=2) + "\n", encoding="utf-8", newline="\n")
     if config.gallery is not None:
         captions = {image.index: [caption.text for caption in image.captions] for image in described}
         report.gallery(data, split, captions, config.gallery, references=config.references)

@@ -122,4 +122,4 @@ class Vocabulary:
     def save(self, path: str | Path) -> None:
         """Write the layout that `load` reads."""
         content = {"idx_to_word": list(self.words), "word_to_idx": self.word_to_idx}
-        Path(path).write_text(json.dumps(content), encoding="utf-8")
+        Path(path).write_text(json.dumps(content), encoding="utf-8", newline="\n")

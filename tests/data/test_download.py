@@ -157,6 +157,7 @@ def assert_fails(target: Path, url: str, capsys, message: str, status: int = 1) 
 # From a server that does its duty
 
 
+@pytest.mark.usefixtures("windows_files")
 def test_download(server, source, target, capsys):
     server.content = packed(source)
     status, out, err = run(target, server.url, capsys)
@@ -166,6 +167,7 @@ def test_download(server, source, target, capsys):
     assert server.asked == [(None, None)]
 
 
+@pytest.mark.usefixtures("windows_files")
 def test_a_complete_directory_is_not_brought_again(server, source, target, capsys):
     server.content = packed(source)
     run(target, server.url, capsys)
@@ -253,6 +255,7 @@ def test_a_server_without_ranges_starts_anew(server, source, target, capsys):
     assert contents(target) == contents(source)
 
 
+@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize("ranges", [True, "blindly"])
 @pytest.mark.parametrize("same_etag", [True, False])
 def test_a_changed_archive_is_not_glued_together(server, source, target, capsys, ranges, same_etag):
@@ -293,6 +296,7 @@ def test_a_part_without_its_note_starts_anew(server, source, target, capsys, not
     assert contents(target) == contents(source)
 
 
+@pytest.mark.usefixtures("windows_files")
 def test_a_whole_part_is_only_unpacked(server, source, target, capsys):
     content = packed(source)
     target.mkdir(parents=True)
@@ -322,6 +326,7 @@ class _InterruptedBar:
         raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize("phase", ["download", "unpack"])
 def test_interrupted(server, source, target, capsys, monkeypatch, phase):
     server.content = packed(source)
@@ -486,6 +491,7 @@ def without_captions(source: Path) -> bytes:
     return packed(source)
 
 
+@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -541,6 +547,31 @@ def test_limits(server, source, target, capsys, monkeypatch):
     assert_fails(target, server.url, capsys, "more than the 1,000 bytes that an archive may have")
 
 
+def test_a_list_of_very_many_entries(server, source, target, capsys):
+    """It would be read into memory: a GiB of it takes ten."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for number in range(22_000):
+            archive.writestr(f"{number}", b"")
+    server.content = out.getvalue()
+    assert_fails(target, server.url, capsys, r"its list of entries takes 1,\d{3},\d{3} bytes, more than the 1,048,576")
+    whole = bytearray(packed(source))
+    whole[-10:-6] = (2**31).to_bytes(4, "little")
+    server.content = bytes(whole)
+    assert_fails(target, server.url, capsys, r"its list of entries takes 2,147,483,648 bytes")
+
+
+def test_data_that_says_it_is_small(server, source, target, capsys):
+    """Of a bomb no more is unpacked than it says, and its checksum is then another."""
+    whole = bytearray(packed(source, **{"coco_captioning/train2014_urls.txt": bytes(50_000_000)}))
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        for found in re.finditer(re.escape(signature), bytes(whole)):
+            if int.from_bytes(whole[found.start() + offset : found.start() + offset + 4], "little") == 50_000_000:
+                whole[found.start() + offset : found.start() + offset + 4] = (100).to_bytes(4, "little")
+    server.content = bytes(whole)
+    assert_fails(target, server.url, capsys, "not a sound archive .*Bad CRC-32")
+
+
 def test_a_full_disk(server, source, target, capsys, monkeypatch):
     server.content = packed(source)
     usage = _download.shutil._ntuple_diskusage(10_000, 9_000, 1_000)
@@ -568,6 +599,7 @@ def test_data_that_is_not_sound_is_left_alone(server, source, target, capsys):
     assert server.asked == []
 
 
+@pytest.mark.usefixtures("windows_files")
 def test_a_move_that_stops_leaves_no_data(server, source, target, monkeypatch):
     server.content = packed(source)
     move = Path.replace

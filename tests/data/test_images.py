@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import random
-import shutil
 import socket
 import ssl
 import struct
@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import photo_server
 import pytest
-from photo_server import BLUE, GREEN, PHOTO, RED, WHITE, Server, encoded, png, quarters, serving
+from photo_server import BLUE, GREEN, PHOTO, RED, WHITE, Server, encoded, png, quarters, server_context, serving
 from PIL import Image, ImageOps
 
 from torch_caption.data import images
@@ -178,6 +179,90 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         load_image(tmp_path / "pipe.jpg")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_that_comes_in_between_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is exchanged for a pipe after it was looked at."""
+    path = write(tmp_path / "a.png", PHOTO)
+    checked = images._check_regular
+
+    def exchange(found: os.stat_result, name: str) -> None:
+        checked(found, name)
+        path.unlink()
+        os.mkfifo(path)
+
+    monkeypatch.setattr(images, "_check_regular", exchange)
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/dev/zero", "not a regular file"),
+        ("/dev/random", "not a regular file"),
+        ("/dev/tty", "not a regular file|cannot be read"),
+        ("/proc/kmsg", "empty|cannot be read|not a regular file|no such file|not a picture"),
+        ("/proc/self/mem", "cannot be read|no such file"),
+        ("/proc/self/fd", "a directory"),
+        ("/sys/kernel/notes", "not a picture|no such file"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
+def test_what_is_no_file(path: str, message: str) -> None:
+    with pytest.raises(ImageError, match=f"^{path}: ({message})"):
+        load_image(path)
+
+
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no name for the standard input")
+def test_the_standard_input(tmp_path: Path) -> None:
+    """A file that it is read from is one; a pipe or terminal is not waited for."""
+    code = "import sys; from torch_caption.data.images import load_image; print(load_image('/dev/stdin').size)"
+    environment = os.environ | {"PYTHONPATH": str(Path(images.__file__).parents[2])}
+    run = functools.partial(
+        subprocess.run, [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    with write(tmp_path / "a.png", PHOTO).open("rb") as file:
+        assert run(stdin=file).stdout == "(12, 8)\n"
+    there, here = os.pipe()
+    refused = run(stdin=there, timeout=60)
+    os.close(there)
+    os.close(here)
+    assert refused.stderr.rstrip().endswith("ImageError: /dev/stdin: not a regular file")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names and kinds of files that Windows has not")
+def test_links_sockets_and_long_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "lost").symlink_to("nowhere")
+    write(tmp_path / "real", PHOTO)
+    (tmp_path / "link").symlink_to("real")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("socket")
+        with pytest.raises(ImageError, match=r"^socket: not a regular file"):
+            load_image("socket")
+    for name, message in (("a", "cannot be read"), ("lost", "no such file"), ("x" * 300, "cannot be read: File name")):
+        with pytest.raises(ImageError, match=f"{name[:50]}.*: {message}"):
+            load_image(name)
+    assert load_image("link").size == (12, 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+@pytest.mark.parametrize(
+    "name", ["a\nb", "\x1b[31m", "\x7f", "\u202egnp", "\udcff", "-a", "*", "a b", "~", "$HOME", "http:", "é🦊"]
+)
+def test_names_of_any_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """They are taken as they are, and shown so that a terminal and a line bear them."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageError) as error:
+        load_image(name)
+    assert str(error.value).isprintable()
+    assert str(error.value).endswith(": no such file")
+    write(tmp_path / name, PHOTO)
+    assert load_image(name).size == (12, 8)
+
+
 @pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     write(tmp_path / "a.png", PHOTO).chmod(0)
@@ -320,7 +405,8 @@ def test_is_public(address: str, public: bool) -> None:
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "2130706433", "0x7f000001",
-     "0x7f.1", "0177.0.0.1", "127.1", "0", "user:secret@127.0.0.1", "LOCALHOST", "public.example@localhost"],
+     "0x7f.1", "0177.0.0.1", "127.1", "0", "LOCALHOST", "\uff11\uff12\uff17.0.0.1",
+     "127\u30020\u30020\u30021"],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_refused(server: Server, host: str) -> None:
     """Some spellings are names that no system resolves; on others they are this machine: never an answer."""
@@ -402,32 +488,16 @@ def test_what_is_no_url(url: str, message: str) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of our own for photos.example."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl program to make a certificate with")
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    command = (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=photos.example -addext subjectAltName=DNS:photos.example"
-    )
-    files = ["-keyout", str(path.with_name("key.pem")), "-out", str(path)]
-    made = subprocess.run([openssl, *command.split(), *files], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("this openssl program makes no certificate with a subjectAltName")
+    path = photo_server.certificate(tmp_path_factory.mktemp("tls"))
+    if path is None:
+        pytest.skip("no openssl program that makes a certificate with a subjectAltName")
     return path
 
 
 @pytest.fixture
 def secure(certificate: Path) -> Iterator[Server]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
-    with Server() as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving(context=server_context(certificate)) as server:
         yield server
-        server.closing.set()
-        server.shutdown()
-        thread.join()
 
 
 def test_tls_checks_the_name_of_the_url(secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:

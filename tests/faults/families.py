@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import damaged
 import hostile_checkpoints
+import hostile_photographs
+import hostile_urls
 import kills_in_training
 import ranks_killed
 import saving
@@ -11,13 +13,15 @@ import second_runs
 from figures import Family
 
 FAMILIES: tuple[Family, ...] = (
-    damaged.FLIPPED,
-    damaged.TRUNCATED,
-    hostile_checkpoints.HOSTILE,
-    saving.FULL,
-    saving.KILLED,
     kills_in_training.KILLED,
+    saving.KILLED,
+    ranks_killed.LOST,
     second_runs.SECOND,
     second_runs.DESCRIPTORS,
-    ranks_killed.LOST,
+    damaged.FLIPPED,
+    damaged.TRUNCATED,
+    saving.FULL,
+    hostile_checkpoints.HOSTILE,
+    hostile_urls.FAMILY,
+    hostile_photographs.FAMILY,
 )

@@ -33,6 +33,8 @@ ARCHIVE_LIMIT = 2**32
 """The most bytes that an archive may have (4 GiB); cs231n's has about 1 GB."""
 UNPACKED_LIMIT = 2**33
 """The most bytes that an archive's files may have together (8 GiB)."""
+LIST_LIMIT = 2**20
+"""The most bytes of an archive's list of entries (1 MiB); cs231n's has about 1 KB."""
 
 _CHUNK = 2**18
 _TIMEOUT = 30.0  # seconds without a byte
@@ -222,7 +224,7 @@ def _read_source(part: Path) -> Source | None:
 
 
 def _write_source(part: Path, source: Source) -> None:
-    _note(part).write_text(json.dumps(asdict(source)), encoding="utf-8")
+    _note(part).write_text(json.dumps(asdict(source)), encoding="utf-8", newline="\n")
 
 
 def unpack(archive: Path, directory: Path, check: Callable[[Path], object]) -> None:
@@ -258,6 +260,7 @@ def _discard(archive: Path) -> None:
 
 def _extract(archive: Path, folder: Path) -> list[str]:
     """Write the archive's known files into the folder, each CRC checked; their names, in the order to move them."""
+    _check_list(archive)
     with zipfile.ZipFile(archive) as content:
         found = _known(content)
         total = sum(info.file_size for info in found.values())
@@ -275,6 +278,22 @@ def _extract(archive: Path, folder: Path) -> list[str]:
                     file.flush()
                     os.fsync(file.fileno())
     return list(found)
+
+
+def _check_list(archive: Path) -> None:
+    """zipfile reads an archive's list of entries into memory whatever its size, several hundred bytes for each of 46.
+
+    Its size stands in the record at the end of the file, behind which is a comment of at most 64 KiB, and once more,
+    as zipfile prefers it, in a record of 64 bits before that one.
+    """
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - 2**17))
+        tail = file.read()
+    for signature, place, size in ((b"PK\x05\x06", 12, 4), (b"PK\x06\x06", 40, 8)):
+        for found in re.finditer(re.escape(signature), tail):
+            said = int.from_bytes(tail[found.start() + place : found.start() + place + size], "little")
+            if said > LIST_LIMIT:
+                raise ValueError(f"its list of entries takes {said:,} bytes, more than the {LIST_LIMIT:,} allowed")
 
 
 def _known(content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -77,7 +77,7 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         beside = folder / "progress.json.tmp"
-        with beside.open("w", encoding="utf-8") as file:
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
             json.dump(asdict(self), file)
             file.flush()
             os.fsync(file.fileno())

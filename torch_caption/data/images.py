@@ -1,9 +1,10 @@
 """Photographs from files, bytes and http(s) URLs: upright, RGB, 8 bits, and nothing that a hostile one could do.
 
 No temporary file. Formats, bytes, pixels and seconds are limited; the pixels are counted from the header, before any is
-decoded. A URL is fetched only from public addresses: the host is resolved once, all its addresses are checked, and the
-connection goes to a checked address, so a name cannot change its mind in between; each redirect goes the same way.
-Proxies of the environment are not used, for behind one the address could not be checked.
+decoded, and metadata are taken off before a decoder sees the file. A URL is fetched only from public addresses: the
+host is resolved once, all its addresses are checked, and the connection goes to a checked address, so a name cannot
+change its mind in between; each redirect goes the same way. Proxies of the environment are not used, for behind one the
+address could not be checked.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import http.client
 import io
 import ipaddress
+import os
 import queue
 import re
 import socket
@@ -28,13 +30,16 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from torch_caption.data._bare import bare
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not TIFF: its decoder in C prints complaints of its own to stderr
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
 MAX_SIDE = 2**16 - 1  # as JPEG's; a picture of few, very long rows takes Pillow minutes
 MAX_REDIRECTS = 5
+MAX_URL = 2**13
+FRAMING = 2**20  # bytes that headers and chunks may take beside the content, all redirects together
 
-_EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,6 +49,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+STRIP = 2**20  # pixels that are laid on white together
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNICAST = ipaddress.ip_network("2000::/3")  # all that is given out of IPv6
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits
@@ -101,20 +107,24 @@ def fetch(url: str, *, allow_private: bool = False, timeout: float = 10.0, max_b
         max_bytes: the most the answer may hold.
 
     Raises:
-        ImageError: not an http(s) URL, an address that is not public, no answer in time, an answer that is not 200, too
-            large, compressed or cut short.
+        ImageError: not an http(s) URL, one with a user's name in it, an address that is not public, a redirect from
+            https to http, no answer in time, an answer that is not 200, too large, compressed or cut short.
     """
-    deadline = time.monotonic() + timeout
+    allowance = _Allowance(time.monotonic() + timeout, max_bytes + FRAMING)
     here = url
     for _ in range(MAX_REDIRECTS + 1):
         name = shown(url) if here == url else f"{shown(url)}: redirected to {shown(here)}"
         try:
-            answer = _get(here, name, deadline, allow_private, max_bytes)
+            answer = _get(here, name, allowance, allow_private, max_bytes)
+        except ImageError:
+            raise
         except TimeoutError:
             raise ImageError(f"{name}: not here within {timeout:g} seconds") from None
+        except _TooMuch:
+            raise ImageError(f"{name}: more than {max_bytes + FRAMING} bytes with all headers") from None
         except ssl.SSLCertVerificationError as error:
             raise ImageError(f"{name}: the certificate is not valid: {_line(error.verify_message)}") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a chunk of -1 bytes, for one
             raise ImageError(f"{name}: cannot be fetched: {_line(error)}") from error
         if isinstance(answer, bytes):
             return answer
@@ -122,22 +132,22 @@ def fetch(url: str, *, allow_private: bool = False, timeout: float = 10.0, max_b
     raise ImageError(f"{shown(url)}: more than {MAX_REDIRECTS} redirects")
 
 
-def _get(url: str, name: str, deadline: float, allow_private: bool, max_bytes: int) -> bytes | str:
+def _get(url: str, name: str, allowance: _Allowance, allow_private: bool, max_bytes: int) -> bytes | str:
     """One request: the body, or where it redirects to."""
     parts, host, port = _parsed(url, name)
-    addresses = _resolved(host, port, deadline)
+    addresses = _resolved(host, port, allowance)
     if not allow_private:
         for *_, (address, *_) in addresses:
             if not is_public(address):
                 resolved = "" if host == address else f"{host} is "
                 raise ImageError(f"{name}: {resolved}{address}, not a public address")
     context = ssl.create_default_context() if parts.scheme == "https" else None
-    with _connected(addresses, deadline) as plain:
-        plain.settimeout(_remaining(deadline))
+    with _connected(addresses, allowance) as plain:
+        plain.settimeout(allowance.seconds())
         with context.wrap_socket(plain, server_hostname=host) if context else plain as sock:
             kind = http.client.HTTPSConnection if context else http.client.HTTPConnection  # for the default port
             connection = kind(host, port)
-            connection.sock = cast(socket.socket, _Wire(sock, deadline))
+            connection.sock = cast(socket.socket, _Wire(sock, allowance))
             connection.request("GET", _target(parts), headers={"User-Agent": "torch_caption", "Connection": "close"})
             with connection.getresponse() as response:
                 location = response.getheader("Location")
@@ -148,9 +158,13 @@ def _get(url: str, name: str, deadline: float, allow_private: bool, max_bytes: i
 
 def _joined(url: str, location: str, name: str) -> str:
     try:
-        return urljoin(url, location)
+        target = urljoin(url, location)
+        schemes = urlsplit(url).scheme, urlsplit(target).scheme
     except ValueError as error:
         raise ImageError(f"{name}: redirected to what is no URL, {shown(location)}: {_line(error)}") from None
+    if schemes == ("https", "http"):
+        raise ImageError(f"{name}: redirected from https to {shown(target)}, which nobody vouches for")
+    return target
 
 
 def _body(response: http.client.HTTPResponse, name: str, max_bytes: int) -> bytes:
@@ -172,6 +186,8 @@ def _body(response: http.client.HTTPResponse, name: str, max_bytes: int) -> byte
 
 
 def _parsed(url: str, name: str) -> tuple[SplitResult, str, int]:
+    if len(url) > MAX_URL:
+        raise ImageError(f"{name}: a URL of more than {MAX_URL} characters")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -181,6 +197,8 @@ def _parsed(url: str, name: str) -> tuple[SplitResult, str, int]:
         raise ImageError(f"{name}: only http and https URLs are fetched")
     if not host or re.search(r"[\x00-\x20\x7f]", host):
         raise ImageError(f"{name}: a URL without a host")
+    if "@" in parts.netloc:  # http://public.example@localhost/ reads as if it were public.example's
+        raise ImageError(f"{name}: a URL with a user's name before its host; leave it out")
     return parts, host, port if port is not None else 443 if parts.scheme == "https" else 80
 
 
@@ -191,7 +209,7 @@ def _target(parts: SplitResult) -> str:
     return f"{target}?{quote(parts.query, safe=safe)}" if parts.query else target
 
 
-def _resolved(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
+def _resolved(host: str, port: int, allowance: _Allowance) -> list[tuple[Any, ...]]:
     """`socket.getaddrinfo` in a thread of its own, for it knows no time limit."""
     answers: queue.SimpleQueue[list[tuple[Any, ...]] | Exception] = queue.SimpleQueue()
 
@@ -203,7 +221,7 @@ def _resolved(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
 
     threading.Thread(target=resolve, daemon=True).start()
     try:
-        answer = answers.get(timeout=_remaining(deadline))
+        answer = answers.get(timeout=allowance.seconds())
     except queue.Empty:
         raise TimeoutError from None
     if isinstance(answer, Exception):
@@ -213,7 +231,10 @@ def _resolved(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
 
 def is_public(address: str) -> bool:
     """Whether an IP address is one machine's on the public internet; one that wraps an IPv4 address is as that is."""
-    ip = ipaddress.ip_address(address)
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # of another family than IP
+        return False
     if isinstance(ip, ipaddress.IPv6Address):
         wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip.sixtofour
         if wrapped is None and ip not in _UNICAST:
@@ -222,7 +243,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def _connected(addresses: list[tuple[Any, ...]], deadline: float) -> socket.socket:
+def _connected(addresses: list[tuple[Any, ...]], allowance: _Allowance) -> socket.socket:
     """Connected to the first address that answers; each gets its share of the time that is left."""
     failure: OSError = OSError("no address")
     for tried, (family, kind, protocol, _, address) in enumerate(addresses):
@@ -232,7 +253,7 @@ def _connected(addresses: list[tuple[Any, ...]], deadline: float) -> socket.sock
             failure = error
             continue
         try:
-            sock.settimeout(_remaining(deadline) / (len(addresses) - tried))
+            sock.settimeout(allowance.seconds() / (len(addresses) - tried))
             sock.connect(address)
         except OSError as error:
             sock.close()
@@ -242,53 +263,70 @@ def _connected(addresses: list[tuple[Any, ...]], deadline: float) -> socket.sock
     raise failure
 
 
-def _remaining(deadline: float) -> float:
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds
+class _TooMuch(Exception):
+    """More bytes than a fetch may take."""
+
+
+class _Allowance:
+    """The seconds and bytes that are left of a fetch, all of its connections together."""
+
+    def __init__(self, deadline: float, size: int) -> None:
+        self._deadline = deadline
+        self._bytes = size
+
+    def seconds(self) -> float:
+        """Until the deadline, or TimeoutError."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def take(self, size: int) -> None:
+        """So many bytes have come."""
+        self._bytes -= size
+        if self._bytes < 0:
+            raise _TooMuch
 
 
 class _Wire:
     """What http.client asks of a socket; a socket's own timeout would begin anew with every byte that drips in."""
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, allowance: _Allowance) -> None:
         self._sock = sock
-        self._deadline = deadline
+        self._allowance = allowance
 
     def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(_remaining(self._deadline))
+        self._sock.settimeout(self._allowance.seconds())
         self._sock.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._sock, self._deadline))
+        return io.BufferedReader(_Reader(self._sock, self._allowance))
 
     def close(self) -> None:
         """http.client closes before it reads the body; the socket's owner closes it."""
 
 
 class _Reader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, allowance: _Allowance) -> None:
         self._sock = sock
-        self._deadline = deadline
+        self._allowance = allowance
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(_remaining(self._deadline))
-        return self._sock.recv_into(buffer)
+        self._sock.settimeout(self._allowance.seconds())
+        size = self._sock.recv_into(buffer)
+        self._allowance.take(size)
+        return size
 
 
 def _file_content(path: Path, name: str, max_bytes: int) -> bytes:
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise ImageError(f"{name}: a directory, not a picture")
-        if not stat.S_ISREG(mode):  # a pipe or device may block or never end
-            raise ImageError(f"{name}: not a regular file")
-        with path.open("rb") as file:
-            return file.read(max_bytes + 1)
+        _check_regular(path.stat(), name)  # before it is opened, for that alone does something to some devices
+        with open(path, "rb", opener=_open_now) as file:
+            _check_regular(os.fstat(file.fileno()), name)  # another may have come into its place
+            return file.read(max_bytes + 1) or b""  # None of a file of the kernel's that has nothing to say
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except ImageError:
@@ -297,11 +335,27 @@ def _file_content(path: Path, name: str, max_bytes: int) -> bytes:
         raise ImageError(f"{name}: cannot be read: {_line(getattr(error, 'strerror', None) or error)}") from error
 
 
+def _open_now(path: str, flags: int) -> int:
+    """A descriptor; a pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(found: os.stat_result, name: str) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise ImageError(f"{name}: a directory, not a picture")
+    if not stat.S_ISREG(found.st_mode):  # a pipe or device may block or never end
+        raise ImageError(f"{name}: not a regular file")
+
+
 def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Image.Image:
     if not content:
         raise ImageError(f"{name}: empty")
     if len(content) > max_bytes:
         raise ImageError(f"{name}: more than {max_bytes} bytes")
+    try:
+        content, orientation = bare(content)
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}") from None
     try:
         with _quiet():
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -319,32 +373,30 @@ def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Imag
             raise ImageError(f"{name}: {width} x {height} pixels, a side of more than {MAX_SIDE}")
         try:
             picture.load()
-            return _rgb(_upright(picture))
+            return _rgb(picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture)
         except Exception as error:
             raise ImageError(f"{name}: damaged: {_line(error)}") from error
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF data say; a picture whose EXIF data are damaged stays as it is."""
-    try:
-        with _quiet():
-            orientation = picture.getexif().get(_EXIF_ORIENTATION)
-    except Exception:
-        return picture
-    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
     """8 bits of red, green and blue, on white where it is transparent."""
     if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 to white
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        picture = Image.new("RGBA", layer.size, "white")
-        picture.alpha_composite(layer)
-    picture = picture.convert("RGB")
+    picture = _on_white(picture) if picture.has_transparency_data else picture.convert("RGB")
     picture.info.clear()  # an orientation left behind would turn it again
     return picture
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """In strips, for whole layers would take the memory of the picture three times more."""
+    whole = Image.new("RGB", picture.size)
+    rows = max(1, STRIP // picture.width)
+    for top in range(0, picture.height, rows):
+        layer = picture.crop((0, top, picture.width, min(top + rows, picture.height))).convert("RGBA")
+        strip = Image.new("RGBA", layer.size, "white")
+        strip.alpha_composite(layer)
+        whole.paste(strip.convert("RGB"), (0, top))
+    return whole
 
 
 @contextmanager

@@ -232,10 +232,10 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
             for kind, stored in {"vgg16_fc7": vectors, "grid": grids}.items():
                 with h5py.File(directory / f"{split}2014_{kind}.h5", "w") as other:
                     other["features"] = np.stack(stored)
-            (directory / f"{split}2014_images.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    (directory / SCENES).write_text(json.dumps(drawn), encoding="utf-8")
+            (directory / f"{split}2014_images.txt").write_text("\n".join(names) + "\n", encoding="utf-8", newline="\n")
+    (directory / SCENES).write_text(json.dumps(drawn), encoding="utf-8", newline="\n")
     manifest = _manifest(seed, sizes, held_out)
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def _make(scene: Scene, seeds: Sequence[int], path: Path) -> tuple[Scene, list[str], np.ndarray, np.ndarray]:
