@@ -2,7 +2,8 @@
 
 import sys
 
-from torch_caption.command_line import guarded, train_config
+from torch_caption.command_line import train_config
+from torch_caption.guard import guarded
 from torch_caption.training import fit
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""Flags into configurations, and errors into one line and an exit status."""
+"""Flags into configurations."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tyro
 
@@ -45,32 +42,6 @@ def sample_config(args: Sequence[str]) -> SampleConfig:
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     return tyro.cli(SampleConfig, prog="sample.py", args=args)
-
-
-def guarded(main: Callable[[], object]) -> int:
-    """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C,
-    141 where nobody reads the output any longer.
-
-    What went wrong goes to stderr as one line.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
-    try:
-        main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
-        return 141
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except ArithmeticError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _name_the_run(args: Sequence[str]) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from torch_caption.data._checks import DataError, one_line
+from torch_caption.data._checks import DataError
+from torch_caption.guard import one_line
 
 SPLITS = ("train", "val", "test")
 

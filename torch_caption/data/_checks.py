@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from torch_caption.guard import one_line
 from torch_caption.vocabulary import END, NULL, START, Vocabulary
 
 BLOCK_BYTES = 2**26
@@ -26,11 +27,6 @@ _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, Overflow
 
 class DataError(ValueError):
     """Data that cannot be used; the message names file, dataset, row and value, and says what to do."""
-
-
-def one_line(error: BaseException) -> str:
-    """The error's own words on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from torch_caption.data._checks import one_line
+from torch_caption.guard import Failure, one_line
 
 ARCHIVE = "http://cs231n.stanford.edu/coco_captioning.zip"
 
@@ -38,7 +38,7 @@ _CHUNK = 2**18
 _TIMEOUT = 30.0  # seconds without a byte
 
 
-class DownloadError(OSError):
+class DownloadError(Failure, OSError):
     """The archive was not brought, or is not sound; the message says what to do."""
 
 

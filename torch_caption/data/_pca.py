@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from torch_caption.data import _checks
 from torch_caption.data._checks import DataError
+from torch_caption.guard import one_line
 
 CHUNK = 8192  # rows in float64 at a time
 
@@ -89,7 +90,7 @@ class Projection:
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; the manifest beside it names it as the features' PCA") from None
         except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not a file of mean and components ({_checks.one_line(error)})") from None
+            raise DataError(f"{path}: not a file of mean and components ({one_line(error)})") from None
         finite = np.isfinite(mean).all() and np.isfinite(components).all()
         if mean.ndim != 1 or components.ndim != 2 or len(mean) != len(components) or not finite:
             shapes = f"{mean.shape} and {components.shape}"

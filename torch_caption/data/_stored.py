@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torch_caption.data import _checks
 from torch_caption.data._checks import DataError
+from torch_caption.guard import one_line
 
 
 class FeatureFile:
@@ -42,7 +43,7 @@ class FeatureFile:
         try:
             values = _checks.read_rows(self._dataset(), unique.numpy())
         except (OSError, RuntimeError, KeyError) as error:
-            raise DataError(f"{self.path}: cannot be read any more ({_checks.one_line(error)})") from None
+            raise DataError(f"{self.path}: cannot be read any more ({one_line(error)})") from None
         if values.ndim > 2:
             values = np.ascontiguousarray(_checks.by_place(values))
         return torch.from_numpy(values).index_select(0, place)

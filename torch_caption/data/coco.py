@@ -37,6 +37,7 @@ from torch_caption.data import recipe as recipes
 from torch_caption.data._batches import Batch, EpochBatches, batches, generator
 from torch_caption.data._checks import DataError
 from torch_caption.data._stored import FeatureFile
+from torch_caption.guard import guarded
 from torch_caption.vocabulary import Vocabulary
 
 __all__ = ["CocoData", "DataError", "EpochBatches", "Split", "batches", "below", "open_data"]
@@ -329,26 +330,19 @@ def _kinds(directory: Path) -> list[bool]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command line. Exit status: 0, 1 where the download failed, 2 where the data is not sound, 130 on Ctrl-C."""
+    """The command line. Exit status: as `guarded` says; 1 where the download failed, 2 where the data is not sound."""
     options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.coco")
+    return guarded(lambda: _run(options))
+
+
+def _run(options: Options) -> None:
     directory = options.download or options.directory
-    try:
-        if directory is None:
-            raise DataError("name a directory to check, or one to --download into")
-        if options.download:
-            _download.bring(directory, options.url, check=lambda folder: open_data(folder, in_memory="no"))
-        for grids in _kinds(directory):
-            print(summary(open_data(directory, grids=grids, in_memory="no")))
-    except _download.DownloadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
-        return 130
-    return 0
+    if directory is None:
+        raise DataError("name a directory to check, or one to --download into")
+    if options.download:
+        _download.bring(directory, options.url, check=lambda folder: open_data(folder, in_memory="no"))
+    for grids in _kinds(directory):
+        print(summary(open_data(directory, grids=grids, in_memory="no")))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from torch_caption.data._encoding import GRID_PCA, Encoding, Progress, Wanted
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
+from torch_caption.guard import guarded
 from torch_caption.metrics import tokenize
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
@@ -516,17 +517,16 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command line. Exit status: 0, 2 for a mistake of the user's, 130 on Ctrl-C."""
+    """The command line. Exit status: as `guarded` says."""
     config = tyro.cli(PrepareConfig, args=args, prog="python -m torch_caption.data.prepare")
+    return guarded(lambda: _prepare(config))
+
+
+def _prepare(config: PrepareConfig) -> None:
     try:
         prepare(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {_checks.one_line(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+        raise KeyboardInterrupt("the same command goes on") from None
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torch_caption.data import _checks, features, scenes
+from torch_caption.data import features, scenes
 from torch_caption.data._checks import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data.features import BACKBONES, Encoder
+from torch_caption.guard import one_line
 
 SCENES = "torch_caption.data.scenes.features"
 PROJECTED = {"vgg16_fc7_pca": "vector", "grid": "grid"}  # feature files, and whose projection they have
@@ -107,7 +108,7 @@ def _projection(arrays: Any) -> Projection | None:
     try:
         return Projection(arrays["mean"].float(), arrays["components"].float())
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"not a projection: {_checks.one_line(error)}") from None
+        raise DataError(f"not a projection: {one_line(error)}") from None
 
 
 class _Scenes:
