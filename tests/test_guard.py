@@ -19,7 +19,7 @@ class Gone(Failure, OSError):
     ("error", "status", "said"),
     [
         (ValueError("train.h5: row 3\n  is nan"), 2, "error: train.h5: row 3 is nan\n"),
-        (FileNotFoundError(2, "No such file or directory", "x"), 2, "error: [Errno 2] No such file or directory: 'x'\n"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'\n"),
         (ValueError(), 2, "error: ValueError\n"),
         (ArithmeticError("step 4: the loss is nan"), 1, "error: step 4: the loss is nan\n"),
         (MemoryError(), 1, "error: MemoryError\n"),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from torch_caption.data import _pca
 from torch_caption.data._annotations import Photograph
-from torch_caption.data._checks import DataError
+from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import RowFile
 from torch_caption.data.features import Batch, Encoder, stream

@@ -41,8 +41,8 @@ from tyro.conf import arg
 from torch_caption import __version__
 from torch_caption.data import _annotations, _checks, _pca, coco, features
 from torch_caption.data._annotations import Photograph
-from torch_caption.data._checks import DataError
 from torch_caption.data._encoding import GRID_PCA, Encoding, Progress, Wanted
+from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
@@ -462,8 +462,7 @@ def _tell_captions(splits: Mapping[str, list[Photograph]], captions: Captions, c
 
 
 def _tell_end(out: Path, seconds: float) -> None:
-    data = coco.open_data(out, in_memory="no")
-    print(coco.summary(data))
+    print(coco.summary(coco.open_kinds(out)))
     for name, projection in ((VECTOR_PCA, "vectors"), (GRID_PCA, "grids")):
         if (out / name).is_file():
             found = Projection.load(out / name)

@@ -8,7 +8,7 @@ the encoder's weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from torch_caption.data import features, scenes
-from torch_caption.data._checks import DataError
+from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data.features import BACKBONES, Encoder
 from torch_caption.guard import one_line
+from torch_caption.texts import shown
 
 SCENES = "torch_caption.data.scenes.features"
 PROJECTED = {"vgg16_fc7_pca": "vector", "grid": "grid"}  # feature files, and whose projection they have
@@ -49,6 +50,10 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
     recipe = {**manifest, "features": kind}
     names = manifest.get("projections")
     name = names.get(PROJECTED.get(kind)) if isinstance(names, Mapping) else None
+    if name is not None and (not isinstance(name, str) or PurePath(name).name != name or "\\" in name):
+        raise DataError(
+            f"{directory / 'manifest.json'}: projections names {shown(name)}, no file of the folder; write it again"
+        )
     if isinstance(name, str):
         projection = Projection.load(directory / name)
         recipe["projection"] = {"mean": projection.mean, "components": projection.components}
