@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hostile_hdf5
 from figures import Family
 
-FAMILIES: tuple[Family, ...] = ()
+FAMILIES: tuple[Family, ...] = (hostile_hdf5.HDF5,)

@@ -225,6 +225,11 @@ def _check_inflation(found: h5py.Dataset, where: str, chunk: int, filters: list[
     chunks: list[Any] = []
     found.id.chunk_iter(chunks.append)
     ratio = max((_FILTERS[code].ratio for code in filters), default=1)
+    most = max(info.size for info in chunks)
+    if most > chunk + chunk // 64 + 2**10:  # what cannot be packed grows by less
+        raise DataError(
+            f"{where} stores {most:,} bytes of a chunk of {chunk:,}; it is damaged: write or download the file again"
+        )
     large = [info for info in chunks if ratio * info.size > CHUNK_LIMIT and not info.filter_mask]
     if large and h5z.FILTER_DEFLATE not in filters:
         raise DataError(f"{where} has chunks of {large[0].size:,} bytes; write it in smaller ones, or with deflate")
