@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,9 +32,10 @@ def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
         if path.exists() and not path.is_file():  # a pipe or a device, which may have no end
             raise ValueError(f"{path}: not a file")
         with path.open("rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise ValueError(f"{path}: has {path.stat().st_size:,} bytes, more than the {most:,} that it may")
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise ValueError(f"{path}: has {size:,} bytes, more than the {most:,} that it may")
+            content = file.read(most)
         return content.decode("utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hostile_hdf5
+import hostile_json
 from figures import Family
 
-FAMILIES: tuple[Family, ...] = (hostile_hdf5.HDF5,)
+FAMILIES: tuple[Family, ...] = (
+    hostile_hdf5.HDF5,
+    hostile_json.JSON,
+)
