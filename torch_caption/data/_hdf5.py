@@ -22,7 +22,7 @@ from torch_caption.guard import one_line
 
 # What h5py raises on a damaged file, by the place of the damage: it maps HDF5's own errors to all of these.
 HDF5_ERRORS = (
-    *(OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, AttributeError),
+    *(OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError),
     zlib.error,
 )
 

@@ -62,16 +62,20 @@ class FeatureFile:
         with _hdf5.examined(self.path):
             file = h5py.File(self.path, "r")
             try:
-                features = _hdf5.dataset(file, "features", (len(self.shape),), FLOATS)
-                if features.shape != self.shape:
-                    raise DataError(
-                        f"{self.path}: features has the shape {features.shape}, but had {self.shape} when it was "
-                        "checked; bring that file back"
-                    )
+                return _as_measured(file, self.path, self.shape)
             except BaseException:
                 file.close()
                 raise
-        return features
+
+
+def _as_measured(file: h5py.File, path: Path, shape: Shape) -> h5py.Dataset:
+    """The features of an open file, examined, and of the shape that was found before."""
+    features = _hdf5.dataset(file, "features", (len(shape),), FLOATS)
+    if features.shape != shape:
+        raise DataError(
+            f"{path}: features has the shape {features.shape}, but had {shape} when checked; bring that file back"
+        )
+    return features
 
 
 def find(directory: Path, splits: Sequence[str], pca: bool | None, grids: bool) -> dict[str, Path]:
@@ -151,5 +155,6 @@ def load(path: Path, shape: Shape, dtype: torch.dtype, in_memory: bool) -> Tenso
     except RuntimeError:
         raise DataError(f"{path}: features {shape} do not fit in memory; {remedy}") from None
     with _hdf5.opened(path) as file:
-        _checks.read_features(file["features"], f"{path}: features", None if out is None else out.numpy())
+        features = _as_measured(file, path, shape)
+        _checks.read_features(features, f"{path}: features", None if out is None else out.numpy())
     return FeatureFile(path.resolve(), shape) if out is None else out
