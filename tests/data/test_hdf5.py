@@ -50,6 +50,23 @@ def test_what_is_sound_is_read_as_written(tmp_path: Path, settings: dict, more: 
     assert np.array_equal(read(tmp_path / "a.h5"), values)
 
 
+@pytest.mark.parametrize("change", ["exponent", "precision", "80 bits"])
+def test_numbers_are_those_of_the_machine(tmp_path: Path, change: str) -> None:
+    """One bit of a type is enough for every feature to be half of what it was."""
+    kind = h5t.IEEE_F32LE.copy()
+    if change == "exponent":
+        kind.set_ebias(126)
+    elif change == "precision":
+        kind.set_fields(31, 22, 9, 0, 22)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        if change == "80 bits" and np.dtype(np.longdouble).itemsize > 8:
+            kind = h5t.py_create(np.dtype(np.longdouble))
+        h5d.create(file.id, b"features", kind, h5s.create_simple((2, 3)))
+        file["features"][...] = 1
+    with pytest.raises(DataError, match=r"holds float\d+, of a layout that no machine has; write it as floating-point"):
+        read(tmp_path / "a.h5")
+
+
 # What takes too much
 
 

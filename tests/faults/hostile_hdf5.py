@@ -390,13 +390,38 @@ def mutate(data: bytearray, rng: random.Random) -> bytearray:
     return data
 
 
-def mutated(folder: Path, seed: int) -> str:
-    """A sound directory, one of its files changed; the file's name."""
+def mutated(folder: Path, seed: int) -> tuple[str, str]:
+    """A sound directory, one of its files changed; the file's name, and a digest of what is read of it all the same:
+    "" where values themselves were changed, of which nobody can tell.
+    """
     rng = random.Random(seed)
     SOUND[rng.choice([*SOUND])].make(folder)
     path = folder / rng.choice((CAPTIONS, FEATURES))
-    path.write_bytes(mutate(bytearray(path.read_bytes()), rng))
-    return path.name
+    before = path.read_bytes()
+    after = mutate(bytearray(before), rng)
+    places = {place for place, (old, new) in enumerate(zip(before, after, strict=False)) if old != new}
+    raw = {place for first, end in stored(path) for place in range(first, end)}
+    digest = "" if len(before) == len(after) and places & raw else victims.digest(str(folder))
+    path.write_bytes(after)
+    return path.name, digest
+
+
+def stored(path: Path) -> list[tuple[int, int]]:
+    """Where the values of a file's datasets are."""
+    places: list[tuple[int, int]] = []
+
+    def look(_: str, found: h5py.Group | h5py.Dataset) -> None:
+        if not isinstance(found, h5py.Dataset):
+            return
+        if found.chunks is None:
+            first = found.id.get_offset() + (found.file.userblock_size if found.id.get_offset() else 0)
+            places.append((first, first + found.id.get_storage_size()))
+        else:
+            found.id.chunk_iter(lambda info: places.append((info.byte_offset, info.byte_offset + info.size)))
+
+    with h5py.File(path) as file:
+        file.visititems(look)
+    return places
 
 
 # The family ----------------------------------------------------------------------------------------------------------
@@ -417,9 +442,9 @@ def run(cases: int, seed: int, folder: Path) -> Figures:
     for number in range(cases - len(chosen)):
         directory = folder / f"mutated {number}"
         shutil.copytree(base, directory)
-        file = mutated(directory, seed * 1_000_003 + number)
+        file, digest = mutated(directory, seed * 1_000_003 + number)
         name = f"mutated({seed * 1_000_003 + number}), {file}"
-        made_cases.append(Case(name, "check", (str(directory),), None, f"error: {directory}"))
+        made_cases.append(Case(name, "check", (str(directory),), None, f"error: {directory}", digest))
     figures = victims.judge(made_cases, folder, seconds=SECONDS, mib=MIB)
     figures.seen["kinds"] = len(chosen)
     return figures

@@ -7,6 +7,7 @@ breaks breaks in the child alone, and memory and seconds are its own.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import select
@@ -39,6 +40,7 @@ class Case:
         program: of `PROGRAMS`.
         arguments: of the program.
         refused: whether it must be; None where either will do.
+        digest: of what it must read if it is accepted; "" where that is open.
         named: what the message has to hold, beside being one line.
     """
 
@@ -47,11 +49,14 @@ class Case:
     arguments: tuple[str, ...]
     refused: bool | None = True
     named: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: the exit status (negative for a signal, None for a hang), and what it said and took."""
+    """What came of it: the exit status (negative for a signal, None for a hang), what it said, took and left open, and
+    a digest of all that it read.
+    """
 
     status: int | None
     out: str
@@ -59,11 +64,20 @@ class Outcome:
     seconds: float
     mib: float
     leaked: int
+    digest: str
 
 
-def judge(cases: Sequence[Case], folder: Path, *, seconds: float, mib: float) -> Figures:
+class Watched(Figures):
+    """Figures, and the names of the cases that were accepted and read otherwise than they should have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.differing: list[str] = []
+
+
+def judge(cases: Sequence[Case], folder: Path, *, seconds: float, mib: float) -> Watched:
     """Run every case, and hold what comes of it against what is promised of it."""
-    figures = Figures()
+    figures = Watched()
     figures.expect("tracebacks", "crashes", "silently accepted", "refused wrongly", "wrong status", "not named")
     figures.expect("leaked")
     if os.name != "posix":  # there is no fork
@@ -80,7 +94,7 @@ def judge(cases: Sequence[Case], folder: Path, *, seconds: float, mib: float) ->
     return figures
 
 
-def _judge(case: Case, outcome: Outcome, figures: Figures) -> None:
+def _judge(case: Case, outcome: Outcome, figures: Watched) -> None:
     said = f"{case.name}: status {outcome.status}, {outcome.err[-500:]!r}"
     if "Traceback" in outcome.err:
         figures.wrong("tracebacks", said)
@@ -90,6 +104,9 @@ def _judge(case: Case, outcome: Outcome, figures: Figures) -> None:
         figures.saw("accepted")
         if case.refused:
             figures.wrong("silently accepted", said)
+        if case.digest and case.digest != outcome.digest:
+            figures.saw("other values")
+            figures.differing.append(case.name)
     elif outcome.status != 2:
         figures.wrong("wrong status", said)
     else:
@@ -115,23 +132,30 @@ def serve(cases: Sequence[Case], folder: Path) -> list[Outcome]:
 # The server -----------------------------------------------------------------------------------------------------------
 
 
-def check(directory: str) -> int:
-    """The program that checks; what it accepts is then read as training reads it, from memory and in slices."""
+def digest(directory: str) -> str:
+    """Of all that a directory holds, read as training reads it: from memory, and in slices, which must agree."""
     import torch
 
-    from torch_caption.data import check as program
     from torch_caption.data import coco
 
+    found = hashlib.sha256()
+    whole, sliced = (coco.open_data(directory, in_memory=how) for how in ("yes", "no"))
+    for name, split in whole.splits.items():
+        features = split.features_of(range(split.num_images))
+        assert torch.isfinite(features).all()
+        assert torch.equal(features, sliced[name].features_of(range(split.num_images)))
+        assert ((split.captions >= 0) & (split.captions < len(whole.vocabulary))).all()
+        for values in (split.captions, split.image_idxs, features):
+            found.update(str(values.shape).encode() + values.numpy().tobytes())
+    return found.hexdigest()
+
+
+def check(directory: str) -> tuple[int, str]:
+    """The program that checks; what it accepts is then read."""
+    from torch_caption.data import check as program
+
     status = program.main([directory])
-    if status == 0:
-        whole, sliced = (coco.open_data(directory, in_memory=how) for how in ("yes", "no"))
-        for name, split in whole.splits.items():
-            ids = split.captions
-            assert ((ids >= 0) & (ids < len(whole.vocabulary))).all()
-            features = split.features_of(split.image_idxs.unique())
-            assert torch.isfinite(features).all()
-            assert torch.equal(features, sliced[name].features_of(split.image_idxs.unique()))
-    return status
+    return status, digest(directory) if status == 0 else ""
 
 
 def prepare(annotations: str, images: str, out: str) -> int:
@@ -191,9 +215,10 @@ def _child(case: dict[str, Any], files: list[Path]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     before = _descriptors()
-    status = 70
+    status, read = 70, ""
     try:
-        status = PROGRAMS[case["program"]](*case["arguments"])
+        ended = PROGRAMS[case["program"]](*case["arguments"])
+        status, read = ended if isinstance(ended, tuple) else (ended, "")
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else 1
     except BaseException:
@@ -201,7 +226,8 @@ def _child(case: dict[str, Any], files: list[Path]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     after = _descriptors()
-    files[2].write_text(str(0 if before is None or after is None else after - before), encoding="utf-8")
+    leaked = 0 if before is None or after is None else after - before
+    files[2].write_text(f"{leaked} {read}", encoding="utf-8")
     os._exit(status)
 
 
@@ -222,7 +248,8 @@ def _outcome(case: dict[str, Any], files: list[Path], own: float) -> Outcome:
         err,
         usage.ru_utime + usage.ru_stime,
         usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10) - own,
-        int(leaked or 0),
+        int((leaked.split() or ["0"])[0]),
+        (leaked.split()[1:] or [""])[0],
     )
 
 

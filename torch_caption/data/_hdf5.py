@@ -49,8 +49,12 @@ _FILTERS = {
     h5z.FILTER_LZF: _Filter("lzf", 88),
     h5z.FILTER_FLETCHER32: _Filter("fletcher32"),
 }
+_BITS, _ORDERS = (8, 16, 32, 64), ("LE", "BE")
 INTEGERS, FLOATS = "integers", "floating-point numbers"
-_CLASSES = {INTEGERS: h5t.INTEGER, FLOATS: h5t.FLOAT}
+_TYPES = {
+    INTEGERS: [getattr(h5t, f"STD_{sign}{bits}{order}") for sign in "IU" for bits in _BITS for order in _ORDERS],
+    FLOATS: [getattr(h5t, f"IEEE_F{bits}{order}") for bits in _BITS[1:] for order in _ORDERS],
+}
 _SHOWN = 8  # names in a message
 _CHECKSUM_BYTES = 4  # that fletcher32 puts at a chunk's end
 
@@ -110,9 +114,8 @@ def dataset(file: h5py.File, name: str, ranks: Collection[int], values: str) -> 
     found = file.get(name) if isinstance(link, h5py.HardLink) else None  # other links lead to other places
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise DataError(f"{where} is not a dataset within this file; write its values into the file")
-    kind = found.id.get_type()
-    if kind.get_class() != _CLASSES[values]:
-        raise DataError(f"{where} holds {_type_name(found)}; write it as {values}")
+    if found.id.get_type() not in _TYPES[values]:  # others of their class differ in what a bit means
+        raise DataError(f"{where} holds {_type_name(found, values)}; write it as {values}")
     if found.shape is None or len(found.shape) not in ranks:
         wanted = " or ".join(map(str, ranks))
         raise DataError(f"{where} has the shape {found.shape}; it takes {wanted} axes")
@@ -146,16 +149,17 @@ def names(file: h5py.File) -> str:
     return ", ".join(found[:_SHOWN]) + more or "nothing"
 
 
-def _type_name(found: h5py.Dataset) -> str:
-    kind = found.id.get_type()
-    if kind.get_class() == h5t.ENUM:
-        return "an enumeration"
-    if kind.get_class() == h5t.BITFIELD:
-        return "bit fields"
+def _type_name(found: h5py.Dataset, wanted: str) -> str:
+    kind = found.id.get_type().get_class()
+    unusual = {h5t.ENUM: "an enumeration", h5t.BITFIELD: "bit fields"}
+    if kind in unusual:
+        return unusual[kind]
     try:
-        return str(found.dtype)
+        name = str(found.dtype)
     except (TypeError, ValueError):
         return "a type that NumPy has not"
+    same = kind == {INTEGERS: h5t.INTEGER, FLOATS: h5t.FLOAT}[wanted]
+    return f"{name}, of a layout that no machine has" if same else name
 
 
 def _check_stored(found: h5py.Dataset, where: str) -> None:
