@@ -2,7 +2,8 @@
 
 import sys
 
-from torch_caption.command_line import guarded, sample_config
+from torch_caption.command_line import sample_config
+from torch_caption.ending import guarded
 from torch_caption.sampling import run
 
 if __name__ == "__main__":

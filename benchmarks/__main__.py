@@ -17,7 +17,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.threads and "numpy" not in sys.modules:  # its BLAS reads them once, when it is loaded
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
     from benchmarks.run import run
-    from torch_caption.command_line import guarded
+    from torch_caption.ending import guarded
 
     return guarded(lambda: run(options))
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from torch_caption import demo
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.command_line import guarded
 from torch_caption.description import Describer
+from torch_caption.ending import guarded
 from torch_caption.vocabulary import Vocabulary
 
 WORDS = ("a", "<b>bold</b>", "red", "green", "blue", "square", "circle", "on", "the", "left")

@@ -22,9 +22,10 @@ from tiny import write_tiny
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import plots, runs
-from torch_caption.command_line import guarded, sample_config, train_config
+from torch_caption.command_line import sample_config, train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import open_data
+from torch_caption.ending import guarded
 from torch_caption.sampling import run as sample
 from torch_caption.training import fit
 
@@ -556,7 +557,7 @@ def test_every_setting_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_reader_who_leaves_is_no_error() -> None:
     """As `head` leaves."""
-    code = "import sys; from torch_caption.command_line import guarded; "
+    code = "import sys; from torch_caption.ending import guarded; "
     code += "sys.exit(guarded(lambda: [print(k) for k in range(10**6)]))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, encoding="utf-8", **pipes) as process:

@@ -17,6 +17,10 @@ from torch_caption.ending import Failure, Stopped, guarded
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class Gone(Failure, OSError):
+    pass
+
+
 def raising(error: BaseException) -> Callable[[], None]:
     def main() -> None:
         raise error
@@ -35,6 +39,11 @@ def raising(error: BaseException) -> Callable[[], None]:
         (KeyboardInterrupt(), 130, ""),
         (Stopped(signal.SIGINT), 130, ""),
         (Stopped(signal.SIGTERM), 143, ""),
+        (Stopped.advising(Stopped(signal.SIGTERM), "run it again"), 143, "stopped: run it again\n"),
+        (Stopped.advising(KeyboardInterrupt(), "run it again"), 130, "stopped: run it again\n"),
+        (ValueError(), 2, "error: ValueError\n"),
+        (MemoryError(), 1, "error: MemoryError\n"),
+        (Gone("the server is gone"), 1, "error: the server is gone\n"),
     ],
     ids=repr,
 )
@@ -114,3 +123,8 @@ def test_ctrl_c_is_heeded_before_torch_is_loaded() -> None:
     """Neither train.py nor what it needs to be told to stop imports it."""
     code = "import runpy, sys; runpy.run_path('train.py', run_name='x'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_mistake_of_ours_is_not_hidden() -> None:
+    with pytest.raises(KeyError):
+        guarded(lambda: {}["x"])

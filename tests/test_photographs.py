@@ -21,12 +21,13 @@ from tiny import write_tiny
 from torch_caption import checkpoint as checkpoints
 from torch_caption import photographs, sampling
 from torch_caption.captioning import describe
-from torch_caption.command_line import guarded, sample_config
+from torch_caption.command_line import sample_config
 from torch_caption.config import TrainConfig
 from torch_caption.data import features, prepare, recipe, scenes
 from torch_caption.data.coco import open_data
 from torch_caption.data.images import load_image
 from torch_caption.data.prepare import PrepareConfig
+from torch_caption.ending import guarded
 from torch_caption.sampling import run as sample
 from torch_caption.training import fit
 

@@ -25,13 +25,13 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption.command_line import guarded
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import recipe as recipes
 from torch_caption.data import scenes
 from torch_caption.data.coco import open_data
 from torch_caption.data.images import MAX_BYTES, load_image
 from torch_caption.description import Describer, Description, Guess
+from torch_caption.ending import guarded
 from torch_caption.plots import lit
 from torch_caption.sampling import find_checkpoint, recipe_of
 from torch_caption.training import choose_device

@@ -23,9 +23,12 @@ class Failure(Exception):
         status: the exit status.
     """
 
-    def __init__(self, message: str, status: int = 1) -> None:
+    status = 1
+
+    def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        if status is not None:
+            self.status = status
 
 
 class Cut(BaseException):
@@ -38,19 +41,31 @@ class Stopped(KeyboardInterrupt):
     Attributes:
         number: the signal's.
         status: the exit status, 128 and that number, as shells have it.
+        advice: what to tell the user of it, "" where that has been said.
     """
 
-    def __init__(self, number: int = signal.SIGINT) -> None:
-        super().__init__(signal.Signals(number).name)
+    def __init__(self, number: int = signal.SIGINT, advice: str = "") -> None:
+        super().__init__(advice or signal.Signals(number).name)
         self.number = number
         self.status = 128 + number
+        self.advice = advice
+
+    @classmethod
+    def advising(cls, stopped: KeyboardInterrupt, advice: str) -> Stopped:
+        """The same stop, with advice."""
+        return cls(stopped.number if isinstance(stopped, Stopped) else signal.SIGINT, advice)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's own words on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def guarded(main: Callable[[], object]) -> int:
     """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C,
     143 for SIGTERM, 141 where nobody reads the output any longer.
 
-    What went wrong goes to stderr as one line.
+    What went wrong goes to stderr as one line; of Ctrl-C, what there is to say of it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -59,16 +74,20 @@ def guarded(main: Callable[[], object]) -> int:
         with _terminable(), _heeded():
             main()
             sys.stdout.flush()
-    except KeyboardInterrupt as stopped:
-        return stopped.status if isinstance(stopped, Stopped) else 130
     except BrokenPipeError:  # whoever read the output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
         return 141
-    except (Failure, ValueError, OSError, ArithmeticError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        if not isinstance(stopped, Stopped):
+            return Stopped().status
+        if stopped.advice:
+            print(f"stopped: {stopped.advice}", file=sys.stderr)
+        return stopped.status
+    except (Failure, ValueError, OSError, ArithmeticError, MemoryError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         if isinstance(error, Failure):
             return error.status
-        return 1 if isinstance(error, ArithmeticError) else 2
+        return 1 if isinstance(error, ArithmeticError | MemoryError) else 2
     return 0
 
 

@@ -22,10 +22,10 @@ from torch_caption import java, metrics, plots, report
 from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, describe
-from torch_caption.command_line import guarded
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import _annotations
 from torch_caption.data.coco import CocoData, DataError, Split, below
+from torch_caption.ending import guarded
 from torch_caption.metrics import Interval, Scores
 from torch_caption.plots import GalleryItem
 from torch_caption.sampling import find_checkpoint

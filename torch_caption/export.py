@@ -27,9 +27,9 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from torch_caption import __version__
 from torch_caption import checkpoint as checkpoints
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.command_line import guarded
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.decoding import never_chosen
+from torch_caption.ending import guarded
 from torch_caption.sampling import find_checkpoint
 
 FEATURES, IDS = "features", "ids"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch_caption.texts import read_json, shown, strange
+
 NULL = "<NULL>"
 START = "<START>"
 END = "<END>"
@@ -22,7 +24,7 @@ class Vocabulary:
         words: every word once, the four special words <NULL>, <START>, <END> and <UNK> among them.
 
     Raises:
-        ValueError: a word occurs twice or is not a string, or a special word is missing.
+        ValueError: a word occurs twice or is no text, or a special word is missing.
     """
 
     words: tuple[str, ...]
@@ -33,9 +35,11 @@ class Vocabulary:
         word_to_idx: dict[str, int] = {}
         for idx, word in enumerate(self.words):
             if not isinstance(word, str):
-                raise ValueError(f"the word of id {idx} is {word!r}, not a string")
+                raise ValueError(f"the word of id {idx} is {shown(word)}, not a string")
+            if strange(word):
+                raise ValueError(f"the word of id {idx} is {shown(word)}; {strange(word)!r} is in no word")
             if word in word_to_idx:
-                raise ValueError(f"the word {word!r} has two ids, {word_to_idx[word]} and {idx}")
+                raise ValueError(f"the word {shown(word)} has two ids, {word_to_idx[word]} and {idx}")
             word_to_idx[word] = idx
         missing = [word for word in SPECIAL if word not in word_to_idx]
         if missing:
@@ -89,12 +93,7 @@ class Vocabulary:
                 the entry.
         """
         path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path}: not a JSON file in UTF-8: {error}") from None
+        content = read_json(path)
         if not isinstance(content, Mapping) or not isinstance(content.get("idx_to_word"), list):
             raise ValueError(f"{path}: no list named idx_to_word")
         words = content["idx_to_word"]
@@ -109,14 +108,16 @@ class Vocabulary:
         if not isinstance(word_to_idx, Mapping):
             raise ValueError(f"{path}: no object named word_to_idx")
         for word, idx in self.word_to_idx.items():
-            if word_to_idx.get(word) != idx:
+            other = word_to_idx.get(word)
+            if type(other) is not int or other != idx:  # 1.0 and true are equal to 1
                 raise ValueError(
-                    f"{path}: idx_to_word[{idx}] is {word!r}, but word_to_idx[{word!r}] is {word_to_idx.get(word)!r}"
+                    f"{path}: idx_to_word[{idx}] is {shown(word)}, but word_to_idx[{shown(word)}] is {shown(other)}"
                 )
         extra = next((word for word in word_to_idx if word not in self.word_to_idx), None)
         if extra is not None:
             raise ValueError(
-                f"{path}: word_to_idx[{extra!r}] is {word_to_idx[extra]!r}, but idx_to_word lacks {extra!r}"
+                f"{path}: word_to_idx[{shown(extra)}] is {shown(word_to_idx[extra])}, "
+                f"but idx_to_word lacks {shown(extra)}"
             )
 
     def save(self, path: str | Path) -> None:

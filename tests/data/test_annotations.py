@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from torch_caption.data._annotations import locate, read, read_splits
-from torch_caption.data._checks import DataError
+from torch_caption.data._errors import DataError
 
 
 def content(count: int = 3, name: str = "photo") -> dict[str, Any]:
@@ -40,7 +40,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no images": (lambda c: c.pop("images"), "no list named images"),
     "no annotations": (lambda c: c.update(annotations={}), "no list named annotations"),
     "an image that is a name": (lambda c: c["images"].__setitem__(1, "x.jpg"), "images[1] is 'x.jpg', not an object"),
-    "no id": (lambda c: c["images"][1].pop("id"), 'images[1] has no id: {"file_name": "photo1.jpg"'),
+    "no id": (lambda c: c["images"][1].pop("id"), "images[1] has no id: {'file_name': 'photo1.jpg'"),
     "an id that is none": (lambda c: c["images"][1].update(id=True), "images[1].id is True, neither a number nor"),
     "an id twice": (lambda c: c["images"][2].update(id=10), "images[2].id is 10, as that of an image before it"),
     "no name": (lambda c: c["images"][0].pop("file_name"), "images[0] has no file_name"),
@@ -70,6 +70,19 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: c["annotations"][0].update(caption=3),
         "annotations[0].caption is 3, not a string",
     ),
+    "a caption that is no text": (
+        lambda c: c["annotations"][0].update(caption="a \ud800"),
+        "annotations[0].caption is 'a \\ud800'; '\\ud800' is in no text",
+    ),
+    "an annotation twice": (
+        lambda c: [c["annotations"][place].update(id=1, image_id=10) for place in (0, 1)],
+        "annotations[1].id is 1, as that of annotations[0] of its image; leave one out",
+    ),
+    "a name twice, written otherwise": (
+        lambda c: c["images"][2].update(file_name="./photo0.jpg"),
+        "images[2].file_name is './photo0.jpg', as that of images[0]",
+    ),
+    "a huge value": (lambda c: c["images"][0].update(id=["x" * 10_000]), "images[0].id is ['xxx"),
     "an annotation's id": (lambda c: c["annotations"][0].update(id=None), "annotations[0].id is None"),
 }
 
@@ -92,7 +105,9 @@ def test_bad_annotations_name_the_entry_and_its_value(kind: str, tmp_path: Path)
     [
         (b"[1, 2]", "holds list, not an object with images and annotations"),
         (b'{"images": [', "not JSON in UTF-8"),
-        (b"\xff\xfe{}", "not JSON in UTF-8"),
+        (b"\xff\xfe{}", "not a text in UTF-8"),
+        (b'{"images": [], "images": [1]}', "has the key 'images' twice"),
+        (b'{"images": NaN}', "NaN is no number"),
         (b"[" * 100_000, "not JSON in UTF-8"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torch_caption.data import _pca
-from torch_caption.data._checks import DataError
+from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Moments, Projection, fit, recover
 
 N, D, K = 300, 12, 5

@@ -336,7 +336,7 @@ def test_ctrl_c(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     monkeypatch.setattr(_encoding.Encoding, "run", stop)
     assert main(photos.arguments(tmp_path / "out")) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+    assert capsys.readouterr().err == "stopped: the same command goes on\n"
 
 
 def run_and_kill(args: list[str], out: Path, after: int) -> None:

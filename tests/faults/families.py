@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import damaged
 import hostile_checkpoints
+import hostile_hdf5
+import hostile_json
 import hostile_photographs
 import hostile_urls
 import kills_in_training
@@ -24,4 +26,6 @@ FAMILIES: tuple[Family, ...] = (
     hostile_checkpoints.HOSTILE,
     hostile_urls.FAMILY,
     hostile_photographs.FAMILY,
+    hostile_hdf5.HDF5,
+    hostile_json.JSON,
 )

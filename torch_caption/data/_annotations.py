@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,9 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from torch_caption.data._checks import DataError, one_line
+from torch_caption.data._errors import DataError
+from torch_caption.texts import read_json, shown, strange
 
 SPLITS = ("train", "val", "test")
+ANNOTATIONS_LIMIT = 2**30
+"""The most bytes of a file of annotations (1 GiB); COCO's has 64 MB."""
+
+_MEND = "write it as COCO does"
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def _check_apart(splits: dict[str, list[Photograph]]) -> None:
     owner: dict[str, str] = {}
     for split, photographs in splits.items():
         for photograph in photographs:
-            other = owner.setdefault(photograph.file_name, split)
+            other = owner.setdefault(_plain(photograph.file_name), split)
             if other != split:
                 raise DataError(
                     f"the photograph {photograph.file_name!r} is in {other} and in {split}: what a model has learnt "
@@ -111,72 +115,87 @@ def read(path: Path) -> list[Photograph]:
         DataError: the file is not as COCO's are; the message names the entry and its value.
     """
     content = _content(path)
-    found: dict[int | str, Photograph] = {}
-    names: dict[str, int] = {}
-    for place, entry in enumerate(_list(content, "images", path)):
-        photograph = _photograph(entry, f"{path}: images[{place}]")
-        if photograph.id in found:
-            raise DataError(f"{path}: images[{place}].id is {photograph.id!r}, as that of an image before it")
-        if photograph.file_name in names:
-            other = names[photograph.file_name]
-            raise DataError(
-                f"{path}: images[{place}].file_name is {photograph.file_name!r}, as that of images[{other}]"
-            )
-        found[photograph.id] = photograph
-        names[photograph.file_name] = place
+    found = _photographs(content, path)
+    places: dict[tuple[int | str, int | str], int] = {}
     for place, entry in enumerate(_list(content, "annotations", path)):
         where = f"{path}: annotations[{place}]"
         image, caption = _get(entry, "image_id", where), _get(entry, "caption", where)
         if not _is_id(image) or image not in found:
-            raise DataError(f"{where}.image_id is {image!r}, the id of no image of the file")
+            raise DataError(f"{where}.image_id is {shown(image)}, the id of no image of the file; {_MEND}")
         if not isinstance(caption, str):
-            raise DataError(f"{where}.caption is {caption!r}, not a string")
+            raise DataError(f"{where}.caption is {shown(caption)}, not a string; {_MEND}")
+        if strange(caption):
+            raise DataError(f"{where}.caption is {shown(caption)}; {strange(caption)!r} is in no text: take it out")
         identity = entry.get("id", place)
         if not _is_id(identity):
-            raise DataError(f"{where}.id is {identity!r}, neither a number nor a string")
+            raise DataError(f"{where}.id is {shown(identity)}, neither a number nor a string; {_MEND}")
+        other = places.setdefault((image, identity), place)
+        if other != place:
+            raise DataError(f"{where}.id is {identity!r}, as that of annotations[{other}] of its image; leave one out")
         found[image].captions.append((identity, caption))
     return [*found.values()]
 
 
+def _photographs(content: dict[str, Any], path: Path) -> dict[int | str, Photograph]:
+    """The images of an annotation file by their ids, without captions."""
+    found: dict[int | str, Photograph] = {}
+    names: dict[str, int] = {}
+    for place, entry in enumerate(_list(content, "images", path)):
+        where = f"{path}: images[{place}]"
+        photograph = _photograph(entry, where)
+        if photograph.id in found:
+            raise DataError(f"{where}.id is {shown(photograph.id)}, as that of an image before it; leave one out")
+        other = names.setdefault(_plain(photograph.file_name), place)
+        if other != place:
+            raise DataError(
+                f"{where}.file_name is {shown(photograph.file_name)}, as that of images[{other}]; leave one out"
+            )
+        found[photograph.id] = photograph
+    return found
+
+
+def _plain(name: str) -> str:
+    """`./a//b.jpg` is `a/b.jpg`."""
+    return PurePosixPath(name).as_posix()
+
+
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON in UTF-8: {one_line(error)}") from None
+        content = read_json(path, ANNOTATIONS_LIMIT)
+    except ValueError as error:
+        raise DataError(f"{error}; name a file of captions in COCO's format") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds {type(content).__name__}, not an object with images and annotations")
+        raise DataError(f"{path}: holds {type(content).__name__}, not an object with images and annotations; {_MEND}")
     return content
 
 
 def _list(content: dict[str, Any], name: str, path: Path) -> list[Any]:
     if not isinstance(content.get(name), list):
-        raise DataError(f"{path}: no list named {name}; captions are read in COCO's format")
+        raise DataError(f"{path}: no list named {name}; {_MEND}")
     return content[name]
 
 
 def _get(entry: Any, name: str, where: str) -> Any:
     if not isinstance(entry, dict):
-        raise DataError(f"{where} is {entry!r}, not an object")
+        raise DataError(f"{where} is {shown(entry)}, not an object; {_MEND}")
     if name not in entry:
-        raise DataError(f"{where} has no {name}: {json.dumps(entry)[:200]}")
+        raise DataError(f"{where} has no {name}: {shown(entry, 200)}; {_MEND}")
     return entry[name]
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, str) and not strange(value))
 
 
 def _photograph(entry: Any, where: str) -> Photograph:
     identity, name = _get(entry, "id", where), _get(entry, "file_name", where)
     if not _is_id(identity):
-        raise DataError(f"{where}.id is {identity!r}, neither a number nor a string")
+        raise DataError(f"{where}.id is {shown(identity)}, neither a number nor a string; {_MEND}")
     if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{where}.file_name is {name!r}, not a name")
+        raise DataError(f"{where}.file_name is {shown(name)}, not a name; {_MEND}")
     leads_out = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
     if leads_out or not name.isprintable():
-        raise DataError(f"{where}.file_name is {name!r}, not a name below the folder of photographs")
+        raise DataError(f"{where}.file_name is {shown(name)}, not a name below the folder of photographs; {_MEND}")
     url = entry.get("coco_url") or entry.get("flickr_url") or entry.get("url") or ""
     return Photograph(identity, name, url if isinstance(url, str) and url.isprintable() else "")
 

@@ -5,75 +5,28 @@ Every fault is a `DataError` of one line: the file, the dataset, the row and col
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
+from torch_caption.data._errors import DataError
+from torch_caption.data._hdf5 import INTEGERS, check_room, dataset
+from torch_caption.ending import one_line
+from torch_caption.texts import read_json, read_text, shown, strange
 from torch_caption.vocabulary import END, NULL, START, Vocabulary
 
 BLOCK_BYTES = 2**26
-"""Features are read and checked in blocks of about so many bytes (64 MiB)."""
-
-# What h5py raises on a damaged file, by the place of the damage: it maps HDF5's own errors to all of these.
-_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names file, dataset, row and value, and says what to do."""
-
-
-def one_line(error: BaseException) -> str:
-    """The error's own words on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """The HDF5 file, read only.
-
-    Raises:
-        DataError: the file is missing, is not HDF5, is truncated or is damaged where the body reads it.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; copy it there, or download the directory again")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except DataError:
-        raise
-    except _HDF5_ERRORS as error:
-        raise DataError(f"{path}: not a readable HDF5 file ({one_line(error)}); copy or download it again") from None
-
-
-def dataset(file: h5py.File, name: str, ranks: Collection[int], kinds: str) -> h5py.Dataset:
-    """The dataset called `name`, of so many axes, none of them empty, its dtype of one of the `kinds` ("iu" or "f").
-
-    Raises:
-        DataError: no such dataset, it is kept in another file, or its shape or dtype is another.
-    """
-    link = file.get(name, getlink=True)
-    if link is None:
-        raise DataError(f"{file.filename}: no dataset {name}; it holds {', '.join(sorted(file)) or 'nothing'}")
-    found = file.get(name) if isinstance(link, h5py.HardLink) else None
-    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise DataError(f"{file.filename}: {name} is not a dataset within this file; write its values into the file")
-    if found.shape is None or len(found.shape) not in ranks:
-        wanted = " or ".join(map(str, ranks))
-        raise DataError(f"{file.filename}: {name} has the shape {found.shape}; it takes {wanted} axes")
-    if found.dtype.kind not in kinds:
-        wanted = "integers" if kinds == "iu" else "floating-point numbers"
-        raise DataError(f"{file.filename}: {name} holds {found.dtype}; write it as {wanted}")
-    if 0 in found.shape:
-        raise DataError(f"{file.filename}: {name} is empty, of shape {found.shape}; fill it, or leave the split out")
-    if found.id.get_storage_size() == 0:  # HDF5 would read zeros
-        raise DataError(f"{file.filename}: {name} was declared, but never written; write the file again")
-    return found
+"""Values are read and checked in blocks of about so many bytes (64 MiB)."""
+LONGEST = 1000
+"""The most columns of a row of captions."""
+NAMES_LIMIT = 2**30
+"""The most bytes of a file of names (1 GiB)."""
+DEEPEST = 32
+"""The most levels of a manifest."""
 
 
 def read_captions(file: h5py.File, split: str, vocabulary: Vocabulary, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,26 +38,38 @@ def read_captions(file: h5py.File, split: str, vocabulary: Vocabulary, images: i
     Raises:
         DataError: an id outside the vocabulary or the features, or a row that is not <START>, words, <END>, <NULL>s.
     """
-    captions = dataset(file, f"{split}_captions", (2,), "iu")[()]
-    image_idxs = dataset(file, f"{split}_image_idxs", (1,), "iu")[()]
-    if len(captions) != len(image_idxs):
+    where, images_where = f"{file.filename}: {split}_captions", f"{file.filename}: {split}_image_idxs"
+    captions = dataset(file, f"{split}_captions", (2,), INTEGERS)
+    image_idxs = dataset(file, f"{split}_image_idxs", (1,), INTEGERS)
+    rows, columns = captions.shape
+    if rows != len(image_idxs):
         raise DataError(
-            f"{file.filename}: {split}_captions has {len(captions)} rows and {split}_image_idxs {len(image_idxs)}; "
-            "each caption takes one image index"
+            f"{where} has {rows} rows and {split}_image_idxs {len(image_idxs)}; each caption takes one image index"
         )
-    _check_words(f"{file.filename}: {split}_captions", captions, vocabulary)
-    outside = np.flatnonzero((image_idxs < 0) | (image_idxs >= images))
-    if outside.size:
-        row = outside[0]
-        raise DataError(
-            f"{file.filename}: {split}_image_idxs[{row}] is {image_idxs[row]}, but the split's features have {images} "
-            "rows; bring the features that belong to these captions"
-        )
-    return captions.astype(np.int64), image_idxs.astype(np.int64)
+    if columns > LONGEST:
+        raise DataError(f"{where} has {columns} columns; cut the captions to at most {LONGEST}")
+    check_room(8 * rows * (columns + 1), where, "leave captions out, or use a machine with more memory")
+    held = np.empty((rows, columns), np.int64), np.empty(rows, np.int64)
+    block = max(1, BLOCK_BYTES // (8 * columns))
+    for start in range(0, rows, block):
+        piece = slice(start, start + block)
+        words, owners = captions[piece], image_idxs[piece]
+        _check_words(where, start, words, vocabulary)
+        outside = np.flatnonzero((owners < 0) | (owners >= images))
+        if outside.size:
+            row = outside[0]
+            raise DataError(
+                f"{images_where}[{start + row}] is {owners[row]}, but the split's features have {images} rows; bring "
+                "the features that belong to these captions"
+            )
+        held[0][piece], held[1][piece] = words, owners
+    return held
 
 
-def _check_words(where: str, captions: np.ndarray, vocabulary: Vocabulary) -> None:
-    """`where` begins the message. The dtype is still the file's: uint64 must not wrap before it is compared."""
+def _check_words(where: str, start_row: int, captions: np.ndarray, vocabulary: Vocabulary) -> None:
+    """`where` begins the message, rows count from `start_row`. The dtype is still the file's: uint64 must not wrap
+    before it is compared.
+    """
     null, start, end = (vocabulary.word_to_idx[word] for word in (NULL, START, END))
     column = np.arange(captions.shape[1])
     is_end = captions == end
@@ -135,7 +100,7 @@ def _check_words(where: str, captions: np.ndarray, vocabulary: Vocabulary) -> No
     for bad, reason in faults:
         if bad.any():
             row, col = np.unravel_index(int(bad.argmax()), bad.shape)
-            raise DataError(f"{where}[{row}, {col}] is {captions[row, col]}, {reason}")
+            raise DataError(f"{where}[{start_row + row}, {col}] is {captions[row, col]}, {reason}")
 
 
 def read_rows(features: h5py.Dataset, rows: Any) -> np.ndarray:
@@ -157,7 +122,8 @@ def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) ->
     """
     images, *shape = features.shape
     block = max(1, BLOCK_BYTES // (features.dtype.itemsize * math.prod(shape)))
-    for start in range(0, images, block):
+    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=None)
+    for start in starts:
         values = read_rows(features, slice(start, start + block))
         finite = np.isfinite(values)
         if not finite.all():
@@ -185,9 +151,9 @@ def read_names(path: Path, images: int) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: not a text in UTF-8: {one_line(error)}; save it as UTF-8") from None
+        lines = read_text(path, NAMES_LIMIT).split("\n")
+    except ValueError as error:
+        raise DataError(f"{error}; save it as UTF-8") from None
     if lines[-1] == "":
         lines.pop()
     if len(lines) != images:
@@ -207,14 +173,34 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise DataError(f"{path}: not JSON in UTF-8: {one_line(error)}; write it again, or remove it") from None
+        manifest = read_json(path)
+    except ValueError as error:
+        raise DataError(f"{error}; write it again, or remove it") from None
     if not isinstance(manifest, dict):
         raise DataError(f"{path}: holds {type(manifest).__name__}, not an object; write it again, or remove it")
-    if not isinstance(manifest.get("images", ""), str):
-        raise DataError(f"{path}: images is {manifest['images']!r}, not the name of a folder; write it again")
+    _check_values(manifest, path)
+    images = manifest.get("images", "")
+    if not isinstance(images, str):
+        raise DataError(f"{path}: images is {shown(images)}, not the name of a folder; write it again")
     return manifest
+
+
+def _check_values(manifest: dict[str, Any], path: Path) -> None:
+    """Raise DataError where a value cannot be kept with a model."""
+    level: list[tuple[str, Any]] = [*manifest.items()]
+    for _ in range(DEEPEST):
+        inner: list[tuple[str, Any]] = []
+        for name, value in level:
+            fault = isinstance(value, float) and not math.isfinite(value)
+            if fault or strange(name) or (isinstance(value, str) and strange(value)):
+                raise DataError(f"{path}: {shown(name)} is {shown(value)}, no value to keep; write it again")
+            if isinstance(value, dict):
+                inner += [(f"{name}.{key}", below) for key, below in value.items()]
+            elif isinstance(value, list):
+                inner += [(f"{name}[{place}]", below) for place, below in enumerate(value)]
+        level = inner
+    if level:
+        raise DataError(f"{path}: {shown(level[0][0])} is nested more than {DEEPEST} deep; write it again")
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -225,5 +211,5 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """
     try:
         return Vocabulary.load(path)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise DataError(f"{one_line(error)}; copy the file that belongs to these captions") from None

@@ -18,7 +18,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from torch_caption.data._checks import one_line
+from torch_caption.ending import Failure, Stopped, one_line
 
 ARCHIVE = "http://cs231n.stanford.edu/coco_captioning.zip"
 
@@ -40,7 +40,7 @@ _CHUNK = 2**18
 _TIMEOUT = 30.0  # seconds without a byte
 
 
-class DownloadError(OSError):
+class DownloadError(Failure, OSError):
     """The archive was not brought, or is not sound; the message says what to do."""
 
 
@@ -87,8 +87,9 @@ def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         fetch(url, archive)
         unpack(archive, directory, check)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{directory} keeps what was brought; run the same command again to go on") from None
+    except KeyboardInterrupt as stopped:
+        advice = f"{directory} keeps what was brought; run the same command again to go on"
+        raise Stopped.advising(stopped, advice) from None
     except DownloadError:
         raise
     except OSError as error:

@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from torch_caption.data import _pca
 from torch_caption.data._annotations import Photograph
-from torch_caption.data._checks import DataError, one_line
+from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import RowFile
 from torch_caption.data.features import Batch, Encoder, stream
+from torch_caption.ending import one_line
 
 FIT_BYTES = 4 * 2**30
 """Grids of training photographs that the PCA is fitted on, at most (4 GiB, on the disk)."""

@@ -7,8 +7,11 @@ the next and so forgets what did not fit; and it would be one library more.)
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +20,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from torch_caption.data import _checks
-from torch_caption.data._checks import DataError
+from torch_caption.data import _checks, _hdf5
+from torch_caption.data._errors import DataError
+from torch_caption.data._hdf5 import FLOATS
+from torch_caption.ending import one_line
 
 CHUNK = 8192  # rows in float64 at a time
+PROJECTION_LIMIT = 2**30
+"""The most bytes that the arrays of a projection may take (1 GiB)."""
+
+_REMEDY = "copy it there again, or make it again"
+# What NumPy and zipfile raise of a damaged file, by the place of the damage.
+_NPZ_ERRORS = (
+    *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, OverflowError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 class Moments:
@@ -83,18 +97,38 @@ class Projection:
             DataError: missing, or not such a file.
         """
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                mean, components = (np.asarray(content[name], np.float32) for name in ("mean", "components"))
+            with _arrays(path) as content:
+                mean, components = (_floats(content[name]) for name in ("mean", "components"))
                 share = float(content["share"]) if "share" in content else float("nan")
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; the manifest beside it names it as the features' PCA") from None
-        except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not a file of mean and components ({_checks.one_line(error)})") from None
+        except _NPZ_ERRORS as error:
+            raise DataError(f"{path}: not a file of mean and components ({one_line(error)}); {_REMEDY}") from None
         finite = np.isfinite(mean).all() and np.isfinite(components).all()
         if mean.ndim != 1 or components.ndim != 2 or len(mean) != len(components) or not finite:
-            shapes = f"{mean.shape} and {components.shape}"
-            raise DataError(f"{path}: mean and components have the shapes {shapes}, not finite (D,) and (D, K)")
+            shapes = f"{mean.shape} and {components.shape}, not finite (D,) and (D, K)"
+            raise DataError(f"{path}: mean and components have the shapes {shapes}; {_REMEDY}")
         return cls(torch.from_numpy(mean), torch.from_numpy(components), share)
+
+
+@contextmanager
+def _arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of an NPZ file, none of which takes more memory than it may."""
+    with path.open("rb") as file:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > PROJECTION_LIMIT:
+            raise ValueError(f"its arrays take {size:,} bytes, more than the {PROJECTION_LIMIT:,} that they may")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as content:
+            yield content
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f":
+        raise ValueError(f"it holds {array.dtype}, not floating-point numbers")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def check_size(size: float, flag: str) -> None:
@@ -187,13 +221,13 @@ def _error(projection: Projection, full: Path, projected: Path) -> float:
 
 
 def _shape(path: Path) -> tuple[int, int]:
-    with _checks.opened(path) as file:
-        return file["features"].shape
+    with _hdf5.opened(path) as file:
+        return _hdf5.dataset(file, "features", (2,), FLOATS).shape
 
 
 def _pairs(full: Path, projected: Path, says: str) -> Iterator[tuple[Tensor, Tensor]]:
-    with _checks.opened(full) as left, _checks.opened(projected) as right:
-        xs, ys = left["features"], right["features"]
+    with _hdf5.opened(full) as left, _hdf5.opened(projected) as right:
+        xs, ys = (_hdf5.dataset(file, "features", (2,), FLOATS) for file in (left, right))
         for first in tqdm(range(0, len(xs), CHUNK), desc=f"{says}, {full.name}", unit="block", disable=None):
             piece = slice(first, first + CHUNK)
             yield torch.from_numpy(_checks.read_rows(xs, piece)), torch.from_numpy(_checks.read_rows(ys, piece))

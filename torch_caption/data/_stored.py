@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_caption.data import _checks
-from torch_caption.data._checks import DataError
+from torch_caption.data import _checks, _hdf5
+from torch_caption.data._errors import DataError
+from torch_caption.data._hdf5 import FLOATS
+from torch_caption.ending import one_line
 
 
 class FeatureFile:
@@ -23,12 +25,13 @@ class FeatureFile:
     The file is opened at the first read in each process: a handle is never pickled, nor used across a fork.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shape: Shape) -> None:
         self.path = path
+        self.shape = shape
         self._opened: tuple[int, h5py.Dataset] | None = None  # the process's id, and its dataset
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_opened": None}
+        return {"path": self.path, "shape": self.shape, "_opened": None}
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The rows (B,) in any order, repeated or not, as float32: one read, sorted and without repetition.
@@ -41,16 +44,38 @@ class FeatureFile:
         unique, place = torch.unique(rows, return_inverse=True)
         try:
             values = _checks.read_rows(self._dataset(), unique.numpy())
-        except (OSError, RuntimeError, KeyError) as error:
-            raise DataError(f"{self.path}: cannot be read any more ({_checks.one_line(error)})") from None
+        except DataError:
+            raise
+        except _hdf5.HDF5_ERRORS as error:
+            raise DataError(f"{self.path}: cannot be read any more ({one_line(error)}); bring that file back") from None
         if values.ndim > 2:
             values = np.ascontiguousarray(_checks.by_place(values))
         return torch.from_numpy(values).index_select(0, place)
 
     def _dataset(self) -> h5py.Dataset:
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), h5py.File(self.path, "r")["features"]
+            self._opened = os.getpid(), self._open()
         return self._opened[1]
+
+    def _open(self) -> h5py.Dataset:
+        """The dataset, examined anew: the file may be another than the one that was checked."""
+        with _hdf5.examined(self.path):
+            file = h5py.File(self.path, "r")
+            try:
+                return _as_measured(file, self.path, self.shape)
+            except BaseException:
+                file.close()
+                raise
+
+
+def _as_measured(file: h5py.File, path: Path, shape: Shape) -> h5py.Dataset:
+    """The features of an open file, examined, and of the shape that was found before."""
+    features = _hdf5.dataset(file, "features", (len(shape),), FLOATS)
+    if features.shape != shape:
+        raise DataError(
+            f"{path}: features has the shape {features.shape}, but had {shape} when checked; bring that file back"
+        )
+    return features
 
 
 def find(directory: Path, splits: Sequence[str], pca: bool | None, grids: bool) -> dict[str, Path]:
@@ -94,8 +119,8 @@ def measure(paths: dict[str, Path], grids: bool) -> dict[str, tuple[Shape, torch
     """
     found: dict[str, tuple[Shape, torch.dtype]] = {}
     for name, path in paths.items():
-        with _checks.opened(path) as file:
-            features = _checks.dataset(file, "features", (3, 4) if grids else (2,), "f")
+        with _hdf5.opened(path) as file:
+            features = _hdf5.dataset(file, "features", (3, 4) if grids else (2,), FLOATS)
             found[name] = features.shape, torch.float16 if features.dtype.itemsize == 2 else torch.float32
         first = next(iter(paths))
         (_, *ours), (_, *theirs) = found[name][0], found[first][0]
@@ -121,11 +146,15 @@ def load(path: Path, shape: Shape, dtype: torch.dtype, in_memory: bool) -> Tenso
         DataError: a feature is not finite, or they do not fit in memory.
     """
     images, width, *places = shape
+    held = (images, math.prod(places), width) if places else (images, width)
+    remedy = "read them in slices, in_memory no"
+    if in_memory:
+        _hdf5.check_room(math.prod(held) * dtype.itemsize, f"{path}: features {shape}", remedy)
     try:
-        held = (images, math.prod(places), width) if places else (images, width)
         out = torch.empty(held, dtype=dtype) if in_memory else None
     except RuntimeError:
-        raise DataError(f"{path}: features {shape} do not fit in memory; read them in slices, in_memory no") from None
-    with _checks.opened(path) as file:
-        _checks.read_features(file["features"], f"{path}: features", None if out is None else out.numpy())
-    return FeatureFile(path.resolve()) if out is None else out
+        raise DataError(f"{path}: features {shape} do not fit in memory; {remedy}") from None
+    with _hdf5.opened(path) as file:
+        features = _as_measured(file, path, shape)
+        _checks.read_features(features, f"{path}: features", None if out is None else out.numpy())
+    return FeatureFile(path.resolve(), shape) if out is None else out

@@ -10,7 +10,8 @@
     manifest.json, *pca.npz             how the features were made                            (optional)
     images/                             the pictures that {split}2014_images.txt names        (optional)
 
-`python -m torch_caption.data.coco DIR` checks a directory; with `--download DIR` it first brings cs231n's own.
+`python -m torch_caption.data.check DIR` checks a directory, `python -m torch_caption.data.coco --download DIR` brings
+cs231n's own.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torch_caption.data import _checks, _download, _stored
+from torch_caption.data import _checks, _download, _hdf5, _stored
 from torch_caption.data import recipe as recipes
 from torch_caption.data._batches import Batch, EpochBatches, batches, end_workers, generator
-from torch_caption.data._checks import DataError
+from torch_caption.data._errors import DataError
+from torch_caption.data._hdf5 import INTEGERS
 from torch_caption.data._stored import FeatureFile
+from torch_caption.ending import guarded
 from torch_caption.vocabulary import Vocabulary
 
 __all__ = [
@@ -49,8 +52,16 @@ __all__ = [
     "end_workers",
     "generator",
     "open_data",
+    "open_kinds",
+    "summary",
 ]
 
+KINDS: dict[str, dict[str, bool]] = {
+    "vgg16_fc7_pca": {"pca": True},
+    "vgg16_fc7": {"pca": False},
+    "grid": {"grids": True},
+}
+"""The files of features that a split may have, `{split}2014_{kind}.h5`, and how `open_data` is asked for them."""
 IN_MEMORY_LIMIT = 2**30
 """`in_memory="auto"` holds the features in memory if those of all splits together take at most 1 GiB."""
 
@@ -255,7 +266,7 @@ def open_data(
         raise DataError(f"{directory}: no such folder; `python -m torch_caption.data.coco --download DIR` brings one")
     vocabulary = _checks.read_vocabulary(directory / "coco2014_vocab.json")
     manifest = _checks.read_manifest(directory / "manifest.json")
-    with _checks.opened(directory / "coco2014_captions.h5") as file:
+    with _hdf5.opened(directory / "coco2014_captions.h5") as file:
         names = _split_names(file)
         paths = _stored.find(directory, names, pca, grids)
         measured = _stored.measure(paths, grids)
@@ -290,9 +301,9 @@ def _split_names(file: h5py.File) -> list[str]:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # the name becomes part of file names
             raise DataError(f"{file.filename}: {name!r} is no name for a split; use letters, digits, - and _")
         for suffix in suffixes:
-            _checks.dataset(file, name + suffix, (2,) if suffix == "_captions" else (1,), "iu")
+            _hdf5.dataset(file, name + suffix, (2,) if suffix == "_captions" else (1,), INTEGERS)
     if "train" not in names:
-        raise DataError(f"{file.filename}: no dataset train_captions; it holds {', '.join(sorted(file)) or 'nothing'}")
+        raise DataError(f"{file.filename}: no dataset train_captions; it holds {_hdf5.names(file)}")
     order = ["train", "val", "test"]
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
@@ -303,62 +314,53 @@ def _subsample(captions: np.ndarray, image_idxs: np.ndarray, size: int, seed: in
     return captions[rows], image_idxs[rows]
 
 
-@dataclass(frozen=True)
-class Options:
-    """Check a data directory in cs231n's layout, and print what it holds."""
+def open_kinds(directory: str | Path) -> list[CocoData]:
+    """Open and check a data directory with each kind of features that it has: projected ones, full ones, grids.
 
-    directory: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
-    """The directory to check."""
-    download: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Bring cs231n's archive into this directory, then check it. Run it again to go on after a stop."""
-    url: str = _download.ARCHIVE
-    """Where the archive is."""
+    Raises:
+        DataError: the data cannot be used; a kind that a split has and another lacks is one of the faults.
+    """
+    directory = Path(directory)
+    found = [kind for kind in KINDS if any(directory.glob(f"*2014_{kind}.h5"))]
+    return [open_data(directory, in_memory="no", **KINDS[kind]) for kind in found or ["vgg16_fc7"]]
 
 
-def summary(data: CocoData) -> str:
-    """A table of the splits and their sizes."""
-    rows: list[tuple[str, ...]] = [("split", "captions", "length", "images", "features")]
-    for split in data.splits.values():
-        sizes = len(split), split.captions.shape[1], split.num_images, split.feature_dim
-        counts = [f"{size:,}" for size in sizes]
-        counts[-1] = " x ".join([counts[-1], *map(str, split.grid)])
-        rows.append((split.name, *counts))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def summary(kinds: Sequence[CocoData]) -> str:
+    """A table of the splits, their sizes, and each kind of features of theirs."""
+    data = kinds[0]
+    rows: list[Sequence[str]] = [("split", "captions", "length", "images", *(str(d.recipe["features"]) for d in kinds))]
+    for name, split in data.splits.items():
+        sizes = len(split), split.captions.shape[1], split.num_images
+        shapes = [(kind[name].feature_dim, *kind[name].grid) for kind in kinds]
+        widths = [" x ".join(f"{size:,}" for size in shape) for shape in shapes]
+        rows.append((name, *(f"{size:,}" for size in sizes), *widths))
+    columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join([row[0].ljust(columns[0]), *(c.rjust(w) for c, w in zip(row[1:], columns[1:], strict=True))])
         for row in rows
     ]
     return "\n".join([f"{data.directory}: sound, {len(data.vocabulary):,} words", *lines])
 
 
-def _kinds(directory: Path) -> list[bool]:
-    """False for the vectors of a directory, True for its grids, as far as it has them."""
-    grids = any(directory.glob("*2014_grid.h5"))
-    vectors = any(directory.glob("*2014_vgg16_fc7*.h5")) or not grids
-    return [False] * vectors + [True] * grids
+@dataclass(frozen=True)
+class Options:
+    """Bring cs231n's data, and check it."""
+
+    download: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The directory to bring it into. Run the same command again to go on after a stop."""
+    url: str = _download.ARCHIVE
+    """Where the archive is."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command line. Exit status: 0, 1 where the download failed, 2 where the data is not sound, 130 on Ctrl-C."""
+    """The command line. Exit status: as `guarded` says; 1 where the download failed, 2 where the data is not sound."""
     options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.coco")
-    directory = options.download or options.directory
-    try:
-        if directory is None:
-            raise DataError("name a directory to check, or one to --download into")
-        if options.download:
-            _download.bring(directory, options.url, check=lambda folder: open_data(folder, in_memory="no"))
-        for grids in _kinds(directory):
-            print(summary(open_data(directory, grids=grids, in_memory="no")))
-    except _download.DownloadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
-        return 130
-    return 0
+    return guarded(lambda: _run(options))
+
+
+def _run(options: Options) -> None:
+    _download.bring(options.download, options.url, check=open_kinds)
+    print(summary(open_kinds(options.download)))
 
 
 if __name__ == "__main__":

@@ -42,11 +42,12 @@ from tyro.conf import arg
 from torch_caption import __version__
 from torch_caption.data import _annotations, _checks, _pca, coco, features
 from torch_caption.data._annotations import Photograph
-from torch_caption.data._checks import DataError
 from torch_caption.data._encoding import GRID_PCA, Encoding, Progress, Wanted
+from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
+from torch_caption.ending import Stopped, guarded
 from torch_caption.metrics import tokenize
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
@@ -473,8 +474,7 @@ def _tell_captions(splits: Mapping[str, list[Photograph]], captions: Captions, c
 
 
 def _tell_end(out: Path, seconds: float) -> None:
-    data = coco.open_data(out, in_memory="no")
-    print(coco.summary(data))
+    print(coco.summary(coco.open_kinds(out)))
     for name, projection in ((VECTOR_PCA, "vectors"), (GRID_PCA, "grids")):
         if (out / name).is_file():
             found = Projection.load(out / name)
@@ -528,17 +528,16 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command line. Exit status: 0, 2 for a mistake of the user's, 130 on Ctrl-C."""
+    """The command line. Exit status: as `guarded` says."""
     config = tyro.cli(PrepareConfig, args=args, prog="python -m torch_caption.data.prepare")
+    return guarded(lambda: _prepare(config))
+
+
+def _prepare(config: PrepareConfig) -> None:
     try:
         prepare(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {_checks.one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    except KeyboardInterrupt as stopped:
+        raise Stopped.advising(stopped, "the same command goes on") from None
 
 
 if __name__ == "__main__":

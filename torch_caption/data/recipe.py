@@ -9,7 +9,7 @@ what, is not in it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torch_caption.data import _checks, features, scenes
-from torch_caption.data._checks import DataError
+from torch_caption.data import features, scenes
+from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data.features import BACKBONES, Encoder
+from torch_caption.ending import one_line
 from torch_caption.files import at_home
+from torch_caption.texts import shown
 
 SCENES = "torch_caption.data.scenes.features"
 KEPT = (
@@ -58,6 +60,10 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
         recipe["weights"] = {**weights, "path": at_home(weights["path"])}
     names = manifest.get("projections")
     name = names.get(PROJECTED.get(kind)) if isinstance(names, Mapping) else None
+    if name is not None and (not isinstance(name, str) or PurePath(name).name != name or "\\" in name):
+        raise DataError(
+            f"{directory / 'manifest.json'}: projections names {shown(name)}, no file of the folder; write it again"
+        )
     if isinstance(name, str):
         projection = Projection.load(directory / name)
         recipe["projection"] = {"mean": projection.mean, "components": projection.components}
@@ -119,7 +125,7 @@ def _projection(arrays: Any) -> Projection | None:
     try:
         projection = Projection(arrays["mean"].float(), arrays["components"].float())
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"not a projection: {_checks.one_line(error)}") from None
+        raise DataError(f"not a projection: {one_line(error)}") from None
     shapes = tuple(projection.mean.shape), tuple(projection.components.shape)
     if not (len(shapes[0]) == 1 and len(shapes[1]) == 2 and shapes[0][0] == shapes[1][0]):
         raise DataError(f"not a projection: a mean of shape {shapes[0]} with components of shape {shapes[1]}")

@@ -50,6 +50,7 @@ from torch_caption.data._draw import COLOURS, COUNTS, RELATIONS, SHAPES, SIDE, S
 from torch_caption.data._judge import Verdict, judge
 from torch_caption.data._phrases import CAPTIONS, LONGEST, lexicon, tell
 from torch_caption.data._pixels import FEATURE_DIM, GRID, PLACE_DIM, features, grid
+from torch_caption.ending import guarded
 from torch_caption.vocabulary import SPECIAL, Vocabulary
 
 __all__ = [
@@ -313,13 +314,13 @@ class Options:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command line. Exit status: 0, or 2 where the folder cannot be made."""
+    """The command line. Exit status: as `guarded` says; 2 where the folder cannot be made."""
     options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.scenes")
-    try:
-        directory = ensure(options.out, seed=options.seed)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _run(options))
+
+
+def _run(options: Options) -> None:
+    directory = ensure(options.out, seed=options.seed)
     splits = load(directory) or {}
     vocabulary = Vocabulary.load(directory / "coco2014_vocab.json")
     print(directory)
@@ -328,7 +329,6 @@ def main(args: Sequence[str] | None = None) -> int:
         for split in splits:
             captions = map(vocabulary.decode, file[f"{split}_captions"][:CAPTIONS])
             print(f"images/{split}_00000.png", *captions, sep="\n  ")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,268 @@
+"""HDF5 files that may be anybody's: what they ask for and do not get."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from h5py import h5d, h5p, h5pl, h5s, h5t
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from torch_caption.data import _hdf5
+from torch_caption.data._hdf5 import FLOATS, dataset, opened
+from torch_caption.data.coco import DataError, batches, open_data
+
+FEATURES = "train2014_vgg16_fc7_pca.h5"
+
+
+def read(path: Path, values: str = FLOATS, ranks: tuple[int, ...] = (2,)) -> np.ndarray:
+    with opened(path) as file:
+        return dataset(file, "features", ranks, values)[()]
+
+
+def write(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], stored: bytes, **settings: object) -> Path:
+    """Zeros, every chunk the same stored bytes."""
+    with h5py.File(path, "w") as file:
+        features = file.create_dataset("features", shape, "<f4", chunks=chunks, **settings)
+        for first in range(0, shape[0], chunks[0]):
+            features.id.write_direct_chunk((first, 0), stored)
+    return path
+
+
+@pytest.mark.parametrize("settings", [{}, {"chunks": (3, 2)}, {"compression": "gzip"}, {"compression": "lzf"}])
+@pytest.mark.parametrize("more", [{}, {"shuffle": True, "fletcher32": True, "maxshape": (None, 4)}])
+@pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
+def test_what_is_sound_is_read_as_written(tmp_path: Path, settings: dict, more: dict, dtype: str) -> None:
+    values = np.random.default_rng(0).standard_normal((7, 4)).astype(dtype)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("features", data=values, **settings, **more)
+    assert np.array_equal(read(tmp_path / "a.h5"), values)
+
+
+@pytest.mark.parametrize("change", ["exponent", "precision", "80 bits"])
+def test_numbers_are_those_of_the_machine(tmp_path: Path, change: str) -> None:
+    """One bit of a type is enough for every feature to be half of what it was."""
+    kind = h5t.IEEE_F32LE.copy()
+    if change == "exponent":
+        kind.set_ebias(126)
+    elif change == "precision":
+        kind.set_fields(31, 22, 9, 0, 22)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        if change == "80 bits" and np.dtype(np.longdouble).itemsize > 8:
+            kind = h5t.py_create(np.dtype(np.longdouble))
+        h5d.create(file.id, b"features", kind, h5s.create_simple((2, 3)))
+        file["features"][...] = 1
+    with pytest.raises(DataError, match=r"holds float\d+, of a layout that no machine has; write it as floating-point"):
+        read(tmp_path / "a.h5")
+
+
+# What takes too much
+
+
+def test_declared_sizes_are_held_against_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = zlib.compress(bytes(2**20))
+    path = write(tmp_path / "a.h5", (2**12, 256), (2**10, 256), stored, compression="gzip")
+    assert not read(path).any()  # small enough to be as it is
+    monkeypatch.setattr(_hdf5, "INFLATED_LIMIT", 2**21)
+    with pytest.raises(DataError, match=r"\(4096, 256\): [\d,]+ bytes that would unpack to 4,194,304"):
+        read(path)
+    monkeypatch.setattr(_hdf5, "RATIO_LIMIT", 2000)
+    assert not read(path).any()
+
+
+def test_a_chunk_is_no_larger_than_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hdf5, "CHUNK_LIMIT", 2**20)
+    path = write(tmp_path / "a.h5", (256, 256), (256, 256), zlib.compress(bytes(2**18)), compression="gzip")
+    assert not read(path).any()
+    long = zlib.compress(np.random.default_rng(0).bytes(2**18 - 2**17) + bytes(2**22))
+    path = write(tmp_path / "b.h5", (256, 256), (256, 256), long, compression="gzip")
+    with pytest.raises(DataError, match=r"the chunk at \(0, 0\) unpacks to more than its 262,144 bytes"):
+        read(path)
+    path = write(tmp_path / "c.h5", (256, 256), (256, 256), bytes(2**19), compression="gzip")
+    with pytest.raises(DataError, match="stores 524,288 bytes of a chunk of 262,144"):
+        read(path)
+    path = write(tmp_path / "d.h5", (1024, 512), (1024, 512), zlib.compress(bytes(2**21)), compression="gzip")
+    with pytest.raises(DataError, match="chunks of 2,097,152 bytes, more than the 1,048,576 that a compressed one"):
+        read(path)
+
+
+def test_a_checksum_of_chunks_is_no_part_of_their_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).standard_normal((256, 256)).astype("f4")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("features", data=values, chunks=(256, 256), compression="gzip", fletcher32=True)
+    monkeypatch.setattr(_hdf5, "CHUNK_LIMIT", 2**18)
+    assert np.array_equal(read(tmp_path / "a.h5"), values)
+
+
+def test_memory_is_asked_for_first(
+    coco_directory: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    directory = coco_directory()
+    monkeypatch.setattr(_hdf5, "_memory", lambda: 2 * 8 * 21 * 7)  # of train's captions
+    assert open_data(directory, in_memory="no")
+    monkeypatch.setattr(_hdf5, "_memory", lambda: 2 * 8 * 21 * 7 - 2)
+    with pytest.raises(DataError, match=r"train_captions would take 1,176 bytes of memory, more than half of the mach"):
+        open_data(directory, in_memory="no")
+    wide = coco_directory(name="wide", dtype="<f8")
+    with h5py.File(wide / FEATURES, "r+") as file:
+        del file["features"]
+        file["features"] = np.zeros((7, 1000), "f4")
+    with h5py.File(wide / FEATURES.replace("train", "val"), "r+") as file:
+        del file["features"]
+        file["features"] = np.zeros((4, 1000), "f4")
+    monkeypatch.setattr(_hdf5, "_memory", lambda: 20_000)
+    with pytest.raises(DataError, match=r"features \(7, 1000\) would take 28,000 bytes .*; read them in slices"):
+        open_data(wide, in_memory="yes")
+    assert not open_data(wide, in_memory="no")["train"].in_memory
+
+
+# What would load code
+
+
+def unknown_filter(path: Path) -> Path:
+    plist = h5p.create(h5p.DATASET_CREATE)
+    plist.set_chunk((2, 3))
+    plist.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(path, "w") as file:
+        features = h5d.create(file.id, b"features", h5t.IEEE_F32LE, h5s.create_simple((2, 3)), plist)
+        features.write_direct_chunk((0, 0), bytes(24))
+    return path
+
+
+def test_plugins_have_no_place_while_a_file_is_open(tmp_path: Path) -> None:
+    before = [h5pl.get(place) for place in range(h5pl.size())]
+    path = unknown_filter(tmp_path / "a.h5")
+    with pytest.raises(DataError, match="is packed by the filter 32001, which is not taken; write it with one"):
+        read(path)
+    with opened(path), opened(path):
+        assert h5pl.size() == 0
+    assert [h5pl.get(place) for place in range(h5pl.size())] == before
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to make a plugin with")
+@pytest.mark.skipif(sys.platform == "win32", reason="a plugin is a shared library of another kind there")
+def test_no_plugin_is_loaded(tmp_path: Path, coco_directory: Callable[..., Path]) -> None:
+    """A library that tells when it is loaded, where HDF5 looks for plugins."""
+    source = '#include <stdio.h>\n__attribute__((constructor)) void loaded(void) { fclose(fopen("%s", "w")); }\n'
+    trap, plugins = tmp_path / "loaded", tmp_path / "plugins"
+    plugins.mkdir()
+    (tmp_path / "plugin.c").write_text(source % trap, encoding="utf-8")
+    command = ["cc", "-shared", "-fPIC", "-o", str(plugins / "libtrap.so"), str(tmp_path / "plugin.c")]
+    subprocess.run(command, check=True)
+    environment = os.environ | {"HDF5_PLUGIN_PATH": str(plugins)}
+    directory = coco_directory()
+    path = unknown_filter(directory / FEATURES)
+    plain = f"import h5py\ntry: h5py.File({str(path)!r})['features'][()]\nexcept OSError: pass"
+    for command, loaded in (
+        ([sys.executable, "-m", "torch_caption.data.check", str(directory)], False),
+        ([sys.executable, "-c", plain], True),  # the trap works
+    ):
+        subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert trap.exists() == loaded
+
+
+# What is not as it was
+
+
+@pytest.mark.parametrize("change", ["shape", "filter", "link"])
+def test_a_file_is_examined_again_where_it_is_read(
+    coco_directory: Callable[..., Path], change: str, tmp_path: Path
+) -> None:
+    directory = coco_directory()
+    split = open_data(directory, in_memory="no")["train"]
+    (directory / FEATURES).unlink()
+    if change == "filter":
+        unknown_filter(directory / FEATURES)
+    else:
+        with h5py.File(directory / FEATURES, "w") as file:
+            file["features"] = np.ones((6, 3)) if change == "shape" else h5py.ExternalLink("val.h5", "/")
+    with pytest.raises(DataError, match=rf"{FEATURES}: features "):
+        split.features_of([0])
+
+
+def descriptors() -> int:
+    gc.collect()  # a loader and its workers refer to each other
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open descriptors here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_no_descriptor_is_left_open(
+    coco_directory: Callable[..., Path], replace: Callable[..., None], in_memory: str
+) -> None:
+    directory = coco_directory()
+    assert [*batches(open_data(directory)["train"], 9, workers=1, context="fork")]  # Python may keep one
+    before = descriptors()
+    split = open_data(directory, in_memory=in_memory)["train"]
+    assert descriptors() == before
+    split.features_of([0, 1])
+    assert descriptors() == before + (in_memory == "no")  # one, however often it reads
+    split.features_of([2])
+    assert descriptors() == before + (in_memory == "no")
+    loader = batches(split, 4, workers=1, context="fork")
+    assert len([*loader]) == 6
+    del loader, split
+    assert descriptors() == before
+    replace(directory / FEATURES, "features", np.full((7, 3), np.nan))
+    for _ in range(3):
+        with pytest.raises(DataError, match="is nan"):
+            open_data(directory, in_memory=in_memory)
+    (directory / FEATURES).write_bytes((directory / FEATURES).read_bytes()[:-9])
+    for _ in range(3):
+        with pytest.raises(DataError, match="not a readable HDF5 file"):
+            open_data(directory, in_memory=in_memory)
+    assert descriptors() == before
+
+
+# Any dataset
+
+
+DTYPES = npst.scalar_dtypes().filter(lambda dtype: dtype.kind not in "MmU") | npst.byte_string_dtypes(min_len=1)
+ARRAYS = DTYPES.flatmap(
+    lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
+)
+
+
+@settings(max_examples=60)
+@given(ARRAYS, st.sampled_from(["train_captions", "train_image_idxs", "features"]))
+def test_any_dataset_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, name: str) -> None:
+    """Whatever stands in a dataset's place: it is sound, or the message is one line with the file and the dataset."""
+    directory = tmp_path_factory.getbasetemp() / "any"
+    directory.mkdir(exist_ok=True)
+    words = ["<NULL>", "<START>", "<END>", "<UNK>", "a"]
+    ids = ", ".join(f'"{word}": {idx}' for idx, word in enumerate(words))
+    vocabulary = f'{{"idx_to_word": {str(words).replace(chr(39), chr(34))}, "word_to_idx": {{{ids}}}}}'
+    (directory / "coco2014_vocab.json").write_text(vocabulary, encoding="utf-8")
+    sound = {
+        "train_captions": np.array([[1, 4, 2], [1, 2, 0]]),
+        "train_image_idxs": np.array([0, 0]),
+        "features": np.ones((1, 2), "f4"),
+    } | {name: array}
+    with h5py.File(directory / "coco2014_captions.h5", "w") as file:
+        file["train_captions"], file["train_image_idxs"] = sound["train_captions"], sound["train_image_idxs"]
+    with h5py.File(directory / "train2014_vgg16_fc7.h5", "w") as file:
+        file["features"] = sound["features"]
+    said = ""
+    try:
+        split = open_data(directory)["train"]
+    except DataError as error:
+        said = str(error)
+    if said:
+        assert said.startswith(str(directory))
+        assert "\n" not in said
+        assert name in said or "train_" in said
+        return
+    assert np.array_equal(split.captions.numpy(), sound["train_captions"].astype(np.int64))
+    assert np.isfinite(split.features_of([0]).numpy()).all()

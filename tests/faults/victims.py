@@ -1,0 +1,293 @@
+"""Programs of the package run on data that may be hostile: each in a process of its own, measured and held to limits.
+
+One server imports the package once and forks a child for every case, so that a case takes milliseconds, whatever it
+breaks breaks in the child alone, and memory and seconds are its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+
+from figures import Figures  # noqa: E402 - found beside this file
+
+HANGS = 120.0  # seconds of the clock, on a machine that does other things as well
+ADDRESS_SPACE = 2**34
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a program is given.
+
+    Attributes:
+        name: of the case: how to repeat it.
+        program: of `PROGRAMS`.
+        arguments: of the program.
+        refused: whether it must be; None where either will do.
+        digest: of what it must read if it is accepted; "" where that is open.
+        named: what the message has to hold, beside being one line.
+    """
+
+    name: str
+    program: str
+    arguments: tuple[str, ...]
+    refused: bool | None = True
+    named: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it: the exit status (negative for a signal, None for a hang), what it said, took and left open, and
+    a digest of all that it read.
+    """
+
+    status: int | None
+    out: str
+    err: str
+    seconds: float
+    mib: float
+    leaked: int
+    digest: str
+
+
+class Watched(Figures):
+    """Figures, and the names of the cases that were accepted and read otherwise than they should have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.differing: list[str] = []
+
+
+def judge(cases: Sequence[Case], folder: Path, *, seconds: float, mib: float) -> Watched:
+    """Run every case, and hold what comes of it against what is promised of it."""
+    figures = Watched()
+    figures.expect("tracebacks", "crashes", "silently accepted", "refused wrongly", "wrong status", "not named")
+    figures.expect("leaked")
+    if os.name != "posix":  # there is no fork
+        figures.cases = len(cases)
+        figures.saw("skipped")
+        return figures
+    for case, outcome in zip(cases, serve(cases, folder), strict=True):
+        figures.cases += 1
+        _judge(case, outcome, figures)
+        figures.measured("CPU s", outcome.seconds, seconds)
+        figures.measured("MiB", outcome.mib, mib)
+        if outcome.seconds > seconds or outcome.mib > mib:
+            figures.failures.append(f"{case.name}: {outcome.seconds:.1f} s of the processor, {outcome.mib:.0f} MiB")
+    return figures
+
+
+def _judge(case: Case, outcome: Outcome, figures: Watched) -> None:
+    said = f"{case.name}: status {outcome.status}, {outcome.err[-500:]!r}"
+    if "Traceback" in outcome.err:
+        figures.wrong("tracebacks", said)
+    elif outcome.status is None or outcome.status < 0:
+        figures.wrong("crashes", said)
+    elif outcome.status == 0:
+        figures.saw("accepted")
+        if case.refused:
+            figures.wrong("silently accepted", said)
+        if case.digest and case.digest != outcome.digest:
+            figures.saw("other values")
+            figures.differing.append(case.name)
+    elif outcome.status != 2:
+        figures.wrong("wrong status", said)
+    else:
+        figures.saw("refused")
+        if case.refused is False:
+            figures.wrong("refused wrongly", said)
+        line = outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and len(outcome.err) < 4096
+        if not line or outcome.out or case.named not in outcome.err:
+            figures.wrong("not named", f"{said}, not {case.named!r} in one line")
+    if outcome.leaked:
+        figures.wrong("leaked", f"{case.name}: {outcome.leaked} descriptors")
+
+
+def serve(cases: Sequence[Case], folder: Path) -> list[Outcome]:
+    """The outcomes, in the order of the cases."""
+    (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]), encoding="utf-8")
+    command = [sys.executable, str(Path(__file__).resolve()), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": ""}
+    subprocess.run(command, check=True, env=environment)
+    return [Outcome(**found) for found in json.loads((folder / "outcomes.json").read_text(encoding="utf-8"))]
+
+
+# The server -----------------------------------------------------------------------------------------------------------
+
+
+def digest(directory: str) -> str:
+    """Of all that a directory holds, read as training reads it: from memory, and in slices, which must agree."""
+    import torch
+
+    from torch_caption.data import coco
+
+    found = hashlib.sha256()
+    whole, sliced = (coco.open_data(directory, in_memory=how) for how in ("yes", "no"))
+    for name, split in whole.splits.items():
+        features = split.features_of(range(split.num_images))
+        assert torch.isfinite(features).all()
+        assert torch.equal(features, sliced[name].features_of(range(split.num_images)))
+        assert ((split.captions >= 0) & (split.captions < len(whole.vocabulary))).all()
+        for values in (split.captions, split.image_idxs, features):
+            found.update(str(values.shape).encode() + values.numpy().tobytes())
+    return found.hexdigest()
+
+
+def check(directory: str) -> tuple[int, str]:
+    """The program that checks; what it accepts is then read."""
+    from torch_caption.data import check as program
+
+    status = program.main([directory])
+    return status, digest(directory) if status == 0 else ""
+
+
+def prepare(annotations: str, images: str, out: str) -> int:
+    """What `data.prepare` makes of annotations before it looks at a photograph."""
+    from torch_caption.data import _annotations
+    from torch_caption.data import prepare as program
+    from torch_caption.ending import guarded
+
+    config = program.PrepareConfig(
+        images=Path(images), annotations=(annotations,), out=Path(out), min_count=1, val_share=0.4
+    )
+
+    def main() -> None:
+        splits = _annotations.read_splits(config.annotations, config.val_share, config.seed)
+        captions = program.encode_captions(splits, config)
+        located = _annotations.locate(splits, Path(images))
+        for split, photographs in located.items():
+            text = json.dumps(program._as_written(photographs), ensure_ascii=False)
+            (Path(out) / f"{split}.json").write_text(text, encoding="utf-8")
+        captions.vocabulary.save(Path(out) / "vocabulary.json")
+
+    return guarded(main)
+
+
+def references(file: str, directory: str) -> int:
+    """What `evaluate --references` reads."""
+    from torch_caption import evaluate
+    from torch_caption.data.coco import open_data
+    from torch_caption.ending import guarded
+
+    data = open_data(directory)
+    config = evaluate.EvaluateConfig(references=Path(file))
+    return guarded(lambda: evaluate.read_references(config, data, data["val"]))
+
+
+def nothing() -> int:
+    """What every program has at least: its measures are no part of another's."""
+    return 0
+
+
+PROGRAMS = {"nothing": nothing, "check": check, "prepare": prepare, "references": references}
+
+
+def _descriptors() -> int | None:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+
+
+def _child(case: dict[str, Any], files: list[Path]) -> None:
+    """In the child: the program, with its output in files; its exit status and what it left open in a third."""
+    import resource  # there is none where there is no fork
+
+    for descriptor, path in zip((1, 2), files, strict=False):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    limit = min(ADDRESS_SPACE, resource.getrlimit(resource.RLIMIT_AS)[1] % 2**63 or ADDRESS_SPACE)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    before = _descriptors()
+    status, read = 70, ""
+    try:
+        ended = PROGRAMS[case["program"]](*case["arguments"])
+        status, read = ended if isinstance(ended, tuple) else (ended, "")
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    after = _descriptors()
+    leaked = 0 if before is None or after is None else after - before
+    files[2].write_text(f"{leaked} {read}", encoding="utf-8")
+    os._exit(status)
+
+
+def _outcome(case: dict[str, Any], files: list[Path], own: float) -> Outcome:
+    for path in files:
+        path.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        _child(case, files)
+    hangs = not _ends(child)
+    if hangs:
+        os.kill(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    out, err, leaked = (path.read_text(encoding="utf-8", errors="replace") if path.exists() else "" for path in files)
+    return Outcome(
+        None if hangs else os.waitstatus_to_exitcode(status),
+        out,
+        err,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10) - own,
+        int((leaked.split() or ["0"])[0]),
+        (leaked.split()[1:] or [""])[0],
+    )
+
+
+def _ends(child: int) -> bool:
+    if hasattr(os, "pidfd_open"):
+        descriptor = os.pidfd_open(child)
+        try:
+            return bool(select.select([descriptor], [], [], HANGS)[0])
+        finally:
+            os.close(descriptor)
+    started = time.monotonic()
+    while time.monotonic() < started + HANGS:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def main(folder: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+    _warm_up({case["program"] for case in cases})
+    files = [folder / name for name in ("out", "err", "leaked")]
+    own = _outcome({"program": "nothing", "arguments": ()}, files, 0.0).mib
+    outcomes = [dataclasses.asdict(_outcome(case, files, own)) for case in cases]
+    (folder / "outcomes.json").write_text(json.dumps(outcomes), encoding="utf-8")
+
+
+def _warm_up(programs: set[str]) -> None:
+    """Import what they import, so that no child counts it."""
+    import torch_caption.data.check
+    import torch_caption.data.prepare
+
+    if "references" in programs:
+        import torch_caption.evaluate  # noqa: F401
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
