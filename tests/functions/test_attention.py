@@ -271,7 +271,7 @@ def test_images_of_rows_that_end_at_once_have_no_gradient():
 
 @st.composite
 def packed_arguments(draw: st.DrawFn) -> tuple:
-    """With an index and first states, or without."""
+    """With an index and first states, or without; some need grad."""
     N, D, H, L = (draw(st.integers(low, 4)) for low in (0, 1, 1, 1))
     sizes = tuple(sorted(draw(st.lists(st.integers(0, N), max_size=4)), reverse=True))
     steps = draw(st.sampled_from([sizes, len(sizes)]))
@@ -279,7 +279,9 @@ def packed_arguments(draw: st.DrawFn) -> tuple:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
     shapes = [(r if index is None else 3, D), (N, H, L), (D, 4 * H), (H, 4 * H), (H, 4 * H), (4 * H,)]
-    args: list = [tensor(generator, s, draw(st.sampled_from(LAYOUTS))).requires_grad_() for s in shapes]
+    args: list = [tensor(generator, s, draw(st.sampled_from(LAYOUTS))) for s in shapes]
+    for arg in draw(st.sets(st.sampled_from(args), min_size=1)):
+        arg.requires_grad_()
     states = [tensor(generator, (N, H)).requires_grad_() if draw(st.booleans()) else None for _ in range(2)]
     return (*args, steps, index, *states)
 

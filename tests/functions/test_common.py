@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_caption import functions
-from torch_caption.functions._common import readable
+from torch_caption.functions._common import readable, tanh_
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
 # A function, its argument of integers, and how many values are right.
@@ -242,3 +242,26 @@ def test_readable():
         look(mode.from_tensor(x))
     make_fx(look)(x)
     assert seen == [True, True, False, False, False, False, False, False]
+
+
+def test_what_a_captured_graph_computes_is_not_read(monkeypatch):
+    """A tensor on a CUDA device, that is: one in memory is."""
+
+    class OnCuda:
+        is_meta, is_cuda = False, True
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not readable(OnCuda())
+    assert readable(torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tanh_in_place(dtype):
+    """Right to two units of precision at 1; of half precision as torch has it, which is right near 0 too."""
+    a = torch.linspace(-4, 4, 201, dtype=torch.float64).to(dtype)
+    for x in (a, a / 1000):
+        found = x.clone()
+        assert tanh_(found) is found
+        assert (found.double() - x.double().tanh()).abs().max() <= 2 * torch.finfo(dtype).eps
+        if dtype in (torch.float16, torch.bfloat16):
+            assert torch.equal(found, x.tanh())

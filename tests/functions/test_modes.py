@@ -303,6 +303,20 @@ def test_no_gradient_is_computed_that_nobody_asked_for(label):
     assert products(set(single)) == common + sum(single.values())
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("label", FUNCTIONS)
+def test_each_gradient_is_the_same_alone(label, create_graph):
+    """In place, and plainly."""
+    case = CASES[label]
+    wanted = [k for k, arg in enumerate(case.args) if needs_grad(arg)]
+    together = gradients(leaves(case.hand(*case.args)), [case.args[k] for k in wanted], create_graph=create_graph)
+    for k, expected in zip(wanted, together, strict=True):
+        args = [arg.detach() if isinstance(arg, Tensor) else arg for arg in case.args]
+        args[k].requires_grad_()
+        (alone,) = gradients(leaves(case.hand(*args)), [args[k]], create_graph=create_graph)
+        assert difference(case.names[k], alone, expected).agrees
+
+
 def test_no_gradient_is_computed_where_none_can_be_asked_for():
     """The fused loss derives its gradients in forward."""
     case = CASES["temporal_affine_softmax_loss"]
@@ -322,6 +336,22 @@ def test_both_paths_give_the_same(label):
         plain = gradients(outs, inputs, create_graph=True)
         for k, (one, other) in enumerate(zip(in_place, plain, strict=True)):
             assert difference(f"gradient {k}", one, other).agrees, difference(f"gradient {k}", one, other)
+
+
+def test_nothing_is_read_that_was_not_written(case):
+    """torch then fills memory that nobody has written with NaN."""
+
+    def results() -> list[Tensor]:
+        outs = leaves(case.hand(*case.args))
+        return [*outs, *gradients(outs, [arg for arg in case.args if needs_grad(arg)])]
+
+    expected = results()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = results()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(found, expected)
 
 
 def test_backward_leaves_everything_as_it_was(case):

@@ -69,7 +69,7 @@ def test_rows_taken_and_put_back_in_every_mode(randn):
 
 @st.composite
 def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
-    """Arguments of `packed_rnn` or `packed_lstm`, with an index and a first cell state or without."""
+    """Arguments of `packed_rnn` or `packed_lstm`, with an index and a first cell state or without; some need grad."""
     N, D, H = (draw(st.integers(low, 4)) for low in (0, 1, 1))
     sizes = tuple(sorted(draw(st.lists(st.integers(0, N), max_size=4)), reverse=True))
     steps = draw(st.sampled_from([sizes, len(sizes)]))
@@ -78,7 +78,9 @@ def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
     index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
     width = 4 * H if function == "packed_lstm" else H
     shapes = [(r if index is None else 3, D), (N, H), (D, width), (H, width), (width,)]
-    args: list = [tensor(generator, s, draw(st.sampled_from(LAYOUTS))).requires_grad_() for s in shapes]
+    args: list = [tensor(generator, s, draw(st.sampled_from(LAYOUTS))) for s in shapes]
+    for arg in draw(st.sets(st.sampled_from(args), min_size=1)):
+        arg.requires_grad_()
     args += [steps, index]
     if function == "packed_lstm":
         args.append(tensor(generator, (N, H)).requires_grad_() if draw(st.booleans()) else None)

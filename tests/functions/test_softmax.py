@@ -291,14 +291,34 @@ def test_chunks_of_any_size_give_the_same(monkeypatch, rows, mask, s):
     args["label_smoothing"] = s
     assert_agrees(temporal_affine_softmax_loss, reference.temporal_affine_softmax_loss, tuple(args.values()))
     counted = int(args["mask"].count_nonzero())
-    if 1 < rows < counted:
-        for least, alive in ((rows, 1), (rows + 1, 0)):
+    for least, alive in ((rows, 1), (rows + 1, 0)):
+        if 1 < least <= counted:
             with Watch(least * V * 8) as watch:
                 temporal_affine_softmax_loss(**args).backward()
             assert watch.most_alive == alive
 
 
-@pytest.mark.parametrize("scale", [1.0, -2.5])
+def test_64_mebibytes_of_scores_are_held_at_a_time():
+    args = example("temporal_affine_softmax_loss", N=1, T=2050, H=1, V=4096)
+    args["mask"] = torch.ones_like(args["mask"])
+    for least, alive in ((2**26, 1), (2**26 + 1, 0)):
+        with Watch(least) as watch:
+            temporal_affine_softmax_loss(**args).backward()
+        assert watch.most_alive == alive
+
+
+def test_a_row_of_scores_may_be_larger_than_what_is_held(monkeypatch):
+    """Rows then come one by one."""
+    monkeypatch.setattr(softmax, "CHUNK", 1)
+    V = 64
+    args = example("temporal_affine_softmax_loss", H=1, V=V)
+    with Watch(2 * V * 8) as watch:
+        temporal_affine_softmax_loss(**args).backward()
+    assert watch.most_alive == 0
+    assert_agrees(temporal_affine_softmax_loss, reference.temporal_affine_softmax_loss, tuple(args.values()))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, -2.5])
 def test_a_loss_may_be_scaled_and_its_backward_repeated(scale):
     args = example("temporal_affine_softmax_loss", N=3, V=50)
     inputs = [arg for arg in args.values() if arg.requires_grad]

@@ -85,7 +85,7 @@ def take_notes(*inputs: Tensor | None) -> dict[str, Any] | None:
 def tanh_(a: Tensor) -> Tensor:
     """tanh, written over a.
 
-    torch's sigmoid is five times as fast as its tanh; tanh(a) = 2 sigmoid(2a) - 1 is right to one unit of precision at
+    torch's sigmoid is five times as fast as its tanh; tanh(a) = 2 sigmoid(2a) - 1 is right to two units of precision at
     1, and so to far less than that near 0 for half precision, which takes tanh itself.
     """
     if a.dtype not in (torch.float32, torch.float64):

@@ -1,0 +1,123 @@
+"""The machinery of mutation testing: what is changed, where it goes, and that tests notice it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import mutants
+import mutations
+import pytest
+from transplant import transplant
+
+MODES = "tests/functions/test_modes.py::"
+QUICK = [
+    f"{MODES}test_float32",
+    f"{MODES}test_func_grad",
+    f"{MODES}test_forward_mode_over_a_backward_without_a_graph",
+]
+FORMULAS = """
+def backward(da, x, w, beta):
+    \"\"\"da - 1\"\"\"
+    check_all(da, 1)
+    if not x:
+        raise ValueError(f"{x + 1}")
+    torch.addmm(da, x.T, w, out=da)
+    torch.mul(x, w, out=x).add_(da)
+    zip(x, w, strict=True)
+    return -da * x[2], x @ w if beta > 0 else None
+"""
+CHANGES = {
+    "torch.addmm(da, x.T, w, out=da) -> torch.addmm(da, x.T, w, out=da, alpha=-1)",
+    "torch.addmm(da, x.T, w, out=da) -> torch.addmm(da, x.T, w, out=da, alpha=0)",
+    "torch.addmm(da, x.T, w, out=da) -> torch.addmm(da, x.T, w, out=da, beta=0)",
+    "torch.addmm(da, x.T, w, out=da) -> pass",
+    "x.T -> x",
+    "torch.mul(x, w, out=x).add_(da) -> pass",
+    "torch.mul(x, w, out=x).add_(da) -> torch.mul(x, w, out=x)",
+    "torch.mul(x, w, out=x).add_ -> torch.mul(x, w, out=x).sub_",
+    "torch.mul -> torch.div",
+    "torch.mul(x, w, out=x) -> torch.mul(x, 1.0, out=x)",
+    "torch.mul(x, w, out=x) -> torch.mul(w, 1.0, out=x)",
+    "zip(x, w, strict=True) -> pass",
+    "-da * x[2], x @ w if beta > 0 else None -> (x @ w if beta > 0 else None, -da * x[2])",
+    "-da * x[2] -> ((-da) / x[2])",
+    "-da * x[2] -> (-da)",
+    "-da * x[2] -> x[2]",
+    "-da -> da",
+    "2 -> 3",
+    "x @ w if beta > 0 else None -> (None if (beta > 0) else (x @ w))",
+    "x @ w -> (w @ x)",
+    "beta > 0 -> (beta >= 0)",
+    "0 -> 1",
+}
+
+
+def test_everything_that_could_be_derived_wrong_is_changed() -> None:
+    """And neither docstrings nor checks nor the words of errors."""
+    found = {f"{mutant.before} -> {mutant.after}" for mutant in mutations.mutants(FORMULAS)}
+    assert found == CHANGES
+
+
+BEFORE = """
+from functools import cache
+STEP = 1
+class Counter:
+    start = 1
+    @staticmethod
+    def first(): return Counter.start
+    @classmethod
+    def second(cls): return cls.start + STEP
+@cache
+def third(): return 3
+def fourth(x=4): return x
+"""
+
+
+def test_a_change_arrives_where_a_function_is_held_already(tmp_path: Path) -> None:
+    path = tmp_path / "counting.py"
+    module = types.ModuleType("counting")
+    module.__file__ = str(path)
+    exec(compile(BEFORE, path, "exec"), vars(module))
+
+    held = [module.Counter.first, module.Counter.second, module.third, module.fourth]
+    after = BEFORE.replace("= 1", "= 10").replace("return 3", "return 30").replace("=4", "=40")
+    transplant(module, after)
+    assert [function() for function in held] == [10, 20, 30, 40]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(mutants.__file__)), "--jobs", "1", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8", env=environment)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
+def test_a_few_mutants_fall(tmp_path: Path) -> None:
+    """By quick tests; `python tests/faults/mutants.py` takes all mutants and all tests."""
+    arguments = [
+        "--find",
+        "factors exchanged",
+        "--sample",
+        "20",
+        "--seed",
+        "0",
+        "--resume",
+        str(tmp_path),
+        "--tests",
+        *QUICK,
+    ]
+    done = run(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["all", "12", "12", "0", "0", "0"]
+    assert run(*arguments, "--report").stdout == done.stdout
+
+
+def test_what_is_said_to_make_no_difference_is_there() -> None:
+    """Each entry of equivalent.toml is a mutant of today's functions, and has a reason."""
+    excused = mutants.excuses()
+    assert excused.keys() <= {change.place for change in mutants.of_files()}
+    assert all(excused.values())
