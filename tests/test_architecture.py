@@ -37,7 +37,6 @@ MAY_IMPORT = {
     "plots": {"data"},
     "description": {"captioner", "captioning", "data", "vocabulary"},
     "config": {"files"},
-    "ending": set(),
     "lock": set(),
     "distributed": {"ending"},
     "interruption": {"distributed", "ending"},
