@@ -115,7 +115,7 @@ def _rank(rank: int, folder: Path, pairs: Sequence[tuple[Shape, str]], repeats: 
         Times(whole, *_together(rank, shape, cell, repeats)) for whole, (shape, cell) in zip(alone, pairs, strict=True)
     ]
     if rank == 0:
-        (folder / "times.json").write_text(json.dumps([asdict(t) for t in times]), encoding="utf-8")
+        (folder / "times.json").write_text(json.dumps([asdict(t) for t in times]), encoding="utf-8", newline="\n")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -111,7 +111,7 @@ def save_weights(path: str | Path, checkpoint: Checkpoint) -> None:
     inside, manifest = _apart(content["manifest"], _INSIDE)
     plain = {name: content[name] for name in _SHARED} | {"manifest": manifest}
     try:
-        metadata = {name: json.dumps(value, ensure_ascii=False, allow_nan=False) for name, value in plain.items()}
+        metadata = {name: json.dumps(value, allow_nan=False) for name, value in plain.items()}
         metadata |= {"format": "pt", "kind": FORMAT, "version": str(VERSION), "library": __version__}
         pieces = seal.sealed_weights(safetensors.torch.save({**content["weights"], **inside}, metadata))
     except (TypeError, ValueError) as error:

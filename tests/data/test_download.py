@@ -593,7 +593,7 @@ def test_data_that_is_not_sound_is_left_alone(server, source, target, capsys):
     target.mkdir(parents=True)
     (target / "coco2014_vocab.json").write_text("mine", encoding="utf-8")
     assert_fails(
-        target, server.url, capsys, r"coco2014_vocab.json: not JSON in UTF-8 .*; or --download into another folder"
+        target, server.url, capsys, r"coco2014_vocab.json: not JSON in UTF-8: .*; or --download into another folder"
     )
     assert (target / "coco2014_vocab.json").read_text(encoding="utf-8") == "mine"
     assert server.asked == []

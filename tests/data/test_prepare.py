@@ -184,7 +184,7 @@ def test_the_manifest_says_how(photos: Photos, tmp_path: Path) -> None:
     assert manifest["grid_shape"] == [CHANNELS, 7, 7]
     assert manifest["images"] == "../images"  # both may be moved together, and nobody learns where they were
     assert manifest["annotations"] == ["captions_train.json", "captions_val.json"]
-    assert data["train"].image_path(0) == photos.images / data["train"].image_name(0)
+    assert data["train"].image_path(0) == photos.images / data["train"].file_name(0)
     assert prepare._seen_from(Path("/data/out"), Path("/photographs")) == str(Path("/photographs").resolve())
     assert manifest["versions"]["torch"] == torch.__version__
     assert data.recipe["features"] == "vgg16_fc7_pca"

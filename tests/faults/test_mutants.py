@@ -102,7 +102,7 @@ def test_a_few_mutants_fall(tmp_path: Path) -> None:
         "--find",
         "factors exchanged",
         "--sample",
-        "20",
+        "12",
         "--seed",
         "0",
         "--resume",
