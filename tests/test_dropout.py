@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_caption.dropout import dropout
+from torch_caption.dropout import dropout, feature_dropout
 
 P = [0.1, 0.4, 0.5, 0.9]
 
@@ -70,3 +70,24 @@ def test_a_seed_repeats_it():
         draws.append(dropout(torch.ones(9, 9), 0.5))
     assert torch.equal(*draws)
     assert not torch.equal(draws[0], dropout(torch.ones(9, 9), 0.5))
+
+
+@pytest.mark.parametrize("grid", [(), (6,), (3, 2)])
+def test_a_number_is_dropped_at_all_places_of_its_grid(grid):
+    torch.manual_seed(0)
+    features = torch.rand(40, 50, *grid) + 1
+    out = feature_dropout(features, 0.3).reshape(40, 50, -1)
+    kept = out != 0
+    assert torch.equal(kept.any(2), kept.all(2))
+    assert 0.6 < kept.float().mean() < 0.8
+    torch.testing.assert_close(out[kept], features.reshape(40, 50, -1)[kept] / 0.7, rtol=1e-4, atol=0)
+
+
+def test_the_numbers_of_a_vector_are_dropped_as_any():
+    features = torch.rand(9, 7)
+    dropped = []
+    for drop in (dropout, feature_dropout):
+        torch.manual_seed(5)
+        dropped.append(drop(features, 0.5))
+    assert torch.equal(*dropped)
+    assert torch.equal(feature_dropout(torch.ones(4, 3, 2), 0.0), torch.ones(4, 3, 2))

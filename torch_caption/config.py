@@ -53,7 +53,7 @@ class TrainConfig:
     """Share of the word vectors' entries, and of the hidden state's before the vocabulary, zeroed in training
     (and so the training loss stands above what the model can do)."""
     feature_dropout: float = 0.2
-    """Share of the features' entries zeroed in training."""
+    """Share of an image's numbers zeroed in training, of a grid at all places at once."""
     tied: bool = False
     """Let the word vectors be the vocabulary layer's weight as well, through a further matrix where W is not H."""
     gradients: Literal["hand", "auto"] = "hand"

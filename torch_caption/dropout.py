@@ -27,3 +27,15 @@ def dropout(x: Tensor, p: float) -> Tensor:
     numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[: x.numel()].reshape(x.shape)  # from -2^15 to 2^15 - 1
     return x * (bits < kept - 2**15).to(x.dtype).mul_(2**16 / kept)
+
+
+def feature_dropout(features: Tensor, p: float) -> Tensor:
+    """Features (N, D), or (N, D, ...) of the places of a grid, a share p of their N D numbers zeroed as in `dropout`.
+
+    A number is zeroed at all places of its grid at once (Tompson et al. 2015): the same number of the place beside it
+    would tell most of it.
+    """
+    if features.dim() == 2:
+        return dropout(features, p)
+    kept = dropout(features.new_ones(features.shape[:2]), p)
+    return features * kept.reshape(*kept.shape, *[1] * (features.dim() - 2))

@@ -33,7 +33,7 @@ from torch_caption.cells import CELLS
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, EpochBatches, Split, batches, open_data
-from torch_caption.dropout import dropout
+from torch_caption.dropout import feature_dropout
 from torch_caption.objectives import Objective, make_objective
 from torch_caption.state import Progress, State, begin, restore, snapshot
 
@@ -251,7 +251,7 @@ def _train_batch(
     model, optimizer, progress = state.model, state.optimizer, state.progress
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
-    features = dropout(features, config.feature_dropout).to(model.W_proj)
+    features = feature_dropout(features, config.feature_dropout).to(model.W_proj)
     lesson = objective.lesson(model, features, batch.to(features.device), progress.epoch)
     loss, norm = train_step(
         model,
