@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import pickle
 import random
 import re
@@ -16,7 +18,7 @@ import torch
 from saved import MODEL, WORDS, make, plain, write
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import seal
+from torch_caption import files, seal
 from torch_caption.checkpoint import CheckpointError
 from torch_caption.vocabulary import Vocabulary
 
@@ -219,6 +221,10 @@ def test_a_file_of_version_1(tmp_path: Path) -> None:
         ({"weights": {"Wx": 1.0}}, "the weight 'Wx' is no tensor"),
         ({"average": {"Wx": 1.0}}, "the weight 'Wx' is no tensor"),
         ({"average": [1]}, "average is missing"),
+        ({"weights": {"Wx": torch.ones(2, dtype=torch.int64)}}, "the weight 'Wx' is of dtype torch.int64"),
+        ({"weights": {"a": torch.ones(2), "b": torch.ones(2).double()}}, "the weight 'b' is of dtype torch.float64"),
+        ({"words": [*WORDS, "a"]}, "the word 'a' has two ids"),
+        ({"config": {"max_length": "x"}}, "the saved setting of --max-length cannot be 'x'"),
     ],
 )
 def test_other_content(tmp_path: Path, content: Any, words: str) -> None:
@@ -288,6 +294,46 @@ def test_what_json_cannot_hold_is_not_saved_as_safetensors(tmp_path: Path) -> No
         with pytest.raises(CheckpointError, match=r"best\.safetensors: not saved: .*JSON"):
             checkpoints.save_weights(tmp_path / "best.safetensors", make(manifest=manifest))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_safetensors_that_changed_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    checkpoints.save_weights(path, make())
+    whole = path.read_bytes()
+    for place in (len(whole) - 1, whole.index(b"circle"), whole.index(b'"sha256":"') + 12):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert refusal(path).endswith(": damaged: its content is not that of its checksum")
+
+
+def test_what_is_too_large_is_neither_read_nor_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "MOST_BYTES", 15_000)
+    assert re.search(r": 19\.\d kB; 15\.0 kB are the most that is read$", refusal(saved))
+    with pytest.raises(CheckpointError, match=r"not saved: \d+\.\d kB are more than 15\.0 kB"):
+        checkpoints.save(saved, make())
+
+
+def test_values_within_values_are_not_saved(tmp_path: Path) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(40):
+        deep = {"a": deep}
+    with pytest.raises(CheckpointError, match="more than 32 deep"):
+        checkpoints.save(tmp_path / "x.pt", make(manifest=deep))
+
+
+def test_the_reason_of_the_system_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's writer hides it behind an error of its own."""
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > 5000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(files, "replace", lambda path, write, keep: write(Full()))
+    with pytest.raises(OSError, match=r"x\.pt: could not be written: No space left on device; it takes 7\.\d kB$"):
+        checkpoints.save(tmp_path / "x.pt", make())
 
 
 def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:

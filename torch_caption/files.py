@@ -74,8 +74,6 @@ def replace(path: str | Path, write: Callable[[BinaryIO], None], *, keep: Callab
 def _keep(path: Path) -> None:
     """Give the file at `path` the name `previous(path)` as well; a copy where the file system has one name a file."""
     kept = previous(path)
-    if kept.exists() and os.path.samefile(path, kept):  # whoever died after this step had come so far
-        return
     with _beside(kept) as beside:
         try:
             os.link(path, beside)
@@ -84,7 +82,7 @@ def _keep(path: Path) -> None:
                 shutil.copyfileobj(source, copy, 1 << 20)
                 copy.flush()
                 os.fsync(copy.fileno())
-        _rename(beside, kept)
+        _rename(beside, kept)  # where both name one file already it does nothing, and the name beside goes
 
 
 @contextmanager

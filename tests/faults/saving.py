@@ -157,7 +157,7 @@ class _Room:
 # Killed --------------------------------------------------------------------------------------------------------------
 
 SIZE = 10_000
-STEPS = ("open", "fsync", "link", "replace", "samefile", "unlink")
+STEPS = ("open", "fsync", "link", "replace", "unlink")
 
 
 def killed(cases: int, seed: int, folder: Path) -> Figures:
@@ -210,8 +210,7 @@ def _save_on(path: str, begun: Any, done: Any, at: int | None) -> None:
     if at is not None:
         countdown = itertools.count(-at)
         for name in STEPS:
-            module: Any = os.path if name == "samefile" else os
-            setattr(module, name, _fatal(getattr(module, name), countdown))
+            setattr(os, name, _fatal(getattr(os, name), countdown))
     for number in range(begun.value + 1, begun.value + 1000):
         begun.value = number
         checkpoints.save(path, generation(number, SIZE))
