@@ -104,6 +104,11 @@ DAMAGES = {
     "image beyond int64": (set_at("val_image_idxs", (5,), 2**63, "<u8"), CAPTIONS, r"\[5\] is 9223372036854775808"),
     # features
     "NaN": (set_at("features", (6, 2), np.nan, file=FEATURES), FEATURES, r"features\[6, 2\] is nan, not a finite"),
+    "NaN that signals": (  # NumPy would warn of its cast
+        put("features", lambda x: np.full(x.shape, 0x7FF0_0000_0000_0001, "u8").view("f8"), FEATURES),
+        FEATURES,
+        r"features\[0, 0\] is nan",
+    ),
     "infinity": (set_at("features", (0, 1), -np.inf, file=FEATURES), FEATURES, r"features\[0, 1\] is -inf"),
     "beyond float32": (set_at("features", (1, 1), 1e300, "<f8", FEATURES), FEATURES, r"features\[1, 1\] is 1e\+300"),
     "integers": (put("features", lambda x: x.astype("i4"), FEATURES), FEATURES, "features holds int32; .*floating"),

@@ -154,21 +154,22 @@ def twice_packed(file: h5py.File, _: Path) -> None:
         kind.write_direct_chunk((first, 0), small)
 
 
-def stream_bomb(file: h5py.File, _: Path) -> None:
-    """A chunk of 12 KB whose stream goes on for 512 MiB."""
-    features = file.create_dataset("features", (IMAGES, 256), "<f4", chunks=(IMAGES, 256), compression="gzip")
+def endless(blocks: int) -> bytes:
+    """A stream that goes on for so many blocks of 16 MiB; each is the same bytes again."""
     squeezer = zlib.compressobj(1)
-    parts = [squeezer.compress(bytes(2**24)) for _ in range(32)]
-    features.id.write_direct_chunk((0, 0), b"".join([*parts, squeezer.flush()]))
+    head = squeezer.compress(b"0") + squeezer.flush(zlib.Z_FULL_FLUSH)
+    block = squeezer.compress(bytes(2**24)) + squeezer.flush(zlib.Z_FULL_FLUSH)
+    return head + block * blocks + squeezer.flush()
 
 
-def large_stream_bomb(file: h5py.File, _: Path) -> None:
-    """The same in a chunk that is large enough for the bytes."""
-    rows = 2**13
-    features = file.create_dataset("features", (rows, 256), "<f4", chunks=(rows, 256), compression="gzip")
-    squeezer = zlib.compressobj(1)
-    parts = [squeezer.compress(bytes(2**24)) for _ in range(64)]
-    features.id.write_direct_chunk((0, 0), b"".join([*parts, squeezer.flush()]))
+def stream_bomb(rows: int, blocks: int) -> Callable[..., None]:
+    """A chunk whose stream does not end where the chunk does."""
+
+    def fill(file: h5py.File, _: Path) -> None:
+        features = file.create_dataset("features", (rows, 256), "<f4", chunks=(rows, 256), compression="gzip")
+        features.id.write_direct_chunk((0, 0), endless(blocks))
+
+    return fill
 
 
 def filtered(code: int, flags: int) -> Callable[..., None]:
@@ -204,7 +205,10 @@ def grown(file: h5py.File, _: Path) -> None:
 
 
 def wide(file: h5py.File, _: Path) -> None:
-    file.create_dataset("features", (2, 2**25), "<f4", chunks=(1, 2**20), compression="gzip")[...] = 0
+    features = file.create_dataset("features", (2, 2**25), "<f4", chunks=(1, 2**22), compression="gzip")
+    small = packed(bytes(2**24))
+    for place in range(16):
+        features.id.write_direct_chunk((place // 8, place % 8 * 2**22), small)
 
 
 def crowded(file: h5py.File, _: Path) -> None:
@@ -281,9 +285,9 @@ HOSTILE: dict[str, Kind] = {
     "grown": made(grown),
     "bomb": made(bomb(2**20, 2**14, packed, compression="gzip")),
     "bomb, packed twice": made(twice_packed),
-    "bomb in a stream": made(stream_bomb),
-    "bomb in a large stream": made(large_stream_bomb),
-    "one huge chunk": made(bomb(2**19, 2**19, packed, compression="gzip")),
+    "bomb in a stream": made(stream_bomb(IMAGES, 32)),
+    "bomb in a large stream": made(stream_bomb(2**13, 64)),
+    "one huge chunk": made(bomb(2**19, 2**19, lambda _: packed(b""), compression="gzip")),
     "rows of 128 MiB": made(wide),
     "unknown filter": made(filtered(32001, 0)),
     "unknown filter, said to be skipped": made(filtered(32001, 1)),
@@ -414,7 +418,7 @@ def stored(path: Path) -> list[tuple[int, int]]:
         if not isinstance(found, h5py.Dataset):
             return
         if found.chunks is None:
-            first = found.id.get_offset() + (found.file.userblock_size if found.id.get_offset() else 0)
+            first = found.id.get_offset() or 0
             places.append((first, first + found.id.get_storage_size()))
         else:
             found.id.chunk_iter(lambda info: places.append((info.byte_offset, info.byte_offset + info.size)))

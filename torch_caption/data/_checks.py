@@ -105,7 +105,7 @@ def _check_words(where: str, start_row: int, captions: np.ndarray, vocabulary: V
 
 def read_rows(features: h5py.Dataset, rows: Any) -> np.ndarray:
     """Rows of features as float32 in the machine's byte order; what float32 cannot hold becomes infinite."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return features[rows].astype(np.float32, copy=False)
 
 

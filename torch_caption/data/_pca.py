@@ -127,7 +127,7 @@ def _arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 def _floats(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
         raise ValueError(f"it holds {array.dtype}, not floating-point numbers")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32)
 
 
