@@ -266,3 +266,27 @@ def test_any_dataset_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, 
         return
     assert np.array_equal(split.captions.numpy(), sound["train_captions"].astype(np.int64))
     assert np.isfinite(split.features_of([0]).numpy()).all()
+
+
+@pytest.mark.parametrize("mask", [0, 1])
+def test_a_chunk_that_one_filter_left_out_is_unpacked_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int
+) -> None:
+    """The mask's first bit leaves out the shuffle; HDF5 undoes the deflate all the same."""
+    monkeypatch.setattr(_hdf5, "CHUNK_LIMIT", 2**12)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        features = file.create_dataset("features", (7, 3), "<f4", chunks=(7, 3), shuffle=True, compression="gzip")
+        features.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**16), 9), filter_mask=mask)
+    with pytest.raises(DataError, match="unpacks to more than its 84 bytes"):
+        read(path)
+
+
+def test_a_chunk_that_every_packing_left_out_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hdf5, "CHUNK_LIMIT", 2**12)
+    values = np.random.default_rng(0).standard_normal((7, 3)).astype("<f4")
+    for packing in ("gzip", "lzf"):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            features = file.create_dataset("features", (7, 3), "<f4", chunks=(7, 3), compression=packing)
+            features.id.write_direct_chunk((0, 0), values.tobytes(), filter_mask=1)
+        assert np.array_equal(read(tmp_path / "a.h5"), values)

@@ -228,17 +228,21 @@ def _check_inflation(found: h5py.Dataset, where: str, chunk: int, filters: list[
     """
     chunks: list[Any] = []
     found.id.chunk_iter(chunks.append)
-    ratio = max((_FILTERS[code].ratio for code in filters), default=1)
     most = max(info.size for info in chunks)
     if most > chunk + chunk // 64 + 2**10:  # what cannot be packed grows by less
         raise DataError(
             f"{where} stores {most:,} bytes of a chunk of {chunk:,}; it is damaged: write or download the file again"
         )
-    large = [info for info in chunks if ratio * info.size > CHUNK_LIMIT and not info.filter_mask]
-    if large and h5z.FILTER_DEFLATE not in filters:
-        raise DataError(f"{where} has chunks of {large[0].size:,} bytes; write it in smaller ones, or with deflate")
-    tail = _CHECKSUM_BYTES if filters[-1] == h5z.FILTER_FLETCHER32 else 0
-    for info in large:
+    for info in chunks:
+        # A bit of the mask is a filter that the chunk did not go through, the others it did: HDF5 undoes those.
+        passed = [code for place, code in enumerate(filters) if not info.filter_mask >> place & 1]
+        if max((_FILTERS[code].ratio for code in passed), default=1) * info.size <= CHUNK_LIMIT:
+            continue
+        if h5z.FILTER_LZF in passed:
+            raise DataError(f"{where} has chunks of {info.size:,} bytes; write it in smaller ones, or with deflate")
+        if h5z.FILTER_DEFLATE not in passed:
+            continue
+        tail = _CHECKSUM_BYTES if passed[-1] == h5z.FILTER_FLETCHER32 else 0
         _, packed = found.id.read_direct_chunk(info.chunk_offset)
         unpacked = zlib.decompressobj().decompress(packed[: len(packed) - tail], chunk + 2 * _CHECKSUM_BYTES)
         if len(unpacked) > chunk + _CHECKSUM_BYTES:
