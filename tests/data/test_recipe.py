@@ -91,3 +91,14 @@ def test_a_projection_of_another_width() -> None:
         maker.make([torch.ones(3, 4, 4)])
     maker = recipes._Photographs(Stub(), False, Projection(torch.zeros(5), torch.ones(5, 2)), False)
     assert torch.equal(maker.make([torch.ones(3, 4, 4)]), torch.full((1, 2), 5.0))
+
+
+@pytest.mark.parametrize(("resize", "crop"), [("x", 3), (0, 3), (-1, 1e308), (256, 10**400), (3, 4), (True, True)])
+def test_a_transform_of_no_pixels_is_named(resize: object, crop: object) -> None:
+    with pytest.raises(DataError, match="transform has resize"):
+        recipes.seen({"transform": {"resize": resize, "crop": crop}}, Image.new("RGB", (4, 4)))
+
+
+def test_a_projection_without_a_name_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest\.json: projections names ''"):
+        recipes.record(tmp_path, {"projections": {"vector": ""}}, tmp_path / "train2014_vgg16_fc7_pca.h5")

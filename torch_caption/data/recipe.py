@@ -60,7 +60,7 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
         recipe["weights"] = {**weights, "path": at_home(weights["path"])}
     names = manifest.get("projections")
     name = names.get(PROJECTED.get(kind)) if isinstance(names, Mapping) else None
-    if name is not None and (not isinstance(name, str) or PurePath(name).name != name or "\\" in name):
+    if name is not None and (not isinstance(name, str) or not name or PurePath(name).name != name or "\\" in name):
         raise DataError(
             f"{directory / 'manifest.json'}: projections names {shown(name)}, no file of the folder; write it again"
         )
@@ -110,11 +110,17 @@ def maker(
 def seen(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
     """The part of a picture that the features are of, and that a grid lies over: all of a scene, the middle square
     that its transform keeps of a photograph; all where the recipe does not say.
+
+    Raises:
+        DataError: the transform's lengths are no counts of pixels.
     """
     transform = recipe.get("transform")
     if not isinstance(transform, Mapping) or not {"resize", "crop"} <= transform.keys():
         return picture
-    side = min(picture.size) * transform["crop"] / transform["resize"]
+    sizes = crop, resize = transform["crop"], transform["resize"]
+    if any(type(size) is not int for size in sizes) or not 1 <= crop <= resize <= features.LARGEST:
+        raise DataError(f"the recipe's transform has resize {shown(resize)} and crop {shown(crop)}; make it again")
+    side = min(picture.size) * crop / resize
     left, top = ((length - side) / 2 for length in picture.size)
     return picture.crop((round(left), round(top), round(left + side), round(top + side)))
 
