@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,17 @@ def test_whatever_is_json_is_read_as_such(tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.getbasetemp() / "value.json"
     path.write_text(json.dumps(value), encoding="utf-8")
     assert read_json(path) == value
+
+
+def test_keys_that_occur_twice_are_found_at_once_and_named_in_short(tmp_path: Path) -> None:
+    """A file may have millions of keys, and each of them may be as long as the file."""
+    path = tmp_path / "a.json"
+    path.write_text("{" + "".join(f'"{i}": 0,' for i in range(200_000)) + '"199999": 1}', encoding="utf-8")
+    started = time.process_time()
+    with pytest.raises(ValueError, match="the key '199999' twice, with 0 and with 1"):
+        read_json(path)
+    assert time.process_time() - started < 10  # a look through the ones before, for each, takes minutes
+    path.write_text(f'{{"{"x" * 10**6}": 1, "{"x" * 10**6}": 2}}', encoding="utf-8")
+    with pytest.raises(ValueError, match="twice, with 1 and with 2") as caught:
+        read_json(path)
+    assert len(str(caught.value)) < 500

@@ -61,10 +61,10 @@ def read_json(path: Path, most: int = TEXT_LIMIT) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        met: set[str] = set()
+        twice = next(key for key, _ in pairs if key in met or met.add(key))  # type: ignore[func-returns-value]
         values = [shown(value) for key, value in pairs if key == twice]
-        raise ValueError(f"an object has the key {twice!r} twice, with {values[0]} and with {values[1]}")
+        raise ValueError(f"an object has the key {shown(twice)} twice, with {values[0]} and with {values[1]}")
     return made
 
 
