@@ -524,3 +524,8 @@ def test_cs231n(shared_data, tmp_path, in_memory):
     assert (split.num_images, split.feature_dim) == (1614, 512)
     assert np.array_equal(split.__getitems__([0, 1])[0], features[[1613, 0]])
     assert split.references(1613)[0].startswith("a ")
+
+
+def test_a_name_longer_than_any_file_is_no_image(tmp_path):
+    assert coco.below(tmp_path, "x" * 5000) is None
+    assert coco.below(tmp_path / ("x" * 5000), "a") is None

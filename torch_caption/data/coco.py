@@ -203,8 +203,11 @@ def below(folder: Path, name: str) -> Path | None:
     unsafe = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
     if unsafe or not name or "\0" in name:
         return None
-    path = (folder / name).resolve()
-    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    try:
+        path = (folder / name).resolve()
+        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except OSError:  # a name longer than any file's, or links that go round
+        return None
 
 
 @dataclass(frozen=True)
