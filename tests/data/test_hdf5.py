@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from h5py import h5d, h5p, h5pl, h5s, h5t
+from h5py import h5d, h5p, h5pl, h5s, h5t, h5z
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -290,3 +290,15 @@ def test_a_chunk_that_every_packing_left_out_is_read(tmp_path: Path, monkeypatch
             features = file.create_dataset("features", (7, 3), "<f4", chunks=(7, 3), compression=packing)
             features.id.write_direct_chunk((0, 0), values.tobytes(), filter_mask=1)
         assert np.array_equal(read(tmp_path / "a.h5"), values)
+
+
+def test_a_chunk_is_packed_once(tmp_path: Path) -> None:
+    settings = h5p.create(h5p.DATASET_CREATE)
+    settings.set_chunk((7, 3))
+    settings.set_filter(h5z.FILTER_LZF)
+    settings.set_deflate(4)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        features = h5d.create(file.id, b"features", h5t.IEEE_F32LE, h5s.create_simple((7, 3)), settings)
+        features.write(h5s.ALL, h5s.ALL, np.ones((7, 3), np.float32))
+    with pytest.raises(DataError, match="packed by deflate and by lzf"):
+        read(tmp_path / "a.h5")

@@ -218,6 +218,8 @@ def _filters(found: h5py.Dataset, where: str) -> list[int]:
                 f"{where} is packed by the filter {code}, which is not taken; write it with one of "
                 f"{', '.join(known.name for known in _FILTERS.values())}, or without any"
             )
+    if {h5z.FILTER_DEFLATE, h5z.FILTER_LZF} <= {*filters}:  # what one unpacks to is for the other to unpack
+        raise DataError(f"{where} is packed by deflate and by lzf; write it with one of them")
     return filters
 
 
