@@ -212,3 +212,11 @@ def test_folders_without_them(tmp_path: Path) -> None:
         locate(splits, tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no photograph of train; the first would be photo\d\.jpg"):
         locate(splits, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "é" * 128, "a/" * 600 + "b"])
+def test_a_name_longer_than_any_file_has_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": name}], "annotations": []}), encoding="utf-8")
+    with pytest.raises(DataError, match="not a name below the folder of photographs"):
+        read(path)

@@ -194,7 +194,8 @@ def _photograph(entry: Any, where: str) -> Photograph:
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{where}.file_name is {shown(name)}, not a name; {_MEND}")
     leads_out = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
-    if leads_out or not name.isprintable():
+    longest = max(len(part.encode("utf-8", "replace")) for part in name.split("/"))
+    if leads_out or not name.isprintable() or longest > 255 or len(name) > 1024:  # no file system has longer ones
         raise DataError(f"{where}.file_name is {shown(name)}, not a name below the folder of photographs; {_MEND}")
     url = entry.get("coco_url") or entry.get("flickr_url") or entry.get("url") or ""
     return Photograph(identity, name, url if isinstance(url, str) and url.isprintable() else "")
