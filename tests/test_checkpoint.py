@@ -7,6 +7,7 @@ import io
 import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from saved import MODEL, WORDS, make, plain, write
 from torch_caption import checkpoint as checkpoints
 from torch_caption import files, seal
 from torch_caption.checkpoint import CheckpointError
+from torch_caption.ending import Stopped
 from torch_caption.vocabulary import Vocabulary
 
 
@@ -86,6 +88,36 @@ def test_a_failed_save_leaves_the_previous_checkpoint(saved: Path, monkeypatch: 
         checkpoints.save(saved, make())
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped(signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_in_the_middle_of_a_save_is_told_as_such(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, stop: KeyboardInterrupt
+) -> None:
+    """Whichever write it finds: torch's writer would tell of a file that is too short."""
+    before, real = saved.read_bytes(), seal.Sealing.write
+    left = 0  # writes until the signal
+
+    def write(sealing: seal.Sealing, data: Any) -> int:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise stop
+        return real(sealing, data)
+
+    monkeypatch.setattr(seal.Sealing, "write", write)
+    left = 1000
+    checkpoints.save(saved, make(), keep=False)
+    assert saved.read_bytes() == before
+    writes = 1000 - left
+    assert writes > 20
+    for place in range(1, writes + 1):
+        left = place
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            checkpoints.save(saved, make())
+        assert stopped.value is stop
+        assert saved.read_bytes() == before
+        assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
 
 
 def test_the_one_before_is_kept(saved: Path) -> None:

@@ -602,6 +602,15 @@ def test_what_cannot_be_resumed(config: TrainConfig, stopping: Callable[[int], N
         fit(replace(config, resume="last"))
 
 
+def curve_of(run: Path) -> list[tuple[int, float]]:
+    """The validation losses that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("val_loss")]
+
+
 # Stopped and killed at other moments ----------------------------------------------------------------------------------
 
 
@@ -662,6 +671,32 @@ def test_whoever_dies_between_two_files_loses_nothing(
         assert_same(whole, run)
     assert_same(whole, run)
     assert place == 1 + 3 + 2 * 4 + (5 if every else 0)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_a_record_that_is_made_again_is_shown_once(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Killed between the record and the checkpoint; the one before may be of the epoch's last step."""
+    write = runs.Log.write
+
+    def dying(log: runs.Log, record: dict[str, Any]) -> None:
+        write(log, record)
+        if record["epoch"] == 2:
+            raise Killed
+
+    config = replace(config, checkpoint_every=every, tensorboard=True)
+    monkeypatch.setattr(runs.Log, "write", dying)
+    with pytest.raises(Killed):
+        fit(config)
+    monkeypatch.undo()
+    (first,) = (runs.find(config.out) / "tensorboard").iterdir()
+    first.rename(first.with_name(first.name.replace("tfevents.", "tfevents.0")))  # of an earlier second
+    monkeypatch.setattr("torch_caption.report.closing", lambda *_: None)
+    run = fit(replace(config, resume="last"))
+    assert [record["step"] for record in runs.read(run)] == [5, 10, 15]
+    assert curve_of(run) == [(record["step"], pytest.approx(record["val_loss"])) for record in runs.read(run)]
 
 
 @pytest.mark.usefixtures("quiet")

@@ -256,6 +256,8 @@ def _write(file: BinaryIO, content: dict[str, Any]) -> None:
     try:
         torch.save(content, cast(BinaryIO, sealing))
     except RuntimeError as error:  # torch's own writer does not pass on what it was told
+        if isinstance(error.__context__, KeyboardInterrupt):  # a signal found the program in the middle of a write
+            raise error.__context__ from None
         raise sealing.failed or OSError(_first_line(error)) from error
     sealing.finish()
 

@@ -89,7 +89,7 @@ class Log:
 
     Args:
         epochs: records of later epochs, left by a run that died before its checkpoint, are dropped.
-        step: the same for TensorBoard: what it has of later steps is hidden.
+        step: the last one of these epochs, for TensorBoard: what it has of later steps is hidden.
     """
 
     def __init__(self, run: Path, *, tensorboard: bool = True, epochs: int = 0, step: int = 0) -> None:
