@@ -125,6 +125,23 @@ def test_ctrl_c_is_heeded_before_torch_is_loaded() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process has no signal that it died of")
+@pytest.mark.parametrize("ending", ["pass", "raise KeyboardInterrupt"])
+def test_ctrl_c_ends_the_end_of_python_without_a_word(ending: str) -> None:
+    """It finds what torch has registered for then; a second one in an impatient moment does."""
+    code = f"""
+import atexit, signal, sys
+from torch_caption.ending import guarded
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def main():
+    atexit.register(signal.raise_signal, signal.SIGINT)
+    {ending}
+sys.exit(guarded(main))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")
+
+
 def test_a_mistake_of_ours_is_not_hidden() -> None:
     with pytest.raises(KeyError):
         guarded(lambda: {}["x"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from tiny import write_tiny
 from torch_caption.data.coco import Split, batches, open_data
 from torch_caption.loading import Loading, WorkerLost
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent to processes there")
 
 
@@ -100,3 +104,27 @@ def test_what_else_goes_wrong_is_told_as_it_is(split: Split, monkeypatch: pytest
     monkeypatch.setattr(Split, "__getitems__", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"), Loading(batches(split, 5)) as loading:
         next(loading.epoch(0, 0))
+
+
+def test_that_the_one_that_trains_was_killed_is_no_error_of_theirs() -> None:
+    """It may be killed while it takes over a tensor; what else goes wrong there is reported."""
+    code = """
+import socket
+from multiprocessing import resource_sharer
+from torch_caption.data import _batches
+_batches._begin_worker(0)
+def give(connection, process):
+    raise ZeroDivisionError
+sharer = resource_sharer._resource_sharer
+address, key = sharer.register(give, lambda: None)
+with socket.socket(socket.AF_UNIX) as killed:
+    killed.connect(address)
+with resource_sharer._resource_sharer.get_connection((address, key)) as connection:
+    pass
+resource_sharer.stop()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert ended.returncode == 0
+    assert re.findall(r"^\w+Error", ended.stderr, re.MULTILINE) == ["ZeroDivisionError"]

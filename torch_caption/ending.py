@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that a program can be told to stop while it s
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -88,6 +89,9 @@ def guarded(main: Callable[[], object]) -> int:
         if isinstance(error, Failure):
             return error.status
         return 1 if isinstance(error, ArithmeticError | MemoryError) else 2
+    finally:
+        atexit.unregister(_die_of_it)
+        atexit.register(_die_of_it)  # the last to be registered, after all that `main` has loaded, is called first
     return 0
 
 
@@ -134,6 +138,12 @@ def _send(number: int) -> None:
         signal.pthread_kill(cast(int, threading.main_thread().ident), number)
     else:
         signal.raise_signal(number)
+
+
+def _die_of_it() -> None:
+    """While Python ends, let a further Ctrl-C end the process at once; Python would report it with a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,14 @@ def _begin_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "RANK" in os.environ and hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # torchrun sends SIGTERM to the whole process group of a rank, which saves first
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an error as ever, but not that a connection broke off: the thread that hands tensors over meets that when
+    the process that asks for them is killed."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def end_workers(loader: DataLoader[Batch]) -> None:
