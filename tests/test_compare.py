@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -246,7 +247,15 @@ def test_wrong_flags(run, flags):
 def test_absent_device(run):
     status, _, err = run(*FLAGS, "--device", "cuda")
     assert status == 2
-    assert err.startswith("error: ")
+    assert re.fullmatch(r"error: --device cuda: .*\n", err)
+
+
+def test_ctrl_c_leaves_no_traceback(run, monkeypatch):
+    def stop(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "report", stop)
+    assert run(*FLAGS) == (130, "", "")
 
 
 @pytest.mark.gpu

@@ -99,7 +99,11 @@ def _content(**changes: object) -> bytes:
         (_content(word_to_idx=[]), "no object named word_to_idx"),
         (_content(idx_to_word=[*WORDS, 7]), "the word of id 7 is 7"),
         (_content(idx_to_word=[*WORDS, "dog"]), "'dog' has two ids"),
-        (_content(idx_to_word=[*WORDS, "\ud800"]), r"id 7 is '\\ud800'; '\\ud800' is in no word"),
+        (_content(idx_to_word=[*WORDS, "\ud800"]), r"id 7 is '\\ud800', but a word has no blanks"),
+        *[
+            (_content(idx_to_word=[*WORDS, word]), "word of id 7 is '.*', but a word has no blanks")
+            for word in ("", " ", "two words", "a\t", "a\nb", "a\x9bb", "a\u2028b")
+        ],
         (_content(idx_to_word=[*WORDS, "a\x1b[2J"]), r"id 7 is 'a\\x1b\[2J'"),
         (_content(word_to_idx={w: float(i) for i, w in enumerate(WORDS)}), r"word_to_idx\['<NULL>'\] is 0.0"),
         (_content(word_to_idx={w: i if i != 1 else True for i, w in enumerate(WORDS)}), "is True"),

@@ -38,6 +38,7 @@ from torch_caption.agreement import (
 )
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.cells import CELLS
+from torch_caption.ending import guarded
 from torch_caption.vocabulary import SPECIAL
 
 CLASSES: dict[str, type[Function]] = {
@@ -367,8 +368,12 @@ def check(config: CompareConfig) -> None:
     """Check what would only fail at the end, or not clearly.
 
     Raises:
-        ValueError: a size is below 1, or a file has no folder to be in.
+        ValueError: a size is below 1, a device is not there, or a file has no folder to be in.
     """
+    try:
+        torch.empty(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise ValueError(f"--device {config.device}: {str(error).splitlines()[0]}") from None
     for name in (*LETTERS, "repeat"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, but is {getattr(config, name)}")
@@ -393,15 +398,12 @@ def write(config: CompareConfig, results: list[Result]) -> None:
 def main() -> int:
     """The command line; returns its exit status."""
     config = tyro.cli(CompareConfig, description=__doc__)
-    try:
-        return report(config)
-    except (ValueError, RuntimeError, OSError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    passed: list[bool] = []
+    return guarded(lambda: passed.append(report(config))) or int(not all(passed))
 
 
-def report(config: CompareConfig) -> int:
-    """Compare, print, write; 1 where any gradient or mode fails, else 0."""
+def report(config: CompareConfig) -> bool:
+    """Compare, print, write; whether every gradient and mode is right."""
     check(config)
     results = run(config)
     print(f"torch {torch.__version__}, {config.device}, {config.dtype}, ", end="")
@@ -409,7 +411,7 @@ def report(config: CompareConfig) -> int:
     print(table(results))
     print(verdict(results))
     write(config, results)
-    return 0 if all(result.passed for result in results) else 1
+    return all(result.passed for result in results)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ START = "<START>"
 END = "<END>"
 UNK = "<UNK>"
 SPECIAL = (NULL, START, END, UNK)
+_NO_WORD = re.compile(r"^$|[\s\x80-\x9f]")  # a blank parts words, and some terminals obey the others
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Vocabulary:
         for idx, word in enumerate(self.words):
             if not isinstance(word, str):
                 raise ValueError(f"the word of id {idx} is {shown(word)}, not a string")
-            if strange(word):
-                raise ValueError(f"the word of id {idx} is {shown(word)}; {strange(word)!r} is in no word")
+            if strange(word) or _NO_WORD.search(word):
+                raise ValueError(
+                    f"the word of id {idx} is {shown(word)}, but a word has letters, no blanks and no controls"
+                )
             if word in word_to_idx:
                 raise ValueError(f"the word {shown(word)} has two ids, {word_to_idx[word]} and {idx}")
             word_to_idx[word] = idx

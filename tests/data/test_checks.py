@@ -57,6 +57,16 @@ def cut(file: str, share: float):
     return damage
 
 
+def folder(name: str):
+    """Damage: a folder in place of a file."""
+
+    def damage(directory: Path, replace) -> None:
+        (directory / name).unlink(missing_ok=True)
+        (directory / name).mkdir()
+
+    return damage
+
+
 def group(directory: Path, replace) -> None:
     replace(directory / CAPTIONS, "val_captions", None)
     with h5py.File(directory / CAPTIONS, "a") as file:
@@ -183,6 +193,8 @@ DAMAGES = {
     "manifest truncated": (text("manifest.json", '{"a": '), "manifest.json", "not JSON in UTF-8"),
     "manifest of another kind": (text("manifest.json", "[1]"), "manifest.json", "holds list, not an object"),
     "manifest's images": (text("manifest.json", '{"images": 3}'), "manifest.json", "images is 3"),
+    "a folder for a manifest": (folder("manifest.json"), "manifest.json", "not a file; write it again"),
+    "a folder of names": (folder("val2014_urls.txt"), "val2014_urls.txt", "not a file; save it as UTF-8"),
     "fewer URLs": (text("val2014_urls.txt", "a\nb\nc\n"), "val2014_urls.txt", "has 3 lines, but .* 4 rows"),
     "more names": (text("val2014_images.txt", "a\n" * 5), "val2014_images.txt", "has 5 lines, but .* 4 rows"),
     "names in Latin-1": (

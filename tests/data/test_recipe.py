@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import write_tiny
 
 from torch_caption.data import recipe as recipes
 from torch_caption.data._checks import DataError
 from torch_caption.data._pca import Projection
+from torch_caption.data.coco import open_data
 from torch_caption.data.features import IMAGENET, Encoded, Transform
 
 
@@ -102,3 +104,15 @@ def test_a_transform_of_no_pixels_is_named(resize: object, crop: object) -> None
 def test_a_projection_without_a_name_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"manifest\.json: projections names ''"):
         recipes.record(tmp_path, {"projections": {"vector": ""}}, tmp_path / "train2014_vgg16_fc7_pca.h5")
+
+
+def test_a_projection_of_another_width_is_named(tmp_path: Path) -> None:
+    directory = write_tiny(tmp_path / "tiny")
+    for file in directory.glob("*_fc7.h5"):
+        file.rename(file.with_name(file.name.replace("_fc7", "_fc7_pca")))
+    (directory / "manifest.json").write_text('{"projections": {"vector": "pca.npz"}}', encoding="utf-8")
+    Projection(torch.zeros(20), torch.zeros(20, 5)).save(directory / "pca.npz")
+    with pytest.raises(DataError, match=r"manifest\.json: its projection of vgg16_fc7_pca gives 5 .* have 8"):
+        open_data(directory)
+    Projection(torch.zeros(20), torch.zeros(20, 8)).save(directory / "pca.npz")
+    assert open_data(directory).recipe["projection"]["components"].shape == (20, 8)

@@ -148,7 +148,7 @@ def read_names(path: Path, images: int) -> list[str] | None:
     Raises:
         DataError: not UTF-8, or not as many lines as there are images.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         lines = read_text(path, NAMES_LIMIT).split("\n")
@@ -170,7 +170,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is not a JSON object in UTF-8.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         manifest = read_json(path)

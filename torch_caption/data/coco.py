@@ -293,7 +293,9 @@ def open_data(
         )
         for name in names
     }
-    return CocoData(directory, vocabulary, manifest, recipes.record(directory, manifest, paths["train"]), splits)
+    recipe = recipes.record(directory, manifest, paths["train"])
+    recipes.check_width(recipe, splits["train"].feature_dim, directory)
+    return CocoData(directory, vocabulary, manifest, recipe, splits)
 
 
 def _split_names(file: h5py.File) -> list[str]:

@@ -70,6 +70,17 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
     return recipe
 
 
+def check_width(recipe: Mapping[str, Any], width: int, directory: Path) -> None:
+    """Raise DataError unless the features, `width` numbers wide, may have come out of the recipe's projection."""
+    projection = recipe.get("projection")
+    if projection is not None and projection["components"].shape[1] != width:
+        raise DataError(
+            f"{directory / 'manifest.json'}: its projection of {recipe['features']} gives "
+            f"{projection['components'].shape[1]} numbers, but the features have {width}; "
+            "bring the projection that made them"
+        )
+
+
 def is_one(recipe: Mapping[str, Any]) -> bool:
     """Whether it says how features were made."""
     encoder, kind = recipe.get("encoder"), recipe.get("features")
