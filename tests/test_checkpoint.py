@@ -300,11 +300,45 @@ def test_parts_that_do_not_fit_together(changes: dict[str, Any], words: str) -> 
 def test_data_that_does_not_fit(words: list[str], width: int, message: str | None) -> None:
     vocabulary = Vocabulary(tuple(words))
     if message is None:
-        checkpoints.check_fits(make(), vocabulary, width, path="x.pt", data="here")
+        checkpoints.check_fits(make(), vocabulary, width, {}, path="x.pt", data="here")
         return
     with pytest.raises(CheckpointError) as refused:
-        checkpoints.check_fits(make(), vocabulary, width, path="x.pt", data="here")
+        checkpoints.check_fits(make(), vocabulary, width, {}, path="x.pt", data="here")
     assert str(refused.value) == message
+
+
+RECIPE = {
+    "encoder": "resnet18",
+    "features": "vgg16_fc7_pca",
+    "weights": {"sha256": "a" * 64, "path": "~/w.pt"},
+    "projection": {"mean": torch.arange(4.0), "components": torch.arange(12.0).view(4, 3)},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"weights": {"sha256": "a" * 64, "path": "elsewhere/w.pt"}}, None),
+        ({"encoder": None, "weights": None, "projection": None}, None),
+        ({"projection": {name: x * 1.000001 for name, x in RECIPE["projection"].items()}}, None),
+        ({"encoder": "vgg16"}, "features with encoder 'resnet18', but those of here have 'vgg16'"),
+        ({"features": "vgg16_fc7"}, "features with kind 'vgg16_fc7_pca', but those of here have 'vgg16_fc7'"),
+        ({"weights": {"sha256": "b" * 64}}, "features with weights of SHA-256 'aaa"),
+        (
+            {"projection": {"mean": torch.arange(4.0), "components": -torch.arange(12.0).view(4, 3)}},
+            "another projection",
+        ),
+        ({"projection": {"mean": torch.arange(5.0), "components": torch.zeros(5, 3)}}, "another projection"),
+    ],
+)
+def test_features_that_were_made_otherwise(change: dict[str, Any], message: str | None) -> None:
+    saved, vocabulary = make(manifest=RECIPE), Vocabulary(tuple(WORDS))
+    if message is None:
+        checkpoints.check_fits(saved, vocabulary, 3, RECIPE | change, path="x.pt", data="here")
+        return
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.check_fits(saved, vocabulary, 3, RECIPE | change, path="x.pt", data="here")
 
 
 # What others read ----------------------------------------------------------------------------------------------------

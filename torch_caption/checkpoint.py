@@ -18,7 +18,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
@@ -185,13 +185,55 @@ def build_model(checkpoint: Checkpoint, path: str | Path = "checkpoint") -> Capt
     return model
 
 
-def check_fits(checkpoint: Checkpoint, vocabulary: Vocabulary, feature_dim: int, *, path: object, data: object) -> None:
-    """Raise CheckpointError unless the data's vocabulary and feature width are those the model was trained with."""
+def check_fits(
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    feature_dim: int,
+    recipe: Mapping[str, Any],
+    *,
+    path: object,
+    data: object,
+) -> None:
+    """Raise CheckpointError unless vocabulary and features of the data are those the model was trained with.
+
+    Args:
+        feature_dim: the width of the data's features.
+        recipe: how they were made; what it or the checkpoint does not say is not compared.
+    """
     if tuple(checkpoint.words) != vocabulary.words:
         raise CheckpointError(f"{path}: its vocabulary is not that of {data}: {_difference(checkpoint, vocabulary)}")
     width = checkpoint.model.get("input_dim")
     if width != feature_dim:
         raise CheckpointError(f"{path}: trained on features of width {width}, but those of {data} have {feature_dim}")
+    ours, theirs = _made_by(checkpoint.manifest), _made_by(recipe)
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            raise CheckpointError(
+                f"{path}: trained on features with {name} {short(ours[name])}, but those of {data} have "
+                f"{short(theirs[name])}"
+            )
+    if not _same_projection(checkpoint.manifest.get("projection"), recipe.get("projection")):
+        raise CheckpointError(f"{path}: trained on features of another projection than those of {data}")
+
+
+def _made_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells features apart, by what a message calls it."""
+    weights = recipe.get("weights")
+    told = {"encoder": recipe.get("encoder"), "kind": recipe.get("features")}
+    told["weights of SHA-256"] = weights.get("sha256") if isinstance(weights, Mapping) else None
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _same_projection(ours: Any, theirs: Any) -> bool:
+    """But for what another machine rounds otherwise; True where one of them is not known."""
+    if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
+        return True
+    pairs = [(ours.get(name), theirs.get(name)) for name in ("mean", "components")]
+    return all(_near(x, y) for x, y in pairs if isinstance(x, Tensor) and isinstance(y, Tensor))
+
+
+def _near(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and (not x.numel() or bool((x - y).abs().max() <= 0.01 * x.abs().max()))
 
 
 def _difference(checkpoint: Checkpoint, vocabulary: Vocabulary) -> str:

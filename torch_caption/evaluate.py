@@ -180,7 +180,9 @@ def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningR
     saved = checkpoints.load(path)
     trained = TrainConfig.from_plain(saved.config)
     data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
-    checkpoints.check_fits(saved, data.vocabulary, data[config.split].feature_dim, path=path, data=data.directory)
+    checkpoints.check_fits(
+        saved, data.vocabulary, data[config.split].feature_dim, data.recipe, path=path, data=data.directory
+    )
     model = checkpoints.build_model(saved, path).to(choose_device(config.device)).eval()
     return path, model, data, config.max_length or trained.max_length
 

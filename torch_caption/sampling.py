@@ -219,7 +219,7 @@ def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainC
     """Images of a split: those that are named, or some."""
     data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
     split = _choose_split(config, data)
-    checkpoints.check_fits(saved, data.vocabulary, split.feature_dim, path=path, data=data.directory)
+    checkpoints.check_fits(saved, data.vocabulary, split.feature_dim, data.recipe, path=path, data=data.directory)
     images = list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
     for flag, picture in _pictures(config).items():
         if picture is not None and not any(split.image_path(idx) for idx in images):
@@ -274,7 +274,9 @@ def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[
     if named is not None:
         trained = TrainConfig.from_plain(saved.config)
         data = load_data(dataclasses.replace(trained, data=named, max_train=None, in_memory="no"))
-        checkpoints.check_fits(saved, data.vocabulary, data["train"].feature_dim, path=path, data=data.directory)
+        checkpoints.check_fits(
+            saved, data.vocabulary, data["train"].feature_dim, data.recipe, path=path, data=data.directory
+        )
         recipe, source = data.recipe, data.directory
     if not recipes.is_one(recipe):
         raise ConfigError(

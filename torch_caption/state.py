@@ -171,7 +171,9 @@ def _copy(model: CaptioningRNN) -> CaptioningRNN:
 
 def _adopt(model: CaptioningRNN, config: TrainConfig, data: CocoData, path: Path) -> None:
     saved = checkpoints.load(path)
-    checkpoints.check_fits(saved, data.vocabulary, data["train"].feature_dim, path=path, data=data.directory)
+    checkpoints.check_fits(
+        saved, data.vocabulary, data["train"].feature_dim, data.recipe, path=path, data=data.directory
+    )
     _check_same(config, saved, OF_THE_MODEL, path)
     try:
         model.load_state_dict(saved.weights)
@@ -298,7 +300,9 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tu
     saved, path, warning = checkpoints.load_latest(path)
     if saved.optimizer is None or saved.random is None:
         raise CheckpointError(f"{path}: holds a model, but not the state of its training")
-    checkpoints.check_fits(saved, data.vocabulary, data["train"].feature_dim, path=path, data=data.directory)
+    checkpoints.check_fits(
+        saved, data.vocabulary, data["train"].feature_dim, data.recipe, path=path, data=data.directory
+    )
     try:
         progress = Progress(**saved.progress)
         under_way = ("batch_size", "seed", "max_train") if progress.position else ()

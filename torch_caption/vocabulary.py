@@ -39,9 +39,7 @@ class Vocabulary:
             if not isinstance(word, str):
                 raise ValueError(f"the word of id {idx} is {shown(word)}, not a string")
             if strange(word) or _NO_WORD.search(word):
-                raise ValueError(
-                    f"the word of id {idx} is {shown(word)}, but a word has letters, no blanks and no controls"
-                )
+                raise ValueError(f"the word of id {idx} is {shown(word)}, but a word has no blanks and no controls")
             if word in word_to_idx:
                 raise ValueError(f"the word {shown(word)} has two ids, {word_to_idx[word]} and {idx}")
             word_to_idx[word] = idx
