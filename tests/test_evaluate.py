@@ -189,7 +189,7 @@ def test_two_models_of_other_images_are_not_compared(config: EvaluateConfig, tmp
         file["features"] = np.concatenate([features, features])
     with contextlib.redirect_stdout(io.StringIO()):
         other = train(tmp_path / "data", 1)
-    with pytest.raises(ValueError, match=r"--against .*: the two models' data, .*tiny and .*data, differ"):
+    with pytest.raises(ValueError, match=r"--against .*: .*tiny and .*data, the data of the two models, differ in the images of val$"):
         run(dataclasses.replace(config, against=other))
 
 

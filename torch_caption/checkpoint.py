@@ -219,7 +219,8 @@ def check_fits(
 def _made_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What tells features apart, by what a message calls it."""
     weights = recipe.get("weights")
-    told = {"encoder": recipe.get("encoder"), "kind": recipe.get("features")}
+    told = {"encoder": recipe.get("encoder"), "kind": recipe.get("features"), "transform": recipe.get("transform")}
+    told["recipe of scenes"] = recipe.get("recipe")
     told["weights of SHA-256"] = weights.get("sha256") if isinstance(weights, Mapping) else None
     return {name: value for name, value in told.items() if value is not None}
 

@@ -20,6 +20,8 @@ OF_THE_MODEL = ("cell_type", "hidden_dim", "wordvec_dim", "tied", "dtype")
 """What a model's weights fix."""
 OF_THE_DATA = ("data", "pca_features", "max_length")
 """What a model that begins with another's weights learns from, unless it is told otherwise."""
+LONGEST = 1000
+"""The most words of a caption."""
 OF_THE_MACHINE = ("out", "init_from", "resume", "in_memory", "workers", "threads", "device")
 """What says nothing about the model."""
 
@@ -154,7 +156,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{_flag(name)} must be at least {least}, not {value}")
-        for name, most in {"max_length": 1000, "workers": 1000, "threads": 1000}.items():
+        check_length(self.max_length)
+        for name, most in {"workers": 1000, "threads": 1000}.items():
             value = getattr(self, name)
             if value is not None and value > most:
                 raise ConfigError(f"{_flag(name)} must be at most {most}, not {value}")
@@ -201,6 +204,12 @@ class TrainConfig:
         config = cls(**known | paths | {"data": from_home(known.get("data", cls.data))})
         config._check_sizes()
         return config
+
+
+def check_length(max_length: int | None) -> None:
+    """Raise ConfigError if --max-length is more than a data directory's rows may hold."""
+    if max_length is not None and max_length > LONGEST:
+        raise ConfigError(f"--max-length must be at most {LONGEST}, not {max_length}")
 
 
 def _is_of(value: Any, kind: Any) -> bool:

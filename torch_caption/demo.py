@@ -250,7 +250,8 @@ def fault_html(message: str) -> str:
 def captions_html(description: Description) -> str:
     """The best caption, and all of them with their probabilities, the bars against the longest."""
     longest = max(guess.probability for guess in description.captions)
-    rows = "".join(_row(guess, guess.probability / longest) for guess in description.captions)
+    # What is less probable than any number that is not 0 has no bar.
+    rows = "".join(_row(guess, longest and guess.probability / longest) for guess in description.captions)
     text = escape(description.captions[0].text) or "(no words)"
     return f'<div class="caption">{text}</div><div class="chances">{rows}</div>'
 
@@ -282,7 +283,7 @@ def chance(probability: float) -> str:
         return f"{100 * probability:.3g} %"
     if probability >= 1e-10:
         return f"1 in {float(f'{1 / probability:.2g}'):,.0f}"
-    return f"{probability:.1e}"
+    return f"{probability:.1e}" if probability else "under 1e-300"
 
 
 def maps(description: Description, seen: Image.Image) -> list[tuple[Image.Image, str]]:

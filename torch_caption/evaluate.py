@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -22,8 +23,9 @@ from torch_caption import java, metrics, plots, report
 from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, describe
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import _annotations
+from torch_caption.data._annotations import Photograph
 from torch_caption.data.coco import CocoData, DataError, Split, below
 from torch_caption.ending import guarded
 from torch_caption.metrics import Interval, Scores
@@ -88,6 +90,7 @@ class EvaluateConfig:
         for name, (value, at_least) in {**least, "seed": (self.seed, 0)}.items():
             if value is not None and value < at_least:
                 raise ConfigError(f"--{name} must be at least {at_least}, not {value}")
+        check_length(self.max_length)
         for flag, path in {"--json": self.json, "--gallery": self.gallery}.items():
             if path is not None and not path.parent.is_dir():
                 raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
@@ -102,14 +105,30 @@ class References:
     """What people wrote.
 
     Attributes:
-        captions: the image's row -> its captions, at least one.
+        captions: the image's row -> its captions that hold a word, at least one.
         ids: the image's row -> what a result file calls it: its id in the annotations, or else its row.
         source: where they are from.
+        empty: captions without words, which are left out.
     """
 
     captions: dict[int, list[str]]
     ids: dict[int, int | str]
     source: str
+    empty: int = 0
+
+    @classmethod
+    def of(cls, captions: dict[int, list[str]], ids: dict[int, int | str], source: str) -> References:
+        """Those that hold a word, and the images that have one.
+
+        Raises:
+            DataError: none does.
+        """
+        worded = {idx: [text for text in texts if metrics.tokenize(text)] for idx, texts in captions.items()}
+        kept = {idx: texts for idx, texts in worded.items() if texts}
+        if not kept:
+            raise DataError(f"{source}: no caption holds a word")
+        empty = sum(map(len, captions.values())) - sum(map(len, worded.values()))
+        return cls(kept, {idx: ids[idx] for idx in kept}, source, empty)
 
 
 @dataclass(frozen=True)
@@ -165,13 +184,22 @@ def run(config: EvaluateConfig) -> Evaluation:
     second, differences = None, {}
     if config.against is not None:
         path, model, other, limit = _open(config, config.against)
-        if other[config.split].num_images != split.num_images:
-            raise ConfigError(f"--against {path}: the two models' data, {data.directory} and {other.directory}, differ")
+        _check_same(split, other[config.split], f"--against {path}: {data.directory} and {other.directory}")
         second = _judge(config, path, _caption(config, model, other[config.split], references, limit), references)
         differences = first.scores.interval(second.scores, draws=config.draws, seed=config.seed)
     evaluation = Evaluation(first, references, second, differences)
     _tell(config, data, split, evaluation)
     return evaluation
+
+
+def _check_same(split: Split, other: Split, which: str) -> None:
+    """Raise ConfigError unless the rows of two splits are the same images: by their names, or else their captions."""
+    images = range(split.num_images)
+    same = split.num_images == other.num_images and all(split.file_name(i) == other.file_name(i) for i in images)
+    if same and not any(split.file_name(i) for i in images):
+        same = all(split.references(i) == other.references(i) for i in images)
+    if not same:
+        raise ConfigError(f"{which}, the data of the two models, differ in the images of {split.name}")
 
 
 def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningRNN, CocoData, int]:
@@ -198,19 +226,29 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     if path is None:
         images = captioned_images(split)
         source = f"{data.directory / 'coco2014_captions.h5'}, as the model learns them"
-        return References({idx: split.references(idx) for idx in images}, {idx: idx for idx in images}, source)
-    found = {photograph.file_name: photograph for photograph in _annotations.read(path)}
+        return References.of({idx: split.references(idx) for idx in images}, {idx: idx for idx in images}, source)
+    photographs = _annotations.read(path)
+    found = {photograph.file_name: photograph for photograph in photographs}
     names = {idx: split.file_name(idx) for idx in range(split.num_images)}
     if not any(names.values()):
         raise DataError(
             f"{data.directory / f'{split.name}2014_images.txt'}: no such file; the captions of {path} are found by the "
             "images' names"
         )
-    known = {idx: found[name] for idx, name in names.items() if name in found and found[name].captions}
+    last = _by_last_name(photographs)  # COCO's own file has the names alone, the data the folders that hold them too
+    pairs = {idx: found.get(name) or last.get(PurePath(name).name) for idx, name in names.items() if name}
+    known = {idx: photograph for idx, photograph in pairs.items() if photograph and photograph.captions}
     if not known:
         raise DataError(f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}")
     captions = {idx: [text for _, text in photograph.captions] for idx, photograph in known.items()}
-    return References(captions, {idx: photograph.id for idx, photograph in known.items()}, str(path))
+    return References.of(captions, {idx: photograph.id for idx, photograph in known.items()}, str(path))
+
+
+def _by_last_name(photographs: Sequence[Photograph]) -> dict[str, Photograph]:
+    """By the names of the files alone, of those that share them with no other."""
+    count = Counter(PurePath(photograph.file_name).name for photograph in photographs)
+    found = {PurePath(photograph.file_name).name: photograph for photograph in photographs}
+    return {name: photograph for name, photograph in found.items() if count[name] == 1}
 
 
 def _caption(
@@ -262,12 +300,13 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
     texts = [caption.text for caption in first.captions.values()]
     images = f"{len(texts):,}" if len(texts) == split.num_images else f"{len(texts):,} of {split.num_images:,}"
     count = sum(map(len, references.captions.values()))
+    wordless = f", {references.empty:,} without words left out" if references.empty else ""
     decoding = f"beam search, {config.beam_size} wide" if config.beam_size > 1 else "greedy"
     length = sum(len(text.split()) for text in texts) / len(texts)
     lines = [
         f"model       {first.path}, {decoding}",
         f"images      {images} of {split.name} of {data.directory}",
-        f"references  {count:,}, {count / len(texts):.1f} an image, from {references.source}",
+        f"references  {count:,}, {count / len(texts):.1f} an image, from {references.source}{wordless}",
         f"captions    {len(set(texts)):,} different ones, {length:.1f} words on average",
         f"tokens      {'by Stanford PTB' if config.tokenizer == 'ptb' else 'by torch_caption'}",
     ]

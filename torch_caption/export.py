@@ -27,7 +27,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from torch_caption import __version__
 from torch_caption import checkpoint as checkpoints
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.decoding import never_chosen
 from torch_caption.ending import guarded
 from torch_caption.sampling import find_checkpoint
@@ -158,6 +158,7 @@ class ExportConfig:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError(f"--max-length must be at least 1, not {self.max_length}")
+        check_length(self.max_length)
         if not self.out.parent.is_dir():
             raise ConfigError(f"--out {self.out}: there is no folder {self.out.parent}")
         _check_kind(self.out)

@@ -7,6 +7,7 @@ between, at any moment, leaves at the file's place either the old one or the new
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -44,6 +45,16 @@ def from_home(path: str) -> str:
         return str(Path(path).expanduser()) if path.startswith("~/") else path
     except RuntimeError:
         return path
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace(path: str | Path, write: Callable[[BinaryIO], None], *, keep: Callable[[Path], bool] | None = None) -> None:

@@ -18,7 +18,7 @@ from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY, Caption, describe, draw, looked, search, some_images
 from torch_caption.checkpoint import Checkpoint
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import recipe as recipes
 from torch_caption.data.coco import CocoData, Split
 from torch_caption.data.images import ImageError, load_image, shown
@@ -94,6 +94,9 @@ class SampleConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        check_length(self.max_length)
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")
         if self.n_best > self.beam_size:
             raise ConfigError(f"--n-best {self.n_best} needs a --beam-size of as many, not {self.beam_size}")
         if self.length_penalty != "mean" and not 0 <= self.length_penalty < float("inf"):

@@ -125,6 +125,9 @@ def test_the_directory_is_in_cs231ns_layout(photos: Photos, tmp_path: Path, caps
         assert data[split].image_path(2) == photos.images / f"{split}_2.png"
         assert data[split].image_name(2) == "http://x.example/2"
         assert stored(out / "coco2014_captions.h5", f"{split}_captions").dtype == np.int32
+    files = contents(out)
+    del files["manifest.json"]
+    assert {name: mark["sha256"] for name, mark in data.manifest["files"].items()} == files
     assert data.vocabulary.words[:4] == SPECIAL
     assert "13" not in data.vocabulary.words  # seen once
     assert "train     13 photographs, 52 captions" in told

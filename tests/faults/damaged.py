@@ -1,7 +1,8 @@
-"""Checkpoints and weights that lost something on their way: a byte changed anywhere, or the end is missing."""
+"""Checkpoints, weights and data that lost something on their way: a byte changed anywhere, or the end is missing."""
 
 from __future__ import annotations
 
+import json
 import random
 import zipfile
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import saved
 from figures import Family, Figures
+from tiny import write_tiny
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import seal
 from torch_caption.checkpoint import CheckpointError
+from torch_caption.data import _written
+from torch_caption.data.coco import DataError, open_kinds
 
 Region = tuple[str, range]
 
@@ -44,6 +48,43 @@ def truncated(cases: int, seed: int, folder: Path) -> Figures:
     return _refuse_all(cases, folder, damage)
 
 
+def data(cases: int, seed: int, folder: Path) -> Figures:
+    """Of a file of a data directory a byte becomes another, or the end is missing, or is zeros."""
+    rng = random.Random(seed)
+    figures = Figures()
+    figures.expect("loaded silently", "tracebacks")
+    write_tiny(folder)
+    files = {path: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    marks = _written.marks({path.name: path for path in files})
+    (folder / "manifest.json").write_text(json.dumps({_written.ENTRY: marks}), encoding="utf-8")
+    open_kinds(folder)  # whole, it is taken
+    for number in range(cases):
+        path, whole = rng.choice([*files.items()])
+        place = rng.randrange(len(whole))
+        rest = {
+            "changed": bytes([whole[place] ^ rng.randrange(1, 256)]) + whole[place + 1 :],
+            "cut off": b"",
+            "filled": bytes(len(whole) - place) if any(whole[place:]) else b"",
+        }
+        how = list(rest)[number % len(rest)]
+        path.write_bytes(whole[:place] + rest[how])
+        _must_refuse(figures, lambda: open_kinds(folder), DataError, path, f"{how} at {place}")
+        path.write_bytes(whole)
+    return figures
+
+
+def _must_refuse(figures: Figures, load: Callable[[], object], kind: type[Exception], path: Path, what: str) -> None:
+    """Count what is no error of that kind, in one line with the file's name."""
+    figures.cases += 1
+    try:
+        load()
+    except Exception as error:
+        if not isinstance(error, kind) or "\n" in str(error) or str(path) not in str(error):
+            figures.wrong("tracebacks", f"{path.name}: {what}: {error!r}")
+    else:
+        figures.wrong("loaded silently", f"{path.name}: {what}")
+
+
 def _refuse_all(cases: int, folder: Path, damage: Callable[[bytes, list[Region], int], tuple[str, bytes]]) -> Figures:
     """Damage a checkpoint and its weights in turn; each time `load` must refuse in one line."""
     figures = Figures()
@@ -58,16 +99,7 @@ def _refuse_all(cases: int, folder: Path, damage: Callable[[bytes, list[Region],
         path, whole, regions = files[number % len(files)]
         what, content = damage(whole, regions, number // len(files))
         path.write_bytes(content)
-        figures.cases += 1
-        try:
-            checkpoints.load(path)
-        except CheckpointError as error:
-            if "\n" in str(error) or str(path) not in str(error):
-                figures.wrong("tracebacks", f"{path.name}: {what}: {error!r}")
-        except Exception as error:
-            figures.wrong("tracebacks", f"{path.name}: {what}: {error!r}")
-        else:
-            figures.wrong("loaded silently", f"{path.name}: {what}")
+        _must_refuse(figures, lambda path=path: checkpoints.load(path), CheckpointError, path, what)
         path.write_bytes(whole)
     return figures
 
@@ -111,3 +143,4 @@ def _ranges(starts: dict[str, int], length: int) -> list[Region]:
 
 FLIPPED = Family("flipped", flipped, short=60, full=1200)
 TRUNCATED = Family("truncated", truncated, short=40, full=300)
+DATA = Family("damaged data", data, short=60, full=600)

@@ -22,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     second_runs.DESCRIPTORS,
     damaged.FLIPPED,
     damaged.TRUNCATED,
+    damaged.DATA,
     saving.FULL,
     hostile_checkpoints.HOSTILE,
     hostile_urls.FAMILY,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_caption import functions
-from torch_caption.functions._common import readable, tanh_
+from torch_caption.functions._common import autocast, readable, tanh_, untransformed
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
 # A function, its argument of integers, and how many values are right.
@@ -265,3 +265,35 @@ def test_tanh_in_place(dtype):
         assert (found.double() - x.double().tanh()).abs().max() <= 2 * torch.finfo(dtype).eps
         if dtype in (torch.float16, torch.bfloat16):
             assert torch.equal(found, x.tanh())
+
+
+def test_untransformed():
+    x = torch.ones(3)
+    seen = []
+
+    def look(y: Tensor) -> Tensor:
+        seen.append(untransformed(y))
+        return y.sum()
+
+    look(x)
+    look(x.clone().requires_grad_())
+    with torch.autograd.forward_ad.dual_level():
+        look(x)  # dual numbers may come
+    torch.func.grad(look)(x)
+    torch.func.vmap(look)(x[None])
+    look(x.to("meta"))
+    make_fx(look)(x)
+    torch.compile(look, backend="eager")(x)
+    assert seen == [True, True, False, False, False, False, False, False]
+
+
+def test_autocast_leaves_what_no_product_takes():
+    """float64 stays, as in torch, and so do integers and what is no tensor, which a check then names."""
+    words, x, double = torch.arange(3), torch.ones(3), torch.ones(3, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = autocast(x, words, double, None)
+    assert found[0].dtype == torch.bfloat16
+    assert found[1] is words
+    assert found[2] is double
+    assert found[3] is None
+    assert autocast(x, None) == (x, None)

@@ -36,6 +36,18 @@ def test_transposed_and_expanded_words(randn):
         assert_agrees(word_embedding, reference.word_embedding, (x, W))
 
 
+def test_gradient_of_each_caption_by_itself(randn):
+    """Under vmap over words alone: what comes back is then the same for all of them, and has no axis of theirs."""
+    W = randn(6, 4)
+    words = torch.tensor([[0, 3, 3], [5, 3, 0]])
+
+    def summed(W: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return word_embedding(x[None], W).sum()
+
+    each = torch.func.vmap(torch.func.grad(summed), in_dims=(None, 0))(W, words)
+    assert each.tolist() == [[[w.tolist().count(v)] * 4 for v in range(6)] for w in words]
+
+
 def test_agrees_with_torch_nn(randn):
     x = torch.tensor([[0, 3, 3], [5, 3, 0]])
 

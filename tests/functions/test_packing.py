@@ -11,7 +11,17 @@ from torch import Tensor
 
 from torch_caption import functions, reference
 from torch_caption.agreement import assert_agrees, assert_derivatives
-from torch_caption.functions.packing import Pack, Packing, Unpack, lengths_of, of_each_step, previous
+from torch_caption.functions.packing import (
+    Pack,
+    Packing,
+    Unpack,
+    collected,
+    first,
+    lengths_of,
+    of_each_step,
+    previous,
+    steps_of,
+)
 
 LENGTHS = torch.tensor([2, 4, 3])
 
@@ -136,6 +146,20 @@ def test_previous_states():
     h0, h = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[4.0], [5.0], [6.0], [7.0], [8.0]])
     assert previous(h0, h, (2, 2, 1)).squeeze(1).tolist() == [1, 2, 4, 5, 6]
     assert previous(h0, h[:0], ()).shape == (0, 1)
+
+
+def test_no_steps():
+    """T = 0: nothing to go through, no row to begin with."""
+    assert steps_of(torch.empty(0, 2), ()) == ()
+    assert first(torch.ones(3, 2), ()).shape == (0, 2)
+    assert torch.equal(first(torch.arange(6).reshape(3, 2), (2, 1)), torch.tensor([[0, 1], [2, 3]]))
+
+
+def test_rows_read_through_an_index_of_each_example():
+    """Under vmap over the index alone: what comes back is the same for all examples, and has no axis of theirs."""
+    dout, index = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[0, 1, 1], [3, 3, 3]])
+    each = torch.func.vmap(lambda index: collected(dout, index, 4))(index)
+    assert each.squeeze(2).tolist() == [[1, 6, 0, 0], [0, 0, 0, 7]]
 
 
 @pytest.mark.parametrize(

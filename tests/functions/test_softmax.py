@@ -349,6 +349,34 @@ def test_forward_mode_over_a_backward_without_a_graph(function):
 
 
 @pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize("moved", ["scores", "weights", "both"])
+@pytest.mark.parametrize("s", [0.0, 0.3])
+def test_tangent_of_scores_and_weights(function, moved, s):
+    args = {**example(function), "mask": torch.rand(2, 3, dtype=torch.float64)}
+    scores, weights = [name for name in args if name in ("x", "h", "w", "b")], ["mask"]
+    names = {"scores": scores, "weights": weights, "both": scores + weights}[moved]
+    point = tuple(args[name].detach() for name in names)
+    tangent = tuple(torch.rand_like(x) for x in point)
+
+    def pushed(module: Any) -> tuple[Tensor, Tensor]:
+        def loss(*given: Tensor) -> Tensor:
+            return getattr(module, function)(**{**args, **dict(zip(names, given, strict=True))}, label_smoothing=s)
+
+        return torch.func.jvp(loss, point, tangent)
+
+    for name, found, expected in zip(("loss", "tangent"), pushed(functions), pushed(reference), strict=True):
+        assert difference(name, found, expected).agrees
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_scores_are_raised(dtype):
+    args = example("temporal_softmax_loss", dtype)
+    loss = temporal_softmax_loss(**args)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, temporal_softmax_loss(**{**args, "x": args["x"].float()}))
+
+
+@pytest.mark.parametrize("function", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
 def test_words_of_any_dtype_have_every_derivative(function, dtype):
     args = example(function)

@@ -137,6 +137,13 @@ def check_size(size: float, flag: str) -> None:
         raise DataError(f"{flag} {size:g}: name a number of components, or a share of the variance between 0 and 1")
 
 
+def check_count(size: float, rows: int, width: int, flag: str) -> None:
+    """Raise DataError if more components are asked for than so many rows of that width have."""
+    most = max(min(rows - 1, width), 0)
+    if size > most:
+        raise DataError(f"{flag} {size:g}: {rows:,} rows of {width:,} numbers have at most {most:,} components")
+
+
 def fit(moments: Moments, size: float, flag: str) -> Projection:
     """The principal components, the greatest first; of each, the entry greatest in size is positive.
 
@@ -147,16 +154,11 @@ def fit(moments: Moments, size: float, flag: str) -> Projection:
     Raises:
         DataError: fewer rows or dimensions than components.
     """
-    most = min(moments.count - 1, len(moments.mean))
-    if size > most:
-        raise DataError(
-            f"{flag} {size:g}: {moments.count:,} rows of {len(moments.mean):,} numbers have at most {max(most, 0):,} "
-            "components"
-        )
+    check_count(size, moments.count, len(moments.mean), flag)
     values, vectors = torch.linalg.eigh(moments.scatter)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     shares = values.cumsum(0) / values.sum()
-    count = int(size) if size >= 1 else min(int((shares < size).sum()) + 1, most)
+    count = int(size) if size >= 1 else min(int((shares < size).sum()) + 1, moments.count - 1, len(moments.mean))
     components = vectors[:, :count]
     signs = components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
     return Projection(moments.mean.float(), (components * signs).float().contiguous(), float(shares[count - 1]))

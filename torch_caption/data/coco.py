@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torch_caption.data import _checks, _download, _hdf5, _stored
+from torch_caption.data import _checks, _download, _hdf5, _stored, _written
 from torch_caption.data import recipe as recipes
 from torch_caption.data._batches import Batch, EpochBatches, batches, end_workers, generator
 from torch_caption.data._errors import DataError
@@ -267,11 +267,15 @@ def open_data(
     directory = Path(directory)
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder; `python -m torch_caption.data.coco --download DIR` brings one")
-    vocabulary = _checks.read_vocabulary(directory / "coco2014_vocab.json")
+    words, captions = directory / "coco2014_vocab.json", directory / "coco2014_captions.h5"
     manifest = _checks.read_manifest(directory / "manifest.json")
-    with _hdf5.opened(directory / "coco2014_captions.h5") as file:
+    _written.check(directory, manifest, [words, captions])
+    vocabulary = _checks.read_vocabulary(words)
+    with _hdf5.opened(captions) as file:
         names = _split_names(file)
         paths = _stored.find(directory, names, pca, grids)
+        texts = [directory / f"{name}2014_{kind}.txt" for name in names for kind in ("images", "urls")]
+        _written.check(directory, manifest, [*paths.values(), *texts])
         measured = _stored.measure(paths, grids)
         images = {name: shape[0] for name, (shape, _) in measured.items()}
         rows = {name: _checks.read_captions(file, name, vocabulary, images[name]) for name in names}
@@ -327,7 +331,9 @@ def open_kinds(directory: str | Path) -> list[CocoData]:
     """
     directory = Path(directory)
     found = [kind for kind in KINDS if any(directory.glob(f"*2014_{kind}.h5"))]
-    return [open_data(directory, in_memory="no", **KINDS[kind]) for kind in found or ["vgg16_fc7"]]
+    kinds = [open_data(directory, in_memory="no", **KINDS[kind]) for kind in found or ["vgg16_fc7"]]
+    _written.check(directory, kinds[0].manifest, _written.named(directory, kinds[0].manifest))
+    return kinds
 
 
 def summary(kinds: Sequence[CocoData]) -> str:

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torch_caption.data.images import ImageError, load_image
-from torch_caption.files import from_home
+from torch_caption.files import from_home, sha256_of
 
 BATCH = 16
 LARGEST = 4096  # pixels of a side that a picture is resized to
@@ -367,8 +367,7 @@ def file_sha256(path: Path) -> str:
         FeatureError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise FeatureError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -53,6 +53,8 @@ STRIP = 2**20  # pixels that are laid on white together
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNICAST = ipaddress.ip_network("2000::/3")  # all that is given out of IPv6
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits
+# Nobody's machines, though some versions of Python take them for public.
+_NOBODYS = [ipaddress.ip_network(block) for block in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "5f00::/16")]
 _WARNINGS = threading.Lock()
 
 
@@ -240,7 +242,7 @@ def is_public(address: str) -> bool:
         if wrapped is None and ip not in _UNICAST:
             return False
         ip = wrapped or ip
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in block for block in _NOBODYS)
 
 
 def _connected(addresses: list[tuple[Any, ...]], allowance: _Allowance) -> socket.socket:
@@ -371,8 +373,12 @@ def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Imag
             raise ImageError(f"{name}: {width} x {height} pixels are more than {max_pixels}")
         if max(width, height) > MAX_SIDE:
             raise ImageError(f"{name}: {width} x {height} pixels, a side of more than {MAX_SIDE}")
+        deep = any("16" in str(tile.args) for tile in picture.tile)
         try:
             picture.load()
+            key = picture.info.get("transparency")
+            if deep and isinstance(key, tuple):  # Pillow has kept the upper 8 of the 16 bits
+                picture.info["transparency"] = tuple(value >> 8 for value in key)
             return _rgb(picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture)
         except Exception as error:
             raise ImageError(f"{name}: damaged: {_line(error)}") from error
@@ -381,7 +387,10 @@ def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Imag
 def _rgb(picture: Image.Image) -> Image.Image:
     """8 bits of red, green and blue, on white where it is transparent."""
     if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 to white
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        grey, key = np.asarray(picture), picture.info.get("transparency")
+        picture = Image.fromarray((grey >> 8).astype(np.uint8))
+        if key is not None:
+            picture.putalpha(Image.fromarray((grey != key) * np.uint8(255)))
     picture = _on_white(picture) if picture.has_transparency_data else picture.convert("RGB")
     picture.info.clear()  # an orientation left behind would turn it again
     return picture

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -40,7 +41,7 @@ from tqdm import tqdm
 from tyro.conf import arg
 
 from torch_caption import __version__
-from torch_caption.data import _annotations, _checks, _pca, coco, features
+from torch_caption.data import _annotations, _checks, _pca, _written, coco, features
 from torch_caption.data._annotations import Photograph
 from torch_caption.data._encoding import GRID_PCA, Encoding, Progress, Wanted
 from torch_caption.data._errors import DataError
@@ -78,7 +79,8 @@ class PrepareConfig:
     """Its weights: torchvision's best (downloaded once), random ones, or a file with a state dict."""
     transform: Literal["auto", "imagenet", "caffe"] = "auto"
     """How photographs are brought to it: as torchvision says of its own weights, and as imagenet for others; resized to
-    256, cropped to 224 and normalised (imagenet); the same in blue, green, red, for Caffe's VGG-16 (caffe)."""
+    256, cropped to 224 and normalised (imagenet); the same in blue, green, red, for Caffe's VGG-16 (caffe), which is
+    what --recover-pca takes unless it is told otherwise."""
     pca: Annotated[float | None, arg(metavar="K")] = None
     """Project the vectors onto so many principal components of train, or, below 1, onto as few as keep this share of
     the variance. Both forms are written."""
@@ -113,10 +115,16 @@ class PrepareConfig:
         missing = [] if self.recover_pca else [flag for flag, value in needed.items() if not value]
         if missing:
             raise DataError(f"{', '.join(missing)}: name what to prepare, or use --recover-pca DIR")
-        for name, least in {"min_count": 1, "max_words": 1, "batch_size": 1, "workers": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise DataError(f"--{flag} must be at least {least}, not {getattr(self, name)}")
+        least = {"min_count": 1, "max_words": 1, "batch_size": 1, "workers": 1, "seed": 0}
+        most = {"max_words": _checks.LONGEST - 2, "seed": 2**63 - 1}  # <START> and <END> are columns too
+        for name, at_least in least.items():
+            flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
+            if value < at_least:
+                raise DataError(f"{flag} must be at least {at_least}, not {value}")
+            if value > most.get(name, value):
+                raise DataError(f"{flag} must be at most {most[name]}, not {value}")
+        if not 0 < self.val_share < 1:
+            raise DataError(f"--val-share must be above 0 and below 1, not {self.val_share}")
         for flag, size in {"--pca": self.pca, "--grid-pca": self.grid_pca}.items():
             if size is not None:
                 _pca.check_size(size, flag)
@@ -206,6 +214,7 @@ def _make(
     encoding = Encoding(work, encoder, _wanted(config), progress or Progress(settings))
     ready = work / "ready"
     if not (ready / CAPTIONS).exists():  # it is written last, and moved last
+        _check_components(config, encoding, len(splits["train"]))
         _check_room(config, work, encoding, splits)
         if progress is not None:
             print(f"goes on   after {sum(progress.done.values()):,} photographs", flush=True)
@@ -252,6 +261,15 @@ def _complete(out: Path, settings: str) -> bool:
     if _checks.read_manifest(out / MANIFEST).get("settings") != settings:
         raise DataError(f"{out}: holds other data, or data made with other settings; name another --out")
     return True
+
+
+def _check_components(config: PrepareConfig, encoding: Encoding, photographs: int) -> None:
+    """Raise DataError where even all photographs of train would be too few, or the features too narrow."""
+    if config.pca is not None:
+        _pca.check_count(config.pca, photographs, encoding.width, "--pca")
+    if config.grid_pca is not None:
+        width, *places = encoding.grid_shape
+        _pca.check_count(config.grid_pca, photographs * math.prod(places), width, "--grid-pca")
 
 
 def _check_room(config: PrepareConfig, work: Path, encoding: Encoding, splits: dict[str, list[Photograph]]) -> None:
@@ -347,9 +365,12 @@ def _write(
     if failed:
         _write_text(ready / SKIPPED, failed)
     captions.vocabulary.save(ready / VOCABULARY)
+    beside = ready / "captions.tmp"
+    _write_captions(beside, captions, progress, kept)
     manifest = _manifest(config, encoding, encoder, projection, kept, captions)
-    _write_json(ready / MANIFEST, manifest, 1)
-    _write_captions(ready / CAPTIONS, captions, progress, kept)
+    files = {CAPTIONS if path == beside else path.name: path for path in ready.iterdir()}
+    _write_json(ready / MANIFEST, manifest | {_written.ENTRY: _written.marks(files)}, 1)
+    beside.replace(ready / CAPTIONS)
 
 
 def _write_vectors(
@@ -382,9 +403,8 @@ def _projected(projection: Projection) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _write_captions(path: Path, captions: Captions, progress: Progress, kept: Mapping[str, list[Photograph]]) -> None:
-    """The captions of the photographs that have a row, under the rows' numbers; whole, or not there."""
-    beside = path.with_suffix(".tmp")
-    with h5py.File(beside, "w") as file:
+    """The captions of the photographs that have a row, under the rows' numbers."""
+    with h5py.File(path, "w") as file:
         for split in kept:
             places = progress.kept(split)
             number = np.full(progress.done[split], -1, np.int32)
@@ -392,7 +412,6 @@ def _write_captions(path: Path, captions: Captions, progress: Progress, kept: Ma
             image_idxs = number[captions.places[split]]
             file[f"{split}_captions"] = captions.rows[split][image_idxs >= 0]
             file[f"{split}_image_idxs"] = image_idxs[image_idxs >= 0]
-    beside.replace(path)
 
 
 def _as_written(photographs: list[Photograph]) -> dict[str, Any]:
@@ -508,8 +527,8 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
     if config.weights == "default":
         recipe = features.caffe_vgg16()
     else:
-        encoder = features.build("vgg16", config.weights, transform=config.transform)
-        recipe = encoder.recipe
+        transform = "caffe" if config.transform == "auto" else config.transform
+        recipe = features.build("vgg16", config.weights, transform=transform).recipe
     dim, count = found.projection.components.shape
     found.projection.save(directory / VECTOR_PCA)
     manifest |= recipe | {

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torch_caption.data import features, scenes
+from torch_caption.data import _written, features, scenes
 from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data.features import BACKBONES, Encoder
@@ -65,6 +65,7 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
             f"{directory / 'manifest.json'}: projections names {shown(name)}, no file of the folder; write it again"
         )
     if isinstance(name, str):
+        _written.check(directory, manifest, [directory / name])
         projection = Projection.load(directory / name)
         recipe["projection"] = {"mean": projection.mean, "components": projection.components}
     return recipe

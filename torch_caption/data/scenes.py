@@ -46,6 +46,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from torch_caption.data import _written
 from torch_caption.data._draw import COLOURS, COUNTS, RELATIONS, SHAPES, SIDE, SIZES, Group, Scene, draw, place
 from torch_caption.data._judge import Verdict, judge
 from torch_caption.data._phrases import CAPTIONS, LONGEST, lexicon, tell
@@ -235,7 +236,8 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
                     other["features"] = np.stack(stored)
             (directory / f"{split}2014_images.txt").write_text("\n".join(names) + "\n", encoding="utf-8", newline="\n")
     (directory / SCENES).write_text(json.dumps(drawn), encoding="utf-8", newline="\n")
-    manifest = _manifest(seed, sizes, held_out)
+    files = {path.name: path for path in directory.iterdir() if path.is_file()}
+    manifest = _manifest(seed, sizes, held_out) | {_written.ENTRY: _written.marks(files)}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 

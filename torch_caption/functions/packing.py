@@ -173,7 +173,7 @@ def of_each_step(sizes: Sizes, h0: Tensor) -> tuple[int, ...]:
 
 def steps_of(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """(r, D) as T steps (n_t, D)."""
-    return x.split(sizes) if len(sizes) > 1 else (x,) * len(sizes)  # Dynamo exports no split into one
+    return x.split(sizes) if sizes else ()
 
 
 def joined(steps: Sequence[Tensor], like: Tensor) -> Tensor:
