@@ -41,10 +41,15 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def png(width: int, height: int, depth: int, colour: int, pixels: bytes = b"") -> bytes:
-    """A PNG by hand: what Pillow does not write, 16-bit colour and sizes that are not true."""
+def png(width: int, height: int, depth: int, colour: int, pixels: bytes = b"", clear: bytes = b"") -> bytes:
+    """A PNG by hand: what Pillow does not write, 16-bit colour, perhaps a clear one, and sizes that are not true."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    body = (
+        chunk(b"IHDR", header)
+        + (chunk(b"tRNS", clear) if clear else b"")
+        + chunk(b"IDAT", zlib.compress(pixels))
+        + chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + body
 
 

@@ -310,6 +310,7 @@ def test_data_that_does_not_fit(words: list[str], width: int, message: str | Non
 RECIPE = {
     "encoder": "resnet18",
     "features": "vgg16_fc7_pca",
+    "transform": {"crop": 224, "channels": "RGB"},
     "weights": {"sha256": "a" * 64, "path": "~/w.pt"},
     "projection": {"mean": torch.arange(4.0), "components": torch.arange(12.0).view(4, 3)},
 }
@@ -322,6 +323,10 @@ RECIPE = {
         ({"weights": {"sha256": "a" * 64, "path": "elsewhere/w.pt"}}, None),
         ({"encoder": None, "weights": None, "projection": None}, None),
         ({"projection": {name: x * 1.000001 for name, x in RECIPE["projection"].items()}}, None),
+        (
+            {"transform": {"crop": 224, "channels": "BGR"}},
+            "features with transform {'channels': 'RGB', 'crop': 224}, but",
+        ),
         ({"encoder": "vgg16"}, "features with encoder 'resnet18', but those of here have 'vgg16'"),
         ({"features": "vgg16_fc7"}, "features with kind 'vgg16_fc7_pca', but those of here have 'vgg16_fc7'"),
         ({"weights": {"sha256": "b" * 64}}, "features with weights of SHA-256 'aaa"),

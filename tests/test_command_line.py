@@ -495,6 +495,8 @@ def test_mistakes_in_training(
         (["--temperature", "0"], "--temperature must be a positive number, not 0.0"),
         (["--top-p", "1.5"], "--top-p must be above 0 and at most 1, not 1.5"),
         (["--top-k", "0"], "--top-k must be at least 1, not 0"),
+        (["--max-length", "1001"], "--max-length must be at most 1000, not 1001"),
+        (["--seed", str(2**64)], f"--seed must be at least 0 and below 2^63, not {2**64}"),
         (["--beam-size", "0"], "--beam-size must be at least 1, not 0"),
         (["--n-best", "3"], "--n-best 3 needs a --beam-size of as many, not 1"),
         (["--no-repeat-ngram", "0"], "--no-repeat-ngram must be at least 1, not 0"),

@@ -61,6 +61,11 @@ def test_captions_as_html() -> None:
         assert f'<div class="share">{share}</div>' in html
 
 
+def test_captions_less_probable_than_any_number() -> None:
+    html = captions_html(Description((Guess("a", 0.0), Guess("b", 0.0)), ()))
+    assert html.count("width: 0.0%") == html.count("under 1e-300") == 2
+
+
 def test_words_as_html() -> None:
     """The word itself stands among the alternatives by its probability, also if it is none of the likeliest."""
     html = words_html(SAID)
@@ -82,7 +87,7 @@ def test_words_as_html() -> None:
         (2e-5, "0.002 %"),
         (2.4e-6, "1 in 420,000"),
         (3e-14, "3.0e-14"),
-        (0.0, "0.0e+00"),
+        (0.0, "under 1e-300"),
     ],
 )
 def test_chance(probability: float, text: str) -> None:

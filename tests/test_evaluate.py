@@ -99,6 +99,9 @@ def test_scores_of_every_image_against_all_its_references(
     assert shown == pytest.approx([*each[:-4:-1], *each[:3]], abs=6e-4)
 
 
+APART = r"--against .*: .*tiny and .*data, the data of the two models, differ in the images of val$"
+
+
 def split_file(config: EvaluateConfig) -> Path:
     return config.checkpoint.parent.parent / "tiny" / "coco2014_captions.h5"
 
@@ -189,8 +192,71 @@ def test_two_models_of_other_images_are_not_compared(config: EvaluateConfig, tmp
         file["features"] = np.concatenate([features, features])
     with contextlib.redirect_stdout(io.StringIO()):
         other = train(tmp_path / "data", 1)
-    with pytest.raises(ValueError, match=r"--against .*: .*tiny and .*data, the data of the two models, differ in the images of val$"):
+    with pytest.raises(ValueError, match=APART):
         run(dataclasses.replace(config, against=other))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_two_models_of_as_many_other_images_are_not_compared(
+    config: EvaluateConfig, folder: Path, tmp_path: Path, named: bool
+) -> None:
+    """Told by the images' names, or without names by what people wrote of them."""
+    models = []
+    for name in ("tiny", "data"):
+        shutil.copytree(folder / "tiny", tmp_path / name)
+        if not named:
+            (tmp_path / name / "val2014_images.txt").unlink()
+        with contextlib.redirect_stdout(io.StringIO()):
+            models.append(train(tmp_path / name, 1))
+    config = dataclasses.replace(config, checkpoint=models[0], against=models[1])
+    run(config)
+    if named:
+        (tmp_path / "data" / "val2014_images.txt").write_text("\n".join(reversed(NAMES)) + "\n", encoding="utf-8")
+    else:
+        with h5py.File(tmp_path / "data" / "coco2014_captions.h5", "r+") as file:
+            file["val_image_idxs"][...] = file["val_image_idxs"][()][::-1]
+    with pytest.raises(ValueError, match=APART):
+        run(config)
+
+
+def test_references_without_words_are_left_out(
+    config: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = annotations(tmp_path / "people.json")
+    content = json.loads((tmp_path / "people.json").read_text(encoding="utf-8"))
+    ids = {image["file_name"]: image["id"] for image in content["images"]}
+    for entry in content["annotations"]:
+        if entry["image_id"] == ids[NAMES[0]] or entry["caption"] == captions[NAMES[1]][0]:
+            entry["caption"] = "!!!"
+    (tmp_path / "people.json").write_text(json.dumps(content), encoding="utf-8")
+    found = run(dataclasses.replace(config, references=tmp_path / "people.json"))
+    assert found.references.captions == {idx: captions[name][idx == 1 :] for idx, name in enumerate(NAMES) if idx}
+    out = capsys.readouterr().out
+    assert "images      11 of 12 of val" in out
+    assert "32, 2.9 an image" in out
+    assert ", 4 without words left out" in out
+    for entry in content["annotations"]:
+        entry["caption"] = "..."
+    (tmp_path / "people.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"people\.json: no caption holds a word$"):
+        run(dataclasses.replace(config, references=tmp_path / "people.json"))
+
+
+def test_references_by_the_last_part_of_a_name(config: EvaluateConfig, folder: Path, tmp_path: Path) -> None:
+    """COCO's own annotations have the names alone, a directory made of val2014/ the folder too; or the other way."""
+    data = tmp_path / "data"
+    shutil.copytree(folder / "tiny", data)
+    (data / "val2014_images.txt").write_text("".join(f"val2014/{name}\n" for name in NAMES), encoding="utf-8")
+    captions = annotations(tmp_path / "people.json")
+    found = run(dataclasses.replace(config, data=str(data), references=tmp_path / "people.json"))
+    assert found.references.captions == {idx: captions[name] for idx, name in enumerate(NAMES)}
+    content = json.loads((tmp_path / "people.json").read_text(encoding="utf-8"))
+    for place, image in enumerate(content["images"]):
+        image["file_name"] = f"{place % 2}/{image['file_name']}"
+    content["images"].append({"id": 7, "file_name": f"2/{NAMES[0]}"})  # now two have this name
+    (tmp_path / "people.json").write_text(json.dumps(content), encoding="utf-8")
+    found = run(dataclasses.replace(config, references=tmp_path / "people.json"))
+    assert found.references.captions == {idx: captions[name] for idx, name in enumerate(NAMES) if idx}
 
 
 def test_the_gallery_shows_the_best_and_the_worst(

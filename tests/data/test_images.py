@@ -73,6 +73,18 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
     "png grey 16": (lambda: encoded(grey_16(), "PNG"), [(0,) * 3, (100,) * 3, WHITE], 0),
     "png colour 16": (lambda: png(1, 1, 16, 2, rows_of_16_bits(51400, 7710, 5140)), [RED], 1),
     "png alpha 16": (lambda: png(2, 1, 16, 6, rows_of_16_bits(0, 0, 0, 0, 51400, 7710, 5140, 65535)), [WHITE, RED], 1),
+    "png grey 16 with a transparent colour": (
+        lambda: png(3, 1, 16, 0, rows_of_16_bits(1000, 1001, 25700), struct.pack(">H", 1000)),
+        [WHITE, (3, 3, 3), (100, 100, 100)],
+        0,
+    ),
+    "png colour 16 with a transparent colour": (
+        lambda: png(
+            2, 1, 16, 2, rows_of_16_bits(1000, 2000, 3000, 51400, 7710, 5140), struct.pack(">3H", 1000, 2000, 3000)
+        ),
+        [WHITE, RED],
+        1,
+    ),
     "webp": (lambda: encoded(quarters(), "WEBP", lossless=True), [RED], 0),
     "webp alpha": (lambda: encoded(rgba(), "WEBP", lossless=True), [RED, WHITE], 0),
     "webp animation": (lambda: animation("WEBP"), [RED], 20),
@@ -392,7 +404,8 @@ PRIVATE = [
     "127.0.0.1", "127.1.2.3", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
     "198.18.0.1", "192.0.2.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fc00::1",
     "fec0::1", "ff02::1", "2001:db8::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
-    "2001:0:1::1", "64:ff9b::7f00:1", "64:ff9b:1::1",
+    "2001:0:1::1", "64:ff9b::7f00:1", "64:ff9b:1::1", "192.0.0.8", "192.0.0.9", "192.88.99.1", "3fff::1", "5f00::1",
+    "::ffff:192.0.0.8",
 ]  # fmt: skip
 PUBLIC = ["8.8.8.8", "1.1.1.1", "2001:4860:4860::8888", "::ffff:8.8.8.8", "2002:808:808::", "64:ff9b::808:808"]
 

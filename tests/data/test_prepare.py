@@ -289,6 +289,11 @@ MISTAKES: dict[str, tuple[list[str], str, Callable[[Photos], object] | None]] = 
     "a bad annotation": ([], "captions_val.json: annotations[2].image_id is 7777, the id of no image", bad_annotation),
     "no weights": (["--weights", "none.pt"], "none.pt: there is no such file of weights", None),
     "too many components": (["--pca", "13"], "--pca 13: 13 rows of 24 numbers have at most 12 components", None),
+    "too many components of grids": (
+        ["--grid", "--grid-pca", "25"],
+        "--grid-pca 25: 637 rows of 24 numbers have at most 24 components",
+        None,
+    ),
     "half a component": (["--pca", "2.5"], "--pca 2.5: name a number of components, or a share", None),
     "a share above 1": (["--grid", "--grid-pca", "-1"], "--grid-pca -1: name a number", None),
     "no grids to project": (["--grid-pca", "3"], "--grid-pca projects grids: give --grid as well", None),
@@ -300,6 +305,10 @@ MISTAKES: dict[str, tuple[list[str], str, Callable[[Photos], object] | None]] = 
     ),
     "no vocabulary": (["--vocabulary", "none.json"], "none.json: cannot be read", None),
     "no batch": (["--batch-size", "0"], "--batch-size must be at least 1, not 0", None),
+    "captions wider than a row": (["--max-words", "999"], "--max-words must be at most 998, not 999", None),
+    "a seed past 63 bits": (["--seed", str(2**63)], f"--seed must be at most {2**63 - 1}, not {2**63}", None),
+    "no share": (["--val-share", "nan"], "--val-share must be above 0 and below 1, not nan", None),
+    "an endless share": (["--val-share", "inf"], "--val-share must be above 0 and below 1, not inf", None),
     "other data": ([], "train2014_vgg16_fc7.h5: of other data, which would be overwritten; name another", other_data),
     "a GPU": (["--device", "cuda"], "--device cuda: PyTorch finds no GPU here", None),
 }
@@ -319,6 +328,18 @@ def test_mistakes_are_one_line(
 
 def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert mistake(["--annotations", "a.json"], capsys).startswith("error: --images, --out: name what to prepare")
+
+
+@pytest.mark.parametrize("flags", [["--pca", "13"], ["--grid", "--grid-pca", "25"]])
+def test_too_many_components_are_told_before_a_photograph_is_encoded(
+    photos: Photos,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+) -> None:
+    monkeypatch.setattr(_encoding.Encoding, "run", lambda *_: pytest.fail("encodes"))
+    assert "have at most" in mistake(photos.arguments(tmp_path / "out", *flags), capsys)
 
 
 def test_a_full_disk_is_known_before(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -529,6 +550,20 @@ def test_recover_pca(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mistake(["--recover-pca", str(course)], capsys).endswith(
         "says already how the features were made, with vgg16"
     )
+
+
+@pytest.mark.parametrize(("transform", "channels"), [("auto", "BGR"), ("caffe", "BGR"), ("imagenet", "RGB")])
+def test_recover_pca_with_weights_sees_as_caffe_does(
+    course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transform: str, channels: str
+) -> None:
+    """Of VGG-16 one layer here, for it is half a gigabyte; the transform is what is asked for."""
+    build, weights = features.build, tmp_path / "caffe.pt"
+    torch.save(features._model("resnet18").state_dict(), weights)
+    monkeypatch.setattr(features, "build", lambda name, *args, **options: build("resnet18", *args, **options))
+    assert main(["--recover-pca", str(course), "--weights", str(weights), "--transform", transform]) == 0
+    recipe = open_data(course).recipe
+    assert recipe["transform"]["channels"] == channels
+    assert recipe["weights"]["sha256"] == features.file_sha256(weights)
 
 
 def test_recover_pca_needs_both_kinds(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
