@@ -1,4 +1,7 @@
-"""Greedy captions and beam search, against the loops of nn.RNNCell or nn.LSTMCell that a user writes."""
+"""Greedy captions and beam search, against the loops of nn.RNNCell or nn.LSTMCell that a user writes.
+
+Attention to the places of a grid, which no other part measures, is among the cells here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.agreement import Disagreement
 from benchmarks.options import Options
-from benchmarks.peers import Loop, first_state
+from benchmarks.peers import Speaker
 from benchmarks.step import OURS
 from benchmarks.tables import Column, Table
 from benchmarks.timing import QUICK, Contender, Effort, race
@@ -23,6 +26,8 @@ WORDS = 11.0  # of a caption on average, <END> counted
 TIE = 1e-5  # float32 may choose the other of two words whose log-probabilities are this close
 BEAMS = 5
 ALL_STEPS, UNTIL_ALL_END = "loop, 30 steps", "loop until all rows end"
+ATTENTION = "attention"
+PLACES = 49
 
 COLUMNS = (
     *(Column("cell"), Column("N", ",d"), Column("V", ",d")),
@@ -53,7 +58,7 @@ def tables(options: Options) -> Iterator[Table]:
     effort = QUICK if options.quick else Effort(options.seconds / 3, least=3)
     F, W, H = (5, 4, 6) if options.quick else (512, 256, 512)
     rows, beams = [], []
-    for cell in options.cells:
+    for cell in (*options.cells, ATTENTION):
         for V in (20,) if options.quick else (1004, 10000):
             model = captioner(Shape("", N=0, T=0, F=F, W=W, H=H, V=V), cell)
             rows += [(cell, N, V, *measure(model, N, effort)) for N in ((1, 5) if options.quick else (1, 128))]
@@ -64,10 +69,10 @@ def tables(options: Options) -> Iterator[Table]:
 
 def measure(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ...]:
     """Time ours and the two loops on N images' random features, once their captions have been found to be the same."""
-    features = new_features(N, model.input_dim)
+    features = new_features(model, N)
     require_same(model.double(), features.double(), allowed=0.0)
     ties = require_same(model.float(), features, allowed=TIE)
-    peer = Loop(model)
+    peer = Speaker(model)
     contenders = [
         Contender(OURS, lambda: model.sample(features, STEPS)),
         Contender(ALL_STEPS, lambda: plain_loop(peer, features)),
@@ -84,21 +89,22 @@ def measure(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ...]:
     )
 
 
-def new_features(N: int, width: int) -> Tensor:
-    return torch.randn(N, width, generator=torch.Generator().manual_seed(1))
+def new_features(model: CaptioningRNN, N: int) -> Tensor:
+    """Random ones of N images, (N, F), or (N, F, PLACES) for a model that looks at places."""
+    places = (PLACES,) if model.cell_type == ATTENTION else ()
+    return torch.randn(N, model.input_dim, *places, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
-def plain_loop(peer: Loop, features: Tensor, *, stop: bool = False) -> Tensor:
+def plain_loop(peer: Speaker, features: Tensor, *, stop: bool = False) -> Tensor:
     """Words (N, 30), whatever follows <END> left as it comes; with `stop` the loop ends when every row has one."""
     word = torch.full((len(features),), IDS[START])
-    state = first_state(peer.cell_type, peer.proj(features))
+    state = peer.begin(features)
     ended = torch.zeros(len(features), dtype=torch.bool)
     words = []
     for _ in range(STEPS):
-        state = peer.rnn(peer.embed(word), state)
-        h = state if isinstance(state, Tensor) else state[0]
-        word = torch.log_softmax(peer.out(h), dim=1).argmax(1)
+        scores, state = peer.step(word, state)
+        word = torch.log_softmax(scores, dim=1).argmax(1)
         words.append(word)
         if stop:
             ended |= word == IDS[END]
@@ -119,7 +125,7 @@ def require_same(model: CaptioningRNN, features: Tensor, allowed: float) -> int:
     Raises:
         Disagreement: a row parts ways where the two words' log-probabilities differ by more than `allowed`.
     """
-    peer = Loop(model)
+    peer = Speaker(model)
     ours, theirs = model.sample(features, STEPS), plain_loop(peer, features)
     theirs = theirs.masked_fill(torch.arange(STEPS) >= caption_lengths(theirs).unsqueeze(1), IDS[NULL])
     parted = (ours != theirs).any(1).nonzero().squeeze(1).tolist()
@@ -135,13 +141,12 @@ def require_same(model: CaptioningRNN, features: Tensor, allowed: float) -> int:
 
 
 @torch.no_grad()
-def _gap(peer: Loop, features: Tensor, words: Tensor, t: int, other: int) -> float:
+def _gap(peer: Speaker, features: Tensor, words: Tensor, t: int, other: int) -> float:
     """How far log p of words[t] is from that of `other`, after words[:t]."""
-    state = first_state(peer.cell_type, peer.proj(features))
+    state = peer.begin(features)
     for word in torch.cat([torch.tensor([IDS[START]]), words[:t]]).split(1):
-        state = peer.rnn(peer.embed(word), state)
-    h = state if isinstance(state, Tensor) else state[0]
-    log_p = torch.log_softmax(peer.out(h), dim=1)[0]
+        scores, state = peer.step(word, state)
+    log_p = torch.log_softmax(scores, dim=1)[0]
     return float((log_p[words[t]] - log_p[other]).abs())
 
 
@@ -150,9 +155,9 @@ def _gap(peer: Loop, features: Tensor, words: Tensor, t: int, other: int) -> flo
 
 def measure_beams(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ...]:
     """Time our beam search and the loop on N images' random features, once their beams were found to be the same."""
-    features = new_features(N, model.input_dim)
+    features = new_features(model, N)
     require_same_beams(model.double(), features.double())
-    peer = Loop(model.float())
+    peer = Speaker(model.float())
     parted = sum(parted_beams(model, peer, features))
     contenders = [
         Contender(OURS, lambda: model.beam_search(features, BEAMS, STEPS)),
@@ -169,20 +174,19 @@ def measure_beams(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ..
 
 
 @torch.no_grad()
-def plain_beams(peer: Loop, features: Tensor) -> list[list[list[int]]]:
+def plain_beams(peer: Speaker, features: Tensor) -> list[list[list[int]]]:
     """The captions of each image, best first, <END> included where it was reached."""
     return [_plain_beam(peer, image) for image in features.split(1)]
 
 
-def _plain_beam(peer: Loop, image: Tensor) -> list[list[int]]:
-    live = [(0.0, [IDS[START]], first_state(peer.cell_type, peer.proj(image)))]
+def _plain_beam(peer: Speaker, image: Tensor) -> list[list[int]]:
+    live = [(0.0, [IDS[START]], peer.begin(image))]
     done: list[tuple[float, list[int]]] = []
     for _ in range(STEPS):
         grown = []
         for total, words, before in live:
-            state = peer.rnn(peer.embed(torch.tensor(words[-1:])), before)
-            h = state if isinstance(state, Tensor) else state[0]
-            values, ids = torch.log_softmax(peer.out(h), dim=1)[0].topk(BEAMS)
+            scores, state = peer.step(torch.tensor(words[-1:]), before)
+            values, ids = torch.log_softmax(scores, dim=1)[0].topk(BEAMS)
             grown += [(total + v, [*words, k], state) for v, k in zip(values.tolist(), ids.tolist(), strict=True)]
         grown.sort(key=lambda hypothesis: -hypothesis[0])
         grown = grown[: BEAMS - len(done)]
@@ -195,7 +199,7 @@ def _plain_beam(peer: Loop, image: Tensor) -> list[list[int]]:
     return [words[1:] for _, words in done]
 
 
-def parted_beams(model: CaptioningRNN, peer: Loop, features: Tensor) -> list[bool]:
+def parted_beams(model: CaptioningRNN, peer: Speaker, features: Tensor) -> list[bool]:
     """Of each image whether our beams and the loop's differ in any word."""
     beams = model.beam_search(features, BEAMS, STEPS)
     ours = [
@@ -207,7 +211,7 @@ def parted_beams(model: CaptioningRNN, peer: Loop, features: Tensor) -> list[boo
 
 def require_same_beams(model: CaptioningRNN, features: Tensor) -> None:
     """Raise Disagreement, naming the first image for which our beams are not the loop's."""
-    for row, parted in enumerate(parted_beams(model, Loop(model), features)):
+    for row, parted in enumerate(parted_beams(model, Speaker(model), features)):
         if parted:
             raise Disagreement(
                 f"beam search, {model.cell_type}, V={model.vocab_size}, {features.dtype}: the beams of row "
@@ -257,12 +261,24 @@ def _lstm_clock(model: CaptioningRNN) -> None:
     # the other units' gates are left as they were drawn
 
 
-CLOCKS: dict[str, Callable[[CaptioningRNN], None]] = {"rnn": _rnn_clock, "lstm": _lstm_clock}
+def _attention_clock(model: CaptioningRNN) -> None:
+    """As the LSTM's, which sees nothing of the image: its unit is zero at every place, and its gates read no place."""
+    _lstm_clock(model)
+    model.W_proj[:, 0] = 0
+    model.b_proj[0] = 0
+    model.get_parameter("Wattn")[:, :: model.hidden_dim] = 0
+
+
+CLOCKS: dict[str, Callable[[CaptioningRNN], None]] = {
+    "rnn": _rnn_clock,
+    "lstm": _lstm_clock,
+    ATTENTION: _attention_clock,
+}
 
 
 def _set_mean_length(model: CaptioningRNN) -> None:
     """b_vocab of <END> by bisection, until captions have `WORDS` words on average."""
-    features = new_features(32, model.input_dim)
+    features = new_features(model, 32)
     low, high = -100.0, 100.0
     for _ in range(12):
         model.b_vocab[IDS[END]] = (low + high) / 2

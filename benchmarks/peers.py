@@ -48,6 +48,16 @@ def take_recurrent(layer: nn.Module, Wx: Tensor, Wh: Tensor, b: Tensor) -> None:
     bias_hh.zero_()
 
 
+@torch.no_grad()
+def take_others(peer: Padded | Speaker, model: CaptioningRNN) -> None:
+    """The weights beside the recurrent ones, into layers called proj, embed and out."""
+    peer.proj.weight.copy_(model.W_proj.T)
+    peer.proj.bias.copy_(model.b_proj)
+    peer.embed.weight.copy_(model.W_embed)
+    peer.out.weight.copy_(model.W_vocab.T)
+    peer.out.bias.copy_(model.b_vocab)
+
+
 def recurrent_gradients(layer: nn.Module) -> dict[str, Tensor]:
     """Its gradients under our names and in our layout."""
     weight_ih, weight_hh, bias_ih, _ = layer.parameters()
@@ -57,6 +67,9 @@ def recurrent_gradients(layer: nn.Module) -> dict[str, Tensor]:
         "Wh": regated(gradient(weight_hh), gates).T,
         "b": regated(gradient(bias_ih), gates),
     }
+
+
+State = Tensor | tuple[Tensor, ...]
 
 
 def first_state(cell_type: str, h0: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -86,12 +99,7 @@ class Padded(nn.Module):
         self.out = nn.Linear(H, V)
         self.to(model.W_proj)
         take_recurrent(self.rnn, model.Wx, model.Wh, model.b)
-        with torch.no_grad():
-            self.proj.weight.copy_(model.W_proj.T)
-            self.proj.bias.copy_(model.b_proj)
-            self.embed.weight.copy_(model.W_embed)
-            self.out.weight.copy_(model.W_vocab.T)
-            self.out.bias.copy_(model.b_vocab)
+        take_others(self, model)
 
     def forward(self, features: Tensor, captions: Tensor) -> Tensor:
         """The loss of captions (N, T + 1) given features (N, F), as `CaptioningRNN` has it."""
@@ -152,6 +160,46 @@ class Loop(Padded):
         x = self.drop(self.embed(words))
         h = unroll(self.rnn, x, first_state(self.cell_type, self.proj(features)))
         return self.nats(self.drop(h).flatten(0, 1), targets.flatten()) / len(captions)
+
+
+class Speaker(nn.Module):
+    """What a loop that writes captions asks for: words by words from a state, which begins with the image.
+
+    A loop of nn.RNNCell or nn.LSTMCell; with attention, of nn.LSTMCell over the word and what was seen of the places.
+    """
+
+    def __init__(self, model: CaptioningRNN):
+        super().__init__()
+        D, W, H, V = model.input_dim, model.wordvec_dim, model.hidden_dim, model.vocab_size
+        self.cell_type = model.cell_type
+        looks = model.cell_type == "attention"
+        self.proj, self.embed, self.out = nn.Linear(D, H), nn.Embedding(V, W), nn.Linear(H, V)
+        self.rnn = nn.LSTMCell(W + H, H) if looks else Loop.layers[model.cell_type](W, H)
+        self.to(model.W_proj)
+        take_recurrent(
+            self.rnn, torch.cat([model.Wx, model.get_parameter("Wattn")]) if looks else model.Wx, model.Wh, model.b
+        )
+        take_others(self, model)
+
+    def begin(self, features: Tensor) -> State:
+        """Of images (N, D), or grids (N, D, L)."""
+        if self.cell_type != "attention":
+            return first_state(self.cell_type, self.proj(features))
+        places = self.proj(features.mT)
+        mean = places.mean(1)
+        return mean, mean, places
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (N, V) of the words after these (N,), and the state there."""
+        x = self.embed(words)
+        if self.cell_type != "attention":
+            state = self.rnn(x, state)
+            return self.out(state if isinstance(state, Tensor) else state[0]), state
+        h, c, places = state
+        weights = torch.softmax(torch.bmm(places, h.unsqueeze(2)).squeeze(2) / h.shape[1] ** 0.5, dim=1)
+        seen = torch.bmm(weights.unsqueeze(1), places).squeeze(1)
+        h, c = self.rnn(torch.cat([x, seen], dim=1), (h, c))
+        return self.out(h), (h, c, places)
 
 
 class PackedFused(Packed):

@@ -322,10 +322,10 @@ def test_captions_are_as_coco_s(N, T):
     assert N * T < 1000 or common > 5 * rare
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "attention"])
 def test_captions_end_as_real_ones_do(cell):
     model = decoding.captioner(Shape("", N=0, T=0, F=8, W=16, H=32, V=50), cell)
-    lengths = decoding.caption_lengths(model.sample(decoding.new_features(64, 8), decoding.STEPS)).double()
+    lengths = decoding.caption_lengths(model.sample(decoding.new_features(model, 64), decoding.STEPS)).double()
     assert 9.5 <= lengths.mean() <= 12.5
     assert 4 < lengths.min() < lengths.max() < 25
 
@@ -340,9 +340,9 @@ def test_a_tie_is_no_difference():
     model = decoding.captioner(Shape("", N=0, T=0, F=5, W=4, H=6, V=20), "rnn")
     with torch.no_grad():
         model.W_vocab[:, 7], model.b_vocab[7] = model.W_vocab[:, 9], model.b_vocab[9]
-    features = decoding.new_features(8, 5)
+    features = decoding.new_features(model, 8)
     assert decoding.require_same(model, features, allowed=0.0) == 0
-    peer_alone = decoding.Loop(model)
+    peer_alone = decoding.Speaker(model)
     with torch.no_grad():
         peer_alone.out.bias[9] += 1e-6
     assert decoding._gap(peer_alone, features[:1], torch.tensor([9]), 0, 7) == pytest.approx(1e-6, abs=3e-7)
