@@ -1,8 +1,9 @@
-"""What a checkpoint takes beside a training step: writing it, reading it, and its checksum alone."""
+"""What it costs that nothing is lost: a checkpoint beside a training step, and what every step looks after."""
 
 from __future__ import annotations
 
 import hashlib
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +15,25 @@ from benchmarks.options import Cell, Options
 from benchmarks.step import module_step
 from benchmarks.tables import Column, Table
 from benchmarks.timing import QUICK, Contender, Effort, race
-from benchmarks.workload import LARGE, TINY, Shape, new_batch, new_model, word_to_idx
+from benchmarks.workload import LARGE, SMALL, TINY, Shape, new_batch, new_model, word_to_idx
 from torch_caption import checkpoint as checkpoints
-from torch_caption import seal
+from torch_caption import distributed, seal
 from torch_caption.checkpoint import Checkpoint
+from torch_caption.interruption import Interrupt
+from torch_caption.objectives import Lesson
+from torch_caption.state import Progress
+from torch_caption.training import count_words, train_step
 
+CLIP = 5.0
+GUARDED, PLAIN = "as train.py takes it", "without looking"
+GUARD_COLUMNS = (
+    *(Column("cell"), Column("shape"), Column(f"{PLAIN}, ms", ",.1f"), Column(f"{GUARDED}, ms", ",.1f")),
+    *(Column("quartiles", ",.1f"), Column("more, in the median turn", ".1%"), Column("runs", "d")),
+)
+GUARD_NOTES = (
+    "loss, gradients, clipping and AdamW in both; train.py's step also finds what is not finite before a weight "
+    "changes, watches for Ctrl-C and SIGTERM, and sums up what the record says",
+)
 COLUMNS = (
     *(Column("cell"), Column("what"), Column("MB", ",.1f"), Column("ms", ",.1f"), Column("quartiles", ",.1f")),
     *(Column("of training steps", ".2f"), Column("runs", "d")),
@@ -38,6 +53,42 @@ def tables(options: Options) -> Iterator[Table]:
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for cell in options.cells for row in measure(cell, shape, Path(folder), effort)]
     yield Table("checkpoint", f"a checkpoint: {shape}, float32", COLUMNS, tuple(rows), NOTES)
+    effort = QUICK if options.quick else Effort(2 * options.seconds, least=9, patience=60)
+    shapes = (TINY,) if options.quick else (SMALL, LARGE)
+    guards = [(cell, shape.name, *measure_guards(cell, shape, effort)) for cell in options.cells for shape in shapes]
+    yield Table("checkpoint", "what a step looks after", GUARD_COLUMNS, tuple(guards), GUARD_NOTES)
+
+
+def measure_guards(cell: Cell, shape: Shape, effort: Effort) -> tuple[Any, ...]:
+    """A step as `train.py` takes it, against the same work without any look at what it gives."""
+    model, batch = new_model(shape, cell), new_batch(shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # all of its work, and the weights stay
+    replica, progress, lesson = distributed.Replica(model), Progress(), Lesson(batch.captions)
+
+    def plain() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(batch.features, batch.captions).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+
+    def guarded() -> None:
+        N = len(batch.captions)
+        share = replica.share(N, N, asked=interrupt.asked)
+        share.counts = [count_words(batch.captions, model.null), *lesson.rewards()]
+        loss, norm = train_step(model, optimizer, batch.features, batch.captions, clip=CLIP, share=share)
+        interrupt.agree(share.asked)
+        words, *rewards = share.counts
+        progress.count(share.of, loss, norm, round(words), rewards)
+
+    with Interrupt() as interrupt:
+        contenders = [Contender(GUARDED, guarded), Contender(PLAIN, plain)]
+        times = {name: t for (name, _), t in race(contenders, effort, label=f"guards, {cell}, {shape.name}").items()}
+    ours, bare = times[GUARDED], times[PLAIN]
+    ratios = [guarded / plain for guarded, plain in zip(ours.seconds, bare.seconds, strict=True)]
+    return (
+        *(1e3 * bare.median, 1e3 * ours.median, tuple(1e3 * t for t in ours.quartiles)),
+        *(statistics.median(ratios) - 1, len(ratios)),
+    )
 
 
 def measure(cell: Cell, shape: Shape, folder: Path, effort: Effort) -> list[tuple[Any, ...]]:
