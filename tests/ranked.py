@@ -17,25 +17,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
-    *[
-        "--hidden-dim",
-        "16",
-        "--wordvec-dim",
-        "8",
-        "--batch-size",
-        "5",
-        "--score-images",
-        "0",
-        "--max-length",
-        "6",
-        "--no-tensorboard",
-    ]
+    *("--hidden-dim", "16", "--wordvec-dim", "8", "--batch-size", "5"),
+    *("--score-images", "0", "--max-length", "6", "--no-tensorboard"),
 ]
 
 
-def start(folder: Path, *flags: str, ranks: int = 2, fail: str = "") -> subprocess.Popen[str]:
-    """torchrun, with train.py's flags; its files go into the folder."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+def start(
+    folder: Path, *flags: str, ranks: int = 2, fail: str = "", meet: tuple[str, ...] = ("--standalone",)
+) -> subprocess.Popen[str]:
+    """torchrun, with train.py's flags; its files go into the folder. `meet`: its flags of machines that meet."""
+    command = [sys.executable, "-m", "torch.distributed.run", *meet, "--nproc-per-node", str(ranks)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CAPTION_FAIL": fail}
     return subprocess.Popen(
         [*command, __file__, str(folder), *TINY, "--out", str(folder / "runs"), *flags],

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -436,6 +437,26 @@ def test_torchrun_trains_one_model(tmp_path: Path) -> None:
     assert status == 0, err
     assert out.count(f"epoch {epochs}/{epochs}") == 1
     assert [record["epoch"] for record in runs.read(run)] == list(range(1, epochs + 1))
+
+
+def test_several_machines_meet(tmp_path: Path) -> None:
+    """Here two torchruns with a process each; one ends when the other's is killed, and says so."""
+    data = write_tiny(tmp_path / "tiny")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = ("--nnodes", "2", "--rdzv-id", "tiny", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}")
+    flags = ["--data", str(data), "--threads", "1", "--epochs", "100000", "--patience", "0"]
+    machines = [ranked.start(tmp_path, *flags, ranks=1, meet=meet) for _ in range(2)]
+    while not any((tmp_path / "runs").glob("*/last.pt")):
+        assert all(machine.poll() is None for machine in machines), [m.communicate() for m in machines]
+        time.sleep(0.05)
+    os.kill(ranked.pids(tmp_path)[1], signal.SIGKILL)
+    said = [machine.communicate(timeout=120) for machine in machines]
+    assert all(machine.returncode for machine in machines)
+    told = [line for _, err in said for line in ranked.errors(err)]
+    assert told == ["error: rank 1: ended without a word on another machine, or cannot be reached"]
+    checkpoints.load(runs.find(tmp_path / "runs") / "last.pt")
 
 
 def test_a_mistake_of_the_command_line_is_told_once(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -34,6 +35,9 @@ from torch_caption.ending import Failure
 T = TypeVar("T")
 COUNTS = 4
 """How many numbers a step may count over the ranks."""
+SILENCE = timedelta(minutes=10)
+"""How long a rank waits for another that neither answers nor has closed its connection, as of a machine without power.
+Longer than what rank 0 does alone while the others wait: scoring, drawing, writing."""
 PATIENCE = 5.0
 """Seconds in which a rank that has lost another finds out which one, and why."""
 
@@ -322,7 +326,7 @@ class _Ranks:
             self._set("pid", self.rank, [os.getpid(), self.machine])
             group = dist.PrefixStore("group", self._store)
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-            dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.size)
+            dist.init_process_group(backend, timeout=SILENCE, store=group, rank=self.rank, world_size=self.size)
         except (RuntimeError, ValueError) as error:
             raise RankError(f"the processes do not find each other: {_line(error)}", 1) from error
 
@@ -334,6 +338,9 @@ class _Ranks:
         if isinstance(error, Exception):
             if not speaks:
                 raise SystemExit(1)
+            silent = ", ".join(str(k) for k in range(self.size) if not self._has("word", k))
+            if silent:  # those of this machine have been looked at
+                raise RankError(f"rank {silent}: ended without a word on another machine, or cannot be reached", 1)
             raise RankError(f"rank {self.rank} has lost another: {_line(error)}")
         # Told to stop, or a command line that is wrong or asks for help: so it is on all.
 
