@@ -230,8 +230,7 @@ def changed(content: Value, rng: random.Random) -> Value:
     return content
 
 
-def mutated(path: Path, seed: int) -> None:
-    rng = random.Random(seed)
+def mutated(path: Path, rng: random.Random) -> None:
     if rng.random() < 0.4:
         path.write_bytes(mutate(bytearray(path.read_bytes()), rng))
     else:
@@ -267,7 +266,7 @@ def run(cases: int, seed: int, folder: Path) -> Figures:
         directory = folder / f"mutated {number}"
         shutil.copytree(base, directory)
         file = [*FILES][number % len(FILES)]
-        mutated(directory / file, seed * 1_000_003 + number)
+        mutated(directory / file, random.Random(seed * 1_000_003 + number))
         made.append(case(f"mutated({seed * 1_000_003 + number})", directory, file, None))
     figures = victims.judge(made, folder, seconds=SECONDS, mib=MIB)
     figures.seen["kinds"] = len({name for _, name, _ in chosen})
