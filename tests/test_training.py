@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -670,7 +671,7 @@ def test_whoever_dies_between_two_files_loses_nothing(
         run = fit(replace(config, out=dead, resume="last" if begun else None))
         assert_same(whole, run)
     assert_same(whole, run)
-    assert place == 1 + 3 + 2 * 4 + (5 if every else 0)
+    assert place == 1 + 3 + 2 * 4 + (6 if every else 2)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -746,7 +747,7 @@ def test_validation_is_cut_off_and_made_again(
 def test_what_is_being_saved_is_saved(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: int, place: int
 ) -> None:
-    """Told to end while it saves in the middle of an epoch, at its end, and in the last step of all."""
+    """Told to end while it saves in the middle of an epoch, its last step, and its end."""
     config = replace(config, epochs=1, checkpoint_every=3)
     whole = fit(config)
     save, calls = checkpoints.save, iter(range(99))
@@ -757,13 +758,11 @@ def test_what_is_being_saved_is_saved(
         save(path, *args, **kwargs)
 
     monkeypatch.setattr(checkpoints, "save", interrupted)
-    if place < 3:  # at steps 0, 3 and 5
-        with pytest.raises(Stopped):
-            fit(config)
-    else:
+    with pytest.raises(Stopped):
         fit(config)
     run = runs.find(config.out)
-    assert checkpoints.load(run / "last.pt").progress["step"] == {1: 4, 2: 5, 3: 5}[place]
+    progress = checkpoints.load(run / "last.pt").progress
+    assert (progress["step"], progress["epoch"]) == {1: (4, 0), 2: (5, 0), 3: (5, 1)}[place]
     monkeypatch.undo()
     assert_same(whole, fit(replace(config, resume="last")))
 
@@ -772,7 +771,7 @@ def test_what_is_being_saved_is_saved(
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("told", [False, True])
 def test_a_lost_worker_stops_the_run_after_a_whole_step(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, told: bool
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: bool
 ) -> None:
     """All processes of a program may be told to end together; those that load do so at once."""
     config = replace(config, workers=2, batch_size=2)
@@ -789,16 +788,151 @@ def test_a_lost_worker_stops_the_run_after_a_whole_step(
         return train_step(*args, **kwargs)
 
     monkeypatch.setattr(training, "train_step", struck)
-    kind, message = (
-        (Stopped, "SIGTERM") if told else (WorkerLost, r"was lost: .*; step \d+ is saved, and --resume goes")
-    )
+    kind, message = (Stopped, "SIGTERM") if told else (WorkerLost, r"was lost: ")
+    capsys.readouterr()
     with pytest.raises(kind, match=message):
         fit(config)
     saved = checkpoints.load(runs.find(config.out) / "last.pt").progress["step"]
     assert saved >= 15
     assert not told or saved == 15
+    assert f"stopped after step {saved}, which is saved; `python train.py --resume" in capsys.readouterr().out
     assert not multiprocessing.active_children()
     assert_same(whole, fit(replace(config, resume="last")))
+
+
+def failing(does: Callable[..., Any], at: int, error: Exception) -> Callable[..., Any]:
+    """What raises the error at its call of that number."""
+    calls = iter(range(1, 10**6))
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == at:
+            raise error
+        return does(*args, **kwargs)
+
+    return wrapped
+
+
+SAVED_AT = {  # what fails at which call, by what, and the step that is then saved
+    "a batch cannot be read": ("torch_caption.data.coco.Split.__getitems__", 9, ValueError("bad"), 7),  # 1 validates
+    "a step takes too much memory": ("torch_caption.training.train_step", 8, MemoryError(), 7),
+    "so does its backward": ("torch.nn.utils.clip_grad_norm_", 8, RuntimeError("out of memory"), 7),
+    "validation does": ("torch_caption.training.validate", 2, RuntimeError("out of memory"), 10),
+    "a record cannot be written": ("torch_caption.runs.Log.write", 2, OSError("no room"), 10),
+}
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("what", SAVED_AT)
+def test_whatever_ends_a_run_its_whole_steps_are_saved(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """And it goes on bit for bit, with dropout: the step that failed had drawn its numbers."""
+    config = replace(config, **EVERY_OPTION, dropout=0.5, in_memory="no", score_images=0)
+    whole = fit(config)
+    name, at, error, saved = SAVED_AT[what]
+    does = pkgutil.resolve_name(name)
+    monkeypatch.setattr(name, failing(does, at, error))
+    capsys.readouterr()
+    with pytest.raises(type(error)) as raised:
+        fit(config)
+    assert raised.value is error
+    run = runs.find(config.out)
+    assert checkpoints.load(run / "last.pt").progress["step"] == saved
+    monkeypatch.setattr(name, does)
+    said = capsys.readouterr()
+    in_the_epoch = saved == 7
+    assert (f"stopped after step {saved}, which is saved; `python train.py --resume" in said.out) == in_the_epoch
+    assert "not saved" not in said.err
+    torch.manual_seed(99)
+    assert_same(whole, fit(replace(config, resume="last")))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("place", ["lerp_", "count"])
+def test_half_a_step_is_not_saved(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """The weights have changed, and the average or the progress has not."""
+    config = replace(config, ema=0.9)
+    whole = fit(config)
+    owner, at = {"lerp_": (Tensor, 60), "count": (Progress, 7)}[place]
+    does = getattr(owner, place)
+    monkeypatch.setattr(owner, place, failing(does, at, RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(config)
+    monkeypatch.setattr(owner, place, does)
+    assert checkpoints.load(runs.find(config.out) / "last.pt").progress["step"] == 5
+    assert_same(whole, fit(replace(config, resume="last")))
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_disk_that_is_full_as_well_hides_nothing(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = failing(checkpoints.save, 2, OSError("last.pt: could not be written"))
+    monkeypatch.setattr(checkpoints, "save", save)
+    monkeypatch.setattr(training, "train_step", failing(train_step, 4, ValueError("the first reason")))
+    assert guarded(lambda: fit(config)) == 2
+    said = capsys.readouterr()
+    assert "which is saved" not in said.out
+    assert [line for line in re.split("[\r\n]+", said.err) if "epoch 1/3: " not in line and line] == [
+        "warning: step 3 is not saved: last.pt: could not be written",
+        "error: the first reason",
+    ]
+    assert checkpoints.load(runs.find(config.out) / "last.pt").progress["step"] == 0
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_save_that_failed_is_not_tried_again(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+
+    def save(path: Path, *args: Any, **kwargs: Any) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("could not be written")
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    with pytest.raises(OSError, match="could not be written"):
+        fit(replace(config, checkpoint_every=2))
+    assert len(calls) == 2
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_epoch_is_saved_before_it_is_judged(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So killed in its validation it loses nothing; nor is it saved twice."""
+    whole = fit(config)
+    saves: list[int] = []
+    save = checkpoints.save
+
+    def counted(path: Path, saved: Checkpoint, **kwargs: Any) -> None:
+        if path.name == "last.pt":
+            saves.append(saved.progress["step"])
+        save(path, saved, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save", counted)
+    fit(replace(config, checkpoint_every=5, epochs=2))
+    assert saves == [0, 5, 5, 10, 10]
+    monkeypatch.setattr(training, "validate", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        fit(config)
+    saves.clear()
+    monkeypatch.setattr(training, "validate", validate)
+    assert_same(whole, fit(replace(config, resume="last")))
+    assert saves == [5, 10, 10, 15, 15]
+
+
+def test_a_validation_loss_that_is_no_number(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps are kept, and so is the checkpoint before them, with which to begin again."""
+    losses = iter([1.0, math.nan])
+    monkeypatch.setattr(training, "validate", lambda *_: next(losses))
+    with pytest.raises(LossNotFinite) as stopped:
+        fit(config)
+    run = runs.find(config.out)
+    assert str(stopped.value) == (
+        f"epoch 2: the validation loss is nan; {run / 'last.pt'} is that of step 10; --init-from a checkpoint before "
+        "it, with a lower --lr, may help"
+    )
+    assert checkpoints.load(run / "last.previous.pt").progress["step"] == 5
+    monkeypatch.setattr(training, "validate", validate)
+    fit(replace(config, init_from=run / "last.previous.pt", lr=1e-3, epochs=1))
 
 
 @pytest.mark.usefixtures("quiet")

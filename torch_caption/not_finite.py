@@ -20,11 +20,13 @@ class LossNotFinite(ArithmeticError):
 
     Args:
         places: where in the batch, as far as that is known.
+        advice: what may help.
     """
 
-    def __init__(self, message: str, places: Sequence[int] = ()) -> None:
+    def __init__(self, message: str, places: Sequence[int] = (), *, advice: str = "a lower --lr may help") -> None:
         super().__init__(message)
         self.places = places
+        self.advice = advice
 
 
 @torch.no_grad()

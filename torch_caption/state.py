@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,29 @@ class State:
 
     Attributes:
         average: a model with the moving average of the weights, where one is kept.
+        torn: a step has failed after it had begun to change what is here.
     """
 
     model: CaptioningRNN
     optimizer: Optimizer
     average: CaptioningRNN | None = None
     progress: Progress = field(default_factory=Progress)
+    torn: bool = field(default=False, init=False)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step. One that fails leaves all as it was, random numbers too; or else `torn`."""
+        device = self.model.W_proj.device
+        drawn = _drawn(device)
+        begun: list[bool] = []
+        with self.optimizer.register_step_pre_hook(lambda *_: begun.append(True)):
+            try:
+                yield
+            except Exception:
+                self.torn = bool(begun)
+                if not self.torn:
+                    _draw_as(drawn, device)
+                raise
 
     @property
     def judged(self) -> CaptioningRNN:
@@ -218,21 +236,31 @@ class Keeper:
     `last.pt` that is itself the end of the best epoch, and `begin` writes them again.
 
     Attributes:
-        kept: what `last.pt` is, for a message.
+        step: which step's state `last.pt` is; -1 before there is one.
     """
 
     def __init__(self, run: Path, state: State, config: TrainConfig, data: CocoData) -> None:
         self._run, self._state, self._config, self._data = run, state, config, data
-        self.kept = "nothing is kept yet"
+        self.step = self._tried = -1
+
+    @property
+    def kept(self) -> str:
+        """What `last.pt` is, for a message."""
+        return f"{self._run / runs.LAST} is that of step {self.step}" if self.step >= 0 else "nothing is kept yet"
 
     def begin(self, saved: Checkpoint | None) -> None:
         """Save the new state, so that the run can be taken up from now on, or go on from what was saved of it."""
         if saved is None:
             self.save()
             return
-        self._kept()
+        self.step = self._tried = self._state.progress.step
         if distributed.first() and self._state.progress.ends_best_epoch():
             self._keep_best(saved)
+
+    def save_steps(self) -> None:
+        """`save`, where a step has been taken since the last time that was tried."""
+        if self._state.progress.step > self._tried:
+            self.save()
 
     def save(self) -> None:
         """Save the state, and its weights as the best if this is the end of the best epoch. Of all ranks the first
@@ -242,16 +270,15 @@ class Keeper:
             LossNotFinite: what a step or the optimizer has come to is no number any more.
             OSError: it cannot be written; what was saved before is as it was.
         """
+        self._tried = self._state.progress.step
         saved = snapshot(self._state, self._config, self._data)
-        if not distributed.first():
-            self._kept()
-            return
-        try:
-            checkpoints.save(self._run / runs.LAST, saved)
-        except checkpoints.NumberNotFinite as error:
-            raise LossNotFinite(f"after step {saved.progress['step']}: {error}") from error
-        self._kept()
-        if self._state.progress.ends_best_epoch():
+        if distributed.first():
+            try:
+                checkpoints.save(self._run / runs.LAST, saved)
+            except checkpoints.NumberNotFinite as error:
+                raise LossNotFinite(f"after step {self._tried}: {error}") from error
+        self.step = self._tried
+        if distributed.first() and self._state.progress.ends_best_epoch():
             self._keep_best(saved)
 
     def _keep_best(self, saved: Checkpoint) -> None:
@@ -259,17 +286,26 @@ class Keeper:
         checkpoints.save(self._run / runs.BEST, best, keep=False)
         checkpoints.save_weights(self._run / runs.WEIGHTS, best)
 
-    def _kept(self) -> None:
-        self.kept = f"{self._run / runs.LAST} is that of step {self._state.progress.step}"
-
 
 def _random(device: torch.device) -> dict[str, Any]:
     """The state of the random generators of this process, or of rank 0 and in "ranks" of those after it."""
-    random: dict[str, Any] = {"torch": torch.get_rng_state()}
+    first, *others = distributed.gathered(_drawn(device))
+    return first | {"ranks": others} if others else first
+
+
+def _drawn(device: torch.device) -> dict[str, Tensor]:
+    """The state of this process's random generators."""
+    random = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(device)
-    first, *others = distributed.gathered(random)
-    return first | {"ranks": others} if others else first
+    return random
+
+
+def _draw_as(random: Mapping[str, Any], device: torch.device) -> None:
+    """The inverse of `_drawn`; a generator that it has no state of goes on as it is."""
+    torch.set_rng_state(random["torch"])
+    if "cuda" in random and device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"], device)
 
 
 def _draw_on(random: Mapping[str, Any], device: torch.device, seed: int, step: int) -> None:
@@ -279,9 +315,7 @@ def _draw_on(random: Mapping[str, Any], device: torch.device, seed: int, step: i
     if rank >= len(states):
         _draw_apart(seed, step)
         return
-    torch.set_rng_state(states[rank]["torch"])
-    if "cuda" in states[rank] and device.type == "cuda":
-        torch.cuda.set_rng_state(states[rank]["cuda"], device)
+    _draw_as(states[rank], device)
 
 
 def _weights(model: CaptioningRNN) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
 from torch_caption.dropout import dropout
-from torch_caption.ending import Failure
+from torch_caption.ending import Failure, one_line
 from torch_caption.interruption import Interrupt
 from torch_caption.loading import Loading, WorkerLost
 from torch_caption.not_finite import LossNotFinite
@@ -142,8 +142,11 @@ def fit(config: TrainConfig) -> Path:
         ValueError: a setting, the data or the checkpoint to go on from cannot be used, or another process trains in the
             run's directory.
         LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
-        WorkerLost: a process that loads batches was killed; the state after the last whole step is saved first.
-        Stopped: Ctrl-C or SIGTERM; likewise.
+        WorkerLost: a process that loads batches was killed.
+        Stopped: Ctrl-C or SIGTERM.
+
+    Whatever ends the run, the state after the last whole step is saved first, unless there are several processes, or
+    the loss is no number, or it cannot be saved.
     """
     config.check()
     check_compiler(config)
@@ -173,7 +176,7 @@ def fit(config: TrainConfig) -> Path:
         try:
             _train(run, state, config, data, scored, keeper)
         except LossNotFinite as error:
-            raise LossNotFinite(f"{error}; {keeper.kept}; a lower --lr may help") from error
+            raise LossNotFinite(f"{error}; {keeper.kept}; {error.advice}") from error
         if distributed.first():
             report.closing(run, config, data, device)
         distributed.wait_for_all()
@@ -209,17 +212,19 @@ def _train(run: Path, state: State, config: TrainConfig, data: CocoData, scored:
             record = None
             try:
                 _train_epoch(state, config, objective, replica, loading, interrupt, keeper)
-                if not interrupt.agreed:
-                    record = interrupt.unless_asked(lambda: _judge(state, config, data, scored))
-            except WorkerLost as error:
-                _save_and_stop(error, run, state, keeper, interrupt)
+            except Exception as error:
+                _save_whole_steps(error, run, state, keeper, interrupt)
+                raise
+            keeper.save_steps()  # so that they are kept whatever becomes of what follows
+            if not interrupt.agreed:
+                record = interrupt.unless_asked(lambda: _judge(state, config, data, scored))
             if record is not None:
                 state.progress = state.progress.end_epoch(record, config.objective)
                 if log is not None:  # before the checkpoint, which would not write it again
                     log.write(record)
-            keeper.save()
-            if record is not None and distributed.first():
-                report.epoch(record, config, best=state.progress.ends_best_epoch())
+                keeper.save()
+                if distributed.first():
+                    report.epoch(record, config, best=state.progress.ends_best_epoch())
             if interrupt.agreed:
                 if distributed.first():
                     report.interrupted(run, state.progress.step)
@@ -227,15 +232,24 @@ def _train(run: Path, state: State, config: TrainConfig, data: CocoData, scored:
                 raise interrupt.stopped()
 
 
-def _save_and_stop(lost: WorkerLost, run: Path, state: State, keeper: Keeper, interrupt: Interrupt) -> NoReturn:
-    """A process that loads batches is gone, perhaps by the signal that told all of the program to stop."""
-    if distributed.size() > 1:  # the others are in the middle of a step
-        raise lost
-    keeper.save()
-    if interrupt.asked:
+def _save_whole_steps(error: Exception, run: Path, state: State, keeper: Keeper, interrupt: Interrupt) -> None:
+    """Save what was done before an error, if the state is that of a whole step, and say how to go on.
+
+    Of several ranks the others are in the middle of a step. What has led to a loss that is no number is not kept.
+
+    Raises:
+        Stopped: all processes of the program were told to stop, and one that loads batches was the first to end.
+    """
+    if distributed.size() > 1 or state.torn or isinstance(error, LossNotFinite):
+        return
+    try:
+        keeper.save_steps()
+    except Exception as second:  # which must not hide the first
+        report.warning(f"step {state.progress.step} is not saved: {one_line(second)}")
+    if keeper.step == state.progress.step:
         report.interrupted(run, state.progress.step)
-        raise interrupt.stopped()
-    raise WorkerLost(f"{lost}; step {state.progress.step} is saved, and --resume goes on from there") from lost
+        if isinstance(error, WorkerLost) and interrupt.asked:
+            raise interrupt.stopped() from error
 
 
 def load_data(config: TrainConfig) -> CocoData:
@@ -309,7 +323,8 @@ def _train_epoch(
         for features, batch in each:
             share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
             try:
-                _train_batch(state, config, objective, features, batch, steps, share)
+                with state.step():
+                    _train_batch(state, config, objective, features, batch, steps, share)
             except LossNotFinite as error:
                 rows = order.rows_at(progress.position)
                 of = not_finite.batch(objective, rows, error.places)
@@ -395,7 +410,10 @@ def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int])
         "seconds": round(progress.seconds, 1),
     }
     if not math.isfinite(record["val_loss"]):
-        raise LossNotFinite(f"epoch {record['epoch']}: the validation loss is {record['val_loss']}")
+        raise LossNotFinite(
+            f"epoch {record['epoch']}: the validation loss is {record['val_loss']}",
+            advice="--init-from a checkpoint before it, with a lower --lr, may help",
+        )
     if scored:
         record |= distributed.from_first(lambda: score(state.judged, val, scored, max_length=config.max_length))
     return record
