@@ -306,11 +306,8 @@ def _write(file: BinaryIO, content: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], None], size: int, *, keep: Callable[[Path], bool] | None) -> None:
-    try:
+    with files.writing(path, f"it takes {_megabytes(size)}"):
         files.replace(path, write, keep=keep)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"{path}: could not be written: {reason}; it takes {_megabytes(size)}") from error
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

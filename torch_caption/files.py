@@ -57,6 +57,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def writing(path: str | Path, advice: str) -> Iterator[None]:
+    """In the block, what the file system refuses is told with the file that was written, and what to do.
+
+    Raises:
+        OSError: so it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: could not be written: {error.strerror or error}; {advice}") from error
+
+
 def replace(path: str | Path, write: Callable[[BinaryIO], None], *, keep: Callable[[Path], bool] | None = None) -> None:
     """Put what `write` writes in the place of whatever is at `path`, all of it or nothing.
 

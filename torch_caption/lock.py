@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from torch_caption import files
+
 NAME = "lock"
 
 
@@ -26,6 +28,7 @@ def alone_in(run: Path) -> Iterator[None]:
 
     Raises:
         RunInUse: another does.
+        OSError: the lock cannot be written.
     """
     path = run / NAME
     lock = FileLock(path, blocking=False)
@@ -35,7 +38,8 @@ def alone_in(run: Path) -> Iterator[None]:
         raise RunInUse(f"{run}: {_holder(path)} trains there; wait until it ends, or stop it") from None
     try:
         if os.name == "posix":  # elsewhere a locked file cannot be read, and so need not be written
-            path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+            with files.writing(path, "make room, and begin again"):
+                path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
         lock.release()

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from torch_caption import files
 from torch_caption.checkpoint import CheckpointError
+from torch_caption.ending import one_line
+from torch_caption.texts import shown
+
+if TYPE_CHECKING:
+    from torch_caption.curves import Curves
 
 BEST, LAST, METRICS = "best.pt", "last.pt", "metrics.jsonl"
 WEIGHTS = "best.safetensors"
 POINTER = "last.txt"
+TENSORBOARD = "tensorboard"
+GO_ON = "make room, and --resume goes on"
 
 
 def create(out: str | Path, name: str) -> Path:
@@ -32,8 +42,14 @@ def create(out: str | Path, name: str) -> Path:
 
 
 def point_to(run: Path) -> None:
-    """Name the run as the last one of its folder."""
-    files.replace(run.parent / POINTER, lambda file: _write(file, run.name + "\n"))
+    """Name the run as the last one of its folder.
+
+    Raises:
+        OSError: it cannot be written; another one may be named.
+    """
+    pointer = run.parent / POINTER
+    with files.writing(pointer, f"make room, and `python train.py --resume {run}` goes on"):
+        files.replace(pointer, lambda file: _write(file, run.name + "\n"))
 
 
 def find(out: str | Path, name: str | None = None) -> Path:
@@ -87,45 +103,110 @@ def _numbered(found: str, name: str) -> bool:
 class Log:
     """A run's figures, one record an epoch, in metrics.jsonl and for TensorBoard.
 
+    TensorBoard's curves show what is in metrics.jsonl: where they cannot be written, a run goes on without.
+
     Args:
+        warn: is given a line where they cannot, or where metrics.jsonl was damaged.
         epochs: records of later epochs, left by a run that died before its checkpoint, are dropped.
         step: the last one of these epochs, for TensorBoard: what it has of later steps is hidden.
+
+    Raises:
+        OSError: metrics.jsonl cannot be read or written.
     """
 
-    def __init__(self, run: Path, *, tensorboard: bool = True, epochs: int = 0, step: int = 0) -> None:
+    def __init__(
+        self, run: Path, *, warn: Callable[[str], None], tensorboard: bool = True, epochs: int = 0, step: int = 0
+    ) -> None:
         self.path = run / METRICS
-        kept = [record for record in read(run) if record["epoch"] <= epochs]
-        files.replace(self.path, lambda file: _write(file, "".join(json.dumps(record) + "\n" for record in kept)))
-        self._writer: Any = None
+        self._warn = warn
+        records, damage = _records(self.path)
+        if damage is not None:
+            self._warn(f"{damage}; all of the file is kept as {_keep_aside(self.path)}, and its other records go on")
+        kept = [record for record in records if record["epoch"] <= epochs]
+        with files.writing(self.path, GO_ON):
+            files.replace(self.path, lambda file: _write(file, "".join(map(_line, kept))))
+        self._curves: Curves | None = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # heavy, and not always wanted
+            with self._or_without(run / TENSORBOARD):
+                from torch_caption.curves import Curves  # heavy, and not always wanted
 
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+                self._curves = Curves(run / TENSORBOARD, purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one epoch's record, which has an `epoch` and a `step`; it is on the disk when this returns."""
-        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one epoch's record, which has an `epoch` and a `step`; it is on the disk when this returns.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with files.writing(self.path, GO_ON), open(self.path, "ab") as file:
+            _write(file, _line(record))
             file.flush()
             os.fsync(file.fileno())
-        if self._writer is not None:
-            for name, value in record.items():
-                if name not in ("epoch", "step"):
-                    self._writer.add_scalar(name, value, record["step"])
-            self._writer.flush()
+        if self._curves is not None:
+            with self._or_without(self._curves.path):
+                values = {name: value for name, value in record.items() if name not in ("epoch", "step")}
+                self._curves.write(record["step"], values)
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    @contextmanager
+    def _or_without(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._curves = None
+            self._warn(f"{path}: could not be written: {error.strerror or error}; it goes on without TensorBoard")
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """The run's records, one an epoch; a last line that was cut short is left out."""
-    path = run / METRICS
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """The run's records, one an epoch; a last line that was cut short is left out.
+
+    Raises:
+        ValueError: another line is no record; the message names file and line.
+        OSError: the file cannot be read.
+    """
+    records, damage = _records(run / METRICS)
+    if damage is not None:
+        raise ValueError(damage)
     return records
+
+
+def _records(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The records of a file, none where there is none, and which line of it is not one.
+
+    A last line without its end is what a run was writing when it died, and no damage.
+    """
+    *lines, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    records, damage = [], None
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(_record(line))
+        except ValueError as error:
+            damage = damage or f"{path}: line {number} is no record of an epoch: {one_line(error)}"
+    with suppress(ValueError):
+        records.append(_record(last))
+    return records, damage
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """What a line holds. Raises ValueError where that is no record."""
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    numbers = [found.get(name) for name in ("epoch", "step")] if isinstance(found, dict) else [None]
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"{shown(found)} has no epoch and step")
+    return cast(dict[str, Any], found)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _keep_aside(path: Path) -> Path:
+    """Copy the file to the first free one of `metrics.damaged-1.jsonl` and so on, and return which."""
+    names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
+    content = path.read_bytes()
+    with files.writing(aside, GO_ON):
+        files.replace(aside, lambda file: file.writelines([content]))
+    return aside

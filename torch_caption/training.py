@@ -204,8 +204,8 @@ def _train(run: Path, state: State, config: TrainConfig, data: CocoData, scored:
         if distributed.first():
             report.opening(run, config, data, state.model)
             begun = state.progress
-            log = runs.Log(run, tensorboard=config.tensorboard, epochs=begun.epoch, step=begun.step - begun.position)
-            stack.enter_context(closing(log))
+            of = {"epochs": begun.epoch, "step": begun.step - begun.position}
+            log = runs.Log(run, tensorboard=config.tensorboard, warn=report.warning, **of)
         interrupt = stack.enter_context(Interrupt())
         loading = stack.enter_context(Loading(loader))
         while not finished(state.progress, config):

@@ -171,14 +171,14 @@ def _become(command: dict[str, Any]) -> None:
 def load() -> None:
     """Load what train.py loads, some of it only when it is first used."""
     import torch
-    import torch.utils.tensorboard
 
-    from torch_caption import command_line, plots, training
+    from torch_caption import command_line, curves, plots, training
 
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.zeros(1)])
     plots.loss_curves([{"epoch": 1, "step": 1, "train_loss": 1.0, "val_loss": 1.0}], os.devnull, "")
     assert command_line.train_config
+    assert curves.Curves
     assert training.fit
 
 

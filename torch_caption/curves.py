@@ -1,0 +1,60 @@
+"""A run's curves in a file of TensorBoard's.
+
+`torch.utils.tensorboard.SummaryWriter` writes in a thread of its own, whose errors are a traceback on stderr. A record
+an epoch needs no thread: here what goes wrong is raised where it is written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+_numbers = itertools.count()
+
+
+class Curves:
+    """A new file in `folder`, which is made.
+
+    Args:
+        purge_step: what other files there have of this step and later ones is hidden.
+
+    Attributes:
+        path: the file; TensorBoard reads those of a folder in the order of their names.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        host = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in platform.node())
+        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{os.getpid()}.{next(_numbers)}"
+        self.path = folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(
+            Event(file_version="brain.Event:2"),
+            Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)),
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to the curve of each name.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(step=step, summary=Summary(value=points)))
+
+    def _write(self, *events: Event) -> None:
+        with open(self.path, "ab") as file:
+            writer = RecordWriter(file)
+            for event in events:
+                event.wall_time = time.time()
+                writer.write(event.SerializeToString())
