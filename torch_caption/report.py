@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch_caption.captioning import captioned_images, describe, some_images
 from torch_caption.config import TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split
+from torch_caption.ending import one_line
 from torch_caption.plots import GalleryItem
 
 CURVES, GALLERY = "loss.png", "gallery.png"
@@ -73,28 +75,63 @@ def interrupted(run: Path, step: int) -> None:
     )
 
 
+def check(data: CocoData) -> None:
+    """Raise ValueError where `closing` could not judge scenes, before hours of training have led there."""
+    images = {split.name: split.num_images for split in (*_judged(data), _drawn(data))}
+    scenes.check(data.directory, data.manifest, images)
+
+
 def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device) -> None:
-    """Caption with the best weights, judge scenes, draw curves and gallery, and say where everything is."""
+    """Caption with the best weights, judge scenes, draw curves and gallery, and say where everything is.
+
+    What cannot be had of it is a warning: the run has come to its end.
+    """
     best = checkpoints.load(run / runs.BEST)
     model = checkpoints.build_model(best, run / runs.BEST).to(device).eval()
     progress = best.progress
     cider = f", CIDEr {progress['best_cider']:.4f}" if config.objective == "scst" else ""
     print(f"best      epoch {progress['best_epoch']}, val {progress['best_loss']:.4f} nats per word{cider}")
-    for name in ("test", "novel"):
-        if name in data.splits:
-            _judge(model, data, name, config.max_length)
-    plots.loss_curves(runs.read(run), run / CURVES, run.name)
-    split = data["test"] if "test" in data.splits else data["val"]
-    images = some_images(split, SHOWN, seed=config.seed)
-    captions = describe(model, split, images, max_length=config.max_length)
+    for split in _judged(data):
+        with _or_warned(f"{split.name} is not judged"):
+            _judge(model, data, split, config.max_length)
     print(f"weights   {run / runs.BEST}")
-    print(f"curves    {run / CURVES}")
-    if gallery(data, split, {idx: [c.text] for idx, c in captions.items()}, run / GALLERY):
-        print(f"gallery   {run / GALLERY}")
-    else:
-        print("\n".join(f"{split.name} {idx:<4} {c.text}" for idx, c in captions.items()))
+    with _or_warned(f"{run / CURVES} is not drawn"):
+        plots.loss_curves(runs.read(run), run / CURVES, run.name)
+        print(f"curves    {run / CURVES}")
+    with _or_warned(f"{run / GALLERY} is not drawn"):
+        _show(model, data, _drawn(data), config, run / GALLERY)
     named = "" if _in_its_place(run) else f" --checkpoint {run}"
     print(f"`python sample.py{named}` captions more of them", flush=True)
+
+
+def _judged(data: CocoData) -> list[Split]:
+    return [data[name] for name in ("test", "novel") if name in data.splits]
+
+
+def _drawn(data: CocoData) -> Split:
+    """The split whose pictures the gallery shows."""
+    return data["test"] if "test" in data.splits else data["val"]
+
+
+@contextmanager
+def _or_warned(what: str) -> Iterator[None]:
+    """In the block an error of the data, or of the disk, is a line; that nobody reads the output is not one."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        warning(f"{what}: {one_line(error)}")
+
+
+def _show(model: CaptioningRNN, data: CocoData, split: Split, config: TrainConfig, path: Path) -> None:
+    """Draw a gallery of some images, or print their captions."""
+    images = some_images(split, SHOWN, seed=config.seed)
+    captions = describe(model, split, images, max_length=config.max_length)
+    if gallery(data, split, {idx: [c.text] for idx, c in captions.items()}, path):
+        print(f"gallery   {path}")
+    else:
+        print("\n".join(f"{split.name} {idx:<4} {c.text}" for idx, c in captions.items()))
 
 
 def gallery(
@@ -124,13 +161,15 @@ def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | N
     return None if result is None else result.right == 1
 
 
-def _judge(model: CaptioningRNN, data: CocoData, name: str, max_length: int) -> None:
-    split = data[name]
+def _judge(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) -> None:
     captions = describe(model, split, captioned_images(split), max_length=max_length)
-    result = scenes.score(data.directory, name, {idx: c.text for idx, c in captions.items()})
+    result = scenes.score(data.directory, split.name, {idx: c.text for idx, c in captions.items()})
     if result is not None:
         share = 100 * result.right / result.total
-        print(f"{name + ':':9} {result.right:,} of {result.total:,} scenes described right ({share:.1f} %)", flush=True)
+        print(
+            f"{split.name + ':':9} {result.right:,} of {result.total:,} scenes described right ({share:.1f} %)",
+            flush=True,
+        )
 
 
 def _in_its_place(run: Path) -> bool:

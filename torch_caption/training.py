@@ -157,6 +157,7 @@ def fit(config: TrainConfig) -> Path:
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
         data = load_data(config)
+        report.check(data)
         scored = some_images(data["val"], config.score_images, seed=config.seed)
         state = begin(config, data, device)
         if config.compile:

@@ -656,7 +656,41 @@ def test_score_refuses(directory: Path, tmp_path: Path) -> None:
         score(directory, "tests", {})
     with pytest.raises(ValueError, match="test has 12 scenes, none with the index 12"):
         score(directory, "test", {12: ""})
-    for content in ("{", "[]", json.dumps({"test": [{"first": 1}]})):
+    for content in ("{", "[]", json.dumps({"test": [{"first": 1}]}), "[" * 100_000):
         (tmp_path / "scenes.json").write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"scenes\.json: not the scenes"):
+        with pytest.raises(ValueError, match=r"scenes\.json: not (the scenes|JSON)"):
             score(tmp_path, "test", {})
+
+
+@pytest.mark.parametrize("place", ["relation", "first shape", "second colour", "first size", "second count"])
+@pytest.mark.parametrize("value", [None, 7, "no such", [], {}])
+def test_a_scene_of_what_is_never_drawn_is_refused(directory: Path, tmp_path: Path, place: str, value: object) -> None:
+    content = json.loads((directory / "scenes.json").read_text(encoding="utf-8"))
+    *key, last = place.split()
+    scene = content["test"][3]
+    (scene[key[0]] if key else scene)[last] = value
+    (tmp_path / "scenes.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"scenes\.json: not the scenes of this recipe \(\w+: .* is none of "
+    ) as raised:
+        load(tmp_path)
+    assert repr(value) in str(raised.value)
+
+
+def test_what_could_not_be_judged_is_found_before(directory: Path, tmp_path: Path) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    images = {"test": 12, "novel": SMALL["novel"]}
+    scenes.check(directory, manifest, images)
+    scenes.check(tmp_path, {}, images)  # no scenes
+    with pytest.raises(ValueError, match="test has 12 scenes, none with the index 12"):
+        scenes.check(directory, manifest, images | {"test": 13})
+    with pytest.raises(ValueError, match="no split 'other'"):
+        scenes.check(directory, manifest, images | {"other": 1})
+    content = (directory / "scenes.json").read_bytes()
+    path = tmp_path / "scenes.json"
+    path.write_bytes(content.replace(b'"red"', b'"blue"', 1))  # which nothing but the manifest can tell
+    scenes.check(tmp_path, {}, images)
+    with pytest.raises(ValueError, match=r"scenes\.json: .* manifest\.json says"):
+        scenes.check(tmp_path, manifest, images)
+    path.write_bytes(content)
+    scenes.check(tmp_path, manifest, images)

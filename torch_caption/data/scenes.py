@@ -38,6 +38,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -52,6 +53,7 @@ from torch_caption.data._judge import Verdict, judge
 from torch_caption.data._phrases import CAPTIONS, LONGEST, lexicon, tell
 from torch_caption.data._pixels import FEATURE_DIM, GRID, PLACE_DIM, features, grid
 from torch_caption.ending import guarded
+from torch_caption.texts import read_json, shown
 from torch_caption.vocabulary import SPECIAL, Vocabulary
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "Scene",
     "Score",
     "Verdict",
+    "check",
     "ensure",
     "features",
     "grid",
@@ -155,12 +158,26 @@ def score(directory: str | Path, split: str, captions: Mapping[int, str]) -> Sco
     return Score(sum(v.right for v in verdicts.values()), len(verdicts), kinds, verdicts)
 
 
+def check(directory: str | Path, manifest: Mapping[str, Any], images: Mapping[str, int]) -> None:
+    """Raise ValueError unless `score` can judge captions of the splits; a directory that holds no scenes need not.
+
+    Args:
+        manifest: the directory's; `scenes.json` is held against what it says of it.
+        images: how many there are in each split.
+    """
+    path = Path(directory) / SCENES
+    if path.is_file():
+        _written.check(path.parent, manifest, [path])
+    for split, count in images.items():
+        score(directory, split, {count - 1: ""})
+
+
 @lru_cache(maxsize=4)
 def _load(path: Path, _: int) -> dict[str, list[Scene]]:
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         return {split: [_scene(entry) for entry in entries] for split, entries in content.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not the scenes of this recipe ({type(error).__name__}: {error})") from None
 
 
@@ -169,7 +186,12 @@ def _scene(entry: Mapping) -> Scene:
         Group(**{**entry[key], "places": tuple(tuple(row) for row in entry[key]["places"])})
         for key in ("first", "second")
     )
-    return Scene(first, second, entry["relation"])
+    scene = Scene(first, second, entry["relation"])
+    group = SHAPES, COLOURS, SIZES, COUNTS
+    for value, known in zip(scene.composition, (*group, RELATIONS, *group), strict=True):
+        if value not in known:
+            raise ValueError(f"{shown(value)} is none of {', '.join(map(str, known))}")
+    return scene
 
 
 def _cache() -> Path:
