@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import damaged
+import full_disks
 import hostile_checkpoints
 import hostile_hdf5
 import hostile_json
@@ -24,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     damaged.TRUNCATED,
     damaged.DATA,
     saving.FULL,
+    full_disks.FULL,
     hostile_checkpoints.HOSTILE,
     hostile_urls.FAMILY,
     hostile_photographs.FAMILY,

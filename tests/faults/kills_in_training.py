@@ -126,7 +126,7 @@ def _stop_and_go_on(figures: Figures, programs: Programs, rng: random.Random, ki
     if status != 0 or program.complained():
         figures.wrong("lost", f"{name}: could not go on: {status}: {program.complained()}")
         return
-    for what in _differences(kind.whole, runs.find(out)):
+    for what in differences(kind.whole, runs.find(out)):
         figures.wrong("not bit for bit", f"{name}, {' '.join(flags)}: {what}")
 
 
@@ -216,7 +216,8 @@ def _look_for_processes(figures: Figures, programs: list[Program]) -> None:
 # Bit for bit ---------------------------------------------------------------------------------------------------------
 
 
-def _differences(whole: Path, run: Path) -> Iterator[str]:
+def differences(whole: Path, run: Path) -> Iterator[str]:
+    """What two runs should have in common, and have not."""
     for name in (runs.LAST, runs.BEST, runs.WEIGHTS):
         ours, theirs = (_plain(checkpoints.load(r / name)) for r in (run, whole))
         for key in sorted(ours.keys() | theirs.keys()):

@@ -70,6 +70,11 @@ class Programs:
         self._server.stdout.close()
         signal.signal(signal.SIGINT, self._before)
 
+    @property
+    def pid(self) -> int:
+        """The process of which they are forks, and whose limits they have."""
+        return self._server.pid
+
     def start(self, *args: str, fresh: bool = False) -> Program:
         """Begin `train.py ARGS`; where `fresh`, as a new Python process, which first loads torch."""
         self._count += 1

@@ -68,7 +68,7 @@ def full(cases: int, seed: int, folder: Path) -> Figures:
         figures.cases = cases
         figures.saw("skipped")
         return figures
-    disk = _small_disk(folder / "disk")
+    disk = small_disk(folder / "disk", 256)
     on_disk = cases // 4 if disk else 0
     figures.add(_fill([], cases - on_disk, seed, folder / "limit", "limit"))
     if disk:
@@ -77,10 +77,10 @@ def full(cases: int, seed: int, folder: Path) -> Figures:
     return figures
 
 
-def _small_disk(folder: Path) -> list[str]:
-    """What to begin a command with for it to see a disk of 256 KiB there; nothing where this user may mount none."""
+def small_disk(folder: Path, size: int) -> list[str]:
+    """What to begin a command with for it to see a disk of so many KiB there; nothing if this user may mount none."""
     folder.mkdir()
-    mount = f'mount -t tmpfs -o size=256k tmpfs {shlex.quote(str(folder))} && exec "$@"'
+    mount = f'mount -t tmpfs -o size={size}k tmpfs {shlex.quote(str(folder))} && exec "$@"'
     begin = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh"]
     if not shutil.which("unshare"):
         return []
@@ -107,7 +107,7 @@ def _run_out_of_room(cases: int, seed: int, folder: Path, how: str) -> Figures:
         room = rng.randrange(whole)
         figures.cases += 1
         line = ""
-        with _Room(folder, room, how):
+        with Room(folder, room, how):
             try:
                 checkpoints.save(path, generation(3, 1000))
             except OSError as error:
@@ -128,30 +128,42 @@ def _run_out_of_room(cases: int, seed: int, folder: Path, how: str) -> Figures:
     return figures
 
 
-class _Room:
-    """Within the block there is room for so many bytes of a file."""
+class Room:
+    """Within the block there is room for so many bytes: of the folder's disk, or of each file that a process writes.
 
-    def __init__(self, folder: Path, room: int, how: str) -> None:
-        self._folder, self._room, self._how = folder, room, how
+    Args:
+        how: "disk" or "limit".
+        of: the process that the limit is on, and on those that it starts; this one without it.
+    """
+
+    def __init__(self, folder: Path, room: int, how: str, of: int = 0) -> None:
+        self._folder, self._room, self._how, self._of = folder, room, how, of
         self._filler = folder / "filler"
 
     def __enter__(self) -> None:
-        import resource
-
         if self._how == "limit":
-            self._old = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self._room, self._old[1]))
+            self._old = self._limit()
+            self._limit((self._room, self._old[1]))
             return
         with open(self._filler, "wb") as file:
             disk = os.statvfs(self._folder)
             os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - self._room))
 
     def __exit__(self, *_: object) -> None:
+        if self._how == "limit":
+            self._limit(self._old)
+        self._filler.unlink(missing_ok=True)
+
+    def _limit(self, new: tuple[int, int] | None = None) -> tuple[int, int]:
+        """What it is; set it where there is a new one."""
         import resource
 
-        if self._how == "limit":
-            resource.setrlimit(resource.RLIMIT_FSIZE, self._old)
-        self._filler.unlink(missing_ok=True)
+        if self._of:
+            return resource.prlimit(self._of, resource.RLIMIT_FSIZE, *([new] if new else []))
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if new:
+            resource.setrlimit(resource.RLIMIT_FSIZE, new)
+        return old
 
 
 # Killed --------------------------------------------------------------------------------------------------------------
