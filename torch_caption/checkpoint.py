@@ -40,6 +40,7 @@ MOST_BYTES = 8 * 2**30
 """The largest file that is written or read."""
 SAFETENSORS = ".safetensors"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = frozenset(archive.STORAGES.values())
 _SHARED = ("words", "config", "model", "manifest")  # what captions need beside the weights
 _INSIDE = "manifest/"  # before the names of the recipe's own tensors, in safetensors
 
@@ -234,6 +235,7 @@ def _same_projection(ours: Any, theirs: Any) -> bool:
 
 
 def _near(x: Tensor, y: Tensor) -> bool:
+    x, y = x.double(), y.double()
     return x.shape == y.shape and (not x.numel() or bool((x - y).abs().max() <= 0.01 * x.abs().max()))
 
 
@@ -267,7 +269,7 @@ def _plain(value: Any, where: str, seen: set[int]) -> Any:
     if isinstance(value, list | tuple):
         entries = [_plain(entry, f"{where}[{place}]", seen) for place, entry in enumerate(value)]
         return entries if isinstance(value, list) else tuple(entries)
-    if isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in archive.STORAGES.values():
+    if isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in _DTYPES:
         own = value.detach().cpu().contiguous()
         storage = own.untyped_storage()
         if storage.nbytes() != own.nbytes or storage.data_ptr() in seen:
@@ -417,7 +419,7 @@ def _from_weights(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check(content: dict[str, Any], where: str) -> None:
-    """All parts are there and of their kind, and every number of a tensor is one."""
+    """All parts are there and of their kind, every tensor of a dtype that a checkpoint has, every number of it one."""
     for f in dataclasses.fields(Checkpoint):
         value = content.get(f.name)
         right = isinstance(value, list if f.name == "words" else dict)
@@ -435,6 +437,8 @@ def _check(content: dict[str, Any], where: str) -> None:
     except ValueError as error:
         raise CheckpointError(f"{where}: not a whole checkpoint: {error}") from error
     for name, tensor in _tensors(content):
+        if tensor.dtype not in _DTYPES:  # safetensors has more of them, and torch cannot compute with all
+            raise CheckpointError(f"{where}: {name} is of dtype {tensor.dtype}, which no checkpoint holds")
         if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
             raise NumberNotFinite(f"{where}: {name} holds a number that is not finite")
 

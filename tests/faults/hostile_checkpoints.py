@@ -757,6 +757,17 @@ def safetensors_metadata(rng: random.Random, _: Path) -> bytes:
     return b"".join((b"weights", *seal.sealed_weights(safetensors.torch.save(weights | more, entries))))
 
 
+@kind
+def safetensors_dtypes(rng: random.Random, _: Path) -> bytes:
+    """What torch has and no checkpoint holds, and cannot compute with everywhere."""
+    names = ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "uint16", "uint32", "uint64", "complex64")
+    numbers = torch.ones(4).to(getattr(torch, rng.choice(names)))
+    place = rng.choice(("manifest/x", "manifest/projection/mean", "Wx", "more"))
+    tensors = saved.make().weights | {place: numbers}
+    entries = metadata(manifest=json.dumps({"projection": {}}))
+    return b"".join((b"weights", *seal.sealed_weights(safetensors.torch.save(tensors, entries))))
+
+
 # The family ----------------------------------------------------------------------------------------------------------
 
 
