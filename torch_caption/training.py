@@ -28,12 +28,15 @@ from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
 from torch_caption.dropout import dropout
-from torch_caption.ending import Failure
+from torch_caption.ending import Failure, within_memory
 from torch_caption.interruption import Interrupt
 from torch_caption.loading import Loading, WorkerLost
 from torch_caption.not_finite import LossNotFinite
 from torch_caption.objectives import Lesson, Objective, make_objective
 from torch_caption.state import Keeper, Progress, State, begin, restore
+
+OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
+"""What says how much memory training takes."""
 
 
 def train_step(
@@ -142,6 +145,7 @@ def fit(config: TrainConfig) -> Path:
         ValueError: a setting, the data or the checkpoint to go on from cannot be used, or another process trains in the
             run's directory.
         LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
+        OutOfMemory: the model or a batch of it takes more memory than there is; likewise.
         WorkerLost: a process that loads batches was killed; the state after the last whole step is saved first.
         Stopped: Ctrl-C or SIGTERM; likewise.
     """
@@ -151,6 +155,7 @@ def fit(config: TrainConfig) -> Path:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     with ExitStack() as stack:
+        stack.enter_context(within_memory(*OF_THE_MEMORY))
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
         data = load_data(config)
@@ -171,7 +176,8 @@ def fit(config: TrainConfig) -> Path:
         keeper.begin(saved)
         distributed.from_first(lambda: runs.point_to(run))
         try:
-            _train(run, state, config, data, scored, keeper)
+            with within_memory(*OF_THE_MEMORY, kept=lambda: keeper.kept):
+                _train(run, state, config, data, scored, keeper)
         except LossNotFinite as error:
             raise LossNotFinite(f"{error}; {keeper.kept}; a lower --lr may help") from error
         if distributed.first():
