@@ -132,6 +132,7 @@ def _paths(directory: Path, splits: Sequence[str], kind: str) -> dict[str, Path]
     return {name: directory / f"{name}2014_{kind}.h5" for name in splits}
 
 
+IN_SLICES = "read them in slices, in_memory no"
 Shape = tuple[int, ...]
 """Of a split's features: (images, D), (images, D, L) or (images, D, a, a)."""
 
@@ -172,13 +173,10 @@ def load(path: Path, shape: Shape, dtype: torch.dtype, in_memory: bool) -> Tenso
     """
     images, width, *places = shape
     held = (images, math.prod(places), width) if places else (images, width)
-    remedy = "read them in slices, in_memory no"
-    if in_memory:
-        _hdf5.check_room(math.prod(held) * dtype.itemsize, f"{path}: features {shape}", remedy)
     try:
         out = torch.empty(held, dtype=dtype) if in_memory else None
     except RuntimeError:
-        raise DataError(f"{path}: features {shape} do not fit in memory; {remedy}") from None
+        raise DataError(f"{path}: features {shape} do not fit in memory; {IN_SLICES}") from None
     with _hdf5.opened(path) as file:
         features = _as_measured(file, path, shape)
         _checks.read_features(features, f"{path}: features", None if out is None else out.numpy())
