@@ -30,7 +30,7 @@ from torch import Tensor
 
 from torch_caption import __version__, archive, files, seal
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.config import TrainConfig
+from torch_caption.config import OF_THE_MODEL, TrainConfig
 from torch_caption.files import previous
 from torch_caption.vocabulary import Vocabulary
 
@@ -165,7 +165,7 @@ def load_latest(path: str | Path) -> tuple[Checkpoint, Path, str | None]:
             found = load(before)
         except CheckpointError as other:
             raise CheckpointError(f"{error}; nor can the one before it be used: {other}") from error
-        reached = f"of step {found.progress['step']}" if "step" in found.progress else "whole"
+        reached = f"of step {short(found.progress['step'])}" if "step" in found.progress else "whole"
         return found, before, f"{error}; taking the one before it, {before}, which is {reached}"
 
 
@@ -184,6 +184,21 @@ def build_model(checkpoint: Checkpoint, path: str | Path = "checkpoint") -> Capt
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: model, vocabulary and weights do not fit together: {reason}") from error
     return model
+
+
+def check_sizes(checkpoint: Checkpoint, path: object) -> None:
+    """Raise CheckpointError unless the settings name the model whose weights these are.
+
+    So a model that is made by the settings takes no more memory than the file says.
+    """
+    build_model(checkpoint, str(path))
+    settings = TrainConfig.from_plain(checkpoint.config)
+    dtype = next(iter(checkpoint.weights.values())).dtype
+    theirs = checkpoint.model | {"dtype": str(dtype).removeprefix("torch.")}
+    for name in OF_THE_MODEL:
+        ours = getattr(settings, name)
+        if name in theirs and theirs[name] != ours:
+            raise CheckpointError(f"{path}: its settings have {name} {ours!r}, but its model {short(theirs[name])}")
 
 
 def check_fits(
