@@ -37,6 +37,7 @@ def make(**changes: Any) -> Checkpoint:
         "progress": {"epoch": 2, "step": 2, "best_epoch": 2, "best_loss": 1.5},
         "optimizer": optimizer.state_dict(),
         "random": {"torch": drawn},
+        "data": {"train": "0" * 64},
         "average": {name: 2 * weight.detach() for name, weight in model.state_dict().items()},
     }
     return Checkpoint(**content | changes)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
-from tiny import write_tiny
+from saved import plain, write
+from tiny import D, write_tiny
 
 from torch_caption import checkpoint as checkpoints
+from torch_caption import runs
 from torch_caption.checkpoint import Checkpoint, CheckpointError
 from torch_caption.command_line import train_config
 from torch_caption.config import TrainConfig
-from torch_caption.data.coco import CocoData, open_data
-from torch_caption.state import Progress, State, begin, restore, snapshot
+from torch_caption.data.coco import CocoData, Split, open_data
+from torch_caption.state import Progress, State, begin, judged, restore, snapshot
+from torch_caption.training import fit
 
 CPU = torch.device("cpu")
 UNDER_WAY = {"epoch": 1, "position": 2, "step": 7, "nats": 9.5, "words": 60, "norms": 2.5, "seconds": 0.1}
@@ -212,3 +217,98 @@ def test_no_model_is_made_that_is_not_that_of_the_weights(
         train_config([flag, str(path.parent if flag == "--resume" else path)])
     assert str(refused.value).startswith(f"{path}: ")
     assert words in str(refused.value)
+
+
+# Data that has changed -----------------------------------------------------------------------------------------------
+
+
+def changed(data: CocoData, split: str = "train") -> CocoData:
+    """With the first two captions of a split in each other's place."""
+    ours = data[split]
+    rows = torch.arange(len(ours))
+    rows[:2] = rows[:2].flip(0)
+    other = Split(
+        split, ours.vocabulary, ours.captions[rows], ours.image_idxs[rows], ours._features, (ours.num_images, D)
+    )
+    return replace(data, splits=data.splits | {split: other})
+
+
+def test_a_digest_is_that_of_captions_and_of_their_images(data: CocoData, tmp_path: Path) -> None:
+    train = data["train"]
+    assert train.digest == data["val"].digest == open_data(data.directory, in_memory="no")["train"].digest
+    assert re.fullmatch("[0-9a-f]{64}", train.digest)
+    assert changed(data)["train"].digest != train.digest
+    of = {"name": "train", "vocabulary": data.vocabulary, "features": torch.ones(12, D), "shape": (12, D)}
+    captions, images = train.captions, train.image_idxs
+    made = [
+        Split(captions=captions, image_idxs=images, **of),
+        Split(captions=captions, image_idxs=images.flip(0), **of),
+    ]
+    made += [Split(captions=captions.T, image_idxs=images, **of), Split(captions=captions[1:], image_idxs=images, **of)]
+    assert made[0].digest == train.digest
+    assert len({split.digest for split in made}) == 4
+    assert open_data(data.directory, max_train=20)["train"].digest != train.digest
+
+
+def test_within_an_epoch_a_run_goes_on_over_its_own_captions_alone(
+    config: TrainConfig, data: CocoData, tmp_path: Path
+) -> None:
+    path = tmp_path / "last.pt"
+    saved = snapshot(after_a_step(config, data), config, data)
+    assert saved.data == {"train": data["train"].digest, "val": data["val"].digest}
+    assert refusal(saved, config, changed(data), path).startswith(
+        f"{path}: is in the middle of an epoch over other captions of train than those of {data.directory}; bring "
+    )
+    with pytest.raises(CheckpointError, match="was made with --max-train None, which 20 cannot replace"):
+        restored(saved, replace(config, max_train=20), open_data(data.directory, max_train=20), path)
+    (line,) = restore(begin(config, data, CPU), config, changed(data, "val"), path)[1]
+    assert line.startswith(f"{path}: was made with other captions of val than those of {data.directory}; ")
+    assert restore(begin(config, data, CPU), config, data, path)[1] == []
+
+
+def test_between_epochs_changed_captions_are_told(config: TrainConfig, data: CocoData, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    saved = snapshot(after_a_step(config, data, position=0, words=0), config, data)
+    checkpoints.save(path, saved)
+    other = changed(changed(data), "val")
+    (line,) = restore(begin(config, data, CPU), config, other, path)[1]
+    assert line.startswith(f"{path}: was made with other captions of train and val than those of {data.directory}; ")
+    assert "\n" not in line
+    other = open_data(data.directory, max_train=20)
+    (line,) = restore(begin(config, data, CPU), replace(config, max_train=20), other, path)[1]
+    assert "other captions of train than" in line
+
+
+@pytest.mark.parametrize("known", [None, {}, {"test": "0"}])
+def test_a_checkpoint_that_does_not_say_goes_on(
+    config: TrainConfig, data: CocoData, tmp_path: Path, known: dict[str, str] | None
+) -> None:
+    """As an earlier one of this version, whose file has no such entry."""
+    path = tmp_path / "last.pt"
+    saved = snapshot(after_a_step(config, data), config, data)
+    content = plain(replace(saved, data=known))
+    if known is None:
+        del content["data"]
+    write(path, content)
+    assert restore(begin(config, data, CPU), config, changed(data), path)[1] == []
+
+
+def test_what_is_shared_says_nothing_of_the_captions(config: TrainConfig, data: CocoData) -> None:
+    assert judged(snapshot(begin(config, data, CPU), config, data)).data is None
+
+
+def test_a_run_over_changed_captions_warns_once(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = write_tiny(tmp_path / "tiny")
+    config = replace(config, data=str(directory), epochs=1, score_images=0, tensorboard=False)
+    run = fit(config)
+    with h5py.File(directory / "coco2014_captions.h5", "r+") as file:
+        for name in ("captions", "image_idxs"):
+            file[f"val_{name}"][...] = file[f"val_{name}"][:][::-1]
+    capsys.readouterr()
+    for epochs, warnings in ((2, 1), (3, 0)):
+        fit(replace(config, resume="last", epochs=epochs))
+        told = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+        assert len(told) == warnings
+    assert len(runs.read(run)) == 3

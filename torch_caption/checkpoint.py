@@ -64,6 +64,7 @@ class Checkpoint:
     progress: how far training has come.
     optimizer, random: the optimizer's state and the random generators'; None where training is not to go on.
     average: the moving average of the weights, where training keeps one to go on with.
+    data: by the name of a split, the digest of its captions that training is to go on with (`Split.digest`).
     """
 
     weights: dict[str, Tensor]
@@ -75,6 +76,7 @@ class Checkpoint:
     optimizer: dict[str, Any] | None = None
     random: dict[str, Any] | None = None
     average: dict[str, Tensor] | None = None
+    data: dict[str, str] | None = None
 
 
 def save(path: str | Path, checkpoint: Checkpoint, *, keep: bool = True) -> None:

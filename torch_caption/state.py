@@ -138,6 +138,7 @@ class Progress:
         return self.position == 0 and 0 < self.epoch == self.best_epoch
 
 
+_COMPARED = ("train", "val")  # the splits whose captions a run's epochs are of
 _STEPS = (torch.float32, torch.float64)  # dtypes in which AdamW counts
 
 
@@ -256,6 +257,7 @@ def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
         optimizer=state.optimizer.state_dict(),
         random=_random(state.model.W_proj.device),
         average=None if state.average is None else _weights(state.average),
+        data={name: data[name].digest for name in _COMPARED if name in data.splits},
     )
 
 
@@ -268,6 +270,7 @@ def judged(saved: Checkpoint) -> Checkpoint:
         optimizer=None,
         random=None,
         average=None,
+        data=None,
     )
 
 
@@ -352,11 +355,11 @@ def _weights(model: CaptioningRNN) -> dict[str, Tensor]:
     return {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
 
 
-def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tuple[Checkpoint, str | None]:
+def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tuple[Checkpoint, list[str]]:
     """Bring a new state to where the checkpoint left off, or the one before it where that is damaged.
 
     Returns:
-        the checkpoint, and a line that says what was wrong if it is the one before.
+        the checkpoint, and lines that warn: of what was wrong if it is the one before, of data that has changed.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or not with this configuration and data.
@@ -371,6 +374,7 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tu
         progress = Progress.from_plain(saved.progress)
         under_way = ("batch_size", "seed", "max_train") if progress.position else ()
         _check_same(config, saved, (*OF_THE_MODEL, "objective", *under_way), path)
+        changed = _changed(saved, data, path, under_way=progress.position > 0)
         steps = -(-rows_of_epoch(config, data["train"]) // config.batch_size)
         progress.check_epoch(steps, rewarded=config.objective == "scst")
         state.model.load_state_dict(saved.weights)
@@ -384,7 +388,28 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tu
         raise CheckpointError(f"{path}: training cannot go on from it: {' '.join(str(error).split())}") from error
     state.optimizer.param_groups[0]["weight_decay"] = config.weight_decay
     state.progress = progress
-    return saved, warning
+    return saved, [line for line in (warning, changed) if line is not None]
+
+
+def _changed(saved: Checkpoint, data: CocoData, path: Path, *, under_way: bool) -> str | None:
+    """A line that says whose captions are others than those the checkpoint was made with, if any are.
+
+    Raises:
+        CheckpointError: they are those of an epoch that is under way, whose order would be another's.
+    """
+    known = saved.data or {}  # earlier checkpoints of this version do not say
+    changed = [name for name in _COMPARED if name in known and data[name].digest != known[name]]
+    if "train" in changed and under_way:
+        raise CheckpointError(
+            f"{path}: is in the middle of an epoch over other captions of train than those of {data.directory}; bring "
+            "those back, or begin another run with --init-from"
+        )
+    if not changed:
+        return None
+    return (
+        f"{path}: was made with other captions of {' and '.join(changed)} than those of {data.directory}; the epochs "
+        "before and after are compared all the same, for the best weights and --patience"
+    )
 
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], steps: int) -> None:

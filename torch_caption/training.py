@@ -166,9 +166,9 @@ def fit(config: TrainConfig) -> Path:
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
         saved = None
         if config.resume is not None:
-            saved, wrong = restore(state, config, data, run / runs.LAST)
-            if wrong is not None and distributed.first():
-                report.warning(wrong)
+            saved, warnings = restore(state, config, data, run / runs.LAST)
+            for line in warnings if distributed.first() else ():
+                report.warning(line)
         else:
             name = f"{runs.data_name(config.data)}-{config.cell_type}"
             run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))

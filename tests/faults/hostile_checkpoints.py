@@ -135,7 +135,7 @@ def content(**changes: Any) -> bytes:
     """A whole checkpoint with some of its parts replaced."""
     file = io.BytesIO()
     sealing = seal.Sealing(file)
-    torch.save(saved.plain(saved.make(manifest={}), **changes), sealing)
+    torch.save(saved.plain(saved.make(manifest={}, data=None), **changes), sealing)
     sealing.finish()
     return file.getvalue()
 
@@ -697,6 +697,14 @@ def random_states(rng: random.Random, _: Path) -> bytes:
         ({"ranks": 3}, {"ranks": [3]}, {"ranks": [{}]}, {"ranks": torch.ones(1)}, {"ranks": [{"torch": 1}]})
     )
     return content(random=rng.choice(({"torch": one}, {}, {"torch": drawn} | more)))
+
+
+@kind
+def digests_of_captions(rng: random.Random, _: Path) -> bytes:
+    """In the middle of an epoch they must be those of the data."""
+    progress = saved.make().progress | {"position": 1, "words": 3}
+    digest = rng.choice(("", "0" * 64, "x" * 10_000, None, 3, [1], torch.ones(2), {}))
+    return content(progress=progress, data=rng.choice(({"train": digest}, [digest], "train", 1)))
 
 
 @kind

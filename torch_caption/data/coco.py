@@ -16,6 +16,7 @@ cs231n's own.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import sys
@@ -186,6 +187,14 @@ class Split(Dataset[Batch]):
             DataError: there is no such image.
         """
         return self.image_path(image_idx)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of the captions and of which image each is of, in the order of the rows."""
+        digest = hashlib.sha256(repr(tuple(self.captions.shape)).encode("ascii"))
+        for rows in (self.captions, self.image_idxs):
+            digest.update(np.ascontiguousarray(rows.numpy(), dtype="<i8").data)
+        return digest.hexdigest()
 
     def _check_image(self, image_idx: int) -> None:
         if not 0 <= image_idx < self.num_images:
