@@ -7,4 +7,4 @@ from torch_caption.ending import guarded
 from torch_caption.sampling import run
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: run(sample_config(sys.argv[1:]))))
+    sys.exit(guarded(lambda: run(sample_config(sys.argv[1:])), ["--beam-size", "--samples"]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import seal
+from torch_caption import seal, state
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.checkpoint import Checkpoint
 from torch_caption.vocabulary import SPECIAL, Vocabulary
@@ -16,25 +16,28 @@ from torch_caption.vocabulary import SPECIAL, Vocabulary
 WORDS = [*SPECIAL, "a", "red", "circle"]
 MODEL = {"input_dim": 3, "wordvec_dim": 4, "hidden_dim": 5, "cell_type": "rnn", "gradients": "hand", "dropout": 0.1}
 
+SETTINGS = {"lr": 1e-3, "max_train": None, "tensorboard": True, "wordvec_dim": 4, "hidden_dim": 5, "batch_size": 1}
+
 
 def make(**changes: Any) -> Checkpoint:
     """Of a model that has learnt a step; `changes` replace its parts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CaptioningRNN(Vocabulary(tuple(WORDS)).word_to_idx, **MODEL)
-        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer = torch.optim.AdamW(state._groups(model, 0.0))
         model(torch.randn(2, 3), torch.tensor([[1, 4, 2], [1, 5, 2]])).backward()
         optimizer.step()
-        state = torch.get_rng_state()
+        drawn = torch.get_rng_state()
     content = {
         "weights": {name: weight.detach() for name, weight in model.state_dict().items()},
-        "config": {"lr": 1e-3, "max_train": None, "tensorboard": True},
+        "config": SETTINGS,
         "words": WORDS,
         "manifest": {"encoder": "none", "widths": [3, 4], "projection": {"mean": torch.arange(3.0)}},
         "model": MODEL,
-        "progress": {"epoch": 2, "best_loss": 1.5},
+        "progress": {"epoch": 2, "step": 2, "best_epoch": 2, "best_loss": 1.5},
         "optimizer": optimizer.state_dict(),
-        "random": {"torch": state},
+        "random": {"torch": drawn},
+        "data": {"train": "0" * 64},
         "average": {name: 2 * weight.detach() for name, weight in model.state_dict().items()},
     }
     return Checkpoint(**content | changes)

@@ -413,6 +413,31 @@ def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
     assert "there is no such checkpoint" in refusal(tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("place", ["manifest/x", "manifest/projection/mean", "Wx"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.complex64])
+def test_tensors_of_dtypes_that_no_checkpoint_holds_are_refused(tmp_path: Path, dtype: torch.dtype, place: str) -> None:
+    """With the right checksum: torch itself computes with some of them not at all."""
+    path = tmp_path / "other.safetensors"
+    checkpoints.save_weights(path, make(manifest={"projection": {}}))
+    data = path.read_bytes()
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load(data) | {place: torch.ones(4).to(dtype)}
+    path.write_bytes(b"".join(seal.sealed_weights(safetensors.torch.save(tensors, metadata))))
+    assert f" is of dtype {dtype}" in refusal(path)
+
+
+def test_projections_of_any_dtype_are_compared(tmp_path: Path) -> None:
+    """torch does not subtract truth values."""
+    mean = torch.tensor([True, False, True])
+    made = make(manifest={"projection": {"mean": mean}})
+    fits = {"path": "p", "data": "d"}
+    words = Vocabulary(tuple(WORDS))
+    checkpoints.check_fits(made, words, 3, {"projection": {"mean": mean.float()}}, **fits)
+    with pytest.raises(CheckpointError, match="another projection"):
+        checkpoints.check_fits(made, words, 3, {"projection": {"mean": ~mean}}, **fits)
+
+
 READ_BY_TORCH = """
 import sys, torch
 sys.modules["safetensors"] = None

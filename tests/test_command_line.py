@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -447,6 +449,8 @@ def mistake(status: int, capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "tiny", "--device", "cuda"], "--device cuda: PyTorch finds no GPU here"),
         (["--data", "tiny", "--pca-features", "yes"], "pca"),
         (["--data", "tiny", "--out", "file"], "file"),
+        (["--data", "tiny", "--hidden-dim", str(10**20)], "--hidden-dim must be at most 2147483648, not 1000"),
+        (["--data", "tiny", "--batch-size", str(10**20)], "--batch-size must be at most 2147483648, not 1000"),
         (["--resume", "--out", "nothing"], "no run in nothing yet"),
         (["--resume", "tiny-rnn-99"], "there is no run 'tiny-rnn-99'"),
         (["--resume", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
@@ -545,6 +549,64 @@ def test_a_run_that_diverges_ends_with_one_line(
     assert guarded(lambda: fit(train_config(args))) == 1
     err = capsys.readouterr().err
     assert re.fullmatch(r"error: epoch 1/\d+, step \d: .*not? .*\n|error: epoch 1/\d+, step \d: the \S+ .*\n", err)
+
+
+# Each program, what does its work, and flags that it takes.
+PROGRAMS = {
+    "train.py": ("torch_caption.training.fit", []),
+    "sample.py": ("torch_caption.sampling.run", []),
+    "torch_caption.evaluate": ("torch_caption.evaluate.run", []),
+    "torch_caption.data.prepare": ("torch_caption.data.prepare._prepare", ["--out", "x"]),
+    "torch_caption.export": ("torch_caption.export.run", []),
+    "torch_caption.compare": ("torch_caption.compare.report", []),
+    "torch_caption.convert": ("torch_caption.convert.convert", ["a.pt", "b.pt"]),
+    "torch_caption.data.check": ("torch_caption.data.coco.open_kinds", ["."]),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_says_what_takes_too_much_memory(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And names flags that it has."""
+
+    def begin(*args: str) -> object:
+        monkeypatch.setattr(sys, "argv", [program, *args])
+        try:
+            if not program.endswith(".py"):
+                return importlib.import_module(program).main()
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+        except SystemExit as ended:
+            return ended.code
+        return None
+
+    def takes_too_much(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes.")
+
+    does, args = PROGRAMS[program]
+    monkeypatch.setattr(does, takes_too_much)
+    assert begin(*args) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: not enough memory: 4,000 bytes more were asked for; .*\n", said)
+    assert begin("--help") == 0
+    assert set(re.findall(r"--[\w-]+", said)) <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is limited by its address space")
+def test_a_model_too_large_for_any_memory(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36)); "
+    code += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    args = ["train.py", "--data", "tiny", "--out", "large", "--hidden-dim", "1000000"]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / args[0]), *args[1:]],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, encoding="utf-8",
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    advice = "make --batch-size, --hidden-dim or --wordvec-dim smaller"
+    assert ended.stderr == f"error: not enough memory: 4,000,000,000,000 bytes more were asked for; {advice}\n"
+    assert not (folder / "large").exists()
 
 
 def test_every_setting_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from torch_caption.ending import Failure, Stopped, guarded
+from torch_caption.ending import Failure, OutOfMemory, Stopped, guarded, within_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +45,13 @@ def raising(error: BaseException) -> Callable[[], None]:
         (Stopped.advising(Stopped(signal.SIGTERM), "run it again"), 143, "stopped: run it again\n"),
         (Stopped.advising(KeyboardInterrupt(), "run it again"), 130, "stopped: run it again\n"),
         (ValueError(), 2, "error: ValueError\n"),
-        (MemoryError(), 1, "error: MemoryError\n"),
+        (MemoryError(), 1, "error: not enough memory; it takes a machine with more\n"),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+            1,
+            "error: not enough memory; it takes a machine with more\n",
+        ),
+        (OutOfMemory("not enough memory"), 1, "error: not enough memory\n"),
         (Gone("the server is gone"), 1, "error: the server is gone\n"),
     ],
     ids=repr,
@@ -52,6 +61,72 @@ def test_what_went_wrong_is_one_line(
 ) -> None:
     assert guarded(raising(error)) == status
     assert capsys.readouterr().err == line
+
+
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "4000000 bytes. Error code 12 (Cannot allocate memory)\nframe #0"
+)
+ON_A_GPU = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 18.5 GiB is "
+    "free. Process 7 has 60.0 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError(ALLOCATOR), ": 4,000,000 bytes more were asked for"),
+        (torch.OutOfMemoryError(ON_A_GPU), " on the GPU: 20.00 GiB more were asked for"),
+        (torch.OutOfMemoryError("of a kind of its own"), ""),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"), " on the GPU"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), " on the GPU"),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+            ": 8 bytes more were asked for",
+        ),
+        (RuntimeError("std::bad_alloc"), ""),
+        (RuntimeError("Storage size calculation overflowed with sizes=[148, 9223372036854775807]"), ""),
+        (np._core._exceptions._ArrayMemoryError((10**6, 10**6), np.dtype(float)), ": 7.28 TiB more were asked for"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    ("smaller", "advice"),
+    [
+        ([], "it takes a machine with more"),
+        (["--beam-size"], "make --beam-size smaller"),
+        (["--a", "--b"], "make --a or --b smaller"),
+        (["--a", "--b", "--c"], "make --a, --b or --c smaller"),
+    ],
+)
+def test_too_little_memory_is_told_with_what_takes_it(
+    error: Exception, line: str, smaller: list[str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(raising(error), smaller) == 1
+    assert capsys.readouterr().err == f"error: not enough memory{line}; {advice}\n"
+
+
+@pytest.mark.parametrize("size", [2**48, 2**60, 2**62], ids=hex)
+def test_torch_says_so_itself_in_words_that_are_known(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """On this machine, whatever its version of torch: the smallest is the address space of a process."""
+    assert guarded(lambda: torch.empty(size)) == 1
+    assert capsys.readouterr().err.startswith("error: not enough memory")
+
+
+def test_what_was_kept_is_told_at_the_innermost_place() -> None:
+    steps: list[int] = []
+
+    def outer() -> None:
+        with within_memory("--b"), within_memory("--a", kept=lambda: f"kept: {steps}"):
+            steps.append(1)
+            raise MemoryError
+
+    with pytest.raises(OutOfMemory, match=r"^not enough memory; make --a smaller; kept: \[1\]$"):
+        outer()
+    for error in (RuntimeError("another"), OSError("another"), Gone("another")):
+        with pytest.raises(type(error), match=r"^another$"), within_memory("--b"):
+            raise error
 
 
 def test_a_program_is_told_to_end_and_closes_what_is_open() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import write_tiny
 
-from torch_caption.data.coco import Split, batches, open_data
+from torch_caption.data.coco import DataError, Split, batches, open_data
 from torch_caption.loading import Loading, WorkerLost
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +104,64 @@ def test_what_else_goes_wrong_is_told_as_it_is(split: Split, monkeypatch: pytest
     monkeypatch.setattr(Split, "__getitems__", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"), Loading(batches(split, 5)) as loading:
         next(loading.epoch(0, 0))
+
+
+class Unusual(ValueError):
+    """With a message of several lines."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2: (3)"),
+        RuntimeError("DataLoader worker (pid 7) is killed by nobody"),
+        DataError("x.h5: features[3, 2] is nan"),
+        Unusual("first\nValueError: second"),
+        KeyError("colour"),
+        RuntimeError(),
+        MemoryError("no room"),
+    ],
+    ids=repr,
+)
+def test_an_error_of_a_process_is_told_as_it_was_there(
+    split: Split, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        try:
+            raise LookupError("RuntimeError: an earlier one")
+        except LookupError as earlier:
+            raise error from earlier
+
+    monkeypatch.setattr(Split, "__getitems__", fails)
+    with pytest.raises(type(error)) as told, Loading(batches(split, 5, workers=1, context="fork")) as loading:
+        next(loading.epoch(0, 0))
+    assert type(told.value) is type(error)
+    assert str(told.value) == (repr(str(error)) if isinstance(error, KeyError) else str(error))
+    assert "in fails" in str(told.value.__cause__)  # where it happened is still there for who reads a traceback
+
+
+def test_an_error_that_torch_cannot_make_again_keeps_its_words(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Split, "__getitems__", lambda *_: b"\xff".decode("utf-8"))
+    loader = batches(split, 5, workers=1, context="fork")
+    with pytest.raises(RuntimeError, match=r"^'utf-8' codec can't decode byte"), Loading(loader) as loading:
+        next(loading.epoch(0, 0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_cut_off_meanwhile_is_a_mistake_of_the_data(tmp_path: Path, workers: int) -> None:
+    """One line with the file; HDF5 would read zeros."""
+    directory = write_tiny(tmp_path / "tiny", width=4000)  # of small ones HDF5 keeps all that it has read once
+    path = directory / "train2014_vgg16_fc7.h5"
+    data = open_data(directory, in_memory="no")["train"]
+    with Loading(batches(data, 2, workers=workers)) as loading:
+        each = loading.epoch(0, 0)
+        next(each)
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; bring that file back$") as told:
+            for _ in each:
+                pass
+    assert "\n" not in str(told.value)
+    assert "Traceback" not in str(told.value)
 
 
 def test_that_the_one_that_trains_was_killed_is_no_error_of_theirs() -> None:

@@ -1049,6 +1049,34 @@ def test_the_caption_without_a_finite_loss_is_named(
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't allocate memory: you tried to allocate 80 bytes"), torch.OutOfMemoryError("x"), MemoryError()],
+)
+def test_a_run_without_memory_says_what_is_kept(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    steps = iter(range(1, 10**6))
+
+    def full(*args: Any, **kwargs: Any) -> tuple[float, float]:
+        if next(steps) == 7:
+            raise error
+        return train_step(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_step", full)
+    assert guarded(lambda: fit(config)) == 1
+    last = config.out / "tiny-rnn-1" / "last.pt"
+    step = checkpoints.load(last).progress["step"]
+    assert step in (5, 6)
+    kept = f"{last} is that of step {step}"
+    asked = ": 80 bytes more were asked for" if "80" in str(error) else ""
+    advice = "make --batch-size, --hidden-dim or --wordvec-dim smaller"
+    said = capsys.readouterr().err.rpartition("\r")[2]  # behind a bar of progress
+    assert said == f"error: not enough memory{asked}; {advice}; {kept}\n"
+    monkeypatch.setattr(training, "train_step", train_step)
+    assert_same(fit(replace(config, resume="last")), fit(config))
+
+
 def test_a_gradient_that_is_no_number_has_no_caption(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(

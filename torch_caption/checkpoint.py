@@ -30,7 +30,7 @@ from torch import Tensor
 
 from torch_caption import __version__, archive, files, seal
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.config import TrainConfig
+from torch_caption.config import OF_THE_MODEL, TrainConfig
 from torch_caption.files import previous
 from torch_caption.vocabulary import Vocabulary
 
@@ -40,6 +40,7 @@ MOST_BYTES = 8 * 2**30
 """The largest file that is written or read."""
 SAFETENSORS = ".safetensors"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = frozenset(archive.STORAGES.values())
 _SHARED = ("words", "config", "model", "manifest")  # what captions need beside the weights
 _INSIDE = "manifest/"  # before the names of the recipe's own tensors, in safetensors
 
@@ -63,6 +64,7 @@ class Checkpoint:
     progress: how far training has come.
     optimizer, random: the optimizer's state and the random generators'; None where training is not to go on.
     average: the moving average of the weights, where training keeps one to go on with.
+    data: by the name of a split, the digest of its captions that training is to go on with (`Split.digest`).
     """
 
     weights: dict[str, Tensor]
@@ -74,6 +76,7 @@ class Checkpoint:
     optimizer: dict[str, Any] | None = None
     random: dict[str, Any] | None = None
     average: dict[str, Tensor] | None = None
+    data: dict[str, str] | None = None
 
 
 def save(path: str | Path, checkpoint: Checkpoint, *, keep: bool = True) -> None:
@@ -164,7 +167,7 @@ def load_latest(path: str | Path) -> tuple[Checkpoint, Path, str | None]:
             found = load(before)
         except CheckpointError as other:
             raise CheckpointError(f"{error}; nor can the one before it be used: {other}") from error
-        reached = f"of step {found.progress['step']}" if "step" in found.progress else "whole"
+        reached = f"of step {short(found.progress['step'])}" if "step" in found.progress else "whole"
         return found, before, f"{error}; taking the one before it, {before}, which is {reached}"
 
 
@@ -183,6 +186,21 @@ def build_model(checkpoint: Checkpoint, path: str | Path = "checkpoint") -> Capt
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: model, vocabulary and weights do not fit together: {reason}") from error
     return model
+
+
+def check_sizes(checkpoint: Checkpoint, path: object) -> None:
+    """Raise CheckpointError unless the settings name the model whose weights these are.
+
+    So a model that is made by the settings takes no more memory than the file says.
+    """
+    build_model(checkpoint, str(path))
+    settings = TrainConfig.from_plain(checkpoint.config)
+    dtype = next(iter(checkpoint.weights.values())).dtype
+    theirs = checkpoint.model | {"dtype": str(dtype).removeprefix("torch.")}
+    for name in OF_THE_MODEL:
+        ours = getattr(settings, name)
+        if name in theirs and theirs[name] != ours:
+            raise CheckpointError(f"{path}: its settings have {name} {ours!r}, but its model {short(theirs[name])}")
 
 
 def check_fits(
@@ -234,6 +252,7 @@ def _same_projection(ours: Any, theirs: Any) -> bool:
 
 
 def _near(x: Tensor, y: Tensor) -> bool:
+    x, y = x.double(), y.double()
     return x.shape == y.shape and (not x.numel() or bool((x - y).abs().max() <= 0.01 * x.abs().max()))
 
 
@@ -267,7 +286,7 @@ def _plain(value: Any, where: str, seen: set[int]) -> Any:
     if isinstance(value, list | tuple):
         entries = [_plain(entry, f"{where}[{place}]", seen) for place, entry in enumerate(value)]
         return entries if isinstance(value, list) else tuple(entries)
-    if isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in archive.STORAGES.values():
+    if isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in _DTYPES:
         own = value.detach().cpu().contiguous()
         storage = own.untyped_storage()
         if storage.nbytes() != own.nbytes or storage.data_ptr() in seen:
@@ -414,7 +433,7 @@ def _from_weights(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check(content: dict[str, Any], where: str) -> None:
-    """All parts are there and of their kind, and every number of a tensor is one."""
+    """All parts are there and of their kind, every tensor of a dtype that a checkpoint has, every number of it one."""
     for f in dataclasses.fields(Checkpoint):
         value = content.get(f.name)
         right = isinstance(value, list if f.name == "words" else dict)
@@ -432,6 +451,8 @@ def _check(content: dict[str, Any], where: str) -> None:
     except ValueError as error:
         raise CheckpointError(f"{where}: not a whole checkpoint: {error}") from error
     for name, tensor in _tensors(content):
+        if tensor.dtype not in _DTYPES:  # safetensors has more of them, and torch cannot compute with all
+            raise CheckpointError(f"{where}: {name} is of dtype {tensor.dtype}, which no checkpoint holds")
         if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
             raise NumberNotFinite(f"{where}: {name} holds a number that is not finite")
 

@@ -22,7 +22,7 @@ def train_config(args: Sequence[str]) -> TrainConfig:
     `--init-from` those of the checkpoint's that its weights and data fix.
 
     Raises:
-        ValueError: there is no run to resume, or no checkpoint to begin with.
+        ValueError: there is no run to resume, no checkpoint to begin with, or its settings are not of its model.
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     args = _name_the_run(args)
@@ -30,11 +30,14 @@ def train_config(args: Sequence[str]) -> TrainConfig:
     if config.resume is None and config.init_from is None:
         return config
     if config.resume is None:
-        settings = checkpoints.load(runs.checkpoint(config.init_from, config.out)).config
-        kept = {name: settings[name] for name in (*OF_THE_MODEL, *OF_THE_DATA) if name in settings}
+        path = runs.checkpoint(config.init_from, config.out)
+        saved = checkpoints.load(path)
+        checkpoints.check_sizes(saved, path)
+        kept = {name: saved.config[name] for name in (*OF_THE_MODEL, *OF_THE_DATA) if name in saved.config}
         return _train_config(args, TrainConfig.from_plain(kept))
     run = runs.find(config.out, config.resume)
-    saved, *_ = checkpoints.load_latest(run / runs.LAST)
+    saved, path, _ = checkpoints.load_latest(run / runs.LAST)
+    checkpoints.check_sizes(saved, path)
     config = _train_config(args, TrainConfig.from_plain(saved.config))
     return dataclasses.replace(config, out=run.parent, resume=str(run))
 

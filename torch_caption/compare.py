@@ -399,7 +399,7 @@ def main() -> int:
     """The command line; returns its exit status."""
     config = tyro.cli(CompareConfig, description=__doc__)
     passed: list[bool] = []
-    return guarded(lambda: passed.append(report(config))) or int(not all(passed))
+    return guarded(lambda: passed.append(report(config)), ["--N", "--T", "--H", "--V"]) or int(not all(passed))
 
 
 def report(config: CompareConfig) -> bool:

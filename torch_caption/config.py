@@ -157,7 +157,8 @@ class TrainConfig:
             if value is not None and value < least:
                 raise ConfigError(f"{_flag(name)} must be at least {least}, not {value}")
         check_length(self.max_length)
-        for name, most in {"workers": 1000, "threads": 1000}.items():
+        sizes = dict.fromkeys(("hidden_dim", "wordvec_dim", "batch_size"), 2**31)  # torch counts bytes in 63 bits
+        for name, most in {"workers": 1000, "threads": 1000, **sizes}.items():
             value = getattr(self, name)
             if value is not None and value > most:
                 raise ConfigError(f"{_flag(name)} must be at most {most}, not {value}")

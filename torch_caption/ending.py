@@ -6,12 +6,14 @@ Nothing heavy is imported here, so that a program can be told to stop while it s
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import cast
@@ -30,6 +32,10 @@ class Failure(Exception):
         super().__init__(message)
         if status is not None:
             self.status = status
+
+
+class OutOfMemory(Failure):
+    """What the program was asked to do takes more memory than there is."""
 
 
 class Cut(BaseException):
@@ -62,17 +68,66 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def guarded(main: Callable[[], object]) -> int:
+# torch has a RuntimeError for each way in which memory cannot be had, and a name for one of them alone.
+_NO_MEMORY = re.compile(
+    "can(no|')t allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED"
+    "|(size calculation|integer multiplication) overflow",
+    re.IGNORECASE,
+)
+_ASKED_FOR = re.compile(r"allocate (\d[\d.]*) (\w+)")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether memory was asked for, of the machine or of a GPU, that could not be had."""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
+@contextmanager
+def within_memory(*smaller: str, kept: Callable[[], str] | None = None) -> Iterator[None]:
+    """In the block, whatever is raised where memory does not suffice becomes one line.
+
+    Args:
+        smaller: the flags of what takes the memory.
+        kept: what to say of the work that was done before.
+
+    Raises:
+        OutOfMemory: how much was asked for, and what to do.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if isinstance(error, Failure) or not lacks_memory(error):
+            raise
+        names = " or ".join(filter(None, (", ".join(smaller[:-1]), *smaller[-1:])))
+        advice = f"make {names} smaller" if smaller else "it takes a machine with more"
+        raise OutOfMemory("; ".join([_shortage(str(error)), advice, *([kept()] if kept else [])])) from error
+
+
+def _shortage(message: str) -> str:
+    where = " on the GPU" if "CUDA" in message else ""
+    asked = _ASKED_FOR.search(message)
+    if asked is None:
+        return f"not enough memory{where}"
+    amount = f"{int(asked[1]):,}" if asked[1].isdecimal() else asked[1]
+    return f"not enough memory{where}: {amount} {asked[2]} more were asked for"
+
+
+def guarded(main: Callable[[], object], smaller: Sequence[str] = ()) -> int:
     """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C,
     143 for SIGTERM, 141 where nobody reads the output any longer.
 
     What went wrong goes to stderr as one line; of Ctrl-C, what there is to say of it.
+
+    Args:
+        smaller: the program's flags that say how much memory it takes, for the line where there is too little.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
     try:
-        with _terminable(), _heeded():
+        with _terminable(), _heeded(), within_memory(*smaller):
             main()
             sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has left, as `head` does
@@ -84,11 +139,11 @@ def guarded(main: Callable[[], object]) -> int:
         if stopped.advice:
             print(f"stopped: {stopped.advice}", file=sys.stderr)
         return stopped.status
-    except (Failure, ValueError, OSError, ArithmeticError, MemoryError) as error:
+    except (Failure, ValueError, OSError, ArithmeticError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         if isinstance(error, Failure):
             return error.status
-        return 1 if isinstance(error, ArithmeticError | MemoryError) else 2
+        return 1 if isinstance(error, ArithmeticError) else 2
     finally:
         atexit.unregister(_die_of_it)
         atexit.register(_die_of_it)  # the last to be registered, after all that `main` has loaded, is called first

@@ -392,7 +392,9 @@ def _picture(config: EvaluateConfig, split: Split, idx: int) -> Path | None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: 0, 2 for a mistake of the user's, 130 on Ctrl-C."""
-    return guarded(lambda: run(tyro.cli(EvaluateConfig, args=args, prog="python -m torch_caption.evaluate")))
+    return guarded(
+        lambda: run(tyro.cli(EvaluateConfig, args=args, prog="python -m torch_caption.evaluate")), ["--beam-size"]
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import threading
 from collections.abc import Generator, Iterator
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torch_caption.data.coco import EpochBatches, end_workers
-from torch_caption.ending import Failure
+from torch_caption.ending import Failure, one_line
 
 Batch = tuple[Tensor, Tensor]
+_LOST = "DataLoader worker (pid"  # so torch's own message begins, and none of a worker's
+_CAUGHT = re.compile(r"Caught (\S+) in DataLoader worker process \d+\.\n")
 
 
 class WorkerLost(Failure):
@@ -51,6 +54,7 @@ class Loading:
 
         Raises:
             WorkerLost: a process that loads them was killed.
+            Exception: what went wrong in such a process, as it would have been raised in this one.
         """
         self.order.set_epoch(number, start=start)
         with _without_interrupts(self._loader):
@@ -64,10 +68,13 @@ class Loading:
             if self._died:
                 self._theirs(signal.SIGCHLD, None)
             return next(batches, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except Exception as error:
+            if isinstance(error, RuntimeError) and str(error).startswith(_LOST):
+                raise WorkerLost(f"a process that loads batches was lost: {one_line(error)}") from error
+            message = _caught(error)
+            if message is None:
                 raise
-            raise WorkerLost(f"a process that loads batches was lost: {' '.join(str(error).split())}") from error
+            raise type(error)(message) from error
 
     def _hold_back(self) -> None:
         """Stand between torch and its processes' deaths, which it hears of from its first loader on."""
@@ -80,6 +87,16 @@ class Loading:
 
     def _on_death(self, number: int, frame: FrameType | None) -> None:
         self._died = True  # if a batch of that process is waited for just now, torch will find out in some seconds
+
+
+def _caught(error: Exception) -> str | None:
+    """What an error said in the process that loads, whose traceback torch has made the message; None of another."""
+    text = str(error.args[0]) if error.args else ""
+    caught = _CAUGHT.match(text)
+    if caught is None:
+        return None
+    last = list(re.finditer(rf"^(?:[\w.<>]+\.)?{re.escape(caught[1])}(?:: |$)", text, re.MULTILINE))
+    return text[last[-1].end() :].strip() if last else text
 
 
 @contextmanager

@@ -74,6 +74,11 @@ def make_objective(config: TrainConfig, train: Split) -> Objective:
     return SelfCritical(config, train) if config.objective == "scst" else Likelihood(config, train)
 
 
+def rows_of_epoch(config: TrainConfig, train: Split) -> int:
+    """How many rows an epoch goes through: captions, or in self-critical training their images."""
+    return len(captioned_images(train)) if config.objective == "scst" else len(train)
+
+
 class Likelihood:
     """Maximum likelihood: each word of a caption after the words before it, once a caption and epoch.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from reprlib import repr as short
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch_caption.checkpoint import Checkpoint, CheckpointError
 from torch_caption.config import OF_THE_MODEL, TrainConfig
 from torch_caption.data.coco import CocoData, generator
 from torch_caption.not_finite import LossNotFinite
+from torch_caption.objectives import rows_of_epoch
 
 
 @dataclass
@@ -55,6 +58,39 @@ class Progress:
     best_epoch: int = 0
     best_loss: float = math.inf
     best_cider: float = -math.inf
+
+    @classmethod
+    def from_plain(cls, saved: Mapping[str, Any]) -> Progress:
+        """What a checkpoint has of it; a missing field takes its default.
+
+        Raises:
+            ValueError: a field is unknown, of another kind, out of its range, or contradicts another.
+        """
+        for name, value in saved.items():
+            wanted = _PROGRESS.get(name)
+            if wanted is None:
+                raise ValueError(f"its progress has an unknown field {short(name)}")
+            if type(value) not in wanted.kinds or not wanted.least <= value <= wanted.most:
+                raise ValueError(f"its progress has {name} {short(value)}, but that is {wanted.said}")
+        progress = cls(**saved)
+        for name, most in {"best_epoch": "epoch", "position": "step", "images": "words"}.items():
+            if getattr(progress, name) > getattr(progress, most):
+                raise ValueError(
+                    f"its progress has {name} {getattr(progress, name)}, but {most} {getattr(progress, most)}"
+                )
+        if bool(progress.position) != bool(progress.words):
+            raise ValueError(f"its progress has words {progress.words}, but position {progress.position}")
+        return progress
+
+    def check_epoch(self, steps: int, rewarded: bool) -> None:
+        """Raise ValueError unless this can be the progress in an epoch of so many steps, which rewards captions."""
+        if self.position > steps:
+            raise ValueError(f"its progress has position {self.position}, but an epoch has {steps} steps")
+        if bool(self.images) != (rewarded and self.position > 0):
+            raise ValueError(
+                f"its progress has images {self.images}, but position {self.position} of an epoch that rewards "
+                + ("them" if rewarded else "none")
+            )
 
     def count(self, rows: int, loss: float, norm: float, words: int, rewards: Sequence[float]) -> None:
         """Count a step: its rows, loss (mean over them), gradient's norm and words, and its `Lesson.rewards`."""
@@ -101,6 +137,31 @@ class Progress:
     def ends_best_epoch(self) -> bool:
         """Whether these are the weights of the best epoch so far."""
         return self.position == 0 and 0 < self.epoch == self.best_epoch
+
+
+_COMPARED = ("train", "val")  # the splits whose captions a run's epochs are of
+_STEPS = (torch.float32, torch.float64)  # dtypes in which AdamW counts
+
+
+class _Field(NamedTuple):
+    """What a field of a saved `Progress` may be; NaN lies in no range."""
+
+    kinds: tuple[type, ...]
+    least: float
+    most: float
+    said: str
+
+
+_COUNT = _Field((int,), 0, 2**53, "a whole number from 0 on")
+_SUM = _Field((int, float), -sys.float_info.max, sys.float_info.max, "a finite number")
+_LENGTH = _SUM._replace(least=0, said="a finite number from 0 on")
+_BEST = _SUM._replace(least=-math.inf, most=math.inf, said="a number")
+_PROGRESS = {
+    **dict.fromkeys(("epoch", "position", "step", "words", "images", "best_epoch"), _COUNT),
+    **dict.fromkeys(("nats", "reward", "greedy_reward"), _SUM),
+    **dict.fromkeys(("norms", "seconds"), _LENGTH),
+    **dict.fromkeys(("best_loss", "best_cider"), _BEST),
+}
 
 
 @dataclass
@@ -214,6 +275,7 @@ def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
         optimizer=state.optimizer.state_dict(),
         random=_random(state.model.W_proj.device),
         average=None if state.average is None else _weights(state.average),
+        data={name: data[name].digest for name in _COMPARED if name in data.splits},
     )
 
 
@@ -226,6 +288,7 @@ def judged(saved: Checkpoint) -> Checkpoint:
         optimizer=None,
         random=None,
         average=None,
+        data=None,
     )
 
 
@@ -311,7 +374,11 @@ def _draw_as(random: Mapping[str, Any], device: torch.device) -> None:
 def _draw_on(random: Mapping[str, Any], device: torch.device, seed: int, step: int) -> None:
     """Go on with the random state of this rank, or begin a new one where there were fewer ranks."""
     rank = distributed.rank()
-    states = [random, *random.get("ranks", [])]
+    others = random.get("ranks", [])
+    states = [random, *(others if isinstance(others, list) else [None])]
+    for place, drawn in enumerate(states):
+        if not isinstance(drawn, Mapping) or not isinstance(drawn.get("torch"), Tensor):
+            raise ValueError(f"its random state of rank {place} is none")
     if rank >= len(states):
         _draw_apart(seed, step)
         return
@@ -322,11 +389,11 @@ def _weights(model: CaptioningRNN) -> dict[str, Tensor]:
     return {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
 
 
-def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tuple[Checkpoint, str | None]:
+def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tuple[Checkpoint, list[str]]:
     """Bring a new state to where the checkpoint left off, or the one before it where that is damaged.
 
     Returns:
-        the checkpoint, and a line that says what was wrong if it is the one before.
+        the checkpoint, and lines that warn: of what was wrong if it is the one before, of data that has changed.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or not with this configuration and data.
@@ -338,27 +405,56 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tu
         saved, data.vocabulary, data["train"].feature_dim, data.recipe, path=path, data=data.directory
     )
     try:
-        progress = Progress(**saved.progress)
+        progress = Progress.from_plain(saved.progress)
         under_way = ("batch_size", "seed", "max_train") if progress.position else ()
         _check_same(config, saved, (*OF_THE_MODEL, "objective", *under_way), path)
+        changed = _changed(saved, data, path, under_way=progress.position > 0)
+        steps = -(-rows_of_epoch(config, data["train"]) // config.batch_size)
+        progress.check_epoch(steps, rewarded=config.objective == "scst")
         state.model.load_state_dict(saved.weights)
         if state.average is not None:
             state.average.load_state_dict(saved.weights if saved.average is None else saved.average)
-        _load_optimizer(state.optimizer, saved.optimizer, path)
+        _load_optimizer(state.optimizer, saved.optimizer, progress.step)
         _draw_on(saved.random, state.model.W_proj.device, config.seed, progress.step)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: training cannot go on from it: {' '.join(str(error).split())}") from error
     state.optimizer.param_groups[0]["weight_decay"] = config.weight_decay
     state.progress = progress
-    return saved, warning
+    return saved, [line for line in (warning, changed) if line is not None]
 
 
-def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], path: Path) -> None:
-    """What the optimizer has gathered of each parameter, and the learning rate; its other settings are the run's own.
+def _changed(saved: Checkpoint, data: CocoData, path: Path, *, under_way: bool) -> str | None:
+    """A line that says whose captions are others than those the checkpoint was made with, if any are.
 
     Raises:
-        CheckpointError: it is of other parameters: torch takes it, and its fused step writes past the end of what is
-            too small.
+        CheckpointError: they are those of an epoch that is under way, whose order would be another's.
+    """
+    known = saved.data or {}  # earlier checkpoints of this version do not say
+    changed = [name for name in _COMPARED if name in known and data[name].digest != known[name]]
+    if "train" in changed and under_way:
+        raise CheckpointError(
+            f"{path}: is in the middle of an epoch over other captions of train than those of {data.directory}; bring "
+            "those back, or begin another run with --init-from"
+        )
+    if not changed:
+        return None
+    return (
+        f"{path}: was made with other captions of {' and '.join(changed)} than those of {data.directory}; the epochs "
+        "before and after are compared all the same, for the best weights and --patience"
+    )
+
+
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], steps: int) -> None:
+    """What the optimizer has gathered of each parameter, and the learning rate; its other settings are the run's own.
+
+    Args:
+        steps: that it has taken.
+
+    Raises:
+        ValueError: it is of other parameters (torch takes it, and its fused step writes past the end of what is too
+            small), or no sum of squares over whole steps.
     """
     ours = optimizer.state_dict()["param_groups"]
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
@@ -366,13 +462,20 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], path: Path) -> 
         fits = [group["params"] for group in saved["param_groups"]] == [group["params"] for group in ours]
         rates = [group["lr"] for group in saved["param_groups"]]
         fits = fits and all(type(rate) is float and 0 <= rate < math.inf for rate in rates)
+        fits = fits and saved["state"].keys() == set(range(len(shapes)) if steps else ())
         for place, gathered in saved["state"].items():
             found = {name: tuple(tensor.shape) for name, tensor in gathered.items() if tensor.is_floating_point()}
             fits = fits and found == {"step": (), "exp_avg": shapes[place], "exp_avg_sq": shapes[place]}
     except (AttributeError, IndexError, KeyError, TypeError):
         fits = False
     if not fits:
-        raise CheckpointError(f"{path}: training cannot go on from it: its optimizer's state is that of another model")
+        raise ValueError("its optimizer's state is that of another model")
+    for place, gathered in saved["state"].items():
+        taken, least = float(gathered["step"]), float(gathered["exp_avg_sq"].min())
+        if gathered["step"].dtype not in _STEPS or not taken.is_integer() or taken < 1:
+            raise ValueError(f"its optimizer's state has step {gathered['step']} of parameter {place}")
+        if least < 0:
+            raise ValueError(f"its optimizer's state has the square {least} in exp_avg_sq of parameter {place}")
     groups = [group | {"lr": rate} for group, rate in zip(ours, rates, strict=True)]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 

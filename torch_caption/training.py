@@ -28,12 +28,15 @@ from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
 from torch_caption.dropout import dropout
-from torch_caption.ending import Failure, one_line
+from torch_caption.ending import Failure, one_line, within_memory
 from torch_caption.interruption import Interrupt
 from torch_caption.loading import Loading, WorkerLost
 from torch_caption.not_finite import LossNotFinite
 from torch_caption.objectives import Lesson, Objective, make_objective
 from torch_caption.state import Keeper, Progress, State, begin, restore
+
+OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
+"""What says how much memory training takes."""
 
 
 def train_step(
@@ -142,6 +145,7 @@ def fit(config: TrainConfig) -> Path:
         ValueError: a setting, the data or the checkpoint to go on from cannot be used, or another process trains in the
             run's directory.
         LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
+        OutOfMemory: the model or a batch of it takes more memory than there is.
         WorkerLost: a process that loads batches was killed.
         Stopped: Ctrl-C or SIGTERM.
 
@@ -154,6 +158,7 @@ def fit(config: TrainConfig) -> Path:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     with ExitStack() as stack:
+        stack.enter_context(within_memory(*OF_THE_MEMORY))
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
         data = load_data(config)
@@ -165,9 +170,9 @@ def fit(config: TrainConfig) -> Path:
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
         saved = None
         if config.resume is not None:
-            saved, wrong = restore(state, config, data, run / runs.LAST)
-            if wrong is not None and distributed.first():
-                report.warning(wrong)
+            saved, warnings = restore(state, config, data, run / runs.LAST)
+            for line in warnings if distributed.first() else ():
+                report.warning(line)
         else:
             name = f"{runs.data_name(config.data)}-{config.cell_type}"
             run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
@@ -175,7 +180,8 @@ def fit(config: TrainConfig) -> Path:
         keeper.begin(saved)
         distributed.from_first(lambda: runs.point_to(run))
         try:
-            _train(run, state, config, data, scored, keeper)
+            with within_memory(*OF_THE_MEMORY, kept=lambda: keeper.kept):
+                _train(run, state, config, data, scored, keeper)
         except LossNotFinite as error:
             raise LossNotFinite(f"{error}; {keeper.kept}; {error.advice}") from error
         if distributed.first():

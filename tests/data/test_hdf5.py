@@ -105,28 +105,6 @@ def test_a_checksum_of_chunks_is_no_part_of_their_stream(tmp_path: Path, monkeyp
     assert np.array_equal(read(tmp_path / "a.h5"), values)
 
 
-def test_memory_is_asked_for_first(
-    coco_directory: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    directory = coco_directory()
-    monkeypatch.setattr(_hdf5, "_memory", lambda: 2 * 8 * 21 * 7)  # of train's captions
-    assert open_data(directory, in_memory="no")
-    monkeypatch.setattr(_hdf5, "_memory", lambda: 2 * 8 * 21 * 7 - 2)
-    with pytest.raises(DataError, match=r"train_captions would take 1,176 bytes of memory, more than half of the mach"):
-        open_data(directory, in_memory="no")
-    wide = coco_directory(name="wide", dtype="<f8")
-    with h5py.File(wide / FEATURES, "r+") as file:
-        del file["features"]
-        file["features"] = np.zeros((7, 1000), "f4")
-    with h5py.File(wide / FEATURES.replace("train", "val"), "r+") as file:
-        del file["features"]
-        file["features"] = np.zeros((4, 1000), "f4")
-    monkeypatch.setattr(_hdf5, "_memory", lambda: 20_000)
-    with pytest.raises(DataError, match=r"features \(7, 1000\) would take 28,000 bytes .*; read them in slices"):
-        open_data(wide, in_memory="yes")
-    assert not open_data(wide, in_memory="no")["train"].in_memory
-
-
 # What would load code
 
 

@@ -37,6 +37,8 @@ from torch_caption import checkpoint as checkpoints  # noqa: E402
 from torch_caption import command_line, seal, state  # noqa: E402
 from torch_caption.config import TrainConfig  # noqa: E402
 from torch_caption.data import recipe as recipes  # noqa: E402
+from torch_caption.data.coco import CocoData, Split  # noqa: E402
+from torch_caption.vocabulary import Vocabulary  # noqa: E402
 
 MOST_SECONDS, MOST_MIB = 10.0, 400.0
 SPARE = 2**30  # bytes of address space a process may take beyond what it has when it begins
@@ -133,7 +135,7 @@ def content(**changes: Any) -> bytes:
     """A whole checkpoint with some of its parts replaced."""
     file = io.BytesIO()
     sealing = seal.Sealing(file)
-    torch.save(saved.plain(saved.make(config={}, manifest={}), **changes), sealing)
+    torch.save(saved.plain(saved.make(manifest={}, data=None), **changes), sealing)
     sealing.finish()
     return file.getvalue()
 
@@ -610,8 +612,10 @@ def settings(rng: random.Random, _: Path) -> bytes:
         *({"max_length": value} for value in (10**15, -1, 0, "30", None, 2.5, [])),
         *({"workers": 10**6}, {"data": 3}, {"data": None}, {"out": 1}, {"cell_type": []}, {"dtype": "float1"}),
         *({"lr": "x"}, {"tensorboard": 1}, {"hidden_dim": True}, {"threads": 10**9}, {"amp": {}}),
+        *({"batch_size": 10**20}, {"hidden_dim": 10**5}, {"wordvec_dim": 10**9}, {"cell_type": "lstm"}),
+        *({"tied": True}, {"dtype": "float64"}, {"hidden_dim": 6}),  # than the model's
     )
-    return content(config=rng.choice(ways))
+    return content(config=saved.SETTINGS | rng.choice(ways))
 
 
 @kind
@@ -632,7 +636,7 @@ def optimizers(rng: random.Random, _: Path) -> bytes:
     made = saved.make().optimizer or {}
     one = made["state"][rng.randrange(8)]
     groups = made["param_groups"][0]
-    change = rng.randrange(8)
+    change = rng.randrange(12)
     if change < 3:
         one[("exp_avg", "exp_avg_sq", "step")[change]] = torch.zeros(2, 1)
     elif change == 3:
@@ -642,10 +646,65 @@ def optimizers(rng: random.Random, _: Path) -> bytes:
     elif change == 5:
         groups["lr"] = rng.choice((float("nan"), "x", -1.0, None))
     elif change == 6:
-        made["state"][99] = one
+        made["state"][99] = {name: value.clone() for name, value in one.items()}
+    elif change == 7:
+        one["exp_avg_sq"].view(-1)[-1] = -1e-9
+    elif change == 8:
+        one["step"].fill_(rng.choice((-1.0, 0.0, 0.5)))
+    elif change == 9:
+        one["step"] = one["step"].to(rng.choice((torch.float16, torch.bfloat16)))
+    elif change == 10:
+        del made["state"][rng.randrange(8)]
     else:
         made = rng.choice(({}, {"state": {}, "param_groups": []}, {"state": 3, "param_groups": 4}))
     return content(optimizer=made)
+
+
+@kind
+def progress(rng: random.Random, _: Path) -> bytes:
+    """Of another kind, out of every range, or in contradiction with itself, the data or the objective."""
+    counts = ("epoch", "position", "step", "words", "images", "best_epoch")
+    sums = ("nats", "norms", "reward", "greedy_reward", "seconds")
+    strange: tuple[Any, ...] = ("x", "1", None, True, [1], {}, torch.ones(1), (), "9" * 10_000)
+    none = float("nan"), float("inf"), -float("inf"), 10**400
+    under_way = {"position": 1, "words": 3}
+    ways: tuple[dict[str, Any], ...] = (
+        {rng.choice(counts): rng.choice((*strange, *none, -1, 1.0, 2**60))},
+        {rng.choice(sums): rng.choice((*strange, *none))},
+        {rng.choice(("best_loss", "best_cider")): rng.choice((*strange, none[0]))},
+        {rng.choice(("norms", "seconds")): -1.0},
+        {rng.choice(("colour", "", "count", "x" * 10_000)): 1},
+        {"position": 2, "words": 0},
+        {"position": 0, "words": 3},
+        {"position": 3, "words": 3, "step": 9},
+        under_way | {"step": 0},
+        under_way | {"images": 2},
+        {"best_epoch": 3},
+    )
+    return content(progress=saved.make().progress | rng.choice(ways))
+
+
+@kind
+def random_states(rng: random.Random, _: Path) -> bytes:
+    drawn = torch.get_rng_state()
+    one = rng.choice(
+        (
+            *(drawn[:-1].clone(), drawn[:0].clone(), drawn.long(), torch.zeros_like(drawn), drawn.bitwise_not()),
+            *(torch.ones(1), 3, None, "x", [1, 2], {}),
+        )
+    )
+    more: Any = rng.choice(
+        ({"ranks": 3}, {"ranks": [3]}, {"ranks": [{}]}, {"ranks": torch.ones(1)}, {"ranks": [{"torch": 1}]})
+    )
+    return content(random=rng.choice(({"torch": one}, {}, {"torch": drawn} | more)))
+
+
+@kind
+def digests_of_captions(rng: random.Random, _: Path) -> bytes:
+    """In the middle of an epoch they must be those of the data."""
+    progress = saved.make().progress | {"position": 1, "words": 3}
+    digest = rng.choice(("", "0" * 64, "x" * 10_000, None, 3, [1], torch.ones(2), {}))
+    return content(progress=progress, data=rng.choice(({"train": digest}, [digest], "train", 1)))
 
 
 @kind
@@ -693,7 +752,7 @@ def weights_file(header: dict[str, Any] | bytes, body: bytes = b"") -> bytes:
 
 
 def metadata(**changes: Any) -> dict[str, str]:
-    made = saved.make(config={}, manifest={})
+    made = saved.make(manifest={})
     plain = {name: json.dumps(getattr(made, name)) for name in ("words", "config", "model", "manifest")}
     plain |= {"kind": checkpoints.FORMAT, "version": str(checkpoints.VERSION), "sha256": seal.NO_DIGITS}
     return {name: value for name, value in (plain | changes).items() if value is not None}
@@ -755,6 +814,17 @@ def safetensors_metadata(rng: random.Random, _: Path) -> bytes:
     )
     entries = metadata(**(rng.choice(ways) if not more else {}))
     return b"".join((b"weights", *seal.sealed_weights(safetensors.torch.save(weights | more, entries))))
+
+
+@kind
+def safetensors_dtypes(rng: random.Random, _: Path) -> bytes:
+    """What torch has and no checkpoint holds, and cannot compute with everywhere."""
+    names = ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "uint16", "uint32", "uint64", "complex64")
+    numbers = torch.ones(4).to(getattr(torch, rng.choice(names)))
+    place = rng.choice(("manifest/x", "manifest/projection/mean", "Wx", "more"))
+    tensors = saved.make().weights | {place: numbers}
+    entries = metadata(manifest=json.dumps({"projection": {}}))
+    return b"".join((b"weights", *seal.sealed_weights(safetensors.torch.save(tensors, entries))))
 
 
 # The family ----------------------------------------------------------------------------------------------------------
@@ -837,13 +907,20 @@ def _opened(paths: list[Path]) -> Iterator[dict[str, Any]]:
 def _use(path: Path) -> None:
     """All that a program does with a checkpoint before it computes."""
     found = checkpoints.load(path)
-    TrainConfig.from_plain(found.config)
-    model = checkpoints.build_model(found, path)
-    if found.optimizer is not None:
-        optimizer = torch.optim.AdamW([{"params": list(model.parameters())}])
-        state._load_optimizer(optimizer, found.optimizer, path)
+    checkpoints.check_sizes(found, path)
+    if path.suffix != checkpoints.SAFETENSORS:
+        config, data = TrainConfig.from_plain(found.config), _data()
+        state.restore(state.begin(config, data, torch.device("cpu")), config, data, path)
     if found.manifest:
         recipes.maker(found.manifest, near=[path.parent])
+
+
+def _data() -> CocoData:
+    """What the checkpoints are of: two captions, so that an epoch of theirs has two steps."""
+    vocabulary = Vocabulary(tuple(saved.WORDS))
+    rows = torch.tensor([[1, 4, 2], [1, 5, 2]]), torch.arange(2)
+    split = Split("train", vocabulary, *rows, torch.ones(2, 3), (2, 3))
+    return CocoData(Path("data"), vocabulary, {}, {}, {"train": split, "val": split})
 
 
 def _open_all(paths: list[str]) -> None:

@@ -6,6 +6,7 @@ Every fault is a `DataError` of one line: the file, the dataset, the row and col
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from torch_caption.data._errors import DataError
-from torch_caption.data._hdf5 import INTEGERS, check_room, dataset
+from torch_caption.data._hdf5 import INTEGERS, dataset
+from torch_caption.data._memory import check_room
 from torch_caption.ending import one_line
 from torch_caption.texts import read_json, read_text, shown, strange
 from torch_caption.vocabulary import END, NULL, START, Vocabulary
@@ -27,6 +29,14 @@ NAMES_LIMIT = 2**30
 """The most bytes of a file of names (1 GiB)."""
 DEEPEST = 32
 """The most levels of a manifest."""
+
+
+def check_room_for_captions(file: h5py.File, splits: Sequence[str]) -> None:
+    """Raise DataError if the captions of all splits together take more memory than they may."""
+    shapes = [dataset(file, f"{split}_captions", (2,), INTEGERS).shape for split in splits]
+    size = sum(8 * rows * (columns + 1) for rows, columns in shapes)
+    where = f"{file.filename}: the captions of all splits"
+    check_room(size, where, "leave captions out, or use a machine with more memory")
 
 
 def read_captions(file: h5py.File, split: str, vocabulary: Vocabulary, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +58,6 @@ def read_captions(file: h5py.File, split: str, vocabulary: Vocabulary, images: i
         )
     if columns > LONGEST:
         raise DataError(f"{where} has {columns} columns; cut the captions to at most {LONGEST}")
-    check_room(8 * rows * (columns + 1), where, "leave captions out, or use a machine with more memory")
     held = np.empty((rows, columns), np.int64), np.empty(rows, np.int64)
     block = max(1, BLOCK_BYTES // (8 * columns))
     for start in range(0, rows, block):

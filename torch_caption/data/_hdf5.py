@@ -125,23 +125,6 @@ def dataset(file: h5py.File, name: str, ranks: Collection[int], values: str) -> 
     return found
 
 
-def check_room(size: int, where: str, remedy: str) -> None:
-    """Raise DataError if so many bytes are more than half of the machine's memory."""
-    memory = _memory()
-    if memory is not None and size > memory // 2:
-        raise DataError(
-            f"{where} would take {size:,} bytes of memory, more than half of the machine's {memory:,}; {remedy}"
-        )
-
-
-def _memory() -> int | None:
-    """Bytes of the machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # as on Windows
-        return None
-
-
 def names(file: h5py.File) -> str:
     """What the file holds, for a message."""
     found = [repr(name)[1:-1][:80] for name in sorted(file)]

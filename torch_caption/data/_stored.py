@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -19,6 +19,28 @@ from torch_caption.data._hdf5 import FLOATS
 from torch_caption.ending import one_line
 
 
+class _Opened(NamedTuple):
+    """A file's features as one process has them open: its id, the dataset, the file's descriptor and bytes.
+
+    There is no descriptor on Windows, where those of one library say nothing to another.
+    """
+
+    process: int
+    dataset: h5py.Dataset
+    descriptor: int | None = None
+    size: int = 0
+
+    @classmethod
+    def here(cls, dataset: h5py.Dataset) -> _Opened:
+        if os.name != "posix":
+            return cls(os.getpid(), dataset)
+        descriptor = dataset.file.id.get_vfd_handle()
+        return cls(os.getpid(), dataset, descriptor, os.fstat(descriptor).st_size)
+
+    def is_cut_off(self) -> bool:
+        return self.descriptor is not None and os.fstat(self.descriptor).st_size < self.size
+
+
 class FeatureFile:
     """Rows of an HDF5 file's `features`, read when asked for.
 
@@ -28,10 +50,10 @@ class FeatureFile:
     def __init__(self, path: Path, shape: Shape) -> None:
         self.path = path
         self.shape = shape
-        self._opened: tuple[int, h5py.Dataset] | None = None  # the process's id, and its dataset
+        self._opened: _Opened | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "shape": self.shape, "_opened": None}
+        return vars(self) | {"_opened": None}
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The rows (B,) in any order, repeated or not, as float32: one read, sorted and without repetition.
@@ -39,11 +61,14 @@ class FeatureFile:
         They are (B, D), or (B, places, D) of a grid.
 
         Raises:
-            DataError: the file has been moved or damaged since it was checked.
+            DataError: the file has been moved, damaged or cut off since it was checked.
         """
         unique, place = torch.unique(rows, return_inverse=True)
         try:
-            values = _checks.read_rows(self._dataset(), unique.numpy())
+            opened = self._at_hand()
+            values = _checks.read_rows(opened.dataset, unique.numpy())
+            if opened.is_cut_off():  # HDF5 reads zeros behind an end
+                raise DataError(f"{self.path}: was cut off while it was read; bring that file back")
         except DataError:
             raise
         except _hdf5.HDF5_ERRORS as error:
@@ -52,10 +77,10 @@ class FeatureFile:
             values = np.ascontiguousarray(_checks.by_place(values))
         return torch.from_numpy(values).index_select(0, place)
 
-    def _dataset(self) -> h5py.Dataset:
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), self._open()
-        return self._opened[1]
+    def _at_hand(self) -> _Opened:
+        if self._opened is None or self._opened.process != os.getpid():
+            self._opened = _Opened.here(self._open())
+        return self._opened
 
     def _open(self) -> h5py.Dataset:
         """The dataset, examined anew: the file may be another than the one that was checked."""
@@ -107,6 +132,7 @@ def _paths(directory: Path, splits: Sequence[str], kind: str) -> dict[str, Path]
     return {name: directory / f"{name}2014_{kind}.h5" for name in splits}
 
 
+IN_SLICES = "read them in slices, in_memory no"
 Shape = tuple[int, ...]
 """Of a split's features: (images, D), (images, D, L) or (images, D, a, a)."""
 
@@ -147,13 +173,10 @@ def load(path: Path, shape: Shape, dtype: torch.dtype, in_memory: bool) -> Tenso
     """
     images, width, *places = shape
     held = (images, math.prod(places), width) if places else (images, width)
-    remedy = "read them in slices, in_memory no"
-    if in_memory:
-        _hdf5.check_room(math.prod(held) * dtype.itemsize, f"{path}: features {shape}", remedy)
     try:
         out = torch.empty(held, dtype=dtype) if in_memory else None
     except RuntimeError:
-        raise DataError(f"{path}: features {shape} do not fit in memory; {remedy}") from None
+        raise DataError(f"{path}: features {shape} do not fit in memory; {IN_SLICES}") from None
     with _hdf5.opened(path) as file:
         features = _as_measured(file, path, shape)
         _checks.read_features(features, f"{path}: features", None if out is None else out.numpy())

@@ -16,6 +16,7 @@ cs231n's own.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import sys
@@ -33,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torch_caption.data import _checks, _download, _hdf5, _stored, _written
+from torch_caption.data import _checks, _download, _hdf5, _memory, _stored, _written
 from torch_caption.data import recipe as recipes
 from torch_caption.data._batches import Batch, EpochBatches, batches, end_workers, generator
 from torch_caption.data._errors import DataError
@@ -187,6 +188,14 @@ class Split(Dataset[Batch]):
         """
         return self.image_path(image_idx)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of the captions and of which image each is of, in the order of the rows."""
+        digest = hashlib.sha256(repr(tuple(self.captions.shape)).encode("ascii"))
+        for rows in (self.captions, self.image_idxs):
+            digest.update(np.ascontiguousarray(rows.numpy(), dtype="<i8").data)
+        return digest.hexdigest()
+
     def _check_image(self, image_idx: int) -> None:
         if not 0 <= image_idx < self.num_images:
             raise DataError(f"{self.name}: there is no image {image_idx}; choose one of 0 to {self.num_images - 1}")
@@ -251,7 +260,7 @@ def open_data(
         grids: take `*_grid.h5`, the features of places, and no vectors.
         max_train: keep so many of the train captions, drawn by `seed`, their order kept.
         in_memory: "yes" holds the features in memory, "no" reads every batch from the file, "auto" holds them if they
-            take at most `IN_MEMORY_LIMIT` bytes. Batches are the same.
+            take at most `IN_MEMORY_LIMIT` bytes and half of the memory. Batches are the same.
         seed: of the draw of `max_train`.
 
     Raises:
@@ -278,11 +287,14 @@ def open_data(
         _written.check(directory, manifest, [*paths.values(), *texts])
         measured = _stored.measure(paths, grids)
         images = {name: shape[0] for name, (shape, _) in measured.items()}
+        _checks.check_room_for_captions(file, names)
         rows = {name: _checks.read_captions(file, name, vocabulary, images[name]) for name in names}
     if max_train is not None:
         rows["train"] = _subsample(*rows["train"], max_train, seed)
     total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in measured.values())
-    whole = in_memory == "yes" or (in_memory == "auto" and total <= IN_MEMORY_LIMIT)
+    whole = in_memory == "yes" or (in_memory == "auto" and total <= IN_MEMORY_LIMIT and _memory.has_room(total))
+    if whole:
+        _memory.check_room(total, f"{directory}: the features of all splits", _stored.IN_SLICES)
     splits = {
         name: Split(
             name,
