@@ -361,7 +361,7 @@ def _train_batch(
         group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
     features = dropout(features, config.feature_dropout).to(model.W_proj)
     batch = batch.to(features.device)
-    lesson = _lesson(objective, model, features, batch, progress.epoch)
+    lesson = _lesson(objective, model, features, batch, progress)
     share = share or distributed.Share.whole(model, len(batch))
     share.counts = [count_words(lesson.captions, model.null), *lesson.rewards()]
     try:
@@ -383,7 +383,7 @@ def _train_batch(
     progress.count(share.of, loss, norm, round(words), rewards)
 
 
-def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
+def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, progress: Progress) -> Lesson:
     """The batch's lesson; none of a rank that has no rows.
 
     Raises:
@@ -393,14 +393,14 @@ def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch:
     if not len(batch):
         return Lesson(batch.new_empty(0, 1))
     try:
-        return objective.lesson(model, features, batch, epoch)
+        return objective.lesson(model, features, batch, progress.epoch)
     except (ValueError, RuntimeError) as error:
         places = not_finite.scoreless(model, features)
         if not places:
             raise
         message = "the scores of what the model says itself are not finite"
         if distributed.size() > 1:  # the others are in the middle of the step: their part of the batch is not known
-            raise Failure(message) from error
+            raise Failure(f"epoch {progress.epoch + 1}, step {progress.step + 1}: {message}") from error
         raise LossNotFinite(message, places) from error
 
 
