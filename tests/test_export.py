@@ -40,7 +40,7 @@ def model(request: pytest.FixtureRequest) -> CaptioningRNN:
 def saved(model: CaptioningRNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the model, with a word that JSON has to escape."""
     path = tmp_path_factory.mktemp("saved") / "best.pt"
-    words = ["<NULL>", "<START>", "<END>", "<UNK>", 'a "jardinière"', *(f"w{k}" for k in range(5, 23))]
+    words = ["<NULL>", "<START>", "<END>", "<UNK>", 'l"jardinière"', *(f"w{k}" for k in range(5, 23))]
     sizes = {"input_dim": 5, "wordvec_dim": 4, "hidden_dim": 6, "cell_type": model.cell_type}
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     manifest = {"encoder": "none"}

@@ -62,7 +62,8 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_nor_do_its_forks(tmp_path: Path) -> None:
     """As those that load batches, which take a while to find out."""
-    more = "import os; os.fork() or (os.close(1), time.sleep(10), os._exit(0))"
+    fork = "os.fork() or (os.close(1), os.write(begun, b'x'), time.sleep(10), os._exit(0))"
+    more = f"import os; begins, begun = os.pipe(); {fork}; os.read(begins, 1)"
     with holder(tmp_path, more) as process:
         process.kill()
         process.wait()
