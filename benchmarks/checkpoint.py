@@ -21,7 +21,7 @@ from torch_caption import distributed, seal
 from torch_caption.checkpoint import Checkpoint
 from torch_caption.interruption import Interrupt
 from torch_caption.objectives import Lesson
-from torch_caption.state import Progress
+from torch_caption.state import State
 from torch_caption.training import count_words, train_step
 
 CLIP = 5.0
@@ -32,7 +32,7 @@ GUARD_COLUMNS = (
 )
 GUARD_NOTES = (
     "loss, gradients, clipping and AdamW in both; train.py's step also finds what is not finite before a weight "
-    "changes, watches for Ctrl-C and SIGTERM, and sums up what the record says",
+    "changes, keeps the random numbers of its beginning, watches for Ctrl-C and SIGTERM, and sums up for the record",
 )
 COLUMNS = (
     *(Column("cell"), Column("what"), Column("MB", ",.1f"), Column("ms", ",.1f"), Column("quartiles", ",.1f")),
@@ -63,7 +63,7 @@ def measure_guards(cell: Cell, shape: Shape, effort: Effort) -> tuple[Any, ...]:
     """A step as `train.py` takes it, against the same work without any look at what it gives."""
     model, batch = new_model(shape, cell), new_batch(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # all of its work, and the weights stay
-    replica, progress, lesson = distributed.Replica(model), Progress(), Lesson(batch.captions)
+    replica, state, lesson = distributed.Replica(model), State(model, optimizer), Lesson(batch.captions)
 
     def plain() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -75,10 +75,11 @@ def measure_guards(cell: Cell, shape: Shape, effort: Effort) -> tuple[Any, ...]:
         N = len(batch.captions)
         share = replica.share(N, N, asked=interrupt.asked)
         share.counts = [count_words(batch.captions, model.null), *lesson.rewards()]
-        loss, norm = train_step(model, optimizer, batch.features, batch.captions, clip=CLIP, share=share)
+        with state.step():
+            loss, norm = train_step(model, optimizer, batch.features, batch.captions, clip=CLIP, share=share)
+            words, *rewards = share.counts
+            state.progress.count(share.of, loss, norm, round(words), rewards)
         interrupt.agree(share.asked)
-        words, *rewards = share.counts
-        progress.count(share.of, loss, norm, round(words), rewards)
 
     with Interrupt() as interrupt:
         contenders = [Contender(GUARDED, guarded), Contender(PLAIN, plain)]
