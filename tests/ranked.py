@@ -47,14 +47,25 @@ def errors(stderr: str) -> list[str]:
 
 def pids(folder: Path) -> dict[int, int]:
     """The process of each rank that has begun."""
-    return {int(p.name.removeprefix("pid-")): int(p.read_text(encoding="utf-8")) for p in folder.glob("pid-*")}
+    return {rank: process for rank, (process, _) in _processes(folder).items()}
+
+
+def started_by(folder: Path, launcher: int) -> int:
+    """The one rank of a torchrun."""
+    (rank,) = (rank for rank, (_, parent) in _processes(folder).items() if parent == launcher)
+    return rank
+
+
+def _processes(folder: Path) -> dict[int, tuple[int, int]]:
+    texts = {int(p.name.removeprefix("pid-")): p.read_text(encoding="utf-8").split() for p in folder.glob("pid-*")}
+    return {rank: (int(process), int(parent)) for rank, (process, parent) in texts.items()}
 
 
 def main() -> None:
     folder = Path(sys.argv.pop(1))
     rank = int(os.environ["RANK"])
     beside = folder / f".{rank}"
-    beside.write_text(str(os.getpid()), encoding="utf-8")
+    beside.write_text(f"{os.getpid()} {os.getppid()}", encoding="utf-8")
     beside.rename(folder / f"pid-{rank}")
     sys.path.insert(0, str(ROOT))
     if os.environ["TORCH_CAPTION_FAIL"]:

@@ -24,6 +24,7 @@ from torch_caption import checkpoint as checkpoints
 from torch_caption import evaluate, java, metrics, plots
 from torch_caption.captioning import search
 from torch_caption.config import TrainConfig
+from torch_caption.data import _written
 from torch_caption.data.coco import open_data
 from torch_caption.evaluate import EvaluateConfig, main, run
 from torch_caption.training import fit
@@ -244,19 +245,38 @@ def test_references_without_words_are_left_out(
 
 def test_references_by_the_last_part_of_a_name(config: EvaluateConfig, folder: Path, tmp_path: Path) -> None:
     """COCO's own annotations have the names alone, a directory made of val2014/ the folder too; or the other way."""
+    data, people = tmp_path / "data", tmp_path / "people.json"
+    shutil.copytree(folder / "tiny", data)
+    names = data / "val2014_images.txt"
+    names.write_text("".join(f"val2014/{name}\n" for name in NAMES), encoding="utf-8")
+    captions = annotations(people)
+    config = dataclasses.replace(config, data=str(data), references=people)
+    assert run(config).references.captions == {idx: captions[name] for idx, name in enumerate(NAMES)}
+    content = json.loads(people.read_text(encoding="utf-8"))
+    for image in content["images"]:
+        image["file_name"] = f"train2014/{image['file_name']}"
+    people.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"people\.json: has no caption of any image of val, .* 'val2014/red_circle"):
+        run(config)  # those of one folder say nothing of another's
+    names.write_text("".join(f"{name}\n" for name in NAMES), encoding="utf-8")
+    content["images"].append({"id": 7, "file_name": f"val2014/{NAMES[0]}"})  # now two have this name
+    people.write_text(json.dumps(content), encoding="utf-8")
+    assert run(config).references.captions == {idx: captions[name] for idx, name in enumerate(NAMES) if idx}
+
+
+def test_the_datas_own_annotations_are_those_that_were_written(
+    config: EvaluateConfig, folder: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(folder / "tiny", data)
-    (data / "val2014_images.txt").write_text("".join(f"val2014/{name}\n" for name in NAMES), encoding="utf-8")
-    captions = annotations(tmp_path / "people.json")
-    found = run(dataclasses.replace(config, data=str(data), references=tmp_path / "people.json"))
-    assert found.references.captions == {idx: captions[name] for idx, name in enumerate(NAMES)}
-    content = json.loads((tmp_path / "people.json").read_text(encoding="utf-8"))
-    for place, image in enumerate(content["images"]):
-        image["file_name"] = f"{place % 2}/{image['file_name']}"
-    content["images"].append({"id": 7, "file_name": f"2/{NAMES[0]}"})  # now two have this name
-    (tmp_path / "people.json").write_text(json.dumps(content), encoding="utf-8")
-    found = run(dataclasses.replace(config, references=tmp_path / "people.json"))
-    assert found.references.captions == {idx: captions[name] for idx, name in enumerate(NAMES) if idx}
+    own = data / "captions_val2014.json"
+    annotations(own)
+    manifest = {"files": _written.marks({own.name: own})}
+    (data / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    run(dataclasses.replace(config, data=str(data)))
+    own.write_text(own.read_text(encoding="utf-8").replace("unspeakably", "unspeakable"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"captions_val2014\.json: another SHA-256 than manifest\.json"):
+        run(dataclasses.replace(config, data=str(data)))
 
 
 def test_the_gallery_shows_the_best_and_the_worst(

@@ -224,8 +224,8 @@ def check_fits(
     if width != feature_dim:
         raise CheckpointError(f"{path}: trained on features of width {width}, but those of {data} have {feature_dim}")
     ours, theirs = _made_by(checkpoint.manifest), _made_by(recipe)
-    for name in ours.keys() & theirs.keys():
-        if ours[name] != theirs[name]:
+    for name in ours:  # in an order that every process has
+        if name in theirs and ours[name] != theirs[name]:
             raise CheckpointError(
                 f"{path}: trained on features with {name} {short(ours[name])}, but those of {data} have "
                 f"{short(theirs[name])}"

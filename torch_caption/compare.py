@@ -38,7 +38,7 @@ from torch_caption.agreement import (
 )
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.cells import CELLS
-from torch_caption.ending import guarded
+from torch_caption.ending import guarded, one_line
 from torch_caption.vocabulary import SPECIAL
 
 CLASSES: dict[str, type[Function]] = {
@@ -371,9 +371,9 @@ def check(config: CompareConfig) -> None:
         ValueError: a size is below 1, a device is not there, or a file has no folder to be in.
     """
     try:
-        torch.empty(1, device=config.device)
+        torch.zeros(1, device=config.device).item()  # the meta device has no numbers to compare
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        raise ValueError(f"--device {config.device}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"--device {config.device}: {one_line(error)}") from None
     for name in (*LETTERS, "repeat"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, but is {getattr(config, name)}")

@@ -300,8 +300,12 @@ def several(main: Callable[[], object]) -> None:
     try:
         main()
     except BaseException as error:
-        with contextlib.suppress(dist.DistError):  # the store ends with torchrun, and then there is nothing to agree on
+        try:
             ranks.end(error)
+        except dist.DistError:  # the store ends with torchrun, and then there is nothing to agree on
+            if isinstance(error, Exception) and _is_loss_of_a_rank(error):
+                line = f"rank {ranks.rank} has lost another, and where they meet is gone: {_line(error)}"
+                raise RankError(line, 1) from error
         raise
     dist.destroy_process_group()
 
@@ -338,9 +342,10 @@ class _Ranks:
         if isinstance(error, Exception):
             if not speaks:
                 raise SystemExit(1)
-            silent = ", ".join(str(k) for k in range(self.size) if not self._has("word", k))
-            if silent:  # those of this machine have been looked at
-                raise RankError(f"rank {silent}: ended without a word on another machine, or cannot be reached", 1)
+            silent = [k for k in range(self.size) if not self._has("word", k)]
+            away = ", ".join(str(k) for k in silent if self._get("pid", k)[1] != self.machine)
+            if away:
+                raise RankError(f"rank {away}: on another machine, and not heard of any more", 1)
             raise RankError(f"rank {self.rank} has lost another: {_line(error)}")
         # Told to stop, or a command line that is wrong or asks for help: so it is on all.
 

@@ -24,7 +24,7 @@ from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, describe
 from torch_caption.config import ConfigError, TrainConfig, check_length
-from torch_caption.data import _annotations
+from torch_caption.data import _annotations, _written
 from torch_caption.data._annotations import Photograph
 from torch_caption.data.coco import CocoData, DataError, Split, below
 from torch_caption.ending import guarded
@@ -180,11 +180,13 @@ def run(config: EvaluateConfig) -> Evaluation:
     if config.gallery is not None and not any(_picture(config, split, idx) for idx in references.captions):
         where = config.images or data.directory
         raise ConfigError(f"--gallery: {where} holds no pictures of {split.name}; --images names their folder")
+    rival = None if config.against is None else _open(config, config.against)
+    if rival is not None:
+        _check_same(split, rival[2][config.split], f"--against {rival[0]}: {data.directory} and {rival[2].directory}")
     first = _judge(config, path, _caption(config, model, split, references, limit), references)
     second, differences = None, {}
-    if config.against is not None:
-        path, model, other, limit = _open(config, config.against)
-        _check_same(split, other[config.split], f"--against {path}: {data.directory} and {other.directory}")
+    if rival is not None:
+        path, model, other, limit = rival
         second = _judge(config, path, _caption(config, model, other[config.split], references, limit), references)
         differences = first.scores.interval(second.scores, draws=config.draws, seed=config.seed)
     evaluation = Evaluation(first, references, second, differences)
@@ -193,13 +195,23 @@ def run(config: EvaluateConfig) -> Evaluation:
 
 
 def _check_same(split: Split, other: Split, which: str) -> None:
-    """Raise ConfigError unless the rows of two splits are the same images: by their names, or else their captions."""
+    """Raise ConfigError unless the rows of two splits are the same images: by their names, or else by their
+    captions; of two vocabularies by how long those are, which stays when rare words become <UNK>."""
     images = range(split.num_images)
-    same = split.num_images == other.num_images and all(split.file_name(i) == other.file_name(i) for i in images)
-    if same and not any(split.file_name(i) for i in images):
-        same = all(split.references(i) == other.references(i) for i in images)
+    named = all(s.file_name(i) for s in (split, other) for i in range(s.num_images))
+    if split.num_images != other.num_images:
+        same = False
+    elif named:
+        same = all(split.file_name(i) == other.file_name(i) for i in images)
+    else:
+        look = Split.references if split.vocabulary.words == other.vocabulary.words else _lengths
+        same = all(look(split, i) == look(other, i) for i in images)
     if not same:
         raise ConfigError(f"{which}, the data of the two models, differ in the images of {split.name}")
+
+
+def _lengths(split: Split, idx: int) -> list[int]:
+    return [len(caption.split()) for caption in split.references(idx)]
 
 
 def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningRNN, CocoData, int]:
@@ -227,6 +239,8 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
         images = captioned_images(split)
         source = f"{data.directory / 'coco2014_captions.h5'}, as the model learns them"
         return References.of({idx: split.references(idx) for idx in images}, {idx: idx for idx in images}, source)
+    if path == own:
+        _written.check(data.directory, data.manifest, [own])
     photographs = _annotations.read(path)
     found = {photograph.file_name: photograph for photograph in photographs}
     names = {idx: split.file_name(idx) for idx in range(split.num_images)}
@@ -235,8 +249,9 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
             f"{data.directory / f'{split.name}2014_images.txt'}: no such file; the captions of {path} are found by the "
             "images' names"
         )
-    last = _by_last_name(photographs)  # COCO's own file has the names alone, the data the folders that hold them too
-    pairs = {idx: found.get(name) or last.get(PurePath(name).name) for idx, name in names.items() if name}
+    pairs = {idx: found.get(name) for idx, name in names.items() if name}
+    if not any(pairs.values()):
+        pairs = _by_last_names({idx: name for idx, name in names.items() if name}, photographs)
     known = {idx: photograph for idx, photograph in pairs.items() if photograph and photograph.captions}
     if not known:
         raise DataError(f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}")
@@ -244,11 +259,19 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     return References.of(captions, {idx: photograph.id for idx, photograph in known.items()}, str(path))
 
 
-def _by_last_name(photographs: Sequence[Photograph]) -> dict[str, Photograph]:
-    """By the names of the files alone, of those that share them with no other."""
-    count = Counter(PurePath(photograph.file_name).name for photograph in photographs)
-    found = {PurePath(photograph.file_name).name: photograph for photograph in photographs}
-    return {name: photograph for name, photograph in found.items() if count[name] == 1}
+def _by_last_names(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph | None]:
+    """By the names of the files alone, where one side has folders before them and the other has not, as COCO's own
+    annotations; none that two images share."""
+    theirs = {photograph.file_name: photograph for photograph in photographs}
+    ours = {name: idx for idx, name in names.items()}
+    bare, foldered = (theirs, ours) if all("/" not in name for name in theirs) else (ours, theirs)
+    if any("/" in name for name in bare):
+        return {}
+    count = Counter(PurePath(name).name for name in foldered)
+    pairs = {name: PurePath(name).name for name in foldered if count[PurePath(name).name] == 1}
+    if bare is theirs:
+        return {ours[name]: theirs.get(last) for name, last in pairs.items()}
+    return {ours[last]: theirs[name] for name, last in pairs.items() if last in ours}
 
 
 def _caption(

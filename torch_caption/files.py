@@ -22,6 +22,9 @@ from typing import BinaryIO
 _numbers = count()
 _being_written: set[Path] = set()  # by this process: others of its names were left by one that had its number
 WINDOWS = os.name == "nt"
+_NO_MATTER_OF_ROOM = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
 _PAUSES = (0.02, 0.1, 0.5, 1.0, 2.0)
 
 
@@ -59,15 +62,21 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def writing(path: str | Path, advice: str) -> Iterator[None]:
-    """In the block, what the file system refuses is told with the file that was written, and what to do.
+    """In the block, what the file system refuses is told with the file that was written.
+
+    Args:
+        advice: what to do, unless it is certain that more room would not help.
 
     Raises:
-        OSError: so it is.
+        OSError: so it is, of the same number.
     """
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path}: could not be written: {error.strerror or error}; {advice}") from error
+        more = "" if error.errno in _NO_MATTER_OF_ROOM else f"; {advice}"
+        told = OSError(f"{path}: could not be written: {error.strerror or error}{more}")
+        told.errno = error.errno
+        raise told from error
 
 
 def replace(path: str | Path, write: Callable[[BinaryIO], None], *, keep: Callable[[Path], bool] | None = None) -> None:

@@ -311,14 +311,15 @@ class Keeper:
         """What `last.pt` is, for a message."""
         return f"{self._run / runs.LAST} is that of step {self.step}" if self.step >= 0 else "nothing is kept yet"
 
-    def begin(self, saved: Checkpoint | None) -> None:
-        """Save the new state, so that the run can be taken up from now on, or go on from what was saved of it."""
-        if saved is None:
+    def begin(self, restored: Restored | None) -> None:
+        """Save the new state, so that the run can be taken up from now on, or go on from what was saved of it; from
+        another file than `last.pt` by writing that anew."""
+        if restored is None or restored.path != self._run / runs.LAST:
             self.save()
             return
         self.step = self._tried = self._state.progress.step
         if distributed.first() and self._state.progress.ends_best_epoch():
-            self._keep_best(saved)
+            self._keep_best(restored.saved)
 
     def save_steps(self) -> None:
         """`save`, where a step has been taken since the last time that was tried."""
@@ -389,11 +390,20 @@ def _weights(model: CaptioningRNN) -> dict[str, Tensor]:
     return {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
 
 
-def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tuple[Checkpoint, list[str]]:
+class Restored(NamedTuple):
+    """What a run goes on from: the checkpoint, lines that warn, and the file."""
+
+    saved: Checkpoint
+    warnings: list[str]
+    path: Path
+
+
+def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> Restored:
     """Bring a new state to where the checkpoint left off, or the one before it where that is damaged.
 
     Returns:
-        the checkpoint, and lines that warn: of what was wrong if it is the one before, of data that has changed.
+        the checkpoint, and lines that warn: of what was wrong if it is the one before, of data that has changed; and
+        the file that was taken.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or not with this configuration and data.
@@ -422,7 +432,7 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> tu
         raise CheckpointError(f"{path}: training cannot go on from it: {' '.join(str(error).split())}") from error
     state.optimizer.param_groups[0]["weight_decay"] = config.weight_decay
     state.progress = progress
-    return saved, [line for line in (warning, changed) if line is not None]
+    return Restored(saved, [line for line in (warning, changed) if line is not None], path)
 
 
 def _changed(saved: Checkpoint, data: CocoData, path: Path, *, under_way: bool) -> str | None:

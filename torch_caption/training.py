@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,16 +168,16 @@ def fit(config: TrainConfig) -> Path:
         if config.compile:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
-        saved = None
+        restored = None
         if config.resume is not None:
-            saved, warnings = restore(state, config, data, run / runs.LAST)
-            for line in warnings if distributed.first() else ():
+            restored = restore(state, config, data, run / runs.LAST)
+            for line in restored.warnings if distributed.first() else ():
                 report.warning(line)
         else:
             name = f"{runs.data_name(config.data)}-{config.cell_type}"
             run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
         keeper = Keeper(run, state, config, data)
-        keeper.begin(saved)
+        keeper.begin(restored)
         distributed.from_first(lambda: runs.point_to(run))
         try:
             with within_memory(*OF_THE_MEMORY, kept=lambda: keeper.kept):
@@ -254,7 +254,8 @@ def _save_whole_steps(error: Exception, run: Path, state: State, keeper: Keeper,
     except Exception as second:  # which must not hide the first
         report.warning(f"step {state.progress.step} is not saved: {one_line(second)}")
     if keeper.step == state.progress.step:
-        report.interrupted(run, state.progress.step)
+        with suppress(BrokenPipeError):  # nor may this, if nobody reads on
+            report.interrupted(run, state.progress.step)
         if isinstance(error, WorkerLost) and interrupt.asked:
             raise interrupt.stopped() from error
 

@@ -112,6 +112,7 @@ SOUND = {"bytes": 3, "sha256": "0" * 64}
         ({"a/b": SOUND}, "for 'a/b'"),
         ({"a\\b": SOUND}, r"for 'a\\\\b'"),
         ({"": SOUND}, "for ''"),
+        ({"..": SOUND}, r"for '\.\.'"),
         ({"a": SOUND | {"bytes": 3.0}}, "for 'a'"),
         ({"a": SOUND | {"bytes": True}}, "for 'a'"),
         ({"a": SOUND | {"sha256": "0" * 63}}, "for 'a'"),
@@ -124,3 +125,15 @@ def test_marks_that_are_none(coco_directory: Callable[..., Path], files: Any, to
     mark(directory, files)
     with pytest.raises(DataError, match=rf"manifest\.json: .*{told}.*; write it again$"):
         open_data(directory)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_mark_of_a_name_that_no_file_can_have(
+    coco_directory: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    directory = coco_directory()
+    mark(directory, {name: SOUND})
+    assert check.main([str(directory)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {directory / 'manifest.json'}: ")
+    assert error.count("\n") == 1

@@ -34,7 +34,7 @@ def named(directory: Path, manifest: Mapping[str, Any]) -> list[Path]:
     if not isinstance(found, Mapping):
         raise DataError(f"{directory / 'manifest.json'}: {ENTRY} is {shown(found)}, not an object; write it again")
     for name, mark in found.items():
-        plain = name and PurePath(name).name == name and "\\" not in name
+        plain = PurePath(name).name == name not in ("", "..") and "\\" not in name
         if not (plain and isinstance(mark, Mapping) and _is_one(mark)):
             raise DataError(
                 f"{directory / 'manifest.json'}: {ENTRY} has {shown(mark)} for {shown(name)}, not the bytes and the "
@@ -59,6 +59,10 @@ def check(directory: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -
             same = size == mark["bytes"] and sha256_of(path) == mark["sha256"]
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError:  # a name that no file can have
+            raise DataError(
+                f"{directory / 'manifest.json'}: {ENTRY} has {shown(path.name)}, no name of a file"
+            ) from None
         if not same:
             told = (
                 "another SHA-256 than" if size == mark["bytes"] else f"{size:,} bytes, not the {mark['bytes']:,} that"
