@@ -208,7 +208,7 @@ class TrainConfig:
 
 
 def check_length(max_length: int | None) -> None:
-    """Raise ConfigError if --max-length is more than a data directory's rows may hold."""
+    """Raise ConfigError if --max-length is more than LONGEST."""
     if max_length is not None and max_length > LONGEST:
         raise ConfigError(f"--max-length must be at most {LONGEST}, not {max_length}")
 
