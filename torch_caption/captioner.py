@@ -140,13 +140,13 @@ class CaptioningRNN(nn.Module):
         N = features.shape[0]
         if captions.dim() != 2 or captions.shape[0] != N or captions.shape[1] < 1:
             raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
-        check_words("CaptioningRNN", "captions", captions, self.W_embed, f"there are {self.vocab_size} words")
+        check_words("CaptioningRNN", "captions", captions, self.W_embed, "there are {high} words")
         targets = captions[:, 1:]
         for name, x in {"read": read, "weights": weights}.items():
             if x is not None and x.shape != targets.shape:
                 raise ValueError(f"{name} must be {tuple(targets.shape)}, but is {tuple(x.shape)}")
         if read is not None:
-            check_words("CaptioningRNN", "read", read, self.W_embed, f"there are {self.vocab_size} words")
+            check_words("CaptioningRNN", "read", read, self.W_embed, "there are {high} words")
         real = targets != self.null
         packed = Packing.of(N, targets.shape[1], lengths_of(real))
         x, index = self._vectors(packed.words(captions[:, :-1] if read is None else read))

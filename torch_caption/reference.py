@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 
 
 def affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def temporal_affine_softmax_loss(
 
 def _steps(x: Tensor, sizes: int | Sequence[int], h0: Tensor) -> tuple[Tensor, ...]:
     """Packed rows, step by step; a number of steps is one that all sequences have."""
-    return x.split([h0.shape[0]] * sizes if isinstance(sizes, int) else list(sizes))
+    return x.split([h0.shape[0]] * int(sizes) if isinstance(sizes, int | SymInt) else list(sizes))
 
 
 def _blank(h: Tensor, lengths: Tensor | None) -> Tensor:

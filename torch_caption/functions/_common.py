@@ -165,8 +165,11 @@ def check_integers(function: str, name: str, x: Tensor, spec: str, sizes: dict[s
     check_shape(function, name, x, spec, sizes)
 
 
-def check_range(function: str, name: str, x: Tensor, low: int, high: int, meaning: str) -> None:
-    """Check low <= x < high where the values can be read; elsewhere do nothing.
+def check_range(function: str, name: str, x: Tensor, high: int, meaning: str) -> None:
+    """Check 0 <= x < high where the values can be read; elsewhere do nothing.
+
+    `meaning` says in the message what the limit is, of {high} or of {top}, which is high - 1. It is filled in for a
+    message alone: a size that is put into a string is a constant to a tracer.
 
     Raises:
         IndexError: a value is out of range; the message names the first one and where it stands.
@@ -174,11 +177,12 @@ def check_range(function: str, name: str, x: Tensor, low: int, high: int, meanin
     if not readable(x) or x.numel() == 0:
         return
     values = x.long()  # what is unsigned compares with nothing; past 2^63 it comes out negative
-    bad = (values < low) | (values >= high)
+    bad = (values < 0) | (values >= high)
     if bad.any():
         place = tuple(bad.nonzero()[0].tolist())
         where = ", ".join(map(str, place))
-        raise IndexError(f"{function}: {name}[{where}] is {int(x[place])}, but {meaning} ({low} to {high - 1})")
+        meaning = meaning.format(high=high, top=high - 1)
+        raise IndexError(f"{function}: {name}[{where}] is {int(x[place])}, but {meaning} (0 to {high - 1})")
 
 
 def check_lengths(function: str, lengths: Tensor | None, sizes: dict[str, int], like: Tensor) -> None:
@@ -191,7 +195,7 @@ def check_lengths(function: str, lengths: Tensor | None, sizes: dict[str, int], 
     """
     if lengths is not None:
         check_integers(function, "lengths", lengths, "N", sizes, like)
-        check_range(function, "lengths", lengths, 0, sizes["T"] + 1, f"x has {sizes['T']} timesteps")
+        check_range(function, "lengths", lengths, sizes["T"] + 1, "x has {top} timesteps")
 
 
 def readable(x: Tensor) -> bool:
@@ -209,9 +213,10 @@ def readable(x: Tensor) -> bool:
 
 
 def _tracing() -> bool:
-    """Whether fake tensors or proxies record what is done."""
+    """Whether fake tensors, proxies or torch.jit.trace record what is done."""
     modes = torch._C._TorchDispatchModeKey
-    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
+    recorded = any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
+    return recorded or torch.jit.is_tracing()
 
 
 def _factor(letter: str) -> tuple[int, str]:

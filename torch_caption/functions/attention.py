@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, take_notes
+from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, rows, take_notes
 from ._products import products
-from .lstm import gates_of, last_state, per_step, step, step_, step_backward, step_backward_, step_jvp
+from .lstm import gates_of, last_state, step, step_, step_backward, step_backward_, step_jvp
 from .packing import (
     Packing,
+    Rows,
     Sizes,
+    Steps,
+    Uniform,
     check_packed,
     collected,
     first,
-    grown,
     joined,
     of_each_step,
+    over_time,
+    per_step,
     previous,
     read,
+    resized,
+    side_by_side,
     steps_of,
 )
 
@@ -172,8 +178,8 @@ class AttentionLSTM(Function):
             gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh + attn @ Wattn)
             da, dattn, ds, dprev_h, dprev_c = _through_time(*through_time, gates, torch.tanh(c))
         with large:
-            dh0 = grown(dprev_h, N) if need_h0 else None
-            dc0 = grown(dprev_c, N) if need_c0 else None
+            dh0 = resized(dprev_h, N) if need_h0 else None
+            dc0 = resized(dprev_c, N) if need_c0 else None
             dA = _outer_all(((dattn, weights), (prev_h * _scale(A), ds)), sizes, N) if need_A else None
             dWh = prev_h.T @ da if need_Wh else None
             dWattn = attn.T @ da if need_Wattn else None
@@ -210,18 +216,18 @@ class AttentionLSTMWithJVP(AttentionLSTM):
         prev_h, prev_c, attn = previous(h0, h, sizes), previous(c0, c, sizes), _mix_all(weights, A, sizes)
         direct = read(tx @ Wx + x @ tWx + tb, index) + prev_h @ tWh + attn @ tWattn  # (r, 4H)
         gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh + attn @ Wattn)
-        steps = per_step(sizes, direct, prev_h, prev_c, weights, *gates, torch.tanh(c))
-        th, tc, steps_h, steps_c, steps_weights = th0, tc0, [], [], []
-        for direct_t, prev_h_t, prev_c_t, weights_t, *gates_t, tanh_c_t in steps:
-            n = direct_t.shape[0]
-            th, tc = th.narrow(0, 0, n), tc.narrow(0, 0, n)
-            tattn, tweights = _attend_jvp(th, tA.narrow(0, 0, n), prev_h_t, A.narrow(0, 0, n), weights_t)
-            ta = direct_t + th @ Wh + tattn @ Wattn
-            th, tc = step_jvp(ta, tc, prev_c_t, gates_t, tanh_c_t)
-            steps_h.append(th)
-            steps_c.append(tc)
-            steps_weights.append(tweights)
-        return joined(steps_h, like=th0), joined(steps_c, like=tc0), joined(steps_weights, like=weights)
+
+        def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+            (tprev_h, tprev_c), (direct_t, prev_h_t, prev_c_t, weights_t, *gates_t, tanh_c_t) = state, rows
+            n = prev_h_t.shape[0]
+            tattn, tweights = _attend_jvp(tprev_h, resized(tA, n), prev_h_t, resized(A, n), weights_t)
+            ta = direct_t + tprev_h @ Wh + tattn @ Wattn
+            state = step_jvp(ta, tprev_c, prev_c_t, gates_t, tanh_c_t)
+            return state, (*state, tweights)
+
+        sequences = direct, prev_h, prev_c, weights, *gates, torch.tanh(c)
+        th, tc, tweights = over_time(body, (th0, tc0), sequences, sizes)[1]
+        return th, tc, tweights
 
 
 def dot_product_attention(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
@@ -434,18 +440,20 @@ def _scale(A: Tensor) -> float:
 
 def _attend(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     """attn (n, H) and weights (n, L)."""
-    weights = torch.softmax(_ask(prev_h, A) * _scale(A), dim=1)
+    # A tensor: torch.onnx rounds a number to float32, whatever it is multiplied by.
+    H = A.new_full((), A.shape[1], dtype=torch.promote_types(A.dtype, torch.float32))
+    weights = torch.softmax(_ask(prev_h, A) * H.rsqrt(), dim=1)
     return _mix(weights, A), weights
 
 
 def _ask(h: Tensor, A: Tensor) -> Tensor:
     """Dot products (n, L) of h (n, H) with each place of A (n, H, L)."""
-    return (h.unsqueeze(1) @ A).squeeze(1)
+    return torch.bmm(h.unsqueeze(1), A).squeeze(1)
 
 
 def _mix(weights: Tensor, A: Tensor) -> Tensor:
     """Sums (n, H) of the places of A (n, H, L) by weights (n, L)."""
-    return (weights.unsqueeze(1) @ A.mT).squeeze(1)
+    return torch.bmm(weights.unsqueeze(1), A.transpose(1, 2)).squeeze(1)  # scan does not take A.mT beside A
 
 
 def _outer(h: Tensor, weights: Tensor) -> Tensor:
@@ -469,42 +477,37 @@ def _attend_jvp(tprev_h: Tensor, tA: Tensor, prev_h: Tensor, A: Tensor, weights:
     return _mix(tweights, A) + _mix(weights, tA), tweights
 
 
-def _mix_all(weights: Tensor, A: Tensor, sizes: Sequence[int]) -> Tensor:
+def _mix_all(weights: Tensor, A: Tensor, sizes: Steps) -> Tensor:
     """attn (r, H) of all steps."""
+    if isinstance(sizes, Uniform):
+        return rows((side_by_side(weights, sizes, sizes.N) @ A.mT).transpose(0, 1))
     steps = [_mix(weights_t, A.narrow(0, 0, weights_t.shape[0])) for weights_t in steps_of(weights, sizes)]
     return joined(steps, like=A[:, :, 0])
 
 
-def _outer_all(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int], N: int) -> Tensor:
+def _outer_all(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Steps, N: int) -> Tensor:
     """The sum (N, H, L) over all steps and pairs of the outer products of (r, H) and (r, L)."""
-    left = torch.cat([_side_by_side(h, sizes, N) for h, _ in pairs], dim=1)  # (N, 2 T, H)
-    right = torch.cat([_side_by_side(weights, sizes, N) for _, weights in pairs], dim=1)  # (N, 2 T, L)
+    left = torch.cat([side_by_side(h, sizes, N) for h, _ in pairs], dim=1)  # (N, 2 T, H)
+    right = torch.cat([side_by_side(weights, sizes, N) for _, weights in pairs], dim=1)  # (N, 2 T, L)
     return (right.mT @ left).mT  # in memory place by place, as the captioner holds A
-
-
-def _side_by_side(x: Tensor, sizes: Sequence[int], N: int) -> Tensor:
-    """(r, H) as (N, T, H), zeros where a sequence has ended."""
-    steps = [grown(step_t, N) for step_t in steps_of(x, sizes)]
-    return torch.stack(steps, dim=1) if steps else x.reshape(N, 0, x.shape[1])
 
 
 # The loops over time, each twice: for derivatives of any order, and written in place for speed.
 
 
 def _run(
-    a: Tensor, h0: Tensor, c0: Tensor, A: Tensor, Wh: Tensor, Wattn: Tensor, sizes: Sequence[int]
+    a: Tensor, h0: Tensor, c0: Tensor, A: Tensor, Wh: Tensor, Wattn: Tensor, sizes: Steps
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h and c (r, H) and weights (r, L) of x Wx + b (r, 4H)."""
-    h, c, steps_h, steps_c, steps_weights = h0, c0, [], [], []
-    for a_t in steps_of(a, sizes):
-        n = a_t.shape[0]
-        prev_h = h.narrow(0, 0, n)
-        attn, weights = _attend(prev_h, A.narrow(0, 0, n))
-        h, c = step(a_t + prev_h @ Wh + attn @ Wattn, c.narrow(0, 0, n))  # (n, H) each
-        steps_h.append(h)
-        steps_c.append(c)
-        steps_weights.append(weights)
-    return joined(steps_h, like=h0), joined(steps_c, like=c0), joined(steps_weights, like=A[:, 0])
+
+    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+        (prev_h, prev_c), (a_t,) = state, rows
+        attn, weights = _attend(prev_h, resized(A, prev_h.shape[0]))
+        state = step(a_t + prev_h @ Wh + attn @ Wattn, prev_c)  # (n, H) each
+        return state, (*state, weights)
+
+    _, (h, c, weights) = over_time(body, (h0, c0), (a,), sizes)
+    return h, c, weights
 
 
 def _run_(
@@ -514,7 +517,7 @@ def _run_(
     A: Tensor,
     Wh: Tensor,
     Wattn: Tensor,
-    sizes: Sequence[int],
+    sizes: Steps,
     notes: dict[str, Tensor],
     large: AbstractContextManager[None],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -553,35 +556,26 @@ def _through_time(
     A: Tensor,
     Wh: Tensor,
     Wattn: Tensor,
-    sizes: Sequence[int],
+    sizes: Steps,
     weights: Tensor,
     gates: Sequence[Tensor],
     tanh_c: Tensor,
 ) -> tuple[Tensor, ...]:
     """da (r, 4H), dattn (r, H), ds (r, L), and dprev_h and dprev_c (n_1, H) of the first step."""
-    das: list[Tensor] = []
-    dattns: list[Tensor] = []
-    dss: list[Tensor] = []
-    dprev_h = dprev_c = first(prev_c, sizes)
-    steps = per_step(sizes, dh, dc, dweights, prev_c, weights, *gates, tanh_c)
-    for dh_t, dc_t, dweights_t, prev_c_t, weights_t, *gates_t, tanh_c_t in reversed(steps):
-        n = dh_t.shape[0]
-        dnext_h = dh_t + grown(dprev_h, n) if das else dh_t  # (n, H)
-        dnext_c = dc_t + grown(dprev_c, n) if das else dc_t
-        da, dprev_c = step_backward(dnext_h, dnext_c, prev_c_t, gates_t, tanh_c_t)
+
+    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+        (dprev_h, dprev_c), (dh_t, dc_t, dweights_t, prev_c_t, weights_t, *gates_t, tanh_c_t) = state, rows
+        A_t = resized(A, dh_t.shape[0])
+        da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t)
         dattn = da @ Wattn.T
-        ds = _scores_backward(dattn, dweights_t, A.narrow(0, 0, n), weights_t)
-        dprev_h = da @ Wh.T + _mix(ds, A.narrow(0, 0, n)) * _scale(A)
-        das.append(da)
-        dattns.append(dattn)
-        dss.append(ds)
-    return (
-        joined(das[::-1], like=torch.cat(tuple(gates), dim=1)),
-        joined(dattns[::-1], like=prev_c),
-        joined(dss[::-1], like=weights),
-        dprev_h,
-        dprev_c,
-    )
+        ds = _scores_backward(dattn, dweights_t, A_t, weights_t)
+        dprev_h = da @ Wh.T + _mix(ds, A_t) * _scale(A)
+        return (dprev_h, dprev_c), (da, dattn, ds)
+
+    zeros = (torch.zeros_like(first(prev_c, sizes)), torch.zeros_like(first(prev_c, sizes)))
+    sequences = dh, dc, dweights, prev_c, weights, *gates, tanh_c
+    (dprev_h, dprev_c), (da, dattn, ds) = over_time(body, zeros, sequences, sizes, reverse=True)
+    return da, dattn, ds, dprev_h, dprev_c
 
 
 def _through_time_(
@@ -592,7 +586,7 @@ def _through_time_(
     A: Tensor,
     Wh: Tensor,
     Wattn: Tensor,
-    sizes: Sequence[int],
+    sizes: Steps,
     weights: Tensor,
     gates: Tensor,
     tanh_c: Tensor,

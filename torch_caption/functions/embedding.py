@@ -75,14 +75,14 @@ def word_embedding(x: Tensor, W: Tensor) -> Tensor:
         ValueError: a shape does not fit.
     """
     check_floats("word_embedding", {}, W=(W, "V D"))
-    check_words("word_embedding", "x", x, W, f"W has {W.shape[0]} rows")
+    check_words("word_embedding", "x", x, W, "W has {high} rows")
     return apply(WordEmbedding, WordEmbeddingWithJVP, x.long(), W)
 
 
 def check_words(function: str, name: str, x: Tensor, W: Tensor, meaning: str) -> None:
-    """Check that `x` (N, T) holds rows of W, which messages call `meaning`; raises as `word_embedding` does."""
+    """Check that `x` (N, T) holds rows of W; raises as `word_embedding` does. For `meaning` see `check_range`."""
     check_integers(function, name, x, "N T", {}, like=W)
-    check_range(function, name, x, 0, W.shape[0], meaning)
+    check_range(function, name, x, W.shape[0], meaning)
 
 
 def distinct_words(x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -13,16 +13,18 @@ from ._common import apply, autocast, blank, check_floats, check_lengths, may_wr
 from ._products import products
 from .packing import (
     Packing,
+    Rows,
     Sizes,
+    Steps,
     check_packed,
     collected,
     first,
-    grown,
-    joined,
     of_each_step,
+    over_time,
+    per_step,
     previous,
     read,
-    steps_of,
+    resized,
 )
 
 
@@ -163,8 +165,8 @@ class LSTM(Function):
             else:
                 gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh)
                 da, dprev_c = _through_time(dh, dc, prev_c, Wh, sizes, gates, torch.tanh(c))
-            dh0 = grown(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
-            dc0 = grown(dprev_c, h0.shape[0]) if need_c0 else None
+            dh0 = resized(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
+            dc0 = resized(dprev_c, h0.shape[0]) if need_c0 else None
             dWh = prev_h.T @ da if need_Wh else None
             db = da.sum(0) if need_b else None
             da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
@@ -189,14 +191,14 @@ class LSTMWithJVP(LSTM):
         prev_h, prev_c = previous(h0, h, sizes), previous(c0, c, sizes)
         direct = read(tx @ Wx + x @ tWx + tb, index) + prev_h @ tWh  # (r, 4H)
         gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh)
-        th, tc, steps_h, steps_c = th0, tc0, [], []
-        for direct_t, prev_c_t, *gates_t, tanh_c_t in per_step(sizes, direct, prev_c, *gates, torch.tanh(c)):
-            n = direct_t.shape[0]
-            ta = direct_t + th.narrow(0, 0, n) @ Wh
-            th, tc = step_jvp(ta, tc.narrow(0, 0, n), prev_c_t, gates_t, tanh_c_t)
-            steps_h.append(th)
-            steps_c.append(tc)
-        return joined(steps_h, like=th0), joined(steps_c, like=tc0)
+
+        def step(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+            (tprev_h, tprev_c), (direct_t, prev_c_t, *gates_t, tanh_c_t) = state, rows
+            tangents = step_jvp(direct_t + tprev_h @ Wh, tprev_c, prev_c_t, gates_t, tanh_c_t)
+            return tangents, tangents
+
+        th, tc = over_time(step, (th0, tc0), (direct, prev_c, *gates, torch.tanh(c)), sizes)[1]
+        return th, tc
 
 
 def lstm_step(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -400,11 +402,6 @@ def step_jvp(ta: Tensor, tprev_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Te
     return to * tanh_c + o * (1 - tanh_c * tanh_c) * tnext_c, tnext_c
 
 
-def per_step(sizes: Sequence[int], *sequences: Tensor) -> list[tuple[Tensor, ...]]:
-    """Several packed sequences (r, ...) as T tuples of (n_t, ...)."""
-    return list(zip(*(steps_of(s, sizes) for s in sequences), strict=True))
-
-
 def last_state(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
     """The state (N, H) after each row's last step; `first` where a row has none."""
     states = torch.cat([first.unsqueeze(1), h], dim=1)  # (N, 1 + T, H)
@@ -417,19 +414,20 @@ def last_state(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
 # The loops over time, each twice: for derivatives of any order, and written in place for speed.
 
 
-def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, sizes: Steps) -> tuple[Tensor, Tensor]:
     """h and c (r, H) of x Wx + b (r, 4H)."""
-    h, c, steps_h, steps_c = h0, c0, [], []
-    for a_t in steps_of(a, sizes):
-        n = a_t.shape[0]
-        h, c = step(a_t + h.narrow(0, 0, n) @ Wh, c.narrow(0, 0, n))  # (n, H) each
-        steps_h.append(h)
-        steps_c.append(c)
-    return joined(steps_h, like=h0), joined(steps_c, like=c0)
+
+    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+        (prev_h, prev_c), (a_t,) = state, rows
+        state = step(a_t + prev_h @ Wh, prev_c)  # (n, H) each
+        return state, state
+
+    _, (h, c) = over_time(body, (h0, c0), (a,), sizes)
+    return h, c
 
 
 def _run_(
-    a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, sizes: Sequence[int], notes: dict[str, Tensor]
+    a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, sizes: Steps, notes: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """`_run`, its gates written over a; they and tanh(c) are noted."""
     r, H = a.shape[0], h0.shape[1]
@@ -454,22 +452,22 @@ def gates_(a: Tensor) -> tuple[Tensor, ...]:
 
 
 def _through_time(
-    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, sizes: Sequence[int], gates: Sequence[Tensor], tanh_c: Tensor
+    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, sizes: Steps, gates: Sequence[Tensor], tanh_c: Tensor
 ) -> tuple[Tensor, Tensor]:
     """da (r, 4H), and dprev_c (n_1, H) of the first step."""
-    steps: list[Tensor] = []
-    dprev_c = first(prev_c, sizes)
-    for dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t in reversed(per_step(sizes, dh, dc, prev_c, *gates, tanh_c)):
-        n = dh_t.shape[0]
-        dnext_h = dh_t + grown(steps[-1] @ Wh.T, n) if steps else dh_t  # (n, H)
-        dnext_c = dc_t + grown(dprev_c, n) if steps else dc_t
-        da_t, dprev_c = step_backward(dnext_h, dnext_c, prev_c_t, gates_t, tanh_c_t)
-        steps.append(da_t)
-    return joined(steps[::-1], like=torch.cat(tuple(gates), dim=1)), dprev_c
+
+    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+        (dprev_h, dprev_c), (dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t) = state, rows
+        da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t)
+        return (da @ Wh.T, dprev_c), (da,)
+
+    zeros = (torch.zeros_like(first(prev_c, sizes)), torch.zeros_like(first(prev_c, sizes)))
+    (_, dprev_c), (da,) = over_time(body, zeros, (dh, dc, prev_c, *gates, tanh_c), sizes, reverse=True)
+    return da, dprev_c
 
 
 def _through_time_(
-    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, sizes: Sequence[int], gates: Tensor, tanh_c: Tensor
+    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, sizes: Steps, gates: Tensor, tanh_c: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`_through_time` in one tensor for da: LSTMStep's formulas, each factor written over the last."""
     da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)

@@ -11,13 +11,15 @@ state and copies nothing, and padding is in no product at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.autograd import Function
+from torch import SymInt, Tensor
+from torch._higher_order_ops.scan import scan
+from torch.autograd import Function, forward_ad
+from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from ._common import apply, check_integers, check_range, may_write, past_end, readable, rows
 
@@ -101,6 +103,20 @@ Sizes = int | tuple[int, ...]
 """How many sequences have a step 1, a step 2 and so on; or a number of steps, which all of them have."""
 
 
+class Uniform(NamedTuple):
+    """T steps of N sequences each, where T is symbolic (a SymInt): no list of steps can be made."""
+
+    T: int
+    N: int
+
+
+Steps = tuple[int, ...]
+"""`Sizes` one by one, or `Uniform`."""
+
+Rows = tuple[Tensor, ...]
+"""The rows of one step, (n_t, ...) each, of several packed sequences."""
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where each step of N sequences of at most T steps goes.
@@ -129,6 +145,7 @@ class Packing:
         then packed like the rest, and `unread` says where it is.
         """
         if lengths is None or not readable(lengths):
+            _check_traceable(T)
             return cls(N, T, T, unread=past_end(lengths, T))
         ordered, order = lengths.long().sort(descending=True, stable=True)
         steps = torch.arange(T, device=lengths.device).unsqueeze(1)
@@ -163,12 +180,86 @@ def lengths_of(real: Tensor) -> Tensor:
     return torch.cat([real.new_zeros(real.shape[0], 1, dtype=torch.int64), real * counts], dim=1).amax(1)
 
 
-def of_each_step(sizes: Sizes, h0: Tensor) -> tuple[int, ...]:
+def of_each_step(sizes: Sizes, h0: Tensor) -> Steps:
     """`sizes` one by one, for the N sequences that begin with h0 (N, H).
 
     Where all have T steps, N is taken from a shape: a tracer knows it there by its symbol.
     """
-    return (h0.shape[0],) * sizes if isinstance(sizes, int) else sizes
+    if isinstance(sizes, tuple):
+        return sizes
+    return Uniform(sizes, h0.shape[0]) if _is_symbolic(sizes) else (h0.shape[0],) * sizes
+
+
+def _check_traceable(T: int) -> None:
+    """Check that a loop over T steps can be recorded, where something records.
+
+    Raises:
+        RuntimeError: torch.jit.trace records, for which a size is a tensor; or T is symbolic under torch.func or in
+            forward mode, neither of which scan supports.
+    """
+    if isinstance(T, Tensor):
+        raise RuntimeError("torch.jit.trace cannot record a loop over T time steps: use torch.export.export")
+    if _is_symbolic(T) and (torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0):
+        raise RuntimeError(
+            "a loop over a symbolic number of time steps cannot be traced under torch.func or in forward mode: "
+            "make the time axis static (torch.export.Dim.STATIC)"
+        )
+
+
+def _is_symbolic(T: int) -> bool:
+    """Whether a tracer knows T by a symbol. torch.compile, which makes a graph for each T, is not asked."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return False
+    return not has_static_value(T)
+
+
+def over_time(
+    step: Callable[[Rows, Rows], tuple[Rows, Rows]],
+    state: Rows,
+    sequences: Rows,
+    steps: Steps,
+    reverse: bool = False,
+) -> tuple[Rows, Rows]:
+    """Carry a state through packed sequences.
+
+    Args:
+        step: takes the state (n_t, ...) and the rows of step t of each sequence, and returns the next state and the
+            outputs of step t. A recurrence goes on with the leading rows of its state. In reverse, what comes back
+            through time is zero for the rows that end at step t.
+        state: (N, ...) each, the state before the step that is taken first.
+        sequences: (r, ...) each.
+        steps: how many rows each step has.
+        reverse: begin with the last step.
+
+    Returns:
+        the state after the step that is taken last, and the outputs (r, ...) in the order of the steps.
+    """
+    if isinstance(steps, Uniform):
+        return _scanned(step, state, sequences, steps, reverse)
+    order = range(len(steps))
+    rows_of_steps = per_step(steps, *sequences)
+    outputs: list[Rows] = []
+    for t in reversed(order) if reverse else order:
+        state, out = step(tuple(resized(part, steps[t]) for part in state), rows_of_steps[t])
+        outputs.append(out)
+    if not steps:  # a step of no rows knows the widths of the outputs
+        _, out = step(tuple(resized(part, 0) for part in state), tuple(x.narrow(0, 0, 0) for x in sequences))
+        return state, out
+    return state, tuple(map(torch.cat, zip(*(reversed(outputs) if reverse else outputs), strict=True)))
+
+
+def _scanned(
+    step: Callable[[Rows, Rows], tuple[Rows, Rows]], state: Rows, sequences: Rows, steps: Uniform, reverse: bool
+) -> tuple[Rows, Rows]:
+    """`over_time` as one operator of a graph, which then holds for every T."""
+
+    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+        state, out = step(state, rows)
+        return state, tuple(x.clone() for x in out)  # scan takes no tensor as state and output
+
+    state, out = scan(body, state, tuple(x.reshape(*steps, *x.shape[1:]) for x in sequences), reverse=reverse)
+    # By way of one axis: two axes merged have a stride that is known for N > 0 alone, which torch.export would demand.
+    return state, tuple(x.reshape(x.numel()).reshape(steps.T * steps.N, *x.shape[2:]) for x in out)
 
 
 def steps_of(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -176,26 +267,45 @@ def steps_of(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     return x.split(sizes) if sizes else ()
 
 
+def per_step(sizes: Sequence[int], *sequences: Tensor) -> list[Rows]:
+    """Several packed sequences (r, ...) as T tuples of (n_t, ...)."""
+    return list(zip(*(steps_of(s, sizes) for s in sequences), strict=True))
+
+
+def side_by_side(x: Tensor, steps: Steps, N: int) -> Tensor:
+    """(r, H) as (N, T, H), zeros where a sequence has ended."""
+    if isinstance(steps, Uniform):
+        return x.reshape(*steps, x.shape[1]).transpose(0, 1)
+    rows_of_steps = [resized(x_t, N) for x_t in steps_of(x, steps)]
+    return torch.stack(rows_of_steps, dim=1) if steps else x.reshape(N, 0, x.shape[1])
+
+
+def first(h: Tensor, steps: Steps) -> Tensor:
+    """The rows of the first step, (n_1, H)."""
+    if isinstance(steps, Uniform):
+        return h.narrow(0, 0, steps.N)
+    return h.narrow(0, 0, steps[0] if steps else 0)
+
+
+def previous(h0: Tensor, h: Tensor, steps: Steps) -> Tensor:
+    """What each step started from, (r, H): of h0 (N, H), then of each step of h (r, H), the rows that went on."""
+    if isinstance(steps, Uniform):
+        return torch.cat([h0, h]).narrow(0, 0, h.shape[0])
+    before = [h0, *steps_of(h, steps)]
+    return joined([state.narrow(0, 0, n) for state, n in zip(before, steps, strict=False)], like=h)
+
+
 def joined(steps: Sequence[Tensor], like: Tensor) -> Tensor:
     """T steps (n_t, H) as (r, H); `like` (..., H) gives the width where T is 0."""
     return torch.cat(list(steps)) if steps else like.narrow(0, 0, 0).clone()
 
 
-def first(h: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The rows of the first step, (n_1, H)."""
-    return h.narrow(0, 0, sizes[0] if sizes else 0)
-
-
-def previous(h0: Tensor, h: Tensor, sizes: Sequence[int]) -> Tensor:
-    """What each step started from, (r, H): of h0 (N, H), then of each step of h (r, H), the rows that went on."""
-    before = [h0, *steps_of(h, sizes)]
-    return joined([state.narrow(0, 0, n) for state, n in zip(before, sizes, strict=False)], like=h)
-
-
-def grown(back: Tensor, n: int) -> Tensor:
-    """(m, H) with zeros for the rows that end here, (n, H): what comes back through time reaches those that go on."""
-    m = back.shape[0]
-    return back if m == n else torch.cat([back, back.new_zeros(n - m, back.shape[1])])
+def resized(x: Tensor, n: int) -> Tensor:
+    """The first n rows of x (m, H), and zeros for those that it lacks."""
+    m = x.shape[0]
+    if m == n:
+        return x
+    return x.narrow(0, 0, n) if n < m else torch.cat([x, x.new_zeros(n - m, *x.shape[1:])])
 
 
 def read(table: Tensor, index: Tensor | None) -> Tensor:
@@ -222,8 +332,9 @@ def check_packed(
         ValueError: the sizes grow, are more than N or below 1, or do not add up to the rows.
     """
     N, R = letters["N"], letters["R"]
-    sizes = sizes if isinstance(sizes, int) else tuple(sizes)
-    if isinstance(sizes, int):
+    sizes = sizes if isinstance(sizes, int | SymInt) else tuple(sizes)
+    if not isinstance(sizes, tuple):
+        _check_traceable(sizes)
         r = N * sizes
     elif all(before >= n >= 0 for before, n in zip((N, *sizes), sizes, strict=False)):
         r = sum(sizes)
@@ -231,7 +342,7 @@ def check_packed(
         raise ValueError(f"{function}: sizes must fall from at most N = {N} to 0 or more, but are {list(sizes)}")
     if index is not None:
         check_integers(function, "index", index, "r", {"r": r}, like)
-        check_range(function, "index", index, 0, R, f"x has {R} rows")
+        check_range(function, "index", index, R, "x has {high} rows")
         return sizes, index.long()
     if r != R:
         raise ValueError(f"{function}: sizes add up to {r}, but x has {R} rows")

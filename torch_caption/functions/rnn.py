@@ -13,15 +13,17 @@ from ._common import apply, autocast, blank, check_floats, check_lengths, may_wr
 from ._products import products
 from .packing import (
     Packing,
+    Rows,
     Sizes,
+    Steps,
     check_packed,
     collected,
     first,
-    grown,
-    joined,
     of_each_step,
+    over_time,
     previous,
     read,
+    resized,
     steps_of,
 )
 
@@ -140,7 +142,7 @@ class RNN(Function):
         fast, sizes = ctx.notes is not None and may_write(dh), of_each_step(ctx.sizes, h0)
         with products(h0.shape[0], Wh, fast):
             da = (_through_time_ if fast else _through_time)(dh, h, Wh, sizes)  # (r, H)
-            dh0 = grown(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
+            dh0 = resized(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
             dWh = previous(h0, h, sizes).T @ da if need_Wh else None
             db = da.sum(0) if need_b else None
             da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, H)
@@ -161,11 +163,14 @@ class RNNWithJVP(RNN):
         x, h0, Wx, Wh, index, h = ctx.saved_tensors
         sizes = of_each_step(ctx.sizes, h0)
         direct = read(tx @ Wx + x @ tWx + tb, index) + previous(h0, h, sizes) @ tWh  # (r, H)
-        th, steps = th0, []
-        for direct_t, slope_t in zip(steps_of(direct, sizes), steps_of(_slope(h), sizes), strict=True):
-            th = (direct_t + th.narrow(0, 0, direct_t.shape[0]) @ Wh) * slope_t
-            steps.append(th)
-        return joined(steps, like=th0)
+
+        def step(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+            (tprev_h,), (direct_t, slope_t) = state, rows
+            th = (direct_t + tprev_h @ Wh) * slope_t
+            return (th,), (th,)
+
+        (th,) = over_time(step, (th0,), (direct, _slope(h)), sizes)[1]
+        return th
 
 
 def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> Tensor:
@@ -260,16 +265,19 @@ def _slope(h: Tensor) -> Tensor:
 # The loops over time, each twice: for derivatives of any order, and written in place for speed.
 
 
-def _run(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
+def _run(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
     """h (r, H) of x Wx + b (r, H)."""
-    h, steps = h0, []
-    for a_t in steps_of(a, sizes):
-        h = torch.tanh(a_t + h.narrow(0, 0, a_t.shape[0]) @ Wh)  # (n, H)
-        steps.append(h)
-    return joined(steps, like=h0)
+
+    def step(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+        (prev_h,), (a_t,) = state, rows
+        h = torch.tanh(a_t + prev_h @ Wh)  # (n, H)
+        return (h,), (h,)
+
+    _, (h,) = over_time(step, (h0,), (a,), sizes)
+    return h
 
 
-def _run_(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
+def _run_(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
     """`_run`, written over a."""
     h = h0
     for a_t in steps_of(a, sizes):
@@ -277,16 +285,19 @@ def _run_(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
     return a
 
 
-def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
+def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
     """da (r, H)."""
-    steps: list[Tensor] = []
-    for dh_t, slope_t in zip(reversed(steps_of(dh, sizes)), reversed(steps_of(_slope(h), sizes)), strict=True):
-        dnext_h = dh_t + grown(steps[-1] @ Wh.T, dh_t.shape[0]) if steps else dh_t  # (n, H)
-        steps.append(dnext_h * slope_t)
-    return joined(steps[::-1], like=h)
+
+    def step(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
+        (dprev_h,), (dh_t, slope_t) = state, rows
+        da = (dh_t + dprev_h) * slope_t  # (n, H)
+        return (da @ Wh.T,), (da,)
+
+    _, (da,) = over_time(step, (torch.zeros_like(first(h, sizes)),), (dh, _slope(h)), sizes, reverse=True)
+    return da
 
 
-def _through_time_(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Sequence[int]) -> Tensor:
+def _through_time_(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
     """`_through_time` in one tensor."""
     da = dh.clone(memory_format=torch.contiguous_format)
     after = None

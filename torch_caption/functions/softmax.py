@@ -231,7 +231,7 @@ def _check_targets(
 ) -> tuple[Tensor, Tensor]:
     """Check words and mask; return the words as int64, and a real-valued mask in the dtype of the loss."""
     check_integers(function, "y", y, "N T", sizes, like)
-    check_range(function, "y", y, 0, sizes["V"], f"there are {sizes['V']} scores")
+    check_range(function, "y", y, sizes["V"], "there are {high} scores")
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         kind = str(mask.dtype).removeprefix("torch.") if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{function}: mask must be a boolean or floating-point tensor, but is {kind}")

@@ -1,0 +1,201 @@
+"""Batch and time may both be symbolic in a traced program, whose values are eager's at other sizes too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from torch_caption import compare, functions
+from torch_caption.agreement import difference, leaves, needs_grad
+from torch_caption.cells import CELLS, Recurrent
+
+pytestmark = pytest.mark.filterwarnings(
+    # torch's own: scan, outside of Dynamo, compiles its body with Dynamo
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    # functional_call lends its parameters to the captioner of a case
+    "ignore:While compiling, we found certain side effects happened in the model.forward:UserWarning",
+)
+
+# torch.jit.trace is deprecated, and warns of every size that Python compares.
+OF_JIT_TRACE = pytest.mark.filterwarnings(
+    *("ignore:`torch.jit.trace:DeprecationWarning", "ignore:`torch.jit.trace:FutureWarning"),
+    "ignore::torch.jit.TracerWarning",
+)
+
+WIDTHS = {"D": 10, "H": 11, "V": 12, "L": 13}
+# N below, at and above T, where the program is traced; and where it is tried as well.
+TRACED = {"N < T": (3, 5), "N = T": (3, 3), "N > T": (4, 3)}
+TRIED = [(5, 7), (6, 6), (8, 4)]
+BATCH = {"x", "A", "h0", "prev_h", "prev_c", "c0", "h", "lengths", "y", "mask", "features", "captions", "read"}
+BATCH |= {"weights"}
+TIME = {"x", "h", "y", "mask", "captions", "read", "weights"}
+
+
+def cases_of(N: int, T: int, dtype: torch.dtype = torch.float64) -> dict[str, compare.Case]:
+    """Every function and captioner whose rows are of a batch: packed rows are given with their steps."""
+    cases = compare.cases({**WIDTHS, "N": N, "T": T}, dtype)
+    return {case.label: case for case in cases if not case.label.startswith("packed")}
+
+
+LABELS = list(cases_of(2, 2))
+FUNCTIONS = [label for label in LABELS if not label.startswith("Captioning")]
+LAYERS = [label for label in FUNCTIONS if label.partition(",")[0] in ("rnn", "lstm", "attention_lstm")]
+
+
+def symbols(case: compare.Case, kind: str) -> tuple:
+    """What torch.export is to leave open, named (Dim) or not (AUTO, DYNAMIC)."""
+    hints = {"AUTO": Dim.AUTO, "DYNAMIC": Dim.DYNAMIC}
+    N, T = (hints.get(kind) or Dim(letter) for letter in "NT")
+    columns = T if kind in hints else T + 1  # of captions: a <START> and T words, or what is read before them
+
+    def axes(name: str, arg: Any) -> dict[int, Any] | None:
+        if not isinstance(arg, Tensor):
+            return None
+        time = {1: columns if name == "captions" else T} if name in TIME and arg.shape[1] not in WIDTHS.values() else {}
+        return ({0: N} if name in BATCH else {}) | time
+
+    return tuple(axes(name, arg) for name, arg in zip(case.names, case.args, strict=False))
+
+
+def exported(case: compare.Case, kind: str, strict: bool = False) -> torch.export.ExportedProgram:
+    class Module(nn.Module):
+        def forward(self, *args: Any) -> tuple[Tensor, ...]:
+            return tuple(leaves(case.hand(*args)))
+
+    return torch.export.export(Module(), case.args, dynamic_shapes=(symbols(case, kind),), strict=strict)
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    for k, (one, other) in enumerate(zip(leaves(found), leaves(expected), strict=True)):
+        assert difference(f"output {k}", one, other).agrees, difference(f"output {k}", one, other)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(("kind", "sizes"), [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, strict=True)])
+@pytest.mark.parametrize("label", LABELS)
+def test_an_exported_program_holds_for_every_batch_and_time(label, kind, sizes, strict):
+    case = cases_of(*TRACED[sizes])[label]
+    program = exported(case, kind, strict).module()
+    for tried in [TRACED[sizes], *TRIED]:
+        other = cases_of(*tried)[label]
+        assert_equal(program(*other.args), other.hand(*other.args))
+
+
+@pytest.mark.parametrize("label", LAYERS)
+def test_an_exported_program_has_gradients(label):
+    case, other = cases_of(4, 3)[label], cases_of(5, 7)[label]
+    program = exported(case, "AUTO").module()
+    inputs = [arg for arg in other.args if needs_grad(arg)]
+    found = torch.autograd.grad([out.sum() for out in leaves(program(*other.args))], inputs)
+    assert_equal(found, torch.autograd.grad([out.sum() for out in leaves(other.auto(*other.args))], inputs))
+
+
+@pytest.mark.parametrize("label", FUNCTIONS)
+def test_one_time_step_is_not_a_case_of_its_own(label):
+    program = exported(cases_of(4, 3)[label], "AUTO").module()
+    single = cases_of(3, 1)[label]
+    assert_equal(program(*single.args), single.hand(*single.args))
+
+
+@pytest.mark.parametrize("sizes", TRACED)
+@pytest.mark.parametrize("label", LABELS)
+def test_make_fx_with_symbolic_sizes(label, sizes):
+    """Outputs and gradients."""
+
+    def everything(function: Any, args: tuple) -> tuple[Tensor, ...]:
+        outs = leaves(function(*args))
+        return *outs, *torch.autograd.grad([out.sum() for out in outs], [arg for arg in args if needs_grad(arg)])
+
+    case = cases_of(*TRACED[sizes])[label]
+    traced = make_fx(lambda *args: everything(case.hand, args), tracing_mode="symbolic")(*case.args)
+    for tried in [TRACED[sizes], *TRIED]:
+        other = cases_of(*tried)[label]
+        assert_equal(traced(*other.args), everything(other.auto, other.args))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_layer_is_exported_with_its_time_open(cell):
+    layer = Recurrent(4, 6, cell).double()
+    begin = torch.randn(5, 9, 6, dtype=torch.float64) if CELLS[cell].looks else None
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    program = torch.export.export(layer, (x, begin), dynamic_shapes=({1: Dim.AUTO}, None)).module()
+    for T in (3, 2, 5, 8):
+        x = torch.randn(5, T, 4, dtype=torch.float64)
+        assert_equal(program(x, begin), layer(x, begin))
+
+
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")  # torch's own
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("label", [*LAYERS, *(label for label in LABELS if label.startswith("Captioning"))])
+def test_onnx_with_symbolic_sizes(label, dtype):
+    """In onnxruntime."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")
+    case = cases_of(4, 3, dtype)[label]
+    if dtype == torch.float64 and "every option" in label:
+        pytest.skip("torch.onnx rounds Python numbers to float32")
+    program = torch.onnx.export(exported(case, "Dim"), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    for tried in [(4, 3), *TRIED]:
+        other = cases_of(*tried, dtype)[label]
+        given = [arg.detach().numpy() for arg in other.args if isinstance(arg, Tensor)]
+        names = [entry.name for entry in session.get_inputs()]
+        found = session.run(None, dict(zip(names, given, strict=True)))
+        for one, out in zip(found, leaves(other.hand(*other.args)), strict=True):
+            error = (torch.from_numpy(one) - out.detach()).abs().max()
+            assert error <= 16 * torch.finfo(dtype).eps * out.detach().abs().max()
+
+
+def trace_with_jit(call: Any, args: tuple) -> Any:
+    with torch.no_grad():
+        return torch.jit.trace(call, args)
+
+
+@OF_JIT_TRACE
+@pytest.mark.parametrize("cell", CELLS)
+def test_jit_trace_refuses_a_loop_over_time(cell):
+    x, begin = torch.randn(5, 3, 4), torch.randn(5, 9, 6) if CELLS[cell].looks else torch.randn(5, 6)
+    with pytest.raises(RuntimeError, match=r"torch.jit.trace cannot record a loop over T time steps: use torch.export"):
+        trace_with_jit(Recurrent(4, 6, cell), (x, begin))
+
+
+@OF_JIT_TRACE
+@pytest.mark.parametrize("label", [label for label in FUNCTIONS if label not in LAYERS])
+def test_jit_trace_is_right_where_no_loop_is(label):
+    case, other = cases_of(4, 3)[label], cases_of(5, 7)[label]
+    traced = trace_with_jit(lambda *args: tuple(leaves(case.hand(*args, *case.args[len(args) :]))), tensors(case))
+    assert_equal(traced(*tensors(other)), other.hand(*other.args))
+
+
+def tensors(case: compare.Case) -> tuple[Tensor, ...]:
+    return tuple(arg.detach() for arg in case.args if isinstance(arg, Tensor))
+
+
+def test_torch_func_in_a_program_of_symbolic_time_is_refused():
+    def per_row(x: Tensor, h0: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.vmap(lambda h: functions.rnn(x, h, *weights))(torch.stack([h0, -h0]))
+
+    args = cases_of(4, 3)["rnn"].args
+    with pytest.raises(RuntimeError, match=r"make the time axis static \(torch.export.Dim.STATIC\)"):
+        make_fx(per_row, tracing_mode="symbolic")(*args)
+    traced = make_fx(per_row, tracing_mode="real")(*args)
+    assert_equal(traced(*args), per_row(*args))
+
+
+def test_sizes_may_be_symbolic_where_they_are_given_as_a_number():
+    """`packed_rnn` of T steps, T read from the shape of another input."""
+
+    class Module(nn.Module):
+        def forward(self, x: Tensor, *args: Tensor) -> Tensor:
+            rows = x.transpose(0, 1).reshape(-1, x.shape[2])
+            return functions.packed_rnn(rows, *args, sizes=x.shape[1])
+
+    args = tensors(cases_of(4, 3)["rnn"])
+    shapes = ({0: Dim.AUTO, 1: Dim.AUTO}, {0: Dim.AUTO}, None, None, None)
+    program = torch.export.export(Module(), args, dynamic_shapes=(*shapes[:1], shapes[1:])).module()
+    other = tensors(cases_of(5, 7)["rnn"])
+    assert_equal(program(*other), Module()(*other))
