@@ -368,7 +368,7 @@ class CaptioningRNN:
         self.dtype = np.dtype(dtype)
         self.word_to_idx = word_to_idx
         self.idx_to_word = {idx: word for word, idx in word_to_idx.items()}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(_random_seed())
             model = captioner.CaptioningRNN(word_to_idx, input_dim, wordvec_dim, hidden_dim, cell_type)
         self._model = model.to(torch.from_numpy(np.empty(0, self.dtype)).dtype)
@@ -413,8 +413,8 @@ class CaptioningRNN:
             raise ValueError(f"sampling begins with {START}, which the vocabulary lacks")
         inputs = self._read(features)
         state = self._model.begin(inputs)
-        words = torch.full((len(inputs),), self._model.start)
-        sampled = torch.full((len(inputs), max_length), self._model.null)
+        words = inputs.new_full((len(inputs),), self._model.start, dtype=torch.int64)
+        sampled = inputs.new_full((len(inputs), max_length), self._model.null, dtype=torch.int64)
         for t in range(max_length):
             scores, state = self._model.step(words, state)
             words = scores.argmax(1)

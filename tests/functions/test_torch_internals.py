@@ -1,0 +1,117 @@
+"""The private names of torch, one test each: which is missing, or means something else, is the test that fails."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.data import DataLoader
+
+from torch_caption.functions import _torch_internals as internals
+
+
+def seen(look, transform, x: Tensor) -> list[bool]:
+    """What `look` says of the tensor that `transform` hands to its function."""
+    said = []
+
+    def function(y: Tensor) -> Tensor:
+        said.append(look(y))
+        return (y * y).sum()
+
+    transform(function)(x)
+    return said
+
+
+X = torch.ones(3)
+
+
+def test_is_functorch_wrapped_tensor():
+    look = internals.is_wrapped
+    assert not look(X)
+    assert not look(X.clone().requires_grad_())
+    assert seen(look, torch.func.grad, X) == [True]
+    assert seen(look, torch.func.vmap, X[None]) == [True]
+    assert seen(look, lambda f: lambda x: torch.func.jvp(f, (x,), (x,)), X) == [True]
+
+
+def test_is_batchedtensor():
+    look = internals.is_mapped
+    assert seen(look, torch.func.grad, X) == [False]
+    assert seen(look, torch.func.vmap, X[None]) == [True]
+    assert seen(look, lambda f: torch.func.vmap(torch.func.grad(f)), X[None]) == [False]  # the outermost is grad's
+
+
+def test_is_legacy_batchedtensor():
+    look = internals.is_mapped_by_autograd
+    assert not look(X)
+    assert seen(look, torch.func.vmap, X[None]) == [False]
+    x, said = X.clone().requires_grad_(), []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dout):
+            said.append(look(dout))
+            return dout
+
+    y = Watched.apply(x)
+    torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True)
+    assert said == [True]
+
+
+def test_get_unwrapped():
+    def levels(y: Tensor) -> int:
+        count = 0
+        while internals.is_wrapped(y):
+            y, count = internals.unwrapped(y), count + 1
+        assert type(y) is Tensor
+        return count
+
+    assert seen(levels, torch.func.grad, X) == [1]
+    assert seen(levels, lambda f: torch.func.vmap(torch.func.grad(f)), X[None]) == [2]
+
+
+def test_current_level():
+    assert not internals.in_forward_mode()
+    with torch.autograd.forward_ad.dual_level():
+        assert internals.in_forward_mode()
+    assert not internals.in_forward_mode()
+    assert seen(lambda _: internals.in_forward_mode(), lambda f: lambda x: torch.func.jvp(f, (x,), (x,)), X) == [True]
+
+
+@pytest.mark.parametrize("mode", ["FAKE", "PROXY"])
+def test_dispatch_mode_key(mode):
+    """Each key is there, and without a mode there is none under it."""
+    assert torch._C._get_dispatch_mode(getattr(torch._C._TorchDispatchModeKey, mode)) is None
+
+
+def test_get_dispatch_mode():
+    assert not internals.is_traced()
+    with FakeTensorMode():
+        assert internals.is_traced()
+    for mode in ("real", "fake", "symbolic"):
+        assert seen(lambda _: internals.is_traced(), lambda f, m=mode: make_fx(f, tracing_mode=m), X) == [True]
+    assert not internals.is_traced()
+
+
+def test_shutdown_workers():
+    """`_iterator` and `_shutdown_workers`: the processes have ended, and the loader begins anew."""
+    loader = DataLoader([os.getpid()] * 2, num_workers=1, persistent_workers=True, batch_size=None)
+    assert len([*loader]) == 2
+    (worker,) = loader._iterator._workers
+    internals.end_workers(loader)
+    end = time.monotonic() + 10
+    while worker.is_alive() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not worker.is_alive()
+    assert len([*loader]) == 2
+    internals.end_workers(loader)
+    internals.end_workers(DataLoader([0], num_workers=0))  # which has none

@@ -1,0 +1,52 @@
+"""The private names of torch that this package uses: all of them stand here and nowhere else.
+
+torch has no public names for these. Each has a test of its own in tests/functions/test_torch_internals.py, which fails
+by its name where torch takes the name away or gives it another meaning. All but the last decide which path a function
+takes; `_common` asks them at every call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether torch.func stands around x: it is mapped, or a derivative is taken with respect to it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether x, which is wrapped, is mapped by torch.vmap at its outermost level."""
+    return torch._C._functorch.is_batchedtensor(x)
+
+
+def is_mapped_by_autograd(x: Tensor) -> bool:
+    """Whether x is mapped by torch.autograd.grad(is_grads_batched=True), whose tensors are of another kind."""
+    return torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """What stands within x, one level of torch.func taken off."""
+    return torch._C._functorch.get_unwrapped(x)
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is entered: any tensor may come with a tangent."""
+    return forward_ad._current_level >= 0
+
+
+def is_traced() -> bool:
+    """Whether fake tensors or proxies record what is done, as under torch.export and make_fx."""
+    modes = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
+
+
+def end_workers(loader: Any) -> None:
+    """End the processes of a torch.utils.data.DataLoader now, not when it is collected."""
+    if loader._iterator is not None and loader.num_workers:
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
