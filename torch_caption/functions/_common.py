@@ -169,8 +169,13 @@ def _fits(tensor: Tensor, spec: str, sizes: dict[str, int]) -> bool:
 
 def _suspects(names: Collection[str]) -> list[str]:
     """Arguments in the order in which they are suspected: inputs before weights, later ones before earlier ones."""
-    weights = [name for name in names if name[0] in "Wwb"]
-    return [*[name for name in names if name not in weights][::-1], *weights[::-1]]
+    backwards = [*names][::-1]
+    return [name for name in backwards if not _is_weight(name)] + [name for name in backwards if _is_weight(name)]
+
+
+def _is_weight(name: str) -> bool:
+    """Wx, Wh, w, b and their like; everything else comes from the caller's data."""
+    return name[0] in "Wwb"
 
 
 def _mixed(function: str, tensors: dict[str, Tensor]) -> TypeError:
@@ -194,9 +199,10 @@ def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], sizes: dict[s
         _bind(others, bound)
         if all(_fits(*other, bound) for other in others):
             return _wrong_shape(function, suspect, *tensors[suspect], bound)
-    bound = dict(sizes)  # several are wrong: the first that is by what the weights say
-    _bind([tensors[name] for name in reversed(_suspects(tensors))], bound)
-    suspect = next(name for name in tensors if not _fits(*tensors[name], bound))
+    # Several are wrong: the first that is, by what the weights say.
+    bound = dict(sizes)
+    _bind([tensors[name] for name in _suspects(tensors)[::-1] if _is_weight(name)], bound)
+    suspect = next(name for name in tensors if not _fits(*tensors[name], dict(bound)))
     return _wrong_shape(function, suspect, *tensors[suspect], bound)
 
 
