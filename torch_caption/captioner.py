@@ -37,7 +37,7 @@ class CaptioningRNN(nn.Module):
 
     Parameters bear cs231n's names, shapes and first values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
     Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
-    "attention" Wattn (H, 4H).
+    "attention" Wattn (H, 4H). They are made on torch's default device and of its default dtype.
 
     Args:
         word_to_idx: ids of the words, <NULL> among them; V is its size. Without <START> nothing can be sampled;

@@ -2,7 +2,7 @@
 
 torch has two: MKL, which it takes by default, and oneDNN. With large factors oneDNN is up to 1.5 times as fast: in a
 step of training, or captions of many images at once. But each of its calls costs about 20 microseconds more, and the
-caption of one image takes 1.4 to 2.5 times as long. The choice is a setting of the whole process, which no function of
+caption of one image takes 1.4 to 2.7 times as long. The choice is a setting of the whole process, which no function of
 this package changes. A program makes it once, at its start: `train.py` and `python -m torch_caption.evaluate` prefer
 oneDNN; `sample.py` and the others leave torch as it is.
 """
