@@ -311,11 +311,7 @@ def test_what_is_written_is_seen(line):
 
 
 def test_one_module_chooses_the_library_of_products():
-    setters = {
-        module
-        for module, path in MODULES.items()
-        if any("precision" in write for write in written(path))
-    }
+    setters = {module for module, path in MODULES.items() if any("precision" in write for write in written(path))}
     assert setters == {"torch_caption.matmul"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import threading
@@ -50,7 +51,7 @@ found = {{}}
 common = dict(data=str(directory), hidden_dim=16, wordvec_dim=8, batch_size=5, epochs=2, lr=1e-2, score_images=6)
 common |= dict(max_length=6, tensorboard=False, max_train=20, device="cpu", dropout=0.1)
 options = dict(scheduled_sampling=0.5, ema=0.9, label_smoothing=0.1, feature_dropout=0.1)
-for cell in CELLS:
+for cell in ("rnn", "attention"):
     run = training.fit(TrainConfig(**common, **options, cell_type=cell, out=out / cell))
     training.fit(TrainConfig(**common, **options, cell_type=cell, out=out / cell, resume=str(run)))
     found[cell] = [{{k: v for k, v in record.items() if k != "seconds"}} for record in runs.read(run)]
@@ -96,7 +97,13 @@ def everything(directory: Path, out: Path, setting: str) -> dict[str, Any]:
         out=str(out),
     )
     ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, encoding="utf-8", cwd=ROOT, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        env=os.environ | {"PATH": ""},  # without Java, which takes half of the time
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     return ast.literal_eval(ran.stdout.rpartition("FOUND ")[2])
@@ -104,7 +111,7 @@ def everything(directory: Path, out: Path, setting: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", pictures=True, grids=True)
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", grids=True)
 
 
 def test_the_default_device_changes_no_value(directory, tmp_path):
@@ -116,7 +123,9 @@ def test_the_default_device_changes_no_value(directory, tmp_path):
 def test_the_default_dtype_is_that_of_no_result(directory, tmp_path):
     """A model alone has its first weights in it, as torch.nn's layers do; `EVERYTHING` holds the dtypes of the rest."""
     found = everything(directory, tmp_path, "torch.set_default_dtype(torch.float64)")
-    assert all(record["val_loss"] < 10 for records in found.values() for record in records if isinstance(record, dict))
+    for cell in ("rnn", "attention"):
+        first, last = found[cell]
+        assert last["val_loss"] < first["val_loss"]
 
 
 def test_modules_begin_on_the_default_device_in_the_default_dtype():
