@@ -102,6 +102,8 @@ def test_shape_message_gives_the_sizes():
         call("rnn", Wx=torch.ones(3, 5, dtype=torch.float64))
     with refuses(ValueError, "lstm: Wh must be (H, 4H) with H = 5, 4H = 20, but is (5, 5)"):
         call("lstm", Wh=torch.ones(5, 5, dtype=torch.float64))
+    with refuses(ValueError, "lstm: h0 must be (N, H) with N = 2, H = 5, but is (5,)"):
+        call("lstm", h0=torch.ones(5, dtype=torch.float64))
     with refuses(ValueError, "lstm: c0 must be (N, H) with N = 2, H = 5, but is (5,)"):
         call("lstm", c0=torch.ones(5, dtype=torch.float64))
     with refuses(ValueError, "affine: x must be (..., D) with D = 4, but is ()"):

@@ -106,7 +106,8 @@ def test_shutdown_workers():
     """`_iterator` and `_shutdown_workers`: the processes have ended, and the loader begins anew."""
     loader = DataLoader([os.getpid()] * 2, num_workers=1, persistent_workers=True, batch_size=None)
     assert len([*loader]) == 2
-    (worker,) = loader._iterator._workers
+    iterator = loader._iterator  # which would end its processes when it is collected
+    (worker,) = iterator._workers
     internals.end_workers(loader)
     end = time.monotonic() + 10
     while worker.is_alive() and time.monotonic() < end:
@@ -114,4 +115,5 @@ def test_shutdown_workers():
     assert not worker.is_alive()
     assert len([*loader]) == 2
     internals.end_workers(loader)
-    internals.end_workers(DataLoader([0], num_workers=0))  # which has none
+    for workers in (0, 1):
+        internals.end_workers(DataLoader([0], num_workers=workers))  # which has none, or none yet

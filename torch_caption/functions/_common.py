@@ -163,7 +163,7 @@ def _fits(tensor: Tensor, spec: str, sizes: dict[str, int]) -> bool:
         factor, symbol = _factor(letter)
         if factor == 1:
             sizes.setdefault(symbol, size)
-        fits = fits and size == factor * sizes.get(symbol, -1)
+        fits = fits and symbol in sizes and size == factor * sizes[symbol]
     return fits
 
 
@@ -201,7 +201,7 @@ def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], sizes: dict[s
             return _wrong_shape(function, suspect, *tensors[suspect], bound)
     # Several are wrong: the first that is, by what the weights say.
     bound = dict(sizes)
-    _bind([tensors[name] for name in _suspects(tensors)[::-1] if _is_weight(name)], bound)
+    _bind([tensors[name] for name in tensors if _is_weight(name)], bound)
     suspect = next(name for name in tensors if not _fits(*tensors[name], dict(bound)))
     return _wrong_shape(function, suspect, *tensors[suspect], bound)
 
