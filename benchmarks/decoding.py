@@ -38,6 +38,7 @@ COLUMNS = (
 NOTES = (
     f"H=512 W=256, at most {STEPS} words; words: the mean length of a caption, <END> counted",
     f"the same captions as the loop's: in float64 all of them, in float32 all but those parted by a tie within {TIE:g}",
+    "float32 products of all are torch's default, as in sample.py",
 )
 
 

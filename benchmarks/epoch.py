@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.options import Options
 from benchmarks.peers import Padded
 from benchmarks.step import OURS
 from benchmarks.tables import Column, Table
+from benchmarks.timing import onednn, products_note
 from benchmarks.workload import TINY
 from torch_caption import training
 from torch_caption.config import TrainConfig
@@ -52,9 +54,10 @@ class Runner:
         """Up to `TURN` steps of training.py's, loading counted; returns how many, 0 once the epoch is over."""
         self.state.model.train()
         begun, sizes = time.perf_counter(), []
-        for features, captions in islice(stream, TURN):
-            training._train_batch(self.state, self.config, self.objective, features, captions, steps_an_epoch)
-            sizes.append(len(captions))
+        with onednn() if self.name.startswith(OURS) else nullcontext():
+            for features, captions in islice(stream, TURN):
+                training._train_batch(self.state, self.config, self.objective, features, captions, steps_an_epoch)
+                sizes.append(len(captions))
         if sizes:
             self.seconds.append(time.perf_counter() - begun)
             self.captions.append(sum(sizes))
@@ -86,6 +89,7 @@ def measure(options: Options) -> Table:
     notes = (
         f"batches of {config.batch_size}; loading, dropout and optimizer counted, validation not; {TURN} steps a turn",
         "the same first weights, batches and rates; each draws its own dropout; the second bias of torch.nn stays zero",
+        products_note(),
     )
     return Table("epoch", title, COLUMNS, tuple(rows), notes)
 

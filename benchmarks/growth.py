@@ -15,7 +15,7 @@ from benchmarks.options import Options
 from benchmarks.peers import Loop, LoopLayer, Packed, PackedLayer, Padded, PaddedLayer, gradient
 from benchmarks.step import CLAIMED, OURS, module_step, numpy_step, same_as_first
 from benchmarks.tables import Column, Table
-from benchmarks.timing import QUICK, Contender, Effort, Key, Times, peak, peak_contenders, race
+from benchmarks.timing import QUICK, Contender, Effort, Key, Times, peak, peak_contenders, products_note, race
 from benchmarks.workload import Shape, layer_flops, new_batch, new_lengths, new_model, step_flops
 from torch_caption import functions
 from torch_caption.cells import make_cell
@@ -65,7 +65,7 @@ def tables(options: Options) -> Iterator[Table]:
         for what, steps in shapes(options.quick).items():
             title = f"training step, {cell}, with {what}: T={steps[0].T} F={steps[0].F} W={steps[0].W}"
             rows = tuple(step_row(cell, shape, effort, speed) for shape in steps)
-            yield Table("growth", title, STEP_COLUMNS, rows, STEP_NOTES)
+            yield Table("growth", title, STEP_COLUMNS, rows, (*STEP_NOTES, products_note()))
 
 
 def peak_speed(effort: Effort) -> float:

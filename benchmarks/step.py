@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,19 @@ from benchmarks.assignment import Assignment
 from benchmarks.options import Options
 from benchmarks.peers import PEERS, Loop, Packed, Padded, gradient
 from benchmarks.tables import Column, Table
-from benchmarks.timing import QUICK, Contender, Effort, Key, Times, fastest_product, peak, peak_contenders, race
+from benchmarks.timing import (
+    QUICK,
+    Contender,
+    Effort,
+    Key,
+    Times,
+    fastest_product,
+    onednn,
+    peak,
+    peak_contenders,
+    products_note,
+    race,
+)
 from benchmarks.workload import SHAPES, TINY, Batch, Shape, new_batch, new_model, step_flops
 from torch_caption.captioner import CaptioningRNN
 
@@ -91,7 +104,7 @@ def tables(options: Options) -> Iterator[Table]:
             table = measure(cell, shape, effort, compiler)
             summary += [(cell, shape.name, *row[1:]) for row in table.rows if row[0] == OURS]
             yield table
-    notes = (LIMIT, f"torch.compile took {compiler.spent:.0f} s, which is not counted")
+    notes = (LIMIT, products_note(), f"torch.compile took {compiler.spent:.0f} s, which is not counted")
     yield Table("step", "one training step, ours", SUMMARY, tuple(summary), notes)
 
 
@@ -128,7 +141,7 @@ def contenders(model: CaptioningRNN, batch: Batch, compiler: Compiler) -> tuple[
 
 
 def module_step(name: str, owner: Any, module: Any, batch: Batch, precision: str) -> Step:
-    """Gradients away, loss, backward; no optimizer, which is the same for all.
+    """Gradients away, loss, backward; no optimizer, which is the same for all. Ours has its products as in train.py.
 
     Args:
         owner: has the weights: a `CaptioningRNN` or a peer.
@@ -138,9 +151,10 @@ def module_step(name: str, owner: Any, module: Any, batch: Batch, precision: str
 
     def run() -> Tensor:
         module.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = module(batch.features, batch.captions)
-        loss.backward()
+        with onednn() if name.startswith(OURS) else nullcontext():
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = module(batch.features, batch.captions)
+            loss.backward()
         return loss.detach()
 
     def gradients() -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-FLOAT32_ACCURACY = 1e-5  # of a product of 4096 terms, relative to its greatest entry; bfloat16's is 4e-3
+from torch_caption.matmul import prefer_onednn
 
 
 @dataclass(frozen=True)
@@ -183,18 +183,31 @@ def _no_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def onednn() -> Iterator[None]:
-    """Products of float32 go to oneDNN and not to MKL.
-
-    The setting allows bfloat16 inside; a processor whose oneDNN has no such kernel computes at float32 accuracy all the
-    same, which `onednn_is_float32` finds out.
-    """
+    """Products of float32 go to oneDNN, if it is as exact as MKL: what `prefer_onednn` does, for a block."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
     before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
+    if onednn_is_exact():
+        settings.fp32_precision = "bf16"
     try:
         yield
     finally:
         settings.fp32_precision = before
+
+
+@functools.cache
+def onednn_is_exact() -> bool:
+    """Whether `prefer_onednn` chooses oneDNN here."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
+    before = settings.fp32_precision
+    chosen = prefer_onednn()
+    settings.fp32_precision = before
+    return chosen
+
+
+def products_note() -> str:
+    """Whose products a race of training steps is of."""
+    ours = "oneDNN's, as train.py chooses" if onednn_is_exact() else "torch's default"
+    return f"float32 products: ours are {ours} (torch_caption.matmul), those of the others torch's default"
 
 
 @functools.cache
@@ -204,16 +217,6 @@ def operands(size: int, precision: str, device: str = "cpu") -> tuple[Tensor, Te
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
     return a, b, torch.empty_like(a)
-
-
-@functools.cache
-def onednn_is_float32(size: int) -> bool:
-    """Whether oneDNN's product agrees with the other one as far as float32 can."""
-    a, b, _ = operands(size, "float32")
-    plain = a @ b
-    with onednn():
-        other = a @ b
-    return bool((plain - other).abs().max() <= FLOAT32_ACCURACY * plain.abs().max())
 
 
 PRODUCT_WEIGHT = 1.5
@@ -231,7 +234,7 @@ def peak_contenders(effort: Effort, precisions: Sequence[str] = ("float32", "bfl
             product("float32")
 
     made = [Contender("product", functools.partial(product, of), of, PRODUCT_WEIGHT) for of in precisions]
-    if "float32" in precisions and torch.backends.mkldnn.is_available() and onednn_is_float32(effort.product):
+    if "float32" in precisions and onednn_is_exact():
         made.append(Contender("product, oneDNN", by_onednn, "float32", PRODUCT_WEIGHT))
     return made
 

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "cells": {"functions", "reference"},
     "captioner": {"beam", "cells", "decoding", "dropout", "functions", "likelihood", "vocabulary"},
     "dropout": {"functions"},
+    "matmul": set(),
     "data": {"ending", "files", "metrics", "texts", "vocabulary"},
     "photographs": {"data", "vocabulary"},
     "plots": {"data"},
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     "curves": set(),
     "distributed": {"ending"},
     "interruption": {"distributed", "ending"},
-    "loading": {"data", "ending"},
+    "loading": {"data", "ending", "functions"},
     "files": set(),
     "seal": set(),
     "archive": set(),
@@ -61,7 +62,7 @@ FORBIDDEN = re.compile(
     )""",
     re.VERBOSE,
 )
-ALLOWED = {"torch.nn.Parameter"}  # a type, of which a tensor may be
+ALLOWED = {"torch.nn.Parameter", "torch.jit.is_tracing"}  # a type, of which a tensor may be; and a question
 
 
 def sources(folder: Path = PACKAGE) -> list[Path]:
@@ -231,6 +232,162 @@ def function_of(cls: str, name: str) -> ast.FunctionDef:
             if isinstance(node, ast.ClassDef) and node.name == cls:
                 return next(item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == name)
     raise LookupError(cls)
+
+
+# What belongs to the process ---------------------------------------------------------------------------------------
+
+
+def foreign_names(tree: ast.AST) -> set[str]:
+    """The names that a source has for modules that are not ours, and for what it imports of them."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif (
+            isinstance(node, ast.ImportFrom) and not node.level and not (node.module or "").startswith("torch_caption")
+        ):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+def root(node: ast.AST) -> str:
+    """The name at the head of `a.b[c].d`."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+SETTERS = re.compile(
+    r"set_?\w*|(un)?setenv|putenv|(manual_)?seed(_all)?|use_\w+|\w*_?default_\w+|filterwarnings|simplefilter"
+)
+
+
+def writes_of_process_state(source: str) -> set[str]:
+    """Where a source changes what is the process's: attributes of foreign modules, `global`s, calls of setters."""
+    tree = ast.parse(source)
+    foreign, found = foreign_names(tree), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete | ast.For | ast.withitem):
+            targets = getattr(node, "targets", None) or [
+                getattr(node, "target", None) or getattr(node, "optional_vars", None)
+            ]
+            parts = [part for target in targets if target is not None for part in ast.walk(target)]
+            owned = [part for part in parts if isinstance(part, ast.Attribute | ast.Subscript)]
+            found |= {ast.unparse(part) for part in owned if root(part) in foreign}
+        elif isinstance(node, ast.Call):
+            name = dotted(node.func)
+            if root(node.func) in foreign and SETTERS.fullmatch(name.rpartition(".")[2]):
+                found.add(name)
+            if name in ("setattr", "delattr") and root(node.args[0]) in foreign:
+                found.add(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", sources(PACKAGE / "functions"), ids=lambda path: path.stem)
+def test_no_function_writes_the_state_of_the_process(path):
+    assert writes_of_process_state(path.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+        "torch.backends.cudnn.enabled, x = True, 1",
+        "torch.set_num_threads(2)",
+        "torch.backends.mkldnn.set_flags(False)",
+        "torch.manual_seed(0)",
+        "torch.use_deterministic_algorithms(True)",
+        "torch.set_default_device('cpu')",
+        "backends.fp32_precision += 'x'",
+        "setattr(torch.backends, 'fp32_precision', 'none')",
+        "os.environ['X'] = '1'",
+        "def f():\n    global x\n    x = 1",
+    ],
+)
+def test_what_is_written_is_seen(line):
+    assert writes_of_process_state(f"import os\nimport torch\nfrom torch import backends\n{line}")
+
+
+def test_one_module_chooses_the_library_of_products():
+    setters = {module for module, path in MODULES.items() if any("precision" in write for write in written(path))}
+    assert setters == {"torch_caption.matmul"}
+
+
+def written(path: Path) -> set[str]:
+    """The attributes that a source assigns, and the setters that it calls."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assigned = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    return assigned | {dotted(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+# Private names of torch ----------------------------------------------------------------------------------------------
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and name != "_" and not name.endswith("__")
+
+
+@cache
+def own_private_names() -> set[str]:
+    """What any source of the package defines."""
+    found = {path.stem for path in MODULES.values()}
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and root(node) in ("self", "cls"):
+                found.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+    return found
+
+
+def private_names(source: str) -> set[str]:
+    """Private names of other libraries in a source."""
+    tree = ast.parse(source)
+    foreign, found = foreign_names(tree), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if root(node) in foreign or node.attr not in own_private_names():
+                found.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or ""
+            if not getattr(node, "level", 0) and not module.startswith("torch_caption"):
+                parts = [*module.split("."), *(part for alias in node.names for part in alias.name.split("."))]
+                found |= {part for part in parts if is_private(part)} - {"__future__"}
+    return found
+
+
+INTERNALS = PACKAGE / "functions" / "_torch_internals.py"
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if path != INTERNALS], ids=module_of)
+def test_no_other_module_uses_a_private_name(path):
+    assert private_names(path.read_text(encoding="utf-8")) == set()
+
+
+def test_every_private_name_has_a_test_of_its_own():
+    used = private_names(INTERNALS.read_text(encoding="utf-8"))
+    used |= {"is_functorch_wrapped_tensor", "is_batchedtensor", "is_legacy_batchedtensor", "get_unwrapped"}
+    tests = (ROOT / "tests" / "functions" / "test_torch_internals.py").read_text(encoding="utf-8")
+    assert {name for name in used - {"_C", "_functorch", "_higher_order_ops"} if name.strip("_") not in tests} == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch._C._get_dispatch_mode(mode)",
+        "from torch._subclasses import FakeTensorMode",
+        "import torch._dynamo",
+        "from torch.autograd import forward_ad\nforward_ad._current_level",
+        "loader._shutdown_workers()",
+        "from torch.utils._python_dispatch import TorchDispatchMode",
+    ],
+)
+def test_private_names_are_seen(line):
+    assert private_names(f"import torch\n{line}")
 
 
 # Versions ------------------------------------------------------------------------------------------------------------

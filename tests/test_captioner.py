@@ -7,6 +7,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -818,9 +819,10 @@ def test_copied_pickled_and_saved(model, features):
         ({"word_to_idx": {"cat": 0}}, "^word_to_idx lacks <NULL>$"),
         ({"cell_type": "gru"}, "^cell_type must be one of rnn, lstm, attention, but is 'gru'$"),
         ({"gradients": "numerical"}, "^gradients must be one of hand, auto, but is 'numerical'$"),
-        ({"input_dim": 0}, "^input_dim must be at least 1, but is 0$"),
-        ({"wordvec_dim": -1}, "^wordvec_dim must be at least 1, but is -1$"),
-        ({"hidden_dim": 0}, "^hidden_dim must be at least 1, but is 0$"),
+        ({"input_dim": 0}, "^CaptioningRNN: input_dim must be an integer of at least 1, but is 0$"),
+        ({"wordvec_dim": -1}, "^CaptioningRNN: wordvec_dim must be an integer of at least 1, but is -1$"),
+        ({"hidden_dim": 0}, "^CaptioningRNN: hidden_dim must be an integer of at least 1, but is 0$"),
+        ({"hidden_dim": 2.5}, "^CaptioningRNN: hidden_dim must be an integer of at least 1, but is 2.5$"),
         ({"dropout": 1.0}, "^dropout must be at least 0 and below 1, but is 1.0$"),
         ({"dropout": -0.1}, "^dropout must be at least 0 and below 1, but is -0.1$"),
         ({"label_smoothing": 1.0}, "^label_smoothing must be at least 0 and below 1, but is 1.0$"),
@@ -862,9 +864,47 @@ def test_refused_kinds(features):
     model = make()
     with pytest.raises(TypeError, match="CaptioningRNN: captions must hold integers, but is float32"):
         model(features, CAPTIONS.float())
-    with pytest.raises(TypeError, match="affine: w is float64, but x is float32"):
+    with pytest.raises(TypeError, match=r"^CaptioningRNN: features is float32, but b_proj is float64$"):
         model(features.float(), CAPTIONS)
+    with pytest.raises(TypeError, match=r"^CaptioningRNN: features is on meta, but b_proj is on cpu$"):
+        model(features.to("meta"), CAPTIONS)
+    with pytest.raises(TypeError, match=r"^CaptioningRNN: features must be floating-point, but is int64$"):
+        model(features.long(), CAPTIONS)
     captions = CAPTIONS.clone()
     captions[1, 1] = -1
     with pytest.raises(IndexError, match=r"CaptioningRNN: captions\[1, 1\] is -1, but there are 8 words"):
         model(features, captions)
+
+
+def not_tensors(features: Tensor) -> dict[str, Any]:
+    """What is given in the place of a tensor, and what is said of it."""
+    packed = torch.nn.utils.rnn.pack_sequence([*features])
+    return {
+        "a NumPy array; torch.from_numpy makes a tensor of it": features.numpy(),
+        "a PackedSequence; torch.nn.utils.rnn.pad_packed_sequence makes a tensor and lengths of it": packed,
+        "a list": features.tolist(),
+    }
+
+
+def test_what_is_no_tensor_is_refused_by_every_method(features):
+    model, attentive = make(), make("attention")
+    words = CAPTIONS[:, 1:]
+    calls: list[tuple[str, Callable[[Any], Any]]] = [
+        ("features", lambda x: model(x, CAPTIONS)),
+        ("captions", lambda x: model(features, x)),
+        ("read", lambda x: model(features, CAPTIONS, x)),
+        ("weights", lambda x: model(features, CAPTIONS, weights=x)),
+        ("features", model.begin),
+        ("features", model.sample),
+        ("features", model.beam_search),
+        ("features", lambda x: model.alternatives(x, words)),
+        ("words", lambda x: model.alternatives(features, x)),
+        ("words", lambda x: model.step(x, model.begin(features))),
+        ("words", lambda x: attentive.attention(features.unsqueeze(2), x)),
+        ("features", lambda x: attentive.attention(x, words)),
+        ("features", lambda x: model.stepper(1).begin(x)),
+    ]
+    for name, call in calls:
+        for kind, value in not_tensors(features).items():
+            with pytest.raises(TypeError, match=f"^CaptioningRNN: {name} must be a tensor, but is {re.escape(kind)}$"):
+                call(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -182,3 +183,42 @@ def test_recurrent_layer_is_copied_saved_and_compiled(cell_type):
     torch.testing.assert_close(compiled, expected)
     compiled.sum().backward()
     assert all(p.grad.any() for p in layer.parameters())
+
+
+@pytest.mark.parametrize(("sizes", "wrong"), [((0, 4), "input_dim"), ((4, 0), "hidden_dim"), ((4, 2.5), "hidden_dim")])
+def test_recurrent_refuses_sizes(cell_type, sizes, wrong):
+    value = dict(zip(("input_dim", "hidden_dim"), sizes, strict=True))[wrong]
+    with pytest.raises(ValueError, match=rf"^Recurrent: {wrong} must be an integer of at least 1, but is {value}$"):
+        Recurrent(*sizes, cell_type)
+
+
+def test_recurrent_names_the_input_that_is_wrong(cell_type):
+    """Whatever is wrong with x is said of x, and of h0 of h0, under the names that this layer has."""
+    layer = Recurrent(D, H, cell_type)
+    x, h0 = torch.randn(N, T, D), torch.randn(N, L, H) if layer.cell.looks else torch.randn(N, H)
+    shape = "N, L, H" if layer.cell.looks else "N, H"
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.full((N,), T), batch_first=True)
+    cases: list[tuple[type[Exception], Any, Any, str]] = [
+        (ValueError, x[..., 1:], h0, rf"x must be \(N, T, D\) with .*D = {D}, but is \({N}, {T}, {D - 1}\)"),
+        (ValueError, x[:, 0], h0, rf"x must be \(N, T, D\) with .*D = {D}, but is \({N}, {D}\)"),
+        (ValueError, x, h0[..., 1:], rf"h0 must be \({shape}\) with N = {N}, H = {H}, but is .*"),
+        (ValueError, x, h0[0], rf"h0 must be \({shape}\) with N = {N}, H = {H}, but is .*"),
+        (ValueError, x, h0[1:], rf"h0 must be \({shape}\) with N = {N}, H = {H}, but is .*"),
+        (TypeError, x.double(), h0, "x is float64, but b is float32"),
+        (TypeError, x.long(), h0, "x must be floating-point, but is int64"),
+        (TypeError, x, h0.double(), "h0 is float64, but b is float32"),
+        (TypeError, x.numpy(), h0, "x must be a tensor, but is a NumPy array; torch.from_numpy makes a tensor of it"),
+        (TypeError, packed, h0, "x must be a tensor, but is a PackedSequence; .*pad_packed_sequence makes .*"),
+        (TypeError, x, h0.numpy(), "h0 must be a tensor, but is a NumPy array; .*"),
+    ]
+    for error, wrong_x, wrong_h0, message in cases:
+        with pytest.raises(error, match=f"^Recurrent: {message}$"):
+            layer(wrong_x, wrong_h0)
+        if wrong_x is not x and not layer.cell.looks:
+            with pytest.raises(error, match=f"^Recurrent: {message}$"):
+                layer(wrong_x)
+
+
+def test_recurrent_needs_a_place_to_look_at():
+    with pytest.raises(ValueError, match=rf"^Recurrent: h0 must have at least one place, but is \({N}, 0, {H}\)$"):
+        Recurrent(D, H, "attention")(torch.ones(N, T, D), torch.ones(N, 0, H))

@@ -710,6 +710,9 @@ def test_load_coco_data(coco):
     np.testing.assert_array_equal(data["val_image_idxs"], toy["train_image_idxs"])
     np.testing.assert_array_equal(data["train_features"], toy["train_features"][:, :6])
     assert data["train_features"].dtype == np.float32
+    assert {data[f"{split}_{what}"].dtype for split in ("train", "val") for what in per_split[:2]} == {
+        np.dtype("int32")
+    }
     assert data["word_to_idx"] == toy["word_to_idx"]
     assert data["idx_to_word"] == toy["idx_to_word"]
     assert data["val_urls"].tolist() == [""] * 20

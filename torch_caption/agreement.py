@@ -150,8 +150,8 @@ def needs_grad(arg: Any) -> bool:
 
 def random_like(x: Tensor, seed: int) -> Tensor:
     """Normal numbers in the shape, dtype and on the device of `x`; the same for one seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
 
 
 def _reverse(call: Callable, inputs: tuple[Tensor, ...]) -> None:

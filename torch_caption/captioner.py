@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from torch_caption import decoding, likelihood
 from torch_caption.beam import Beams, LengthPenalty, beam_search
-from torch_caption.cells import State, make_cell
+from torch_caption.cells import State, check_sizes, make_cell
 from torch_caption.dropout import dropout
-from torch_caption.functions._products import products
+from torch_caption.functions._common import autocast, check_floats, check_tensor
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_of
 from torch_caption.vocabulary import END, NULL, START, UNK
@@ -37,7 +37,7 @@ class CaptioningRNN(nn.Module):
 
     Parameters bear cs231n's names, shapes and first values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
     Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
-    "attention" Wattn (H, 4H).
+    "attention" Wattn (H, 4H). They are made on torch's default device and of its default dtype.
 
     Args:
         word_to_idx: ids of the words, <NULL> among them; V is its size. Without <START> nothing can be sampled;
@@ -83,9 +83,7 @@ class CaptioningRNN(nn.Module):
         super().__init__()
         if NULL not in word_to_idx:
             raise ValueError(f"word_to_idx lacks {NULL}")
-        for name, size in {"input_dim": input_dim, "wordvec_dim": wordvec_dim, "hidden_dim": hidden_dim}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, but is {size}")
+        check_sizes("CaptioningRNN", input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim)
         for name, share in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
             if not 0 <= share < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, but is {share}")
@@ -138,6 +136,10 @@ class CaptioningRNN(nn.Module):
         """
         image = self._project(features)
         N = features.shape[0]
+        given = {"captions": captions, "read": read, "weights": weights}
+        for name, x in given.items():
+            if x is not None or name == "captions":
+                check_tensor("CaptioningRNN", name, x)
         if captions.dim() != 2 or captions.shape[0] != N or captions.shape[1] < 1:
             raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
         check_words("CaptioningRNN", "captions", captions, self.W_embed, "there are {high} words")
@@ -206,6 +208,7 @@ class CaptioningRNN(nn.Module):
         """The state before the first word, of features as `forward` takes them.
 
         Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
             ValueError: the features are of another shape.
         """
         return self.cell.begin(self._project(features))
@@ -214,9 +217,11 @@ class CaptioningRNN(nn.Module):
         """h0 (N, H) of features (N, D); the places (N, L, H) of a grid (N, D, L) or (N, D, a, a) for a cell that looks.
 
         Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
             ValueError: the features are of another shape.
         """
         D = self.input_dim
+        check_tensor("CaptioningRNN", "features", features)
         if self.cell.looks:
             if features.dim() not in (3, 4) or features.shape[1] != D or 0 in features.shape[2:]:
                 raise ValueError(
@@ -226,6 +231,8 @@ class CaptioningRNN(nn.Module):
             features = features.flatten(2).mT  # (N, L, D)
         elif features.dim() != 2 or features.shape[1] != D:
             raise ValueError(f"features must be (N, {D}), but are {tuple(features.shape)}")
+        features, b = autocast(features, self.b_proj)
+        check_floats("CaptioningRNN", {}, features=(features, "... D"), b_proj=(b, "H"))
         return self.cell.ops.affine(features, self.W_proj, self.b_proj)
 
     @torch.no_grad()
@@ -240,10 +247,12 @@ class CaptioningRNN(nn.Module):
             weights (N, T, L) or (N, T, a, a), positive and of sum 1 for each word; zero at <NULL>.
 
         Raises:
+            TypeError: features or words are not tensors of the right kind.
             ValueError: a shape does not fit, the cell does not look, or the vocabulary has no <START>.
         """
         if not self.cell.looks:
             raise ValueError(f"the cell {self.cell_type} does not look at places of its image")
+        check_tensor("CaptioningRNN", "words", words)
         starts = words.new_full((words.shape[0], 1), self.special()["start"])
         read = torch.cat([starts, words], dim=1)[:, :-1]  # before each word
         x = self.cell.ops.word_embedding(read, self.W_embed)
@@ -253,6 +262,7 @@ class CaptioningRNN(nn.Module):
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the word after `words` (N,), and the state then."""
+        check_tensor("CaptioningRNN", "words", words)
         x = self.cell.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
         state = self.cell.step(x, state, self.recurrent())
         h, w = self._vocabulary_layer(state[0])
@@ -269,8 +279,10 @@ class CaptioningRNN(nn.Module):
             (N, max_length) int64: the sampled words, <END> among them, <NULL> after it.
 
         Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
             ValueError: a shape does not fit, or the vocabulary has no <START>.
         """
+        check_tensor("CaptioningRNN", "features", features)
         stepper = self.stepper(features.shape[0] * max_length)
         return decoding.greedy(stepper, features, **self.special(), max_length=max_length).words
 
@@ -300,8 +312,10 @@ class CaptioningRNN(nn.Module):
             `Beams`: words (N, K, max_length), their log-probabilities and scores (N, K), and whether they ended.
 
         Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
             ValueError: an argument is out of its range, a shape does not fit, or the vocabulary has no <START>.
         """
+        check_tensor("CaptioningRNN", "features", features)
         return beam_search(
             self.stepper(features.shape[0] * beam_size * max_length),
             features,
@@ -322,8 +336,11 @@ class CaptioningRNN(nn.Module):
             words: (N, T) integers, as `sample` or `beam_search` has them.
 
         Raises:
+            TypeError: features or words are not tensors of the right kind.
             ValueError: as `torch_caption.likelihood.alternatives`, or the vocabulary has no <START>.
         """
+        for name, x in {"features": features, "words": words}.items():
+            check_tensor("CaptioningRNN", name, x)
         return likelihood.alternatives(self.stepper(words.numel()), features, words, **self.special(), k=k)
 
     def special(self) -> dict[str, Any]:
@@ -439,8 +456,7 @@ class Prepared:
 
     def _project(self, x: Tensor, out: Tensor) -> Tensor:
         """x Wx + b of word vectors x (n, W), written to `out` (n, GH). (With `out`, autocast changes no dtype.)"""
-        with products(len(x), self._Wx, fast=True):
-            return torch.addmm(self._b, x, self._Wx, out=out)
+        return torch.addmm(self._b, x, self._Wx, out=out)
 
     def _make_room(self, n: int) -> None:
         """Memory for steps of at most n rows."""
@@ -469,9 +485,7 @@ class Prepared:
             torch.index_select(self._table, 0, words, out=a)
         else:
             self._project(torch.index_select(self._W_embed, 0, words, out=self._x[:n]), out=a)
-        with products(n, self._weights["Wh"], fast=True):
-            self._cell.step_(a, state, self._weights)
-        with products(n, self._W_vocab, fast=n > 1):  # one row is a matrix and a vector, which MKL is the faster at
-            h = state[0] if self._W_out is None else torch.mm(state[0], self._W_out, out=self._x[:n])
-            torch.addmm(self._b_vocab, h, self._W_vocab, out=scores)
+        self._cell.step_(a, state, self._weights)
+        h = state[0] if self._W_out is None else torch.mm(state[0], self._W_out, out=self._x[:n])
+        torch.addmm(self._b_vocab, h, self._W_vocab, out=scores)
         return scores, state

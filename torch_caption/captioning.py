@@ -145,7 +145,7 @@ def looked(model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, texts
     Raises:
         ValueError: the model's cell looks at no places.
     """
-    ids = [torch.tensor(vocabulary.encode(text.split())[1:-1], dtype=torch.int64) for text in texts]
+    ids = [torch.tensor(vocabulary.encode(text.split())[1:-1], dtype=torch.int64, device="cpu") for text in texts]
     words = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=model.null)
     weights = model.attention(features.to(model.W_proj), words.to(model.W_proj.device)).float().cpu().numpy()
     return [of_image[: len(row)] for of_image, row in zip(weights, ids, strict=True)]
@@ -159,7 +159,7 @@ def captioned_images(split: Split) -> list[int]:
 def some_images(split: Split, count: int, *, seed: int) -> list[int]:
     """At most `count` of the images that have a caption, chosen by the seed, in order."""
     images = captioned_images(split)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(images), generator=torch.Generator("cpu").manual_seed(seed), device="cpu").tolist()
     return sorted(images[place] for place in order[:count])
 
 

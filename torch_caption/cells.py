@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_caption import functions, reference
-from torch_caption.functions._common import tanh_
+from torch_caption.functions._common import autocast, check_floats, tanh_
 from torch_caption.functions.attention import attend_
 from torch_caption.functions.lstm import gates_
 
@@ -52,7 +52,10 @@ class Cell:
         return GRADIENTS[self.gradients]
 
     def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
-        """New Wx (D, GH), Wh (H, GH), b (GH,), drawn as cs231n draws them: normal over sqrt(fan-in), b zero."""
+        """New Wx (D, GH), Wh (H, GH), b (GH,), drawn as cs231n draws them: normal over sqrt(fan-in), b zero.
+
+        They are on torch's default device and of its default dtype, as the weights of torch.nn's layers are.
+        """
         width = self.gates * hidden_dim
         return {
             "Wx": torch.randn(input_dim, width) / input_dim**0.5,
@@ -201,10 +204,10 @@ class Recurrent(nn.Module):
         cell_type: a name in `CELLS`.
 
     Parameters are Wx (D, GH), Wh (H, GH) and b (GH,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
-    "attention" Wattn (H, 4H).
+    "attention" Wattn (H, 4H), on torch's default device and of its default dtype.
 
     Raises:
-        ValueError: there is no such cell.
+        ValueError: there is no such cell, or a size is not an integer of at least 1.
     """
 
     Wx: Tensor
@@ -213,7 +216,8 @@ class Recurrent(nn.Module):
 
     def __init__(self, input_dim: int, hidden_dim: int, cell_type: str = "rnn"):
         super().__init__()
-        self.hidden_dim = hidden_dim
+        check_sizes("Recurrent", input_dim=input_dim, hidden_dim=hidden_dim)
+        self.input_dim, self.hidden_dim = input_dim, hidden_dim
         self.cell = make_cell(cell_type)
         for name, weight in self.cell.weights(input_dim, hidden_dim).items():
             self.register_parameter(name, nn.Parameter(weight))
@@ -224,13 +228,33 @@ class Recurrent(nn.Module):
         "attention" takes the places of its images (N, L, H) in the place of h0.
 
         Raises:
+            TypeError: a value is not a tensor of the right kind, or a dtype or device differs.
             ValueError: a shape does not fit, or a layer that looks has nothing to look at.
         """
+        sizes = {"D": self.input_dim, "H": self.hidden_dim}
+        gates = f"{self.cell.gates}H" if self.cell.gates > 1 else "H"
+        x, b = autocast(x, self.b)
+        check_floats("Recurrent", sizes, x=(x, "N T D"), b=(b, gates))
         if h0 is None:
             if self.cell.looks:
                 raise ValueError("Recurrent: this cell looks at an image: give its places (N, L, H)")
             h0 = x.new_zeros(x.shape[0], self.hidden_dim)
+        (h0,) = autocast(h0)
+        check_floats("Recurrent", sizes, h0=(h0, "N L H" if self.cell.looks else "N H"), b=(b, gates))
+        if 0 in h0.shape[1:]:
+            raise ValueError(f"Recurrent: h0 must have at least one place, but is {tuple(h0.shape)}")
         return self.cell.sequence(x, self.cell.begin(h0), dict(self.named_parameters()), lengths)
+
+
+def check_sizes(owner: str, **sizes: int) -> None:
+    """Check the sizes of a module.
+
+    Raises:
+        ValueError: one is not an integer of at least 1.
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{owner}: {name} must be an integer of at least 1, but is {size!r}")
 
 
 def make_cell(cell_type: str, gradients: str = "hand") -> Cell:

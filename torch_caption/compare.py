@@ -116,10 +116,10 @@ class Result:
 def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Case]:
     """Every function, then the captioner of each cell, with random arguments; weights are over sqrt(fan-in)."""
     N, T, D, H, V, L = (sizes[letter] for letter in LETTERS)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        values = scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+        values = scale * torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
         return values.to(device=device, dtype=dtype).requires_grad_()
 
     def weights(gates: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,12 +129,15 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         Wx, Wh, b = weights(4)
         return normal(N, H, L), Wx, Wh, normal(H, 4 * H, scale=H**-0.5), b
 
-    y = torch.randint(0, V, (N, T), generator=generator).to(device)
-    mask = (torch.rand(N, T, generator=generator) < 0.7).to(device)
-    lengths = torch.randint(0, T + 1, (N,), generator=generator).to(device)
+    def integers(high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=generator, device="cpu").to(device)
+
+    y = integers(V, N, T)
+    mask = (torch.rand(N, T, generator=generator, dtype=torch.float32, device="cpu") < 0.7).to(device)
+    lengths = integers(T + 1, N)
     sizes_of_steps = tuple(int((t < lengths).sum()) for t in range(T))
     r = sum(sizes_of_steps)
-    index = torch.randint(0, V, (r,), generator=generator).to(device)
+    index = integers(V, r)
     arguments = {
         "affine": (normal(N, D), normal(D, H, scale=D**-0.5), normal(H)),
         "temporal_affine": (normal(N, T, D), normal(D, H, scale=D**-0.5), normal(H)),
@@ -316,11 +319,12 @@ def gradient_norms(T: int = 64, N: int = 32, H: int = 128) -> dict[str, list[flo
     for label, (cell_type, forget_bias) in settings.items():
         torch.manual_seed(0)
         cell = CELLS[cell_type]()
-        weights = {name: w.double() for name, w in cell.weights(H, H).items()}
+        with torch.device("cpu"):
+            weights = {name: w.double() for name, w in cell.weights(H, H).items()}
         if forget_bias:
             weights["b"][H : 2 * H] = forget_bias
-        x = torch.randn(T, N, H, dtype=torch.float64)
-        state = cell.begin(torch.zeros(N, H, dtype=torch.float64).requires_grad_())
+        x = torch.randn(T, N, H, dtype=torch.float64, device="cpu")
+        state = cell.begin(x.new_zeros(N, H).requires_grad_())
         hidden = []
         for x_t in x:
             state = cell.step(x_t, state, weights)

@@ -368,7 +368,7 @@ class CaptioningRNN:
         self.dtype = np.dtype(dtype)
         self.word_to_idx = word_to_idx
         self.idx_to_word = {idx: word for word, idx in word_to_idx.items()}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(_random_seed())
             model = captioner.CaptioningRNN(word_to_idx, input_dim, wordvec_dim, hidden_dim, cell_type)
         self._model = model.to(torch.from_numpy(np.empty(0, self.dtype)).dtype)
@@ -413,8 +413,8 @@ class CaptioningRNN:
             raise ValueError(f"sampling begins with {START}, which the vocabulary lacks")
         inputs = self._read(features)
         state = self._model.begin(inputs)
-        words = torch.full((len(inputs),), self._model.start)
-        sampled = torch.full((len(inputs), max_length), self._model.null)
+        words = inputs.new_full((len(inputs),), self._model.start, dtype=torch.int64)
+        sampled = inputs.new_full((len(inputs), max_length), self._model.null, dtype=torch.int64)
         for t in range(max_length):
             scores, state = self._model.step(words, state)
             words = scores.argmax(1)
@@ -556,9 +556,10 @@ def load_coco_data(
         pca_features: read `*_vgg16_fc7_pca.h5`, else `*_vgg16_fc7.h5`.
 
     Returns:
-        for every split there is, such as train: train_captions (M, T), train_image_idxs (M,), train_features
-        (images, D) float32, train_urls (images,) strings; and idx_to_word, word_to_idx. Where the picture lies beside
-        the data, its entry in urls is that file's path; where the directory names no picture, it is empty.
+        for every split there is, such as train: train_captions (M, T) int32, train_image_idxs (M,) int32,
+        train_features (images, D) float32, train_urls (images,) strings; and idx_to_word, word_to_idx. Where the
+        picture lies beside the data, its entry in urls is that file's path; where the directory names no picture, it is
+        empty.
 
     Raises:
         torch_caption.data.coco.DataError: a file is missing or wrong; the message names file, dataset, row and value.
@@ -567,8 +568,8 @@ def load_coco_data(
     data: dict[str, Any] = {}
     for name, split in source.splits.items():
         images = range(split.num_images)
-        data[f"{name}_captions"] = split.captions.numpy()
-        data[f"{name}_image_idxs"] = split.image_idxs.numpy()
+        data[f"{name}_captions"] = split.captions.numpy().astype(np.int32)  # as the course's file has them
+        data[f"{name}_image_idxs"] = split.image_idxs.numpy().astype(np.int32)
         data[f"{name}_features"] = split.features_of(list(images)).numpy()
         pictures = [str(split.image_path(image) or split.image_name(image) or "") for image in images]
         data[f"{name}_urls"] = np.array(pictures, dtype=str)

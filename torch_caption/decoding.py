@@ -192,7 +192,7 @@ class LogProbs:
 
     def __init__(self, never: Collection[int]):
         self._never = never
-        self._ids = self._memory = torch.empty(0)
+        self._ids = self._memory = torch.empty(0, device="cpu")
 
     def __call__(self, scores: Tensor) -> Tensor:
         """log softmax (n, V) of scores (n, V), float32 for half precision; the next call may write over it."""
@@ -227,7 +227,7 @@ def _decode(
         raise ValueError(f"max_length must be at least 1, not {max_length}")
     N = features.shape[0]
     words = features.new_full((N, max_length), null, dtype=torch.int64)
-    log_probs = torch.zeros(N, device=features.device)
+    log_probs = torch.zeros(N, dtype=torch.float32, device=features.device)
     log_softmax = LogProbs(never_chosen(start, end, null, avoid))
     rows = torch.arange(N, device=features.device)  # (n,) the captions that have not ended
     last = torch.full_like(rows, start)  # (n,) their last words

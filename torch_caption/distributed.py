@@ -112,7 +112,7 @@ def total(values: Sequence[float]) -> list[float]:
     """The sum of each value over the ranks, in float64."""
     if size() == 1:
         return list(values)
-    sums = torch.tensor(values, dtype=torch.float64)
+    sums = torch.tensor(values, dtype=torch.float64, device="cpu")
     dist.all_reduce(sums)
     return cast(list[float], sums.tolist())
 

@@ -24,6 +24,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu" or not untransformed(x):
         return nn.functional.dropout(x, p)
-    numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
     bits = numbers.view(torch.int16)[: x.numel()].reshape(x.shape)  # from -2^15 to 2^15 - 1
     return x * (bits < kept - 2**15).to(x.dtype).mul_(2**16 / kept)

@@ -28,6 +28,7 @@ from torch_caption.data import _annotations, _written
 from torch_caption.data._annotations import Photograph
 from torch_caption.data.coco import CocoData, DataError, Split, below
 from torch_caption.ending import guarded
+from torch_caption.matmul import prefer_onednn
 from torch_caption.metrics import Interval, Scores
 from torch_caption.plots import GalleryItem
 from torch_caption.sampling import find_checkpoint
@@ -415,9 +416,13 @@ def _picture(config: EvaluateConfig, split: Split, idx: int) -> Path | None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: 0, 2 for a mistake of the user's, 130 on Ctrl-C."""
-    return guarded(
-        lambda: run(tyro.cli(EvaluateConfig, args=args, prog="python -m torch_caption.evaluate")), ["--beam-size"]
-    )
+
+    def evaluate() -> None:
+        config = tyro.cli(EvaluateConfig, args=args, prog="python -m torch_caption.evaluate")
+        prefer_onednn()
+        run(config)
+
+    return guarded(evaluate, ["--beam-size"])
 
 
 if __name__ == "__main__":

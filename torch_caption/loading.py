@@ -14,8 +14,9 @@ from typing import Any, cast
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from torch_caption.data.coco import EpochBatches, end_workers
+from torch_caption.data.coco import EpochBatches
 from torch_caption.ending import Failure, one_line
+from torch_caption.functions._torch_internals import end_workers
 
 Batch = tuple[Tensor, Tensor]
 _LOST = "DataLoader worker (pid"  # so torch's own message begins, and none of a worker's

@@ -123,7 +123,7 @@ def own_words(model: CaptioningRNN, features: Tensor, captions: Tensor, share: f
         (N, T-1) int64, to stand for captions[:, :-1].
     """
     read = captions[:, :-1].clone()
-    replaced = torch.rand(read.shape, device=read.device) < share
+    replaced = torch.rand(read.shape, dtype=torch.float32, device=read.device) < share
     replaced &= captions[:, 1:] != model.null
     columns = replaced[:, 1:].any(0).nonzero().flatten().tolist()
     if not columns:
@@ -210,7 +210,7 @@ class CaptionedImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, split: Split) -> None:
         self._split = split
-        self._images = torch.tensor(captioned_images(split))
+        self._images = torch.tensor(captioned_images(split), dtype=torch.int64, device="cpu")
 
     def __len__(self) -> int:
         return len(self._images)

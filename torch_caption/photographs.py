@@ -31,7 +31,7 @@ class Photographs(Split):
     def __init__(
         self, vocabulary: Vocabulary, features: Tensor, sources: Sequence[str], pictures: Sequence[Image.Image | None]
     ) -> None:
-        nothing = torch.zeros(0, dtype=torch.int64)
+        nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
         super().__init__(
             "photographs", vocabulary, nothing.view(0, 2), nothing, features, features.shape, names=sources
         )

@@ -220,7 +220,8 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device) -> State:
         CheckpointError: the checkpoint to begin with cannot be used, or not with this configuration and data.
     """
     torch.manual_seed(config.seed)
-    model = CaptioningRNN(data.vocabulary.word_to_idx, **_model_arguments(config, data))
+    with torch.device("cpu"):  # so that a seed draws the same weights wherever the model is trained
+        model = CaptioningRNN(data.vocabulary.word_to_idx, **_model_arguments(config, data))
     model.to(device, getattr(torch, config.dtype))
     if config.init_from is not None and config.resume is None:
         _adopt(model, config, data, runs.checkpoint(config.init_from, config.out))

@@ -98,14 +98,67 @@ def test_one_more_entry_along_any_axis_is_refused(function, name):
 
 
 def test_shape_message_gives_the_sizes():
-    with refuses(ValueError, "rnn: Wx must be (D, H) with D = 4, H = 5, but is (3, 5)"):
+    with refuses(ValueError, "rnn: x must be (N, T, D) with N = 2, D = 3, but is (2, 3, 4)"):
         call("rnn", Wx=torch.ones(3, 5, dtype=torch.float64))
     with refuses(ValueError, "lstm: Wh must be (H, 4H) with H = 5, 4H = 20, but is (5, 5)"):
         call("lstm", Wh=torch.ones(5, 5, dtype=torch.float64))
+    with refuses(ValueError, "lstm: h0 must be (N, H) with N = 2, H = 5, but is (5,)"):
+        call("lstm", h0=torch.ones(5, dtype=torch.float64))
     with refuses(ValueError, "lstm: c0 must be (N, H) with N = 2, H = 5, but is (5,)"):
         call("lstm", c0=torch.ones(5, dtype=torch.float64))
-    with refuses(ValueError, "affine: x must be (..., D), but is ()"):
+    with refuses(ValueError, "affine: x must be (..., D) with D = 4, but is ()"):
         call("affine", x=torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+def test_a_wrong_shape_is_blamed_on_the_tensor_that_has_it(function, name):
+    """An axis too many or too few, one more entry along an axis that the others fix, or two axes swapped: the message
+    names that tensor, and gives the sizes that the others have. What an input and one weight alone share is the
+    weight's to say."""
+    specs, value = FLOATS[function], arguments_of(function)[name]
+    wrong = [value.unsqueeze(0), value.sum(0)]
+    if len(specs) > 2 and value.dim() > 1:
+        wrong.append(value.transpose(-1, -2))
+    for axis, letter in enumerate(specs[name].split()):
+        sharers = [other for other, spec in specs.items() if letter[-1] in spec and other != name]
+        if len(sharers) > 1 or (name[0] not in "Wwb" and sharers and sharers[0][0] in "Wwb"):
+            wrong.append(torch.cat([value, value.narrow(axis, 0, 1)], dim=axis))
+    sizes = {"N": 2, "T": 3, "D": 4, "H": 5, "M": 5, "V": 6, "L": 7}
+    for tensor in wrong:
+        if tensor.shape == value.shape or ((function, name) == ("affine", "x") and tensor.shape[-1] == sizes["D"]):
+            continue
+        with pytest.raises(ValueError, match=rf"^{function}: {name} must be \(") as refused:
+            call(function, **{name: tensor})
+        said = dict(re.findall(r"(\d?[A-Z]) = (\d+)", str(refused.value)))
+        assert said == {letter: str(int(letter[:-1] or 1) * sizes[letter[-1]]) for letter in said}
+
+
+def test_several_wrong_shapes_are_told_by_what_the_weights_say():
+    args = arguments_of("rnn")
+    with refuses(ValueError, "rnn: x must be (N, T, D) with D = 4, but is (2, 3, 3)"):
+        call("rnn", x=args["x"][..., 1:], h0=args["h0"][0])
+
+
+def test_a_wrong_dtype_is_blamed_on_the_tensor_that_has_it():
+    args = arguments_of("rnn")
+    with refuses(TypeError, "rnn: x is float32, but h0 is float64"):
+        call("rnn", x=args["x"].float())
+    with refuses(TypeError, "rnn: x is float32, but Wx is float64"):
+        call("rnn", x=args["x"].float(), h0=args["h0"].float())
+    with refuses(TypeError, "affine: x is on meta, but w is on cpu"):
+        call("affine", x=arguments_of("affine")["x"].to("meta"))
+
+
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+def test_arrays_and_packed_sequences_are_told_how_to_become_tensors(function, name):
+    with refuses(
+        TypeError, f"{function}: {name} must be a tensor, but is a NumPy array; torch.from_numpy makes a tensor of it"
+    ):
+        call(function, **{name: arguments_of(function)[name].detach().numpy()})
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(2, 3)])
+    advice = "torch.nn.utils.rnn.pad_packed_sequence makes a tensor and lengths of it"
+    with refuses(TypeError, f"{function}: {name} must be a tensor, but is a PackedSequence; {advice}"):
+        call(function, **{name: packed})
 
 
 @pytest.mark.parametrize(("function", "name", "high"), INDICES)

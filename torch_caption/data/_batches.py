@@ -22,7 +22,7 @@ def generator(*seeds: int) -> torch.Generator:
     if min(seeds) < 0:
         raise ValueError(f"a seed is {min(seeds)}; it takes 0 or more")
     state = np.random.SeedSequence(seeds).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) | int(state[1]) << 32)
+    return torch.Generator("cpu").manual_seed(int(state[0]) | int(state[1]) << 32)
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -98,8 +98,8 @@ class EpochBatches(Sampler[list[int]]):
 
     def _order(self) -> Tensor:
         if not self.shuffle:
-            return torch.arange(self.rows)
-        return torch.randperm(self.rows, generator=generator(self.seed, self.epoch or 0))
+            return torch.arange(self.rows, device="cpu")
+        return torch.randperm(self.rows, generator=generator(self.seed, self.epoch or 0), device="cpu")
 
     def _checked(self, start: int) -> int:
         if not 0 <= start <= self.total:
@@ -122,11 +122,12 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         sys.__excepthook__(kind, error, trace)
 
 
-def end_workers(loader: DataLoader[Batch]) -> None:
-    """End the processes of a loader now, not when it is collected."""
-    if loader._iterator is not None and loader.num_workers:
-        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # torch has no public name for it
-        loader._iterator = None
+class _Loader(DataLoader[Batch]):
+    """A loader that draws its seeds on the CPU, where its generator is, whatever torch's default device is."""
+
+    def __iter__(self) -> Any:
+        with torch.device("cpu"):
+            return super().__iter__()
 
 
 def _whole(batch: Any) -> Any:
@@ -161,7 +162,7 @@ def batches(
         context: how workers start, "fork", "spawn" or "forkserver"; None takes Python's choice.
     """
     rows = len(split)  # type: ignore[arg-type]  # Dataset leaves it to its subclasses
-    return DataLoader(
+    return _Loader(
         split,
         batch_sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle, start=start, share=share),
         collate_fn=_whole,

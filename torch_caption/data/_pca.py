@@ -48,8 +48,8 @@ class Moments:
 
     def __init__(self, width: int) -> None:
         self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64)
-        self.scatter = torch.zeros(width, width, dtype=torch.float64)
+        self.mean = torch.zeros(width, dtype=torch.float64, device="cpu")
+        self.scatter = torch.zeros(width, width, dtype=torch.float64, device="cpu")
 
     def update(self, rows: Tensor) -> None:
         """Take rows (n, D) in; with the piece's own mean, so that nothing large is subtracted (Chan et al., 1983)."""

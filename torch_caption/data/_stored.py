@@ -174,7 +174,7 @@ def load(path: Path, shape: Shape, dtype: torch.dtype, in_memory: bool) -> Tenso
     images, width, *places = shape
     held = (images, math.prod(places), width) if places else (images, width)
     try:
-        out = torch.empty(held, dtype=dtype) if in_memory else None
+        out = torch.empty(held, dtype=dtype, device="cpu") if in_memory else None
     except RuntimeError:
         raise DataError(f"{path}: features {shape} do not fit in memory; {IN_SLICES}") from None
     with _hdf5.opened(path) as file:

@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 
 from torch_caption.data import _checks, _download, _hdf5, _memory, _stored, _written
 from torch_caption.data import recipe as recipes
-from torch_caption.data._batches import Batch, EpochBatches, batches, end_workers, generator
+from torch_caption.data._batches import Batch, EpochBatches, batches, generator
 from torch_caption.data._errors import DataError
 from torch_caption.data._hdf5 import INTEGERS
 from torch_caption.data._stored import FeatureFile
@@ -50,7 +50,6 @@ __all__ = [
     "Split",
     "batches",
     "below",
-    "end_workers",
     "generator",
     "open_data",
     "open_kinds",
@@ -120,7 +119,7 @@ class Split(Dataset[Batch]):
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """The whole batch at once: features (B, D) or (B, D, ...) float32 and captions (B, T) int64."""
-        idx = torch.as_tensor(rows, dtype=torch.int64)
+        idx = torch.as_tensor(rows, dtype=torch.int64, device="cpu")
         return self._rows(self.image_idxs.index_select(0, idx)), self.captions.index_select(0, idx)
 
     def _rows(self, idx: Tensor) -> Tensor:
@@ -135,7 +134,7 @@ class Split(Dataset[Batch]):
         Raises:
             DataError: there is no such image.
         """
-        idx = torch.as_tensor(image_idxs, dtype=torch.int64)
+        idx = torch.as_tensor(image_idxs, dtype=torch.int64, device="cpu")
         outside = idx[(idx < 0) | (idx >= self.num_images)]
         if len(outside):
             self._check_image(int(outside[0]))
@@ -204,7 +203,7 @@ class Split(Dataset[Batch]):
     def _rows_by_image(self) -> tuple[Tensor, list[int]]:
         """The rows, image by image, and where each image's begin; one entry more closes the last."""
         idxs, order = torch.sort(self.image_idxs, stable=True)
-        return order, torch.searchsorted(idxs, torch.arange(self.num_images + 1)).tolist()
+        return order, torch.searchsorted(idxs, torch.arange(self.num_images + 1, device="cpu")).tolist()
 
 
 def below(folder: Path, name: str) -> Path | None:
@@ -330,7 +329,7 @@ def _split_names(file: h5py.File) -> list[str]:
 
 
 def _subsample(captions: np.ndarray, image_idxs: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    rows = torch.randperm(len(captions), generator=generator(seed)).numpy()[:size]
+    rows = torch.randperm(len(captions), generator=generator(seed), device="cpu").numpy()[:size]
     rows.sort()
     return captions[rows], image_idxs[rows]
 

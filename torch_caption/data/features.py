@@ -110,7 +110,8 @@ class Transform:
         functional = vision.transforms.functional
         mode = vision.transforms.InterpolationMode(self.interpolation)
         picture = functional.resize(_shortened(picture), [self.resize], interpolation=mode, antialias=self.antialias)
-        pixels = functional.pil_to_tensor(functional.center_crop(picture, [self.crop]))
+        with torch.device("cpu"):
+            pixels = functional.pil_to_tensor(functional.center_crop(picture, [self.crop]))
         pixels = functional.convert_image_dtype(pixels, torch.float32)
         if self.channels == "BGR":
             pixels = pixels.flip(0)
@@ -433,7 +434,8 @@ def _model(name: str) -> nn.Module:
     models = _torchvision().models
     spec = BACKBONES[name]
     nodes = {spec.grid: "grid"} | ({spec.vector: "vector"} if spec.vector else {})
-    model = models.get_model(name, weights=None).eval()
+    with torch.device("cpu"):
+        model = models.get_model(name, weights=None).eval().float()
     return models.feature_extraction.create_feature_extractor(model, return_nodes=nodes, suppress_diff_warning=True)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-_ONE, _TWO, _MINUS_ONE = map(torch.tensor, (1.0, 2.0, -1.0))  # numbers in their place cost a microsecond more
+from ._torch_internals import in_forward_mode, is_mapped, is_mapped_by_autograd, is_traced, is_wrapped, unwrapped
+
+# Numbers in their place cost a microsecond more. A scalar on the CPU goes with tensors of every device and dtype.
+_ONE, _TWO, _MINUS_ONE = (torch.tensor(x, dtype=torch.float32, device="cpu") for x in (1.0, 2.0, -1.0))
 
 
 def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any:
@@ -68,10 +72,9 @@ def may_write(*inputs: Tensor | None) -> bool:
 
 def untransformed(*inputs: Tensor | None) -> bool:
     """Whether `inputs` are plain numbers in memory: not dual, not mapped by torch.func or vmap, not traced."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _tracing():
+    if torch.compiler.is_compiling() or in_forward_mode() or is_traced():
         return False
-    is_wrapped, is_legacy = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor
-    return not any(t is not None and (is_wrapped(t) or is_legacy(t) or t.is_meta) for t in inputs)
+    return not any(t is not None and (is_wrapped(t) or is_mapped_by_autograd(t) or t.is_meta) for t in inputs)
 
 
 def take_notes(*inputs: Tensor | None) -> dict[str, Any] | None:
@@ -98,26 +101,43 @@ def tanh_slope(h: Tensor) -> Tensor:
     return torch.addcmul(_ONE, h, h, value=-1)
 
 
+def check_tensor(function: str, name: str, value: object) -> None:
+    """Check that `value` is a tensor.
+
+    Raises:
+        TypeError: it is something else; the message says how a NumPy array or a PackedSequence becomes tensors.
+    """
+    if isinstance(value, Tensor):
+        return
+    advice = {
+        "ndarray": "a NumPy array; torch.from_numpy makes a tensor of it",
+        "PackedSequence": "a PackedSequence; torch.nn.utils.rnn.pad_packed_sequence makes a tensor and lengths of it",
+    }
+    kind = type(value).__name__
+    raise TypeError(f"{function}: {name} must be a tensor, but is {advice.get(kind, f'a {kind}')}")
+
+
 def check_floats(function: str, sizes: dict[str, int], **tensors: tuple[Tensor, str]) -> None:
     """Check tensors against shapes such as "N T D" or "D 4H"; letters seen first are bound in `sizes`.
 
     Raises:
-        TypeError: a value is not a tensor, is not floating-point, or differs in dtype or device from the first.
+        TypeError: a value is not a tensor, is not floating-point, or its dtype or device differs.
         ValueError: a shape does not fit.
+
+    The message names the tensor without which the others agree; where that is an input or a weight, the input.
     """
-    first: str | None = None
-    for name, (tensor, spec) in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{function}: {name} must be a tensor, but is a {type(tensor).__name__}")
+    first: Tensor | None = None
+    for name, (tensor, _) in tensors.items():
+        check_tensor(function, name, tensor)
         if not tensor.is_floating_point():
             raise TypeError(f"{function}: {name} must be floating-point, but is {_short(tensor.dtype)}")
-        first = first or name
-        expected = tensors[first][0]
-        if tensor.dtype != expected.dtype:
-            raise TypeError(f"{function}: {name} is {_short(tensor.dtype)}, but {first} is {_short(expected.dtype)}")
-        if tensor.device != expected.device:
-            raise TypeError(f"{function}: {name} is on {tensor.device}, but {first} is on {expected.device}")
-        check_shape(function, name, tensor, spec, sizes)
+        first = tensor if first is None else first
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise _mixed(function, {name: value for name, (value, _) in tensors.items() if isinstance(value, Tensor)})
+    before = dict(sizes)
+    for tensor, spec in tensors.values():
+        if not _fits(tensor, spec, sizes):
+            raise _misfit(function, tensors, before)
 
 
 def check_shape(function: str, name: str, tensor: Tensor, spec: str, sizes: dict[str, int]) -> None:
@@ -126,27 +146,80 @@ def check_shape(function: str, name: str, tensor: Tensor, spec: str, sizes: dict
     Raises:
         ValueError: a shape does not fit.
     """
-    letters = spec.split()
-    shape = tuple(tensor.shape)
+    if not _fits(tensor, spec, sizes):
+        raise _wrong_shape(function, name, tensor, spec, sizes)
+
+
+def _fits(tensor: Tensor, spec: str, sizes: dict[str, int]) -> bool:
+    """Whether the shape is `spec`. Of a tensor with as many axes, letters seen first are bound in `sizes`."""
+    letters, shape = spec.split(), tuple(tensor.shape)
     if letters[0] == "...":
         letters = letters[1:]
         shape = shape[-len(letters) :]
-    fits = len(shape) == len(letters)
-    for letter, size in zip(letters, shape, strict=False):
+    if len(shape) != len(letters):
+        return False
+    fits = True
+    for letter, size in zip(letters, shape, strict=True):
         factor, symbol = _factor(letter)
         if factor == 1:
             sizes.setdefault(symbol, size)
-        fits = fits and size == factor * sizes.get(symbol, -1)
-    if not fits:
-        wanted = ", ".join(spec.split())
-        known = ", ".join(
-            f"{letter} = {_factor(letter)[0] * sizes[_factor(letter)[1]]}"
-            for letter in letters
-            if _factor(letter)[1] in sizes
-        )
-        raise ValueError(
-            f"{function}: {name} must be ({wanted}){known and f' with {known}'}, but is {tuple(tensor.shape)}"
-        )
+        fits = fits and symbol in sizes and size == factor * sizes[symbol]
+    return fits
+
+
+def _suspects(names: Collection[str]) -> list[str]:
+    """Arguments in the order in which they are suspected: inputs before weights, later ones before earlier ones."""
+    backwards = [*names][::-1]
+    return [name for name in backwards if not _is_weight(name)] + [name for name in backwards if _is_weight(name)]
+
+
+def _is_weight(name: str) -> bool:
+    """Wx, Wh, w, b and their like; everything else comes from the caller's data."""
+    return name[0] in "Wwb"
+
+
+def _mixed(function: str, tensors: dict[str, Tensor]) -> TypeError:
+    """What is said of tensors of several dtypes or devices."""
+    of = {name: f"is {_short(tensor.dtype)}" for name, tensor in tensors.items()}
+    if len(set(of.values())) == 1:
+        of = {name: f"is on {tensor.device}" for name, tensor in tensors.items()}
+    for suspect in _suspects(of):
+        others = [name for name in of if name != suspect]
+        if len({of[name] for name in others}) == 1:
+            return TypeError(f"{function}: {suspect} {of[suspect]}, but {others[0]} {of[others[0]]}")
+    weight = _suspects(of)[-1]  # several differ: the first that does from the first weight
+    suspect = next(name for name in of if of[name] != of[weight])
+    return TypeError(f"{function}: {suspect} {of[suspect]}, but {weight} {of[weight]}")
+
+
+def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], sizes: dict[str, int]) -> ValueError:
+    """What is said of shapes that do not go together."""
+    for suspect in _suspects(tensors):
+        bound, others = dict(sizes), [tensors[name] for name in tensors if name != suspect]
+        _bind(others, bound)
+        if all(_fits(*other, bound) for other in others):
+            return _wrong_shape(function, suspect, *tensors[suspect], bound)
+    # Several are wrong: the first that is, by what the weights say.
+    bound = dict(sizes)
+    _bind([tensors[name] for name in tensors if _is_weight(name)], bound)
+    suspect = next(name for name in tensors if not _fits(*tensors[name], dict(bound)))
+    return _wrong_shape(function, suspect, *tensors[suspect], bound)
+
+
+def _bind(tensors: Sequence[tuple[Tensor, str]], sizes: dict[str, int]) -> None:
+    """Bind the letters of all that have as many axes as letters, those seen first before others."""
+    for tensor, spec in tensors:
+        _fits(tensor, spec, sizes)
+
+
+def _wrong_shape(function: str, name: str, tensor: Tensor, spec: str, sizes: dict[str, int]) -> ValueError:
+    letters = spec.split()
+    factors = {letter: _factor(letter) for letter in letters if letter != "..."}
+    known = ", ".join(f"{letter} = {k * sizes[symbol]}" for letter, (k, symbol) in factors.items() if symbol in sizes)
+    wanted = ", ".join(letters)
+    return ValueError(
+        f"{function}: {name} must be ({wanted}){known and f' with {known}'}, but is {tuple(tensor.shape)}"
+    )
 
 
 def check_integers(function: str, name: str, x: Tensor, spec: str, sizes: dict[str, int], like: Tensor) -> None:
@@ -156,8 +229,7 @@ def check_integers(function: str, name: str, x: Tensor, spec: str, sizes: dict[s
         TypeError: not a tensor, not integers, another device.
         ValueError: a shape does not fit.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{function}: {name} must be a tensor, but is a {type(x).__name__}")
+    check_tensor(function, name, x)
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{function}: {name} must hold integers, but is {_short(x.dtype)}")
     if x.device != like.device:
@@ -204,19 +276,11 @@ def readable(x: Tensor) -> bool:
         return False
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    # torch.func has no public name for this question.
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        if torch._C._functorch.is_batchedtensor(x):
+    while is_wrapped(x):
+        if is_mapped(x):
             return False
-        x = torch._C._functorch.get_unwrapped(x)
-    return not _tracing() and type(x) in (Tensor, torch.nn.Parameter)  # the tensors of tracing modes are subclasses
-
-
-def _tracing() -> bool:
-    """Whether fake tensors, proxies or torch.jit.trace record what is done."""
-    modes = torch._C._TorchDispatchModeKey
-    recorded = any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
-    return recorded or torch.jit.is_tracing()
+        x = unwrapped(x)
+    return not is_traced() and type(x) in (Tensor, torch.nn.Parameter)  # the tensors of tracing modes are subclasses
 
 
 def _factor(letter: str) -> tuple[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, rows, take_notes
-from ._products import products
 from .lstm import gates_of, last_state, step, step_, step_backward, step_backward_, step_jvp
 from .packing import (
     Packing,
@@ -147,13 +145,11 @@ class AttentionLSTM(Function):
         sizes: Sizes,
         notes: dict[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        large = products(h0.shape[0], Wh, notes is not None)
-        with large:
-            a = read(torch.addmm(b, x, Wx), index)  # (r, 4H)
+        a = read(torch.addmm(b, x, Wx), index)  # (r, 4H)
         each = of_each_step(sizes, h0)
         if notes is None:
             return _run(a, h0, c0, A, Wh, Wattn, each)
-        return _run_(a, h0, c0, A, Wh, Wattn, each, notes, large)
+        return _run_(a, h0, c0, A, Wh, Wattn, each, notes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -168,25 +164,23 @@ class AttentionLSTM(Function):
         N, sizes = h0.shape[0], of_each_step(ctx.sizes, h0)
         prev_h, prev_c = previous(h0, h, sizes), previous(c0, c, sizes)  # (r, H)
         fast = ctx.notes is not None and may_write(dh, dc, dweights)
-        large = products(N, Wh, fast)
         through_time = dh, dc, dweights, prev_c, A, Wh, Wattn, sizes, weights
         if fast:
             attn, gates, tanh_c = (ctx.notes[name] for name in ("attn", "gates", "tanh_c"))
-            da, dattn, ds, dprev_h, dprev_c = _through_time_(*through_time, gates, tanh_c, large)
+            da, dattn, ds, dprev_h, dprev_c = _through_time_(*through_time, gates, tanh_c)
         else:
             attn = _mix_all(weights, A, sizes)
             gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh + attn @ Wattn)
             da, dattn, ds, dprev_h, dprev_c = _through_time(*through_time, gates, torch.tanh(c))
-        with large:
-            dh0 = resized(dprev_h, N) if need_h0 else None
-            dc0 = resized(dprev_c, N) if need_c0 else None
-            dA = _outer_all(((dattn, weights), (prev_h * _scale(A), ds)), sizes, N) if need_A else None
-            dWh = prev_h.T @ da if need_Wh else None
-            dWattn = attn.T @ da if need_Wattn else None
-            db = da.sum(0) if need_b else None
-            da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
-            dx = da @ Wx.T if need_x else None
-            dWx = x.T @ da if need_Wx else None
+        dh0 = resized(dprev_h, N) if need_h0 else None
+        dc0 = resized(dprev_c, N) if need_c0 else None
+        dA = _outer_all(((dattn, weights), (prev_h * _scale(A), ds)), sizes, N) if need_A else None
+        dWh = prev_h.T @ da if need_Wh else None
+        dWattn = attn.T @ da if need_Wattn else None
+        db = da.sum(0) if need_b else None
+        da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
+        dx = da @ Wx.T if need_x else None
+        dWx = x.T @ da if need_Wx else None
         return dx, dh0, dA, dWx, dWh, dWattn, db, dc0, None, None, None
 
 
@@ -519,12 +513,8 @@ def _run_(
     Wattn: Tensor,
     sizes: Steps,
     notes: dict[str, Tensor],
-    large: AbstractContextManager[None],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_run`, its gates written over a; they, attn and tanh(c) are noted.
-
-    `large` is for the products with the weights alone: at one row and the places of its image oneDNN is the slower.
-    """
+    """`_run`, its gates written over a; they, attn and tanh(c) are noted."""
     (r, _), (_, H, L) = a.shape, A.shape
     h, c, tanh_c, attn = (a.new_empty(r, H) for _ in range(4))
     weights = a.new_empty(r, L)
@@ -533,8 +523,7 @@ def _run_(
     for a_t, ifo_t, *gates_t, weights_t, attn_t, h_t, c_t, tanh_c_t in steps:
         n = len(a_t)
         attend_(prev_h[:n], A[:n], weights_t, attn_t)
-        with large:
-            a_t.addmm_(prev_h[:n], Wh).addmm_(attn_t, Wattn)
+        a_t.addmm_(prev_h[:n], Wh).addmm_(attn_t, Wattn)
         step_(ifo_t, gates_t, prev_c[:n], h_t, c_t, tanh_c_t)
         prev_h, prev_c = h_t, c_t
     notes.update(gates=a, tanh_c=tanh_c, attn=attn)
@@ -590,9 +579,8 @@ def _through_time_(
     weights: Tensor,
     gates: Tensor,
     tanh_c: Tensor,
-    large: AbstractContextManager[None],
 ) -> tuple[Tensor, ...]:
-    """`_through_time` in one tensor each for da, dattn and ds; `large` as in `_run_`."""
+    """`_through_time` in one tensor each for da, dattn and ds."""
     da, dattn = torch.empty_like(gates), torch.empty_like(tanh_c)
     dh, ds = (x.clone(memory_format=torch.contiguous_format) for x in (dh, dweights))
     dprev_h, dprev_c = torch.zeros_like(first(prev_c, sizes)), None
@@ -603,9 +591,8 @@ def _through_time_(
         n = len(da_t)
         dprev_c = step_backward_(dh_t, dc_t, dprev_c, prev_c_t, gates_t, (i, f, o, g), tanh_c_t, da_t, da_parts)
         back = before[:n]
-        with large:
-            torch.mm(da_t, Wattn.T, out=dattn_t)
-            back.addmm_(da_t, Wh.T)
+        torch.mm(da_t, Wattn.T, out=dattn_t)
+        back.addmm_(da_t, Wh.T)
         ds_t.unsqueeze(1).baddbmm_(dattn_t.unsqueeze(1), A[:n])
         ds_t.sub_((ds_t * weights_t).sum(1, keepdim=True)).mul_(weights_t)
         back.unsqueeze(1).baddbmm_(ds_t.unsqueeze(1), A[:n].mT, alpha=_scale(A))

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, take_notes, tanh_, tanh_slope
-from ._products import products
 from .packing import (
     Packing,
     Rows,
@@ -141,10 +140,9 @@ class LSTM(Function):
         sizes: Sizes,
         notes: dict[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        with products(h0.shape[0], Wh, notes is not None):
-            a = read(torch.addmm(b, x, Wx), index)  # (r, 4H)
-            each = of_each_step(sizes, h0)
-            return _run(a, h0, c0, Wh, each) if notes is None else _run_(a, h0, c0, Wh, each, notes)
+        a = read(torch.addmm(b, x, Wx), index)  # (r, 4H)
+        each = of_each_step(sizes, h0)
+        return _run(a, h0, c0, Wh, each) if notes is None else _run_(a, h0, c0, Wh, each, notes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -159,19 +157,18 @@ class LSTM(Function):
         sizes = of_each_step(ctx.sizes, h0)
         prev_h, prev_c = previous(h0, h, sizes), previous(c0, c, sizes)  # (r, H)
         fast = ctx.notes is not None and may_write(dh, dc)
-        with products(h0.shape[0], Wh, fast):
-            if fast:
-                da, dprev_c = _through_time_(dh, dc, prev_c, Wh, sizes, **ctx.notes)
-            else:
-                gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh)
-                da, dprev_c = _through_time(dh, dc, prev_c, Wh, sizes, gates, torch.tanh(c))
-            dh0 = resized(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
-            dc0 = resized(dprev_c, h0.shape[0]) if need_c0 else None
-            dWh = prev_h.T @ da if need_Wh else None
-            db = da.sum(0) if need_b else None
-            da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
-            dx = da @ Wx.T if need_x else None
-            dWx = x.T @ da if need_Wx else None
+        if fast:
+            da, dprev_c = _through_time_(dh, dc, prev_c, Wh, sizes, **ctx.notes)
+        else:
+            gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh)
+            da, dprev_c = _through_time(dh, dc, prev_c, Wh, sizes, gates, torch.tanh(c))
+        dh0 = resized(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
+        dc0 = resized(dprev_c, h0.shape[0]) if need_c0 else None
+        dWh = prev_h.T @ da if need_Wh else None
+        db = da.sum(0) if need_b else None
+        da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
+        dx = da @ Wx.T if need_x else None
+        dWx = x.T @ da if need_Wx else None
         return dx, dh0, dWx, dWh, db, dc0, None, None, None
 
 

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import SymInt, Tensor
-from torch._higher_order_ops.scan import scan
-from torch.autograd import Function, forward_ad
-from torch.fx.experimental.symbolic_shapes import has_static_value
+from torch.autograd import Function
 
 from ._common import apply, check_integers, check_range, may_write, past_end, readable, rows
+from ._torch_internals import has_static_value, in_forward_mode, in_torch_func, scan
 
 
 class Pack(Function):
@@ -199,7 +198,7 @@ def _check_traceable(T: int) -> None:
     """
     if isinstance(T, Tensor):
         raise RuntimeError("torch.jit.trace cannot record a loop over T time steps: use torch.export.export")
-    if _is_symbolic(T) and (torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0):
+    if _is_symbolic(T) and (in_torch_func() or in_forward_mode()):
         raise RuntimeError(
             "a loop over a symbolic number of time steps cannot be traced under torch.func or in forward mode: "
             "make the time axis static (torch.export.Dim.STATIC)"

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, take_notes, tanh_, tanh_slope
-from ._products import products
 from .packing import (
     Packing,
     Rows,
@@ -125,9 +124,8 @@ class RNN(Function):
         notes: dict[str, Any] | None,
     ) -> Tensor:
         fast = notes is not None
-        with products(h0.shape[0], Wh, fast):
-            a = read(torch.addmm(b, x, Wx), index)  # (r, H)
-            return (_run_ if fast else _run)(a, h0, Wh, of_each_step(sizes, h0))
+        a = read(torch.addmm(b, x, Wx), index)  # (r, H)
+        return (_run_ if fast else _run)(a, h0, Wh, of_each_step(sizes, h0))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -140,14 +138,13 @@ class RNN(Function):
         x, h0, Wx, Wh, index, h = ctx.saved_tensors
         need_x, need_h0, need_Wx, need_Wh, need_b, *_ = ctx.needs_input_grad
         fast, sizes = ctx.notes is not None and may_write(dh), of_each_step(ctx.sizes, h0)
-        with products(h0.shape[0], Wh, fast):
-            da = (_through_time_ if fast else _through_time)(dh, h, Wh, sizes)  # (r, H)
-            dh0 = resized(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
-            dWh = previous(h0, h, sizes).T @ da if need_Wh else None
-            db = da.sum(0) if need_b else None
-            da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, H)
-            dx = da @ Wx.T if need_x else None
-            dWx = x.T @ da if need_Wx else None
+        da = (_through_time_ if fast else _through_time)(dh, h, Wh, sizes)  # (r, H)
+        dh0 = resized(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
+        dWh = previous(h0, h, sizes).T @ da if need_Wh else None
+        db = da.sum(0) if need_b else None
+        da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, H)
+        dx = da @ Wx.T if need_x else None
+        dWx = x.T @ da if need_Wx else None
         return dx, dh0, dWx, dWh, db, None, None, None
 
 

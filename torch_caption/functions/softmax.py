@@ -21,7 +21,6 @@ from ._common import (
     rows,
     take_notes,
 )
-from ._products import products
 
 CHUNK = 2**26
 """Bytes of scores that the fused loss holds at a time: 64 MiB."""
@@ -318,11 +317,10 @@ def _sum_of_chunks(
     dh, dw, db = (x.new_empty(x.shape) if need else None for x, need in zip((h, w, b), needed, strict=True))
     loss = weights.new_zeros(())
     rows_at_once = max(1, CHUNK // (w.shape[1] * loss.element_size()))
-    with products(len(y), w, fast=True):
-        for k in range(0, max(len(y), 1), rows_at_once):
-            chunk = slice(k, k + rows_at_once)
-            dh_k = None if dh is None else dh[chunk]
-            loss += _chunk(h[chunk], w, b, y[chunk], weights[chunk], s, dh_k, dw, db, add=k > 0)
+    for k in range(0, max(len(y), 1), rows_at_once):
+        chunk = slice(k, k + rows_at_once)
+        dh_k = None if dh is None else dh[chunk]
+        loss += _chunk(h[chunk], w, b, y[chunk], weights[chunk], s, dh_k, dw, db, add=k > 0)
     return loss, dh, dw, db
 
 

@@ -1,0 +1,157 @@
+"""The private names of torch, one test each: which is missing, or means something else, is the test that fails."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.data import DataLoader
+
+from torch_caption.functions import _torch_internals as internals
+
+
+def seen(look, transform, x: Tensor) -> list[bool]:
+    """What `look` says of the tensor that `transform` hands to its function."""
+    said = []
+
+    def function(y: Tensor) -> Tensor:
+        said.append(look(y))
+        return (y * y).sum()
+
+    transform(function)(x)
+    return said
+
+
+X = torch.ones(3)
+
+
+def test_is_functorch_wrapped_tensor():
+    look = internals.is_wrapped
+    assert not look(X)
+    assert not look(X.clone().requires_grad_())
+    assert seen(look, torch.func.grad, X) == [True]
+    assert seen(look, torch.func.vmap, X[None]) == [True]
+    assert seen(look, lambda f: lambda x: torch.func.jvp(f, (x,), (x,)), X) == [True]
+
+
+def test_is_batchedtensor():
+    look = internals.is_mapped
+    assert seen(look, torch.func.grad, X) == [False]
+    assert seen(look, torch.func.vmap, X[None]) == [True]
+    assert seen(look, lambda f: torch.func.vmap(torch.func.grad(f)), X[None]) == [False]  # the outermost is grad's
+
+
+def test_is_legacy_batchedtensor():
+    look = internals.is_mapped_by_autograd
+    assert not look(X)
+    assert seen(look, torch.func.vmap, X[None]) == [False]
+    x, said = X.clone().requires_grad_(), []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dout):
+            said.append(look(dout))
+            return dout
+
+    y = Watched.apply(x)
+    torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True)
+    assert said == [True]
+
+
+def test_get_unwrapped():
+    def levels(y: Tensor) -> int:
+        count = 0
+        while internals.is_wrapped(y):
+            y, count = internals.unwrapped(y), count + 1
+        assert type(y) is Tensor
+        return count
+
+    assert seen(levels, torch.func.grad, X) == [1]
+    assert seen(levels, lambda f: torch.func.vmap(torch.func.grad(f)), X[None]) == [2]
+
+
+def test_current_level():
+    assert not internals.in_forward_mode()
+    with torch.autograd.forward_ad.dual_level():
+        assert internals.in_forward_mode()
+    assert not internals.in_forward_mode()
+    assert seen(lambda _: internals.in_forward_mode(), lambda f: lambda x: torch.func.jvp(f, (x,), (x,)), X) == [True]
+
+
+def test_maybe_current_level():
+    look = lambda _: internals.in_torch_func()  # noqa: E731
+    assert not look(X)
+    for transform in (torch.func.grad, torch.func.vmap, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))):
+        assert seen(look, transform, X[None]) == [True]
+    assert not look(X)
+
+
+def test_has_static_value():
+    """Of the sizes that torch.export leaves symbolic, and of the others."""
+    said = []
+
+    class Sizes(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            said.append([internals.has_static_value(size) for size in x.shape])
+            return x + 1
+
+    assert internals.has_static_value(3)
+    torch.export.export(Sizes(), (torch.ones(3, 4),), dynamic_shapes=({1: torch.export.Dim.DYNAMIC},))
+    assert said == [[True, False]]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan(reverse):
+    """A running sum, over leading slices, forwards or from the last."""
+    x = torch.arange(6.0).reshape(3, 2)
+    last, sums = internals.scan(lambda s, x_t: (s + x_t, s + x_t), torch.zeros(2), x, reverse=reverse)
+    expected = x.flip(0).cumsum(0).flip(0) if reverse else x.cumsum(0)
+    assert torch.equal(sums, expected)
+    assert torch.equal(last, x.sum(0))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning", "ignore:`torch.jit.trace:FutureWarning")
+def test_is_tracing():
+    assert seen(lambda _: internals.is_traced(), lambda f: lambda x: torch.jit.trace(f, (x,)), X)[:1] == [True]
+    assert not internals.is_traced()
+
+
+@pytest.mark.parametrize("mode", ["FAKE", "PROXY"])
+def test_dispatch_mode_key(mode):
+    """Each key is there, and without a mode there is none under it."""
+    assert torch._C._get_dispatch_mode(getattr(torch._C._TorchDispatchModeKey, mode)) is None
+
+
+def test_get_dispatch_mode():
+    assert not internals.is_traced()
+    with FakeTensorMode():
+        assert internals.is_traced()
+    for mode in ("real", "fake", "symbolic"):
+        assert seen(lambda _: internals.is_traced(), lambda f, m=mode: make_fx(f, tracing_mode=m), X) == [True]
+    assert not internals.is_traced()
+
+
+def test_shutdown_workers():
+    """`_iterator` and `_shutdown_workers`: the processes have ended, and the loader begins anew."""
+    loader = DataLoader([os.getpid()] * 2, num_workers=1, persistent_workers=True, batch_size=None)
+    assert len([*loader]) == 2
+    iterator = loader._iterator  # which would end its processes when it is collected
+    (worker,) = iterator._workers
+    internals.end_workers(loader)
+    end = time.monotonic() + 10
+    while worker.is_alive() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not worker.is_alive()
+    assert len([*loader]) == 2
+    internals.end_workers(loader)
+    for workers in (0, 1):
+        internals.end_workers(DataLoader([0], num_workers=workers))  # which has none, or none yet

@@ -1,0 +1,73 @@
+"""The private names of torch that this package uses: all of them stand here and nowhere else.
+
+torch has no public names for these, or calls them experimental. Each has a test of its own in
+tests/functions/test_torch_internals.py, which fails by its name where torch takes the name away or gives it another
+meaning. All but `scan` and `end_workers` decide which path a function takes; `_common` asks them at every call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import has_static_value
+
+__all__ = [
+    "end_workers",
+    "has_static_value",
+    "in_forward_mode",
+    "in_torch_func",
+    "is_mapped",
+    "is_mapped_by_autograd",
+    "is_traced",
+    "is_wrapped",
+    "scan",
+    "unwrapped",
+]
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether torch.func stands around x: it is mapped, or a derivative is taken with respect to it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether x, which is wrapped, is mapped by torch.vmap at its outermost level."""
+    return torch._C._functorch.is_batchedtensor(x)
+
+
+def is_mapped_by_autograd(x: Tensor) -> bool:
+    """Whether x is mapped by torch.autograd.grad(is_grads_batched=True), whose tensors are of another kind."""
+    return torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """What stands within x, one level of torch.func taken off."""
+    return torch._C._functorch.get_unwrapped(x)
+
+
+def in_torch_func() -> bool:
+    """Whether a transform of torch.func, vmap or grad for example, is entered, whatever tensors come."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is entered: any tensor may come with a tangent."""
+    return forward_ad._current_level >= 0
+
+
+def is_traced() -> bool:
+    """Whether fake tensors, proxies or torch.jit.trace record what is done, as under torch.export and make_fx."""
+    modes = torch._C._TorchDispatchModeKey
+    recorded = any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
+    return recorded or torch.jit.is_tracing()
+
+
+def end_workers(loader: Any) -> None:
+    """End the processes of a torch.utils.data.DataLoader now, not when it is collected."""
+    if loader._iterator is not None and loader.num_workers:
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
