@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from steppers import captioner, images
 from test_docs import blocks
 from torch import Tensor
+from torch.export import Dim
 
 from torch_caption import checkpoint as checkpoints
 from torch_caption import export
@@ -147,6 +149,19 @@ def test_the_graph_says_the_same(model: CaptioningRNN) -> None:
             expected = double.beam_search(features, 1, T, **options).words.squeeze(1)
             assert torch.equal(said(features), expected)
     assert (double.sample(pictures(model.cell_type, 5).double(), T) == 3).any()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", [Dim.AUTO, Dim.DYNAMIC], ids=["AUTO", "DYNAMIC"])
+def test_the_greedy_captioner_is_exported_for_every_batch(model: CaptioningRNN, kind: Any, strict: bool) -> None:
+    """As `export.trace` does with named sizes; of T images as well, of which no other size is one."""
+    axes = {0: kind, 2: kind} if model.cell.looks else {0: kind}
+    greedy, example = export.Greedy(model, T), pictures(model.cell_type, T)
+    with torch.no_grad():
+        program = torch.export.export(greedy, (example,), dynamic_shapes=(axes,), strict=strict).module()
+        for n in (T, 2, 9, 64):
+            features = pictures(model.cell_type, n)
+            assert torch.equal(program(features), model.sample(features, T))
 
 
 def test_captions_without_an_end() -> None:

@@ -45,6 +45,16 @@ def cases_of(N: int, T: int, dtype: torch.dtype = torch.float64) -> dict[str, co
 LABELS = list(cases_of(2, 2))
 FUNCTIONS = [label for label in LABELS if not label.startswith("Captioning")]
 LAYERS = [label for label in FUNCTIONS if label.partition(",")[0] in ("rnn", "lstm", "attention_lstm")]
+LOOPS = [*LAYERS, *(label for label in LABELS if label not in FUNCTIONS)]
+KINDS = [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, [False, True, False], strict=True)]
+KINDS += [(kind, sizes, not strict) for kind, sizes, strict in KINDS]
+
+
+def alternating(choices: list) -> list[tuple]:
+    """Each label of a loop with each of the choices, each other label with one of them, in turn."""
+    others = [label for label in LABELS if label not in LOOPS]
+    every = [(label, choice) for label in LOOPS for choice in choices]
+    return every + [(label, choices[k % len(choices)]) for k, label in enumerate(others)]
 
 
 def symbols(case: compare.Case, kind: str) -> tuple:
@@ -75,10 +85,9 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert difference(f"output {k}", one, other).agrees, difference(f"output {k}", one, other)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(("kind", "sizes"), [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, strict=True)])
-@pytest.mark.parametrize("label", LABELS)
-def test_an_exported_program_holds_for_every_batch_and_time(label, kind, sizes, strict):
+@pytest.mark.parametrize(("label", "how"), alternating(KINDS))
+def test_an_exported_program_holds_for_every_batch_and_time(label, how):
+    kind, sizes, strict = how
     case = cases_of(*TRACED[sizes])[label]
     program = exported(case, kind, strict).module()
     for tried in [TRACED[sizes], *TRIED]:
@@ -102,8 +111,7 @@ def test_one_time_step_is_not_a_case_of_its_own(label):
     assert_equal(program(*single.args), single.hand(*single.args))
 
 
-@pytest.mark.parametrize("sizes", TRACED)
-@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize(("label", "sizes"), alternating(list(TRACED)))
 def test_make_fx_with_symbolic_sizes(label, sizes):
     """Outputs and gradients."""
 
