@@ -141,9 +141,12 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 def fit(config: TrainConfig) -> Path:
     """Train as the configuration says and return the run's directory, which holds all that came of it.
 
+    The run seeds torch's global generator and draws from it: it is that of its seed if nothing else in the process
+    draws from that generator or seeds it meanwhile. At the end the generator is as it was before.
+
     Raises:
         ValueError: a setting, the data or the checkpoint to go on from cannot be used, or another process trains in the
-            run's directory.
+            run's directory, or another thread of this process trains.
         LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
         OutOfMemory: the model or a batch of it takes more memory than there is.
         WorkerLost: a process that loads batches was killed.
@@ -154,10 +157,12 @@ def fit(config: TrainConfig) -> Path:
     """
     config.check()
     check_compiler(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     with ExitStack() as stack:
+        stack.enter_context(lock.alone_in_process())
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(within_memory(*OF_THE_MEMORY))
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
