@@ -396,10 +396,13 @@ def write(config: CompareConfig, results: list[Result]) -> None:
 
 
 def main() -> int:
-    """The command line; returns its exit status."""
-    config = tyro.cli(CompareConfig, description=__doc__)
+    """The command line. Exit status: as `guarded` says; 1 where a gradient or a mode is wrong."""
     passed: list[bool] = []
-    return guarded(lambda: passed.append(report(config)), ["--N", "--T", "--H", "--V"]) or int(not all(passed))
+
+    def compare() -> None:
+        passed.append(report(tyro.cli(CompareConfig, description=__doc__, prog="python -m torch_caption.compare")))
+
+    return guarded(compare, ["--N", "--T", "--H", "--V"]) or int(not all(passed))
 
 
 def report(config: CompareConfig) -> bool:

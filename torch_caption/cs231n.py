@@ -454,8 +454,8 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None)
 def adam(w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
     """m <- beta1 m + (1 - beta1) dw; v <- beta2 v + (1 - beta2) dw^2; w - lr_t m / (sqrt(v) + eps).
 
-    lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t) corrects the bias of m and v, which begin with zeros; t is 1 at the first
-    step. This is the rule that assignment 3 ships, the efficient form of Kingma and Ba (2015, the end of section 2).
+    lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t) corrects the bias of m and v, which begin with zeros; t is 1 at the
+    first step. This is the rule that assignment 3 ships, the efficient form of Kingma and Ba (2015, end of section 2).
     Assignment 2 and `torch.optim.Adam` correct v before eps is added. So eps is larger here by 1 / sqrt(1 - beta2^t),
     32 times at the first step: gradients not far above 1e-8, as of rare words, take smaller steps, and the losses of
     assignment 3's notebooks come out with this rule only.

@@ -53,7 +53,8 @@ def point_to(run: Path) -> None:
 
 
 def find(out: str | Path, name: str | None = None) -> Path:
-    """The run `name` (a name inside `out`, or a path), or the last one where name is None or "last".
+    """The run `name` (a name inside `out`, or a path, or that of its last.pt), or the last one where name is None or
+    "last".
 
     Raises:
         CheckpointError: there is no such run; the message is one line that says what to do.
@@ -70,6 +71,10 @@ def find(out: str | Path, name: str | None = None) -> Path:
     for run in (Path(name), out / name):
         if run.is_dir():
             return run
+        if run.name == LAST and run.is_file():
+            return run.parent
+        if run.is_file():
+            raise CheckpointError(f"{run}: is no run, which goes on from its {LAST}; name its folder {run.parent}")
     raise CheckpointError(f"there is no run {name!r}, here or in {out}")
 
 

@@ -150,7 +150,7 @@ def fit(config: TrainConfig) -> Path:
         LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
         OutOfMemory: the model or a batch of it takes more memory than there is.
         WorkerLost: a process that loads batches was killed.
-        Stopped: Ctrl-C or SIGTERM.
+        Stopped: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
 
     Whatever ends the run, the state after the last whole step is saved first, unless there are several processes, or
     the loss is no number, or it cannot be saved.
@@ -236,10 +236,12 @@ def _train(run: Path, state: State, config: TrainConfig, data: CocoData, scored:
                     log.write(record)
                 keeper.save()
                 if distributed.first():
-                    report.epoch(record, config, best=state.progress.ends_best_epoch())
+                    with interrupt.telling():
+                        report.epoch(record, config, best=state.progress.ends_best_epoch())
             if interrupt.agreed:
                 if distributed.first():
-                    report.interrupted(run, state.progress.step)
+                    with interrupt.telling():
+                        report.interrupted(run, state.progress.step)
                 distributed.wait_for_all()  # as no other may end before rank 0 has saved
                 raise interrupt.stopped()
 
@@ -259,7 +261,7 @@ def _save_whole_steps(error: Exception, run: Path, state: State, keeper: Keeper,
     except Exception as second:  # which must not hide the first
         report.warning(f"step {state.progress.step} is not saved: {one_line(second)}")
     if keeper.step == state.progress.step:
-        with suppress(BrokenPipeError):  # nor may this, if nobody reads on
+        with suppress(OSError):  # nor may this, if nobody reads on
             report.interrupted(run, state.progress.step)
         if isinstance(error, WorkerLost) and interrupt.asked:
             raise interrupt.stopped() from error

@@ -377,8 +377,7 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: as `guarded` says; 1 where the download failed, 2 where the data is not sound."""
-    options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.coco")
-    return guarded(lambda: _run(options))
+    return guarded(lambda: _run(tyro.cli(Options, args=args, prog="python -m torch_caption.data.coco")))
 
 
 def _run(options: Options) -> None:

@@ -475,6 +475,10 @@ def _download(name: str, entry_name: str = "DEFAULT") -> Path:
         raise FeatureError(f"torchvision knows no weights {entry_name} of {name}; name their file with --weights")
     path = _cache() / entry.url.rpartition("/")[2]
     if not path.is_file():
+        if path.parts[0] == "~":  # torch would make a folder of that name here
+            raise FeatureError(
+                "there is no home folder for the weights; set TORCH_HOME, or name their file with --weights"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             progress = sys.stderr.isatty()
@@ -482,8 +486,8 @@ def _download(name: str, entry_name: str = "DEFAULT") -> Path:
         except (OSError, RuntimeError) as error:  # RuntimeError: another content than the name says
             reason = " ".join(str(getattr(error, "reason", None) or error).split())
             raise FeatureError(
-                f"{entry.url}: the weights of {name} were not downloaded ({reason}); bring the file to {path.parent}, "
-                "or name one with --weights"
+                f"{entry.url}: the weights of {name} were not downloaded ({reason}); bring the file to {path.parent} "
+                "(TORCH_HOME names another folder), or name one with --weights"
             ) from None
     if not file_sha256(path).startswith(_prefix(entry)):
         raise FeatureError(f"{path}: damaged, its SHA-256 is not that of its name; remove it, and it is fetched again")

@@ -548,8 +548,10 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: as `guarded` says."""
-    config = tyro.cli(PrepareConfig, args=args, prog="python -m torch_caption.data.prepare")
-    return guarded(lambda: _prepare(config), ["--batch-size", "--workers"])
+    return guarded(
+        lambda: _prepare(tyro.cli(PrepareConfig, args=args, prog="python -m torch_caption.data.prepare")),
+        ["--batch-size", "--workers"],
+    )
 
 
 def _prepare(config: PrepareConfig) -> None:

@@ -29,7 +29,6 @@ How a caption is judged. It is right if it says all of the scene and nothing wro
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -47,6 +46,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from torch_caption import files, folders
 from torch_caption.data import _written
 from torch_caption.data._draw import COLOURS, COUNTS, RELATIONS, SHAPES, SIDE, SIZES, Group, Scene, draw, place
 from torch_caption.data._judge import Verdict, judge
@@ -107,22 +107,24 @@ def ensure(
 
     Raises:
         ValueError: a size is not positive, a split is unknown or missing, or the seed is negative.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or the user has none.
     """
     sizes = dict(SPLITS if sizes is None else sizes)
     if sizes.keys() != SPLITS.keys() or any(size < 1 for size in sizes.values()):
         raise ValueError(f"sizes must give a positive number for each of {', '.join(SPLITS)}, not {sizes}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed}")
-    cache = _cache() if cache is None else Path(cache)
+    elsewhere = f"set {folders.CACHE} to a folder that can be written" if cache is None else ""
+    cache = folders.cache() if cache is None else Path(cache)
     size = "" if sizes == SPLITS else "-" + "-".join(str(sizes[split]) for split in SPLITS)
     directory = cache / f"scenes-{RECIPE}-seed{seed}{size}"
     if _whole(directory):
         return directory
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{directory.name}.lock"):
-        if not _whole(directory):
-            _replace(directory, seed, sizes, progress)
+    with files.writing(cache, f"make room, or {elsewhere}" if elsewhere else "make room", elsewhere):
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f".{directory.name}.lock"):
+            if not _whole(directory):
+                _replace(directory, seed, sizes, progress)
     return directory
 
 
@@ -192,20 +194,6 @@ def _scene(entry: Mapping) -> Scene:
         if value not in known:
             raise ValueError(f"{shown(value)} is none of {', '.join(map(str, known))}")
     return scene
-
-
-def _cache() -> Path:
-    """The folder for what can be made again: the environment's, else the platform's."""
-    named = os.environ.get("TORCH_CAPTION_CACHE")
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "torch_caption"
 
 
 def _whole(directory: Path) -> bool:
@@ -339,8 +327,7 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: as `guarded` says; 2 where the folder cannot be made."""
-    options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.scenes")
-    return guarded(lambda: _run(options))
+    return guarded(lambda: _run(tyro.cli(Options, args=args, prog="python -m torch_caption.data.scenes")))
 
 
 def _run(options: Options) -> None:
