@@ -157,6 +157,21 @@ def test_images_without_captions_are_left_out_and_counted(
     assert "images      9 of 12 of val" in capsys.readouterr().out
 
 
+def test_cider_of_one_image_alone_is_a_line_and_no_score(
+    config: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations(tmp_path / "people.json", leave_out=11)
+    one = dataclasses.replace(config, references=tmp_path / "people.json")
+    found = run(dataclasses.replace(one, gallery=tmp_path / "gallery.png"))
+    assert "CIDEr" not in found.first.scores.overall
+    lines = [line for line in capsys.readouterr().out.splitlines() if "CIDEr" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("CIDEr      is 0 of one image alone, whatever the captions: ")
+    assert (tmp_path / "gallery.png").is_file()
+    run(dataclasses.replace(one, format="json"))
+    assert json.loads(capsys.readouterr().out)["scores"]["CIDEr"] is None
+
+
 def test_captions_in_cocos_result_format(
     config: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

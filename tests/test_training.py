@@ -339,6 +339,25 @@ def test_self_critical_training_keeps_the_best_cider(config: TrainConfig) -> Non
     assert (run / "loss.png").is_file()
 
 
+@pytest.mark.parametrize("few", [{"max_train": 1}, {"score_images": 1}], ids=str)
+def test_self_critical_training_on_a_cider_that_is_always_0_is_refused(
+    config: TrainConfig, few: dict[str, int]
+) -> None:
+    begun = fit(replace(config, epochs=1))
+    with pytest.raises(ConfigError, match=r"--objective scst.* one image alone.* 0"):
+        fit(replace(config, objective="scst", init_from=begun, **few))
+    assert [path.name for path in config.out.iterdir() if path.is_dir()] == [begun.name]
+
+
+def test_a_cider_that_is_always_0_is_left_out_with_a_warning(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(replace(config, epochs=1, score_images=1))
+    assert re.fullmatch(r"warning: CIDEr of one image alone of val is 0 .*\n", capsys.readouterr().err)
+    assert "BLEU-4" in records_of(run)[0]
+    assert "CIDEr" not in records_of(run)[0]
+
+
 def test_a_run_begins_with_the_weights_of_another(config: TrainConfig, data: CocoData) -> None:
     """Of its best epoch, or of the checkpoint that is named; the averaged ones where they were averaged."""
     run = fit(replace(config, ema=0.9))

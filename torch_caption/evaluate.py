@@ -34,7 +34,7 @@ from torch_caption.sampling import find_checkpoint
 from torch_caption.training import choose_device, load_data
 
 ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-RANKED_BY = "CIDEr"
+RANKED_BY = "CIDEr", "ROUGE-L"  # the first there is
 PRINTED, DRAWN = 3, 8  # of the best captions, and of the worst
 
 
@@ -147,9 +147,14 @@ class Judged:
     intervals: dict[str, Interval]
 
     @property
+    def ranked_by(self) -> str:
+        """The score that orders the images."""
+        return next(name for name in RANKED_BY if name in self.scores.each)
+
+    @property
     def ranked(self) -> list[tuple[int, float]]:
         """The images with the scores of their captions, the best first."""
-        pairs = zip(self.scores.images, self.scores.each[RANKED_BY].tolist(), strict=True)
+        pairs = zip(self.scores.images, self.scores.each[self.ranked_by].tolist(), strict=True)
         return sorted(pairs, key=lambda pair: -pair[1])
 
 
@@ -291,11 +296,13 @@ def _caption(
 
 
 def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], references: References) -> Judged:
+    """Score the captions; without CIDEr where it is 0 whatever they say."""
     by_meteor = config.meteor == "yes" or (config.meteor == "auto" and java.available())
+    weighs = metrics.cider_weighs([list(map(metrics.tokenize, texts)) for texts in references.captions.values()])
     scores = metrics.score_each(
         {idx: caption.text for idx, caption in captions.items()},
         references.captions,
-        ("BLEU", *(["METEOR"] if by_meteor else []), "ROUGE-L", "CIDEr"),
+        ("BLEU", *(["METEOR"] if by_meteor else []), "ROUGE-L", *(["CIDEr"] if weighs else [])),
         config.tokenizer,
     )
     return Judged(path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
@@ -352,6 +359,9 @@ def _scores(evaluation: Evaluation) -> list[str]:
             other, gain = second.scores.overall[name], evaluation.differences[name]
             line += f"  {other:7.4f}  {value - other:+10.4f}  {f'{gain.low:+.4f} to {gain.high:+.4f}':>18}"
         lines.append(line)
+    if "CIDEr" not in first.scores.overall:
+        of = "one image alone" if len(first.captions) == 1 else "images with the same references"
+        lines.append(f"CIDEr      is 0 of {of}, whatever the captions: it weighs words by how many images lack them")
     return lines
 
 
@@ -361,7 +371,7 @@ def _extremes(judged: Judged) -> list[str]:
     shown = min(PRINTED, len(ranked) // 2)
     lines = []
     for what, pairs in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
-        lines += [f"{what} by {RANKED_BY}"] if pairs else []
+        lines += [f"{what} by {judged.ranked_by}"] if pairs else []
         lines += [f"{score:8.3f}  image {idx:<5} {judged.captions[idx].text or '(no words)'}" for idx, score in pairs]
     return lines
 
@@ -378,7 +388,7 @@ def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
         "beam_size": config.beam_size,
         "length_penalty": config.length_penalty,
         "tokenizer": config.tokenizer,
-        "scores": first.scores.overall,
+        "scores": first.scores.overall | ({} if "CIDEr" in first.scores.overall else {"CIDEr": None}),
         "intervals": {name: [interval.low, interval.high] for name, interval in first.intervals.items()},
     }
     if second is not None:
@@ -399,7 +409,7 @@ def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Pa
             _picture(config, split, idx),
             evaluation.first.captions[idx].text,
             tuple(evaluation.references.captions[idx]),
-            note=f"{RANKED_BY} {score:.2f}",
+            note=f"{evaluation.first.ranked_by} {score:.2f}",
         )
         for idx, score in dict.fromkeys([*seen[:shown], *seen[-shown:]])
     ]

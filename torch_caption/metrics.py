@@ -284,6 +284,21 @@ _TOKENIZERS: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
 }
 
 
+def cider_weighs(references: Iterable[Sequence[Sequence[Hashable]]]) -> bool:
+    """Whether any caption can have a CIDEr above 0, given each image's references in tokens, at least one image's.
+
+    An n-gram weighs log(images / images that have it in a reference). Of one image alone, and of images whose
+    references hold the same n-grams, all weigh 0, and CIDEr is 0 whatever a caption says.
+    """
+    images = list(references)
+    for n in range(1, 5):
+        each = ({tuple(c[i : i + n]) for c in captions for i in range(len(c) - n + 1)} for captions in images)
+        first = next(each)
+        if any(grams != first for grams in each):
+            return True
+    return False
+
+
 class CiderReward:
     """CIDEr-D of any number of captions at a time, against references that are counted once.
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,34 @@ def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> fl
 
 
 def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: int = 30) -> dict[str, float]:
-    """BLEU-4 and CIDEr of the images' greedy captions against all their references."""
+    """BLEU-4 and CIDEr of the images' greedy captions against all their references; no CIDEr of images that it cannot
+    tell apart (`metrics.cider_weighs`)."""
     training = model.training
     model.eval()
     captions = describe(model, split, images, max_length=max_length)
     model.train(training)
     scores = metrics.score({idx: c.text for idx, c in captions.items()}, {idx: split.references(idx) for idx in images})
-    return {name: scores[name] for name in ("BLEU-4", "CIDEr")}
+    return {name: scores[name] for name in ("BLEU-4", *(["CIDEr"] if _weighs(split, images) else []))}
+
+
+def _weighs(split: Split, images: Iterable[int]) -> bool:
+    return metrics.cider_weighs([list(map(metrics.tokenize, split.references(idx))) for idx in images])
+
+
+def check_scored(config: TrainConfig, val: Split, images: list[int]) -> None:
+    """Say before the first epoch where CIDEr is 0 whatever the captions of the scored images say.
+
+    Raises:
+        ConfigError: in self-critical training, which keeps the weights of the best CIDEr.
+    """
+    if not images or _weighs(val, images):
+        return
+    of = "one image alone" if len(images) == 1 else f"{len(images)} images with the same captions"
+    line = f"CIDEr of {of} of {val.name} is 0 whatever the model says: it weighs words by how many images lack them"
+    if config.objective == "scst":
+        raise ConfigError(f"--objective scst keeps the best CIDEr's weights, but {line}; --score-images takes more")
+    if distributed.first():
+        report.warning(f"{line}; it is left out")
 
 
 def count_words(captions: Tensor, null: int) -> int:
@@ -168,7 +190,9 @@ def fit(config: TrainConfig) -> Path:
             run = _enter(stack, runs.find(config.out, config.resume))
         data = load_data(config)
         report.check(data)
+        objective = make_objective(config, data["train"])
         scored = some_images(data["val"], config.score_images, seed=config.seed)
+        check_scored(config, data["val"], scored)
         state = begin(config, data, device)
         if config.compile:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
@@ -186,7 +210,7 @@ def fit(config: TrainConfig) -> Path:
         distributed.from_first(lambda: runs.point_to(run))
         try:
             with within_memory(*OF_THE_MEMORY, kept=lambda: keeper.kept):
-                _train(run, state, config, data, scored, keeper)
+                _train(run, state, config, data, objective, scored, keeper)
         except LossNotFinite as error:
             raise LossNotFinite(f"{error}; {keeper.kept}; {error.advice}") from error
         if distributed.first():
@@ -205,9 +229,16 @@ def _enter(stack: ExitStack, run: Path) -> Path:
     return run
 
 
-def _train(run: Path, state: State, config: TrainConfig, data: CocoData, scored: list[int], keeper: Keeper) -> None:
+def _train(
+    run: Path,
+    state: State,
+    config: TrainConfig,
+    data: CocoData,
+    objective: Objective,
+    scored: list[int],
+    keeper: Keeper,
+) -> None:
     """Train from where the state is to the end, or until this process is told to stop."""
-    objective = make_objective(config, data["train"])
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
