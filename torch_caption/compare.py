@@ -38,7 +38,7 @@ from torch_caption.agreement import (
 )
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.cells import CELLS
-from torch_caption.ending import guarded, one_line
+from torch_caption.ending import guarded, is_watched, one_line
 from torch_caption.vocabulary import SPECIAL
 
 CLASSES: dict[str, type[Function]] = {
@@ -235,7 +235,7 @@ def run(config: CompareConfig) -> list[Result]:
     full = cases(sizes, getattr(torch, config.dtype), config.device)
     small = cases(SMALL, torch.float64, config.device)
     with broken(config.broken) if config.broken else contextlib.nullcontext():
-        pairs = tqdm(list(zip(full, small, strict=True)), desc="comparing", leave=False, disable=None)
+        pairs = tqdm(list(zip(full, small, strict=True)), desc="comparing", leave=False, disable=not is_watched())
         return [_run(case, tiny, config.repeat) for case, tiny in pairs]
 
 

@@ -31,7 +31,7 @@ from torch_caption.data import scenes
 from torch_caption.data.coco import open_data
 from torch_caption.data.images import MAX_BYTES, load_image
 from torch_caption.description import Describer, Description, Guess
-from torch_caption.ending import guarded
+from torch_caption.ending import guarded, is_watched
 from torch_caption.plots import lit
 from torch_caption.sampling import find_checkpoint, recipe_of
 from torch_caption.training import choose_device
@@ -132,7 +132,7 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
 
 def built_in() -> list[Path]:
     """Pictures of some built-in scenes, drawn on first use."""
-    test = open_data(scenes.ensure(progress=sys.stderr.isatty()), in_memory="no")["test"]
+    test = open_data(scenes.ensure(progress=is_watched()), in_memory="no")["test"]
     return [path for idx in range(SCENES) if (path := test.image_path(idx)) is not None]
 
 

@@ -162,6 +162,11 @@ def guarded(main: Callable[[], object], smaller: Sequence[str] = ()) -> int:
     return 0
 
 
+def is_watched() -> bool:
+    """Whether a terminal shows what goes to stderr."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def _open_streams() -> None:
     """Let every standard stream be one: those that were closed when Python began are None, and go nowhere from now on.
 
@@ -177,7 +182,7 @@ def _open_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(nowhere, mode, encoding="utf-8", newline="\n", closefd=False))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
 

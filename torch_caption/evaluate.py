@@ -27,7 +27,7 @@ from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import _annotations, _written
 from torch_caption.data._annotations import Photograph
 from torch_caption.data.coco import CocoData, DataError, Split, below
-from torch_caption.ending import guarded
+from torch_caption.ending import guarded, is_watched
 from torch_caption.metrics import Interval, Scores
 from torch_caption.plots import GalleryItem
 from torch_caption.sampling import find_checkpoint
@@ -283,7 +283,7 @@ def _caption(
     config: EvaluateConfig, model: CaptioningRNN, split: Split, references: References, max_length: int
 ) -> dict[int, Caption]:
     """The model's caption of each image that has references; of those only the images are looked at."""
-    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=None)
+    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_watched())
     return describe(
         model,
         split,

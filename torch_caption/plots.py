@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance
 from torch_caption import folders
 from torch_caption.data.images import ImageError, load_image
 
-os.environ.update(folders.for_matplotlib())  # which looks for its folders when it is imported
+os.environ |= folders.for_matplotlib()  # which looks for its folders when it is imported; workers inherit them
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg

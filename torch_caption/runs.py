@@ -74,7 +74,10 @@ def find(out: str | Path, name: str | None = None) -> Path:
         if run.name == LAST and run.is_file():
             return run.parent
         if run.is_file():
-            raise CheckpointError(f"{run}: is no run, which goes on from its {LAST}; name its folder {run.parent}")
+            raise CheckpointError(
+                f"{run}: is not a run; `--resume {run.parent}` goes on from its {LAST}, and `--init-from {run}` begins "
+                "another with these weights"
+            )
     raise CheckpointError(f"there is no run {name!r}, here or in {out}")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
@@ -29,7 +28,7 @@ from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
 from torch_caption.dropout import dropout
-from torch_caption.ending import Failure, one_line, within_memory
+from torch_caption.ending import Failure, is_watched, one_line, within_memory
 from torch_caption.interruption import Interrupt
 from torch_caption.loading import Loading, WorkerLost
 from torch_caption.not_finite import LossNotFinite
@@ -304,7 +303,7 @@ def load_data(config: TrainConfig) -> CocoData:
     Raises:
         ValueError: the directory is not there or its content is not as it should be.
     """
-    progress = sys.stderr.isatty() and distributed.first()
+    progress = is_watched() and distributed.first()
     directory = scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data)
     return open_data(
         directory,
@@ -359,7 +358,7 @@ def _train_epoch(
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
-    hidden = None if distributed.first() else True
+    hidden = not (distributed.first() and is_watched())
     each = loading.epoch(progress.epoch, progress.position)
     steps = order.total
     with (

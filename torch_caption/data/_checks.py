@@ -17,7 +17,7 @@ from tqdm import tqdm
 from torch_caption.data._errors import DataError
 from torch_caption.data._hdf5 import INTEGERS, dataset
 from torch_caption.data._memory import check_room
-from torch_caption.ending import one_line
+from torch_caption.ending import is_watched, one_line
 from torch_caption.texts import read_json, read_text, shown, strange
 from torch_caption.vocabulary import END, NULL, START, Vocabulary
 
@@ -131,7 +131,7 @@ def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) ->
     """
     images, *shape = features.shape
     block = max(1, BLOCK_BYTES // (features.dtype.itemsize * math.prod(shape)))
-    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=None)
+    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=not is_watched())
     for start in starts:
         values = read_rows(features, slice(start, start + block))
         finite = np.isfinite(values)

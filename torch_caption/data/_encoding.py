@@ -26,7 +26,7 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import RowFile
 from torch_caption.data.features import Batch, Encoder, stream
-from torch_caption.ending import one_line
+from torch_caption.ending import is_watched, one_line
 
 FIT_BYTES = 4 * 2**30
 """Grids of training photographs that the PCA is fitted on, at most (4 GiB, on the disk)."""
@@ -192,7 +192,7 @@ class Encoding:
             vectors = stack.enter_context(self.vectors(split))
             grids = stack.enter_context(self.grids(split)) if wanted.grid else None
             bar = stack.enter_context(
-                tqdm(total=len(photographs), initial=start, desc=split, unit="photo", disable=None)
+                tqdm(total=len(photographs), initial=start, desc=split, unit="photo", disable=not is_watched())
             )
             stack.enter_context(closing(batches))
             saved = time.monotonic()
@@ -233,7 +233,7 @@ class Encoding:
         assert self._wanted.grid_pca is not None
         moments = _pca.Moments(self.grid_shape[0])
         with self.grids("train") as raw:
-            with tqdm(total=raw.count, desc="PCA of grids", unit="photo", disable=None) as bar:
+            with tqdm(total=raw.count, desc="PCA of grids", unit="photo", disable=not is_watched()) as bar:
                 for block in raw.blocks():
                     moments.update(_pca.positions(torch.from_numpy(block)))
                     bar.update(len(block))

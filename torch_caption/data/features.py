@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torch_caption.data.images import ImageError, load_image
+from torch_caption.ending import is_watched
 from torch_caption.files import from_home, sha256_of
 
 BATCH = 16
@@ -481,8 +481,7 @@ def _download(name: str, entry_name: str = "DEFAULT") -> Path:
             )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            progress = sys.stderr.isatty()
-            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_prefix(entry), progress=progress)
+            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_prefix(entry), progress=is_watched())
         except (OSError, RuntimeError) as error:  # RuntimeError: another content than the name says
             reason = " ".join(str(getattr(error, "reason", None) or error).split())
             raise FeatureError(

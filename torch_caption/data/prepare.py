@@ -48,7 +48,7 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
-from torch_caption.ending import Stopped, guarded
+from torch_caption.ending import Stopped, guarded, is_watched
 from torch_caption.metrics import tokenize
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
@@ -381,7 +381,7 @@ def _write_vectors(
     if config.pca is not None:
         moments = _pca.Moments(encoding.width)
         with encoding.vectors("train") as vectors:
-            for block in tqdm(vectors.blocks(), desc="PCA of vectors", unit="block", disable=None):
+            for block in tqdm(vectors.blocks(), desc="PCA of vectors", unit="block", disable=not is_watched()):
                 moments.update(torch.from_numpy(block))
         projection = _pca.fit(moments, config.pca, "--pca")
         projection.save(ready / VECTOR_PCA)

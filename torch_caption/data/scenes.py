@@ -52,7 +52,7 @@ from torch_caption.data._draw import COLOURS, COUNTS, RELATIONS, SHAPES, SIDE, S
 from torch_caption.data._judge import Verdict, judge
 from torch_caption.data._phrases import CAPTIONS, LONGEST, lexicon, tell
 from torch_caption.data._pixels import FEATURE_DIM, GRID, PLACE_DIM, features, grid
-from torch_caption.ending import guarded
+from torch_caption.ending import guarded, is_watched
 from torch_caption.texts import read_json, shown
 from torch_caption.vocabulary import SPECIAL, Vocabulary
 
@@ -226,8 +226,9 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
     images = directory / "images"
     images.mkdir()
     drawn: dict[str, list[dict]] = {}
+    hidden = not (progress and is_watched())
     with (
-        tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="scene", disable=None if progress else True) as bar,
+        tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="scene", disable=hidden) as bar,
         h5py.File(directory / "coco2014_captions.h5", "w") as file,
     ):
         for number, split in enumerate(SPLITS):
