@@ -231,7 +231,7 @@ def _heeded() -> Iterator[None]:
         stopped = unraisable.exc_value
         if isinstance(stopped, KeyboardInterrupt):
             number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
-            threading.Timer(0.01, _send, (number,)).start()
+            threading.Timer(0.1, _send, (number,)).start()  # when this has returned, or it goes no further either
         elif not isinstance(stopped, Cut):
             report(unraisable)
 
