@@ -265,15 +265,17 @@ def test_every_pin_lies_in_its_range():
 
 
 def test_torch_and_torchvision_are_a_pair():
-    """torch 2.k goes with torchvision 0.(k+15)."""
+    """torch 2.k goes with torchvision 0.(k+15): the pins, and where the ranges begin and end."""
     torch, vision = (tuple(map(int, pins()[name].split(".")))[:2] for name in ("torch", "torchvision"))
     assert torch[0] == 2
     assert vision == (0, torch[1] + 15)
-    for requirement in ranges():
-        if requirement.name in ("torch", "torchvision"):
-            major, minor = torch if requirement.name == "torch" else vision
-            assert f"{major}.{minor - 1}" not in requirement.specifier  # the ranges start as a pair too
-            assert f"{major}.{minor}" in requirement.specifier
+    of_torch, of_vision = (
+        {k for k in range(100) if f"{prefix}.{k}.0" in requirement.specifier}
+        for name, prefix in (("torch", 2), ("torchvision", 0))
+        for requirement in ranges()
+        if requirement.name == name
+    )
+    assert {k + 15 for k in of_torch} == of_vision
 
 
 def test_every_library_that_is_imported_is_required():

@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -408,6 +409,7 @@ def main() -> int:
 def report(config: CompareConfig) -> bool:
     """Compare, print, write; whether every gradient and mode is right."""
     check(config)
+    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)  # torch 2.14's of its own forward mode
     results = run(config)
     print(f"torch {torch.__version__}, {config.device}, {config.dtype}, ", end="")
     print(", ".join(f"{letter}={getattr(config, letter)}" for letter in LETTERS))
