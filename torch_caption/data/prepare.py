@@ -49,7 +49,7 @@ from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
 from torch_caption.ending import Stopped, guarded
-from torch_caption.metrics import tokenize
+from torch_caption.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
 CAPTIONS, VOCABULARY, MANIFEST = "coco2014_captions.h5", "coco2014_vocab.json", "manifest.json"
