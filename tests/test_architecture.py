@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "data": {"ending", "files", "texts", "tokenizer", "vocabulary"},
     "photographs": {"data", "vocabulary"},
     "plots": {"data"},
-    "description": {"captioner", "captioning", "data", "vocabulary"},
+    "description": {"captioner", "captioning", "data", "tokenizer", "vocabulary"},
     "config": {"files"},
     "lock": {"files"},
     "curves": set(),

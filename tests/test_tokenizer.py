@@ -1,5 +1,7 @@
 """Tokens of the world's scripts; `tests/test_metrics.py` has those of English."""
 
+# ruff: noqa: RUF001 - letters of other scripts that look like ours are meant
+
 from __future__ import annotations
 
 import hashlib
@@ -107,7 +109,21 @@ def test_characters_have_their_marks(text: str) -> None:
 
 def test_whitespace_leaves_tokens_as_they_are() -> None:
     text = "一只 狗 在 草地 上 奔跑 。\u3000The man's e\u0301t\u00e9\x85<UNK> can't\t!"
-    assert whitespace(text) == ["一只", "狗", "在", "草地", "上", "奔跑", "。", "The", "man's", "été", "<UNK>", "can't", "!"]
+    assert whitespace(text) == [
+        "一只",
+        "狗",
+        "在",
+        "草地",
+        "上",
+        "奔跑",
+        "。",
+        "The",
+        "man's",
+        "été",
+        "<UNK>",
+        "can't",
+        "!",
+    ]
 
 
 ALPHABET = "a'tn.-İIéi\u0301\u0307\u0345\u0323कि्\u200d\u200c狗が\u3099ทำ·\"׳א3½ \u00ad\ufe0f<unk>\x85"
@@ -122,12 +138,16 @@ def test_tokens_joined_by_blanks_give_the_same_tokens_again(name: str, text: str
     assert all(token.split() == [token] and unicodedata.is_normalized("NFC", token) for token in tokens)
 
 
-@pytest.mark.parametrize("text", ["一只 狗在草地上", "สุนัข วิ่ง", "犬がラーメンを食べる", KHMER, LAO, BURMESE, "T恤和裤子很长"])
+@pytest.mark.parametrize(
+    "text", ["一只 狗在草地上", "สุนัข วิ่ง", "犬がラーメンを食べる", KHMER, LAO, BURMESE, "T恤和裤子很长"]
+)
 def test_most_letters_are_of_a_script_without_blanks(text: str) -> None:
     assert is_unspaced(text)
 
 
-@pytest.mark.parametrize("text", ["", "...", "12", "A dog 狗", *(text for text, _ in list(SENTENCES.values())[:6]), "강아지가"])
+@pytest.mark.parametrize(
+    "text", ["", "...", "12", "A dog 狗", *(text for text, _ in list(SENTENCES.values())[:6]), "강아지가"]
+)
 def test_most_letters_are_of_a_script_with_blanks(text: str) -> None:
     assert not is_unspaced(text)
 

@@ -18,8 +18,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from torch_caption import java
-from torch_caption.tokenizer import TOKENIZERS
-from torch_caption.tokenizer import tokenize as tokenize  # under its documented name
+from torch_caption.tokenizer import TOKENIZERS, tokenize  # noqa: F401 - tokenize is documented to be here, too
 
 Image = TypeVar("Image")
 PTB = "ptb"

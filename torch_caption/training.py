@@ -111,7 +111,8 @@ def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: 
     model.eval()
     captions = describe(model, split, images, max_length=max_length)
     model.train(training)
-    scores = metrics.score({idx: c.text for idx, c in captions.items()}, {idx: split.references(idx) for idx in images})
+    texts = {idx: caption.text for idx, caption in captions.items()}
+    scores = metrics.score(texts, {idx: split.references(idx) for idx in images}, tokenizer=split.tokenizer)
     return {name: scores[name] for name in ("BLEU-4", "CIDEr")}
 
 

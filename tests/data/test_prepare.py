@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,78 @@ def test_a_given_vocabulary(photos: Photos, tmp_path: Path) -> None:
     assert data["val"].references(0) == ["a dog <UNK>", "a dog <UNK>"]
     assert data["val"].captions[0].tolist() == [3, 0, 5, 1, 2]
     assert data["val"].captions.shape == (10, 5)
+
+
+# Of every script
+
+CHINESE = ("一只狗在草地上奔跑。", "狗在草地上跑", "小狗奔跑")
+
+
+def said(photos: Photos, captions: Sequence[str]) -> None:
+    """Let every photograph have these captions."""
+    for path in photos.annotations.values():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        identities = [image["id"] for image in content["images"]]
+        pairs = [(identity, text) for identity in identities for text in captions]
+        content["annotations"] = [
+            {"id": k, "image_id": image, "caption": text} for k, (image, text) in enumerate(pairs)
+        ]
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "captions", "words"),
+    [
+        ("characters", CHINESE, ["一 只 狗 在 草 地 上 奔 跑", "狗 在 草 地 上 跑", "小 狗 奔 跑"]),
+        ("whitespace", ["一只 狗 在 草地 上 。", "A Dog's 狗"], ["一只 狗 在 草地 上 。", "A Dog's 狗"]),
+        ("words", ["एक कुत्ता दौड़ रहा है।", "A dog's day."], ["एक कुत्ता दौड़ रहा है", "a dog 's day"]),
+    ],
+)
+def test_captions_are_split_as_asked_for(
+    tokenizer: str, captions: Sequence[str], words: list[str], photos: Photos, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    said(photos, captions)
+    assert main(photos.arguments(tmp_path / "out", "--tokenizer", tokenizer)) == 0
+    assert "warning" not in capsys.readouterr().err
+    data = open_data(tmp_path / "out")
+    words = [unicodedata.normalize("NFC", text) for text in words]
+    assert data["val"].references(0) == words
+    assert {*data.vocabulary.words} == {*SPECIAL, *" ".join(words).split()}
+    assert data.manifest["tokenizer"] == data["train"].tokenizer == tokenizer
+    other = "words" if tokenizer != "words" else "whitespace"
+    assert "made with other settings" in mistake(photos.arguments(tmp_path / "out", "--tokenizer", other), capsys)
+
+
+@pytest.mark.parametrize(("captions", "count"), [(CHINESE, 54), (["a dog", "สุนัขวิ่งบนหญ้า"], 18)])
+def test_words_of_a_script_without_blanks_are_warned_of(
+    captions: Sequence[str], count: int, photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(photos, captions)
+    assert main(photos.arguments(tmp_path / "out")) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {count} of {18 * len(captions)} captions are mostly in a script without blanks")
+    assert "--tokenizer characters" in line
+    assert "--tokenizer whitespace" in line
+
+
+def test_a_directory_of_before_is_of_words(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its manifest names no tokenizer, and its settings are those of words."""
+    prepare.prepare(photos.config(tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["tokenizer"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert open_data(tmp_path / "out")["val"].tokenizer == "words"
+    assert main(photos.arguments(tmp_path / "out")) == 0
+    assert "is complete: nothing to do" in capsys.readouterr().out
+
+
+def test_an_unknown_tokenizer_in_a_manifest(photos: Photos, tmp_path: Path) -> None:
+    prepare.prepare(photos.config(tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": "bpe"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"manifest\.json: tokenizer is 'bpe', not one of words, characters, whitesp"):
+        open_data(tmp_path / "out")
 
 
 def test_one_file_is_parted(photos: Photos, tmp_path: Path) -> None:

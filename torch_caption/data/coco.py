@@ -78,6 +78,7 @@ class Split(Dataset[Batch]):
         image_idxs: (M,) int64; the image that each caption is of.
         num_images: the rows of the features, captioned or not.
         feature_dim: D.
+        tokenizer: how the captions were split into tokens, a name of `torch_caption.tokenizer.TOKENIZERS`.
         grid: the places that an image has features of, (a, a) or (L,); () where it has one vector.
     """
 
@@ -92,6 +93,7 @@ class Split(Dataset[Batch]):
         names: Sequence[str] | None = None,
         urls: Sequence[str] | None = None,
         images: Path | None = None,
+        tokenizer: str = "words",
     ) -> None:
         self.name = name
         self.vocabulary = vocabulary
@@ -103,6 +105,7 @@ class Split(Dataset[Batch]):
         self._names = names
         self._urls = urls
         self._images = images
+        self.tokenizer = tokenizer
 
     @property
     def in_memory(self) -> bool:
@@ -306,6 +309,7 @@ def open_data(
             names=_checks.read_names(directory / f"{name}2014_images.txt", images[name]),
             urls=_checks.read_names(directory / f"{name}2014_urls.txt", images[name]),
             images=directory / manifest.get("images", "images"),
+            tokenizer=manifest.get("tokenizer", "words"),
         )
         for name in names
     }

@@ -91,6 +91,10 @@ class PrepareConfig:
     grid_dtype: Literal["float16", "float32"] = "float16"
     """Precision in which grids are stored."""
 
+    tokenizer: Literal[tuple(TOKENIZERS)] = "words"  # type: ignore[valid-type]
+    """How captions are split into tokens: words, parted by blanks and punctuation; characters, of scripts without
+    blanks such as Chinese and Thai (other words stay whole; --max-words then counts characters); whitespace, for
+    captions that another program has split, taken as they are. Scores and rewards of the directory use the same."""
     vocabulary: Annotated[Path | None, arg(metavar="FILE")] = None
     """A vocabulary to use, such as cs231n's coco2014_vocab.json."""
     min_count: int = 5
@@ -171,6 +175,7 @@ def prepare(config: PrepareConfig) -> Path:
     assert config.out is not None
     started = time.monotonic()
     splits = _annotations.read_splits(config.annotations, config.val_share, config.seed)
+    _warn_of_script(splits, config)
     captions = encode_captions(splits, config)
     splits = _annotations.locate(splits, config.images)
     _tell_captions(splits, captions, config)
@@ -236,6 +241,7 @@ def _settings(
     recipe = encoder.recipe
     parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
     parts += [sizes, config.grid, config.grid_dtype, config.batch_size, config.computes_on]
+    parts += [config.tokenizer] if config.tokenizer != "words" else []  # which was the only one once
     digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
         digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
@@ -299,7 +305,7 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
     if config.vocabulary is not None:
         vocabulary = _checks.read_vocabulary(config.vocabulary)
     else:
-        vocabulary = Vocabulary.build((words for _, words in _tokens(splits["train"])), config.min_count)
+        vocabulary = Vocabulary.build((words for _, words in _tokens(splits["train"], config)), config.min_count)
         if len(vocabulary) == len(SPECIAL):
             raise DataError(f"--min-count {config.min_count}: no word of train occurs so often")
     rows, places = {}, {}
@@ -309,7 +315,7 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
         ids = np.full((most, config.max_words + 2), vocabulary.word_to_idx[NULL], np.int32)
         of = np.empty(most, np.int32)
         count = 0
-        for place, words in _tokens(photographs):
+        for place, words in _tokens(photographs, config):
             empty += not words
             too_long += len(words) > config.max_words
             if 0 < len(words) <= config.max_words:
@@ -322,8 +328,9 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
     return Captions(vocabulary, rows, places, too_long, empty)
 
 
-def _tokens(photographs: Sequence[Photograph]) -> Iterator[tuple[int, list[str]]]:
-    """The place of each caption's photograph, and its words."""
+def _tokens(photographs: Sequence[Photograph], config: PrepareConfig) -> Iterator[tuple[int, list[str]]]:
+    """The place of each caption's photograph, and its tokens."""
+    tokenize = TOKENIZERS[config.tokenizer]
     for place, photograph in enumerate(photographs):
         for _, text in photograph.captions:
             yield place, tokenize(text)
@@ -451,6 +458,7 @@ def _manifest(
             for split, photographs in kept.items()
         },
         "annotations": [Path(file).name for file in config.annotations],
+        "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
         "settings": encoding.progress.settings,
@@ -478,6 +486,22 @@ def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> N
 
 def _says(weights: features.Weights) -> str:
     return f"{weights.name} (SHA-256 {features.short(weights.sha256)})"
+
+
+def _warn_of_script(splits: Mapping[str, list[Photograph]], config: PrepareConfig) -> None:
+    """Say where words cannot be found, as the tokenizer is to find them: in a tenth of the captions or more."""
+    if config.tokenizer != "words":
+        return
+    texts = [text for photographs in splits.values() for photograph in photographs for _, text in photograph.captions]
+    count = sum(map(is_unspaced, texts))
+    if 10 * count >= len(texts):
+        print(
+            f"warning: {count:,} of {len(texts):,} captions are mostly in a script without blanks, where a word is "
+            "whatever stands between two marks; take --tokenizer characters, or --tokenizer whitespace for captions "
+            "with blanks between their words",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _tell_captions(splits: Mapping[str, list[Photograph]], captions: Captions, config: PrepareConfig) -> None:
