@@ -138,6 +138,40 @@ def test_references_of_an_annotation_file_are_found_by_name(
     assert f"36, 3.0 an image, from {tmp_path / 'people.json'}" in capsys.readouterr().out
 
 
+def karpathys(captions: dict[str, list[str]]) -> str:
+    """The named images in val, and the same with other captions in test, which are not asked for."""
+    images = [
+        {
+            "filename": name,
+            "split": split,
+            "cocoid": k,
+            "imgid": k,
+            "sentences": [{"raw": text, "sentid": 0} for text in said],
+        }
+        for k, (split, name, said) in enumerate(
+            [("val", name, said) for name, said in captions.items()] + [("test", "other.png", ["no"])]
+        )
+    ]
+    return json.dumps({"images": images, "dataset": "mine"})
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "token", "csv"])
+def test_references_in_any_format(kind: str, config: EvaluateConfig, tmp_path: Path) -> None:
+    captions = annotations(tmp_path / "people.json")
+    lines = [(name, n, text) for name, said in captions.items() for n, text in enumerate(said)]
+    content = {
+        "karpathy": karpathys(captions),
+        "token": "".join(f"{name}#{n}\t{text}\n" for name, n, text in lines),
+        "csv": "image,caption\n" + "".join(f'{name},"{text}"\n' for name, _, text in lines),
+    }[kind]
+    (tmp_path / "references").write_text(content, encoding="utf-8")
+    found = run(dataclasses.replace(config, references=tmp_path / "references"))
+    assert found.references.captions == {idx: captions[name] for idx, name in enumerate(NAMES)}
+    if kind == "karpathy":
+        with pytest.raises(ValueError, match="references: has no photograph of the split train; it has val, test"):
+            run(dataclasses.replace(config, references=tmp_path / "references", split="train"))
+
+
 def test_the_datas_own_annotations_come_before_what_the_model_learns(
     config: EvaluateConfig, folder: Path, tmp_path: Path
 ) -> None:

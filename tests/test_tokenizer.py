@@ -15,6 +15,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torch_caption.metrics import score
 from torch_caption.tokenizer import TOKENIZERS, characters, is_unspaced, readable, tokenize, whitespace
 
 SENTENCES = {  # of each its words, parted by blanks
@@ -171,3 +172,25 @@ def test_tokens_of_flickr8k_are_what_they_were(shared_data: Path) -> None:
             digest.update((json.dumps(tokens, ensure_ascii=False) + "\n").encode("utf-8"))
     assert count == 378_162
     assert digest.hexdigest() == "cb9aabb7a32b901d53869b38cd8677507c00644072472a1fda8464173045fd47"
+
+
+@pytest.mark.realdata
+def test_scores_of_flickr8k_are_what_they_were(shared_data: Path) -> None:
+    """Each image's first caption against its other four; the numbers are those of the tokens before."""
+    content = json.loads((shared_data / "flickr8k" / "captions_val.json").read_text(encoding="utf-8"))
+    captions: dict[int, list[str]] = {}
+    for entry in content["annotations"]:
+        captions.setdefault(entry["image_id"], []).append(entry["caption"])
+    first, others = {k: texts[0] for k, texts in captions.items()}, {k: texts[1:] for k, texts in captions.items()}
+    assert score(first, others, ("BLEU", "ROUGE-L", "CIDEr")) == pytest.approx(
+        {
+            "BLEU-1": 0.6275129488191882,
+            "BLEU-2": 0.44342979576264063,
+            "BLEU-3": 0.30708129327795985,
+            "BLEU-4": 0.21160098501492874,
+            "ROUGE-L": 0.49173408652537204,
+            "CIDEr": 0.8037116241424273,
+        },
+        rel=1e-14,
+        abs=0,
+    )

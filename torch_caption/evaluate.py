@@ -56,7 +56,8 @@ class EvaluateConfig:
     split: str = "val"
     """The split to caption."""
     references: Annotated[Path | None, arg(metavar="FILE")] = None
-    """What people wrote, in COCO's annotation format, found by the names in {split}2014_images.txt. Without it
+    """What people wrote, in a format of `prepare --annotations`, found by the names in {split}2014_images.txt; of a
+    file that says its splits, those of the split alone. Without it
     captions_{split}2014.json of the data where that is there; else the captions that the model learns from, which lack
     long ones and have <UNK> in place of rare words."""
 
@@ -252,7 +253,7 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     """All captions of each image: the named file's, else the data's annotations, else those of its HDF5 file.
 
     Raises:
-        DataError: the file is not in COCO's format, or has none of the split's images.
+        DataError: the file is in no format that is read, or has none of the split's images.
     """
     own = data.directory / f"captions_{split.name}2014.json"
     path = config.references or (own if own.is_file() else None)
@@ -264,7 +265,7 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
         return References.of(captions, {idx: idx for idx in images}, source, tokenizer)
     if path == own:
         _written.check(data.directory, data.manifest, [own])
-    photographs = _annotations.read(path)
+    photographs = _annotations.of_split(_annotations.read(path), split.name, path)
     found = {photograph.file_name: photograph for photograph in photographs}
     names = {idx: split.file_name(idx) for idx in range(split.num_images)}
     if not any(names.values()):

@@ -190,7 +190,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: holds {type(manifest).__name__}, not an object; write it again, or remove it")
     _check_values(manifest, path)
     images = manifest.get("images", "")
-    if not isinstance(images, str):
+    if not all(isinstance(name, str) for name in (images.values() if isinstance(images, dict) else [images])):
         raise DataError(f"{path}: images is {shown(images)}, not the name of a folder; write it again")
     tokenizer = manifest.get("tokenizer", "words")
     if not isinstance(tokenizer, str) or tokenizer not in TOKENIZERS:

@@ -20,7 +20,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -308,7 +308,7 @@ def open_data(
             measured[name][0],
             names=_checks.read_names(directory / f"{name}2014_images.txt", images[name]),
             urls=_checks.read_names(directory / f"{name}2014_urls.txt", images[name]),
-            images=directory / manifest.get("images", "images"),
+            images=_pictures(directory, manifest, name),
             tokenizer=manifest.get("tokenizer", "words"),
         )
         for name in names
@@ -316,6 +316,12 @@ def open_data(
     recipe = recipes.record(directory, manifest, paths["train"])
     recipes.check_width(recipe, splits["train"].feature_dim, directory)
     return CocoData(directory, vocabulary, manifest, recipe, splits)
+
+
+def _pictures(directory: Path, manifest: Mapping[str, Any], split: str) -> Path:
+    """The folder of a split's pictures: each split may have its own."""
+    images = manifest.get("images", "images")
+    return directory / (images.get(split, "images") if isinstance(images, Mapping) else images)
 
 
 def _split_names(file: h5py.File) -> list[str]:

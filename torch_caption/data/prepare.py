@@ -2,8 +2,8 @@
 
     python -m torch_caption.data.prepare --images DIR --annotations FILE... --out DIR
 
-Annotations are in COCO's format. What is written is cs231n's layout, with what made the features beside it, so that
-`sample.py` can do the same to a new photograph:
+Annotations are in COCO's format, Karpathy's, Flickr8k's or Kaggle's. What is written is cs231n's layout, with what made
+the features beside it, so that `sample.py` can do the same to a new photograph:
 
     coco2014_captions.h5  coco2014_vocab.json  {split}2014_vgg16_fc7.h5  {split}2014_images.txt   as cs231n's
     {split}2014_urls.txt         if the annotations have URLs
@@ -62,11 +62,16 @@ WORK = ".preparing"
 class PrepareConfig:
     """Make a data directory from photographs and their captions."""
 
-    images: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder of the photographs."""
+    images: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]DIR...")] = ()
+    """Folder of the photographs, or one a split: train=DIR val=DIR."""
     annotations: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]FILE...")] = ()
-    """Captions in COCO's format. Of several files each is the split that its name holds (train, val or test), unless it
-    is said: val=FILE. One file alone is parted at random into train and val."""
+    """Captions as COCO's annotations, Karpathy's dataset_*.json, Flickr8k.token.txt or Kaggle's captions.txt. Of
+    several files each is the split that its name holds (train, val or test), unless it is said: val=FILE. One file
+    alone has the splits that it says itself (Karpathy's), those of --splits, or is parted at random into train and
+    val."""
+    splits: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]FILE...")] = ()
+    """Lists of photographs, one name a line, that part one file of annotations, such as Flickr_8k.trainImages.txt; the
+    split is the one that a list's name holds (dev is val), unless it is said."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """The directory to make."""
     recover_pca: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -171,13 +176,13 @@ def prepare(config: PrepareConfig) -> Path:
     config.check()
     if config.recover_pca is not None:
         return recover_pca(config, config.recover_pca)
-    assert config.images is not None
     assert config.out is not None
     started = time.monotonic()
-    splits = _annotations.read_splits(config.annotations, config.val_share, config.seed)
+    folders = _annotations.named_folders(config.images)
+    splits = _annotations.read_splits(config.annotations, config.val_share, config.seed, config.splits, folders)
     _warn_of_script(splits, config)
     captions = encode_captions(splits, config)
-    splits = _annotations.locate(splits, config.images)
+    splits = _located(splits, folders)
     _tell_captions(splits, captions, config)
     encoder = features.build(
         config.encoder, config.weights, transform=config.transform, device=config.computes_on, seed=config.seed
@@ -227,6 +232,24 @@ def _make(
         _write(config, ready, encoding, encoder, splits, captions)
     for path in sorted(ready.iterdir(), key=lambda path: path.name == CAPTIONS):
         path.replace(work.parent / path.name)
+
+
+def _located(splits: dict[str, list[Photograph]], folders: Mapping[str | None, Path]) -> dict[str, list[Photograph]]:
+    """The photographs with their paths, each split's in its own folder.
+
+    Raises:
+        DataError: a split has no folder, a folder no split, or a folder does not hold what it should.
+    """
+    if None in folders:
+        return _annotations.locate(splits, folders[None])
+    if splits.keys() != folders.keys():
+        split = next(iter(splits.keys() ^ folders.keys()))
+        what = "names no folder of the split" if split in splits else "names a folder of no split, called"
+        raise DataError(f"--images {what} {split}; the splits are {', '.join(splits)}")
+    located: dict[str, list[Photograph]] = {}
+    for split, photographs in splits.items():
+        located |= _annotations.locate({split: photographs}, folders[split])
+    return located
 
 
 def _wanted(config: PrepareConfig) -> Wanted:
@@ -424,6 +447,9 @@ def _write_captions(path: Path, captions: Captions, progress: Progress, kept: Ma
 def _as_written(photographs: list[Photograph]) -> dict[str, Any]:
     """All their captions in COCO's format, the images in the order of the rows."""
     return {
+        "info": {},  # pycocotools before 2.0.11 and the code of COCO's challenge copy these three
+        "licenses": [],
+        "type": "captions",
         "images": [{"id": photograph.id, "file_name": photograph.file_name} for photograph in photographs],
         "annotations": [
             {"id": identity, "image_id": photograph.id, "caption": text}
@@ -441,11 +467,11 @@ def _manifest(
     kept: Mapping[str, list[Photograph]],
     captions: Captions,
 ) -> dict[str, Any]:
-    assert config.images is not None
+    folders = {split: _seen_from(config.out, f) for split, f in _annotations.named_folders(config.images).items()}
     projections = {"vector": VECTOR_PCA if projection else None, "grid": GRID_PCA if encoding.projection else None}
     manifest: dict[str, Any] = {
         "data": "photographs",
-        "images": _seen_from(config.out, config.images),
+        "images": folders.get(None, folders),
         **encoder.recipe,
     }
     manifest |= {
@@ -457,7 +483,7 @@ def _manifest(
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
         },
-        "annotations": [Path(file).name for file in config.annotations],
+        "annotations": [Path(file).name for file in (*config.annotations, *config.splits)],
         "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
