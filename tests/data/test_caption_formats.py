@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from torch_caption.data._annotations import Photograph, named_folders, of_split, read, read_splits
+from torch_caption.data._annotations import Photograph, locate, named_folders, of_split, read, read_splits
 from torch_caption.data._errors import DataError
 
 KARPATHY_SPLITS = ["train", "restval", "val", "test", "train"]
@@ -218,6 +219,24 @@ def test_lists_that_cannot_be(files: list[str], lists: list[str], message: str, 
         write(Path(name), "0.jpg\n1.jpg\n")
     with pytest.raises(DataError, match=message):
         read_splits(files, 0.1, 0, lists)
+
+
+# Where they are
+
+
+def test_photographs_lie_where_karpathys_folders_are_not(tmp_path: Path) -> None:
+    """All of COCO's in one folder; but what two photographs would share is neither's."""
+    splits = read_splits([str(write(tmp_path / "dataset_coco.json", karpathy(coco=True)))], 0.1, 0)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for k in range(5):
+        (folder / f"{k}.jpg").touch()
+    located = locate(splits, folder)
+    assert [p.path for p in located["train"]] == [folder / f"{k}.jpg" for k in (0, 1, 4)]
+    assert names(located["val"]) == ["2.jpg"]
+    first, *others = splits["train"]
+    splits["train"] = [first, replace(others[0], file_name="train2014/0.jpg"), others[1]]
+    assert [p.path for p in locate(splits, folder)["train"]] == [None, None, folder / "4.jpg"]
 
 
 # A folder a split

@@ -14,6 +14,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -445,8 +446,8 @@ def _photograph(entry: Any, where: str) -> Photograph:
 
 
 def locate(splits: dict[str, list[Photograph]], folder: Path) -> dict[str, list[Photograph]]:
-    """The photographs with their paths: below the folder by their name, else where the name occurs in a folder inside,
-    as in COCO's train2014 and val2014; None where there is none.
+    """The photographs with their paths: below the folder by their name, else where its last part occurs in the folder
+    or one inside, as in COCO's train2014 and val2014, unless two photographs have that; None where there is none.
 
     Raises:
         DataError: there is no such folder, a name occurs twice in it, or it holds no photograph of a split.
@@ -454,6 +455,7 @@ def locate(splits: dict[str, list[Photograph]], folder: Path) -> dict[str, list[
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of photographs")
     elsewhere: dict[str, list[str]] | None = None
+    last_names = Counter(_last(photograph) for photographs in splits.values() for photograph in photographs)
     located: dict[str, list[Photograph]] = {}
     for split, photographs in splits.items():
         located[split] = []
@@ -461,7 +463,8 @@ def locate(splits: dict[str, list[Photograph]], folder: Path) -> dict[str, list[
             name = photograph.file_name
             if not (folder / name).is_file():
                 elsewhere = _below(folder) if elsewhere is None else elsewhere
-                found = elsewhere.get(name, [])
+                last = _last(photograph)
+                found = elsewhere.get(last, []) if last == name or last_names[last] == 1 else []
                 if len(found) > 1:
                     raise DataError(f"{folder}: holds {name!r} more than once, as {found[0]} and as {found[1]}")
                 name = found[0] if found else name
@@ -471,6 +474,10 @@ def locate(splits: dict[str, list[Photograph]], folder: Path) -> dict[str, list[
         if not any(photograph.path for photograph in located[split]):
             raise DataError(f"{folder}: holds no photograph of {split}; the first would be {photographs[0].file_name}")
     return located
+
+
+def _last(photograph: Photograph) -> str:
+    return PurePosixPath(photograph.file_name).name
 
 
 def _below(folder: Path) -> dict[str, list[str]]:
