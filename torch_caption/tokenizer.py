@@ -61,9 +61,10 @@ def tokenize(text: str) -> list[str]:
     Of other scripts a word is what stands between blanks and punctuation, with its combining marks (Unicode's UAX 29).
     Scripts without blanks, such as Chinese and Thai, have no such words: `characters` is for them.
     """
-    text = _UNSEEN.sub("", _normalized(text).translate(_SAME)).lower()
-    text = _DOT_OF_I.sub("", text)
-    text = _CLITIC.sub(r" \g<0>", _normalized(text))
+    text = _normalized(text).translate(_SAME).lower()
+    if not text.isascii():
+        text = _normalized(_DOT_OF_I.sub("", _UNSEEN.sub("", text)))
+    text = _CLITIC.sub(r" \g<0>", text)
     text = _TWO_WORDS.sub(r"\g<0> ", text)
     return _TOKEN.findall(text)
 
@@ -91,7 +92,7 @@ TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
 
 def is_unspaced(text: str) -> bool:
     """Whether most of the letters are of scripts without blanks."""
-    return 2 * len(_CHARACTER.findall(text)) > len(_LETTER.findall(text))
+    return not text.isascii() and 2 * len(_CHARACTER.findall(text)) > len(_LETTER.findall(text))
 
 
 def readable(tokens: str) -> str:
