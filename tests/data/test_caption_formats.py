@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from torch_caption.data._annotations import Photograph, locate, named_folders, of_split, read, read_splits
 from torch_caption.data._errors import DataError
@@ -219,6 +221,26 @@ def test_lists_that_cannot_be(files: list[str], lists: list[str], message: str, 
         write(Path(name), "0.jpg\n1.jpg\n")
     with pytest.raises(DataError, match=message):
         read_splits(files, 0.1, 0, lists)
+
+
+@given(content=st.sampled_from([TOKEN, CSV, json.dumps(karpathy())]), data=st.data())
+def test_damage_is_read_or_refused_in_one_line(content: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    changed = bytearray(content.encode("utf-8"))
+    for place in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=4)):
+        changed[place] = data.draw(st.integers(0, 255))
+    path = write(tmp_path_factory.getbasetemp() / "damaged", bytes(changed[: data.draw(st.integers(0, 2000))]))
+    message = str(path)
+    try:
+        read(path)
+    except DataError as error:
+        message = str(error)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+def test_a_first_line_without_end_is_in_no_format(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a: begins with 'x{76}\.\.\., and is in no format"):
+        read(write(tmp_path / "a", "x" * 200_000))
 
 
 # Where they are

@@ -330,7 +330,7 @@ def _read_lines(text: str, path: Path) -> list[Photograph]:
     first = text.lstrip("\n\r").partition("\n")[0].rstrip("\r")
     if _TOKEN.fullmatch(first):
         entries = _token_lines(text, path)
-    elif [field.strip().lower() for row in csv.reader([first]) for field in row] == ["image", "caption"]:
+    elif [field.strip(' "').lower() for field in first.split(",")] == ["image", "caption"]:
         entries = _csv_rows(text, path)
     else:
         begins = f"begins with {shown(first)}" if first else "is empty"
