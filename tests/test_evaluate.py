@@ -21,12 +21,13 @@ from pycocotools.coco import COCO
 from tiny import write_tiny
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import evaluate, java, metrics, plots, training
+from torch_caption import evaluate, java, metrics, plots, sampling, training
 from torch_caption.captioning import describe, search
 from torch_caption.config import TrainConfig
 from torch_caption.data import _written
 from torch_caption.data.coco import open_data
 from torch_caption.evaluate import EvaluateConfig, main, run
+from torch_caption.sampling import SampleConfig
 from torch_caption.training import fit
 from torch_caption.vocabulary import Vocabulary
 
@@ -409,6 +410,20 @@ def test_references_are_split_as_the_data_was(
     assert best.replace(" ", "") in out  # as a reader expects it
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [result["caption"] for result in results] == [*texts.values()]  # as a scorer does
+
+
+def test_a_sample_is_as_a_reader_expects_it(han: EvaluateConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the table and in JSON; what is computed with are the tokens."""
+    config = SampleConfig(checkpoint=han.checkpoint, split="val", images=(0,), references=True)
+    (image,) = sampling.run(config)
+    table = capsys.readouterr().out
+    sampling.run(dataclasses.replace(config, format="json"))
+    (plain,) = json.loads(capsys.readouterr().out)["images"]
+    assert " " in image.captions[0].text
+    for text in (image.captions[0].text, *image.references):
+        assert text.replace(" ", "") in table
+    assert plain["captions"][0]["caption"] == image.captions[0].text.replace(" ", "")
+    assert plain["references"] == [text.replace(" ", "") for text in image.references]
 
 
 def test_characters_are_not_scored_as_words(han: EvaluateConfig) -> None:

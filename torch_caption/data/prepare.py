@@ -522,9 +522,9 @@ def _warn_of_script(splits: Mapping[str, list[Photograph]], config: PrepareConfi
     count = sum(map(is_unspaced, texts))
     if 10 * count >= len(texts):
         print(
-            f"warning: {count:,} of {len(texts):,} captions are mostly in a script without blanks, where a word is "
-            "whatever stands between two marks; take --tokenizer characters, or --tokenizer whitespace for captions "
-            "with blanks between their words",
+            f"warning: {count:,} of {len(texts):,} captions are mostly in a script without blanks, and whole phrases "
+            "of them become one word; use --tokenizer characters, or --tokenizer whitespace where another program has "
+            "put blanks between their words",
             file=sys.stderr,
             flush=True,
         )
