@@ -205,7 +205,7 @@ def test_captions_are_kept_as_they_were_written(photos: Photos, tmp_path: Path) 
 
 
 def test_pycocotools_of_any_version_reads_them(photos: Photos, tmp_path: Path) -> None:
-    """Those before 2.0.11, and the code of the challenge, copy info, licenses and type without looking."""
+    """Those before 2.0.11 copy info without a look whether it is there."""
     prepare.prepare(photos.config(tmp_path / "out"))
     kept = json.loads((tmp_path / "out" / "captions_val2014.json").read_text(encoding="utf-8"))
     assert (kept["info"], kept["licenses"], kept["type"]) == ({}, [], "captions")

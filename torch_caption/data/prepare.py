@@ -447,7 +447,7 @@ def _write_captions(path: Path, captions: Captions, progress: Progress, kept: Ma
 def _as_written(photographs: list[Photograph]) -> dict[str, Any]:
     """All their captions in COCO's format, the images in the order of the rows."""
     return {
-        "info": {},  # pycocotools before 2.0.11 and the code of COCO's challenge copy these three
+        "info": {},  # as in COCO's own; pycocotools before 2.0.11 fails without it
         "licenses": [],
         "type": "captions",
         "images": [{"id": photograph.id, "file_name": photograph.file_name} for photograph in photographs],
