@@ -211,7 +211,7 @@ def test_errors_name_the_image(candidates: dict, references: dict, metrics: list
 
 
 def test_no_other_tokeniser() -> None:
-    with pytest.raises(ValueError, match="no tokeniser is called 'PTB'; there are own, ptb"):
+    with pytest.raises(ValueError, match="no tokeniser is called 'PTB'; there are words, characters, whitespace, ptb"):
         score(CANDIDATES, REFERENCES, tokenizer="PTB")
 
 

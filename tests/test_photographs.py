@@ -64,7 +64,7 @@ def photo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = folder / "captions.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8")
     config = PrepareConfig(
-        images=folder / "images", annotations=(str(path),), out=folder / "data", encoder="resnet18",
+        images=(str(folder / "images"),), annotations=(str(path),), out=folder / "data", encoder="resnet18",
         weights="random", pca=5, min_count=1, val_share=0.25, batch_size=4, device="cpu",
     )  # fmt: skip
     prepare.prepare(config)
@@ -433,8 +433,9 @@ def test_features_of_a_training_photograph(kind: str, shared_data: Path, tmp_pat
     (tmp_path / "captions.json").write_text(json.dumps(content), encoding="utf-8")
     out = tmp_path / "data"
     config = PrepareConfig(
-        images=folder / "images", annotations=(str(tmp_path / "captions.json"),), out=out, encoder="mobilenet_v2",
-        weights=str(shared_data / "weights" / "mobilenet_v2.pt"), pca=16, grid=True, grid_pca=64, device="cpu",
+        images=(str(folder / "images"),), annotations=(str(tmp_path / "captions.json"),), out=out,
+        encoder="mobilenet_v2", weights=str(shared_data / "weights" / "mobilenet_v2.pt"), pca=16, grid=True,
+        grid_pca=64, device="cpu",
     )  # fmt: skip
     prepare.prepare(config)
     data = open_data(out, pca=kind == "vgg16_fc7_pca")

@@ -31,10 +31,17 @@ from torch_caption.ending import guarded, is_watched
 from torch_caption.metrics import Interval, Scores
 from torch_caption.plots import GalleryItem
 from torch_caption.sampling import find_checkpoint
+from torch_caption.tokenizer import TOKENIZERS, readable, tokenize
 from torch_caption.training import choose_device, load_data
 
 ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 RANKED_BY = "CIDEr", "ROUGE-L"  # the first there is
+_TOKENS = {
+    "words": "by torch_caption",
+    "characters": "by torch_caption, characters",
+    "whitespace": "as they are between blanks",
+    "ptb": "by Stanford PTB",
+}
 PRINTED, DRAWN = 3, 8  # of the best captions, and of the worst
 
 
@@ -49,7 +56,8 @@ class EvaluateConfig:
     split: str = "val"
     """The split to caption."""
     references: Annotated[Path | None, arg(metavar="FILE")] = None
-    """What people wrote, in COCO's annotation format, found by the names in {split}2014_images.txt. Without it
+    """What people wrote, in a format of `prepare --annotations`, found by the names in {split}2014_images.txt; of a
+    file that says its splits, those of the split alone. Without it
     captions_{split}2014.json of the data where that is there; else the captions that the model learns from, which lack
     long ones and have <UNK> in place of rare words."""
 
@@ -64,8 +72,9 @@ class EvaluateConfig:
 
     meteor: Literal["auto", "yes", "no"] = "auto"
     """Score by METEOR too: where there is Java, always, or never."""
-    tokenizer: Literal["own", "ptb"] = "own"
-    """What parts captions into words: this library's, or COCO's own, which needs Java."""
+    tokenizer: Literal[("auto", *TOKENIZERS, "ptb")] = "auto"  # type: ignore[valid-type]
+    """What splits captions and references into the tokens that are compared: as the data was prepared (auto, words
+    unless its manifest says otherwise), one of `prepare --tokenizer`, or COCO's own (ptb), which needs Java."""
     against: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None
     """A second model, to be compared with the first on the same images."""
     draws: int = 1000
@@ -117,13 +126,13 @@ class References:
     empty: int = 0
 
     @classmethod
-    def of(cls, captions: dict[int, list[str]], ids: dict[int, int | str], source: str) -> References:
-        """Those that hold a word, and the images that have one.
+    def of(cls, captions: dict[int, list[str]], ids: dict[int, int | str], source: str, tokenizer: str) -> References:
+        """Those that hold a word, by a tokenizer of `TOKENIZERS`, and the images that have one.
 
         Raises:
             DataError: none does.
         """
-        worded = {idx: [text for text in texts if metrics.tokenize(text)] for idx, texts in captions.items()}
+        worded = {idx: [text for text in texts if TOKENIZERS[tokenizer](text)] for idx, texts in captions.items()}
         kept = {idx: texts for idx, texts in worded.items() if texts}
         if not kept:
             raise DataError(f"{source}: no caption holds a word")
@@ -181,12 +190,16 @@ def run(config: EvaluateConfig) -> Evaluation:
     config.check()
     path, model, data, limit = _open(config, config.checkpoint)
     split = data[config.split]
+    if config.tokenizer == "auto":
+        config = dataclasses.replace(config, tokenizer=split.tokenizer)
+    _check_tokenizer(config, data, split)
     references = read_references(config, data, split)
     if config.gallery is not None and not any(_picture(config, split, idx) for idx in references.captions):
         where = config.images or data.directory
         raise ConfigError(f"--gallery: {where} holds no pictures of {split.name}; --images names their folder")
     rival = None if config.against is None else _open(config, config.against)
     if rival is not None:
+        _check_tokenizer(config, rival[2], rival[2][config.split])
         _check_same(split, rival[2][config.split], f"--against {rival[0]}: {data.directory} and {rival[2].directory}")
     first = _judge(config, path, _caption(config, model, split, references, limit), references)
     second, differences = None, {}
@@ -197,6 +210,15 @@ def run(config: EvaluateConfig) -> Evaluation:
     evaluation = Evaluation(first, references, second, differences)
     _tell(config, data, split, evaluation)
     return evaluation
+
+
+def _check_tokenizer(config: EvaluateConfig, data: CocoData, split: Split) -> None:
+    """Raise ConfigError where a model says characters and references are to be split into something else."""
+    if split.tokenizer == "characters" and config.tokenizer != "characters":
+        raise ConfigError(
+            f"--tokenizer {config.tokenizer}: the captions of {data.directory} are of characters, and references split "
+            "otherwise would have none of them; use --tokenizer characters"
+        )
 
 
 def _check_same(split: Split, other: Split, which: str) -> None:
@@ -236,17 +258,19 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     """All captions of each image: the named file's, else the data's annotations, else those of its HDF5 file.
 
     Raises:
-        DataError: the file is not in COCO's format, or has none of the split's images.
+        DataError: the file is in no format that is read, or has none of the split's images.
     """
     own = data.directory / f"captions_{split.name}2014.json"
     path = config.references or (own if own.is_file() else None)
+    tokenizer = config.tokenizer if config.tokenizer in TOKENIZERS else split.tokenizer
     if path is None:
         images = captioned_images(split)
         source = f"{data.directory / 'coco2014_captions.h5'}, as the model learns them"
-        return References.of({idx: split.references(idx) for idx in images}, {idx: idx for idx in images}, source)
+        captions = {idx: split.references(idx) for idx in images}
+        return References.of(captions, {idx: idx for idx in images}, source, tokenizer)
     if path == own:
         _written.check(data.directory, data.manifest, [own])
-    photographs = _annotations.read(path)
+    photographs = _annotations.of_split(_annotations.read(path), split.name, path)
     found = {photograph.file_name: photograph for photograph in photographs}
     names = {idx: split.file_name(idx) for idx in range(split.num_images)}
     if not any(names.values()):
@@ -261,7 +285,8 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     if not known:
         raise DataError(f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}")
     captions = {idx: [text for _, text in photograph.captions] for idx, photograph in known.items()}
-    return References.of(captions, {idx: photograph.id for idx, photograph in known.items()}, str(path))
+    ids = {idx: photograph.id for idx, photograph in known.items()}
+    return References.of(captions, ids, str(path), tokenizer)
 
 
 def _by_last_names(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph | None]:
@@ -298,7 +323,8 @@ def _caption(
 def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], references: References) -> Judged:
     """Score the captions; without CIDEr where it is 0 whatever they say."""
     by_meteor = config.meteor == "yes" or (config.meteor == "auto" and java.available())
-    weighs = metrics.cider_weighs([list(map(metrics.tokenize, texts)) for texts in references.captions.values()])
+    tokens = TOKENIZERS.get(config.tokenizer, tokenize)  # Java's tokens tell the same images apart
+    weighs = metrics.cider_weighs([list(map(tokens, texts)) for texts in references.captions.values()])
     scores = metrics.score_each(
         {idx: caption.text for idx, caption in captions.items()},
         references.captions,
@@ -338,7 +364,7 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
         f"images      {images} of {split.name} of {data.directory}",
         f"references  {count:,}, {count / len(texts):.1f} an image, from {references.source}{wordless}",
         f"captions    {len(set(texts)):,} different ones, {length:.1f} words on average",
-        f"tokens      {'by Stanford PTB' if config.tokenizer == 'ptb' else 'by torch_caption'}",
+        f"tokens      {_TOKENS[config.tokenizer]}",
     ]
     if evaluation.second is not None:
         lines.insert(1, f"against     {evaluation.second.path}")
@@ -372,7 +398,10 @@ def _extremes(judged: Judged) -> list[str]:
     lines = []
     for what, pairs in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
         lines += [f"{what} by {judged.ranked_by}"] if pairs else []
-        lines += [f"{score:8.3f}  image {idx:<5} {judged.captions[idx].text or '(no words)'}" for idx, score in pairs]
+        lines += [
+            f"{score:8.3f}  image {idx:<5} {readable(judged.captions[idx].text) or '(no words)'}"
+            for idx, score in pairs
+        ]
     return lines
 
 
@@ -407,7 +436,7 @@ def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Pa
     items = [
         GalleryItem(
             _picture(config, split, idx),
-            evaluation.first.captions[idx].text,
+            readable(evaluation.first.captions[idx].text),
             tuple(evaluation.references.captions[idx]),
             note=f"{evaluation.first.ranked_by} {score:.2f}",
         )

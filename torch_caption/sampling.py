@@ -22,6 +22,7 @@ from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import recipe as recipes
 from torch_caption.data.coco import CocoData, Split
 from torch_caption.data.images import ImageError, load_image, shown
+from torch_caption.tokenizer import readable
 from torch_caption.training import choose_device, load_data
 from torch_caption.vocabulary import Vocabulary
 
@@ -352,9 +353,11 @@ def _table(described: list[Described], references: bool, *, named: bool) -> str:
     for label, image in zip(labels, described, strict=True):
         for place, caption in enumerate(image.captions):
             score = "" if caption.score is None else f"{caption.score:5.2f}  "
-            lines.append(f"{label if place == 0 else '':>{width}}  {caption.log_prob:7.2f}  {score}{caption.text}")
+            lines.append(
+                f"{label if place == 0 else '':>{width}}  {caption.log_prob:7.2f}  {score}{readable(caption.text)}"
+            )
         blank = " " * 7 if scored else ""
-        lines += [f"{'':{width}}  {'people':>7}  {blank}{reference}" for reference in image.references]
+        lines += [f"{'':{width}}  {'people':>7}  {blank}{readable(reference)}" for reference in image.references]
     return "\n".join(lines)
 
 
@@ -368,7 +371,7 @@ def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str
                 "index": image.index,
                 "name": image.name,
                 "captions": [_plain_caption(caption) for caption in image.captions],
-                **({"references": image.references} if image.references else {}),
+                **({"references": [*map(readable, image.references)]} if image.references else {}),
             }
             for image in described
         ],
@@ -377,7 +380,7 @@ def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str
 
 
 def _plain_caption(caption: Caption) -> dict[str, Any]:
-    plain = {"caption": caption.text, "log_prob": caption.log_prob, "ended": caption.ended}
+    plain = {"caption": readable(caption.text), "log_prob": caption.log_prob, "ended": caption.ended}
     return plain if caption.score is None else plain | {"score": caption.score}
 
 

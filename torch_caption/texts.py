@@ -36,7 +36,7 @@ def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
             if size > most:
                 raise ValueError(f"{path}: has {size:,} bytes, more than the {most:,} that it may")
             content = file.read(most)
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")  # some editors put a BOM first
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -49,7 +49,11 @@ def read_json(path: Path, most: int = TEXT_LIMIT) -> Any:
     Raises:
         ValueError: it is no such file; the message names it.
     """
-    text = read_text(path, most)
+    return parse_json(read_text(path, most), path)
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """As `read_json`, of the text that the file holds."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:

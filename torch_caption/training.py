@@ -34,6 +34,7 @@ from torch_caption.loading import Loading, WorkerLost
 from torch_caption.not_finite import LossNotFinite
 from torch_caption.objectives import Lesson, Objective, make_objective
 from torch_caption.state import Keeper, Progress, State, begin, restore
+from torch_caption.tokenizer import TOKENIZERS
 
 OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
 """What says how much memory training takes."""
@@ -112,12 +113,13 @@ def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: 
     model.eval()
     captions = describe(model, split, images, max_length=max_length)
     model.train(training)
-    scores = metrics.score({idx: c.text for idx, c in captions.items()}, {idx: split.references(idx) for idx in images})
+    texts = {idx: caption.text for idx, caption in captions.items()}
+    scores = metrics.score(texts, {idx: split.references(idx) for idx in images}, tokenizer=split.tokenizer)
     return {name: scores[name] for name in ("BLEU-4", *(["CIDEr"] if _weighs(split, images) else []))}
 
 
 def _weighs(split: Split, images: Iterable[int]) -> bool:
-    return metrics.cider_weighs([list(map(metrics.tokenize, split.references(idx))) for idx in images])
+    return metrics.cider_weighs([list(map(TOKENIZERS[split.tokenizer], split.references(idx))) for idx in images])
 
 
 def check_scored(config: TrainConfig, val: Split, images: list[int]) -> None:

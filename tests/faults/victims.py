@@ -156,7 +156,7 @@ def prepare(annotations: str, images: str, out: str) -> int:
     from torch_caption.ending import guarded
 
     config = program.PrepareConfig(
-        images=Path(images), annotations=(annotations,), out=Path(out), min_count=1, val_share=0.4
+        images=(images,), annotations=(annotations,), out=Path(out), min_count=1, val_share=0.4
     )
 
     def main() -> None:

@@ -19,6 +19,7 @@ from torch_caption.data._hdf5 import INTEGERS, dataset
 from torch_caption.data._memory import check_room
 from torch_caption.ending import is_watched, one_line
 from torch_caption.texts import read_json, read_text, shown, strange
+from torch_caption.tokenizer import TOKENIZERS
 from torch_caption.vocabulary import END, NULL, START, Vocabulary
 
 BLOCK_BYTES = 2**26
@@ -189,8 +190,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: holds {type(manifest).__name__}, not an object; write it again, or remove it")
     _check_values(manifest, path)
     images = manifest.get("images", "")
-    if not isinstance(images, str):
+    if not all(isinstance(name, str) for name in (images.values() if isinstance(images, dict) else [images])):
         raise DataError(f"{path}: images is {shown(images)}, not the name of a folder; write it again")
+    tokenizer = manifest.get("tokenizer", "words")
+    if not isinstance(tokenizer, str) or tokenizer not in TOKENIZERS:
+        raise DataError(f"{path}: tokenizer is {shown(tokenizer)}, not one of {', '.join(TOKENIZERS)}; write it again")
     return manifest
 
 

@@ -20,7 +20,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -78,6 +78,7 @@ class Split(Dataset[Batch]):
         image_idxs: (M,) int64; the image that each caption is of.
         num_images: the rows of the features, captioned or not.
         feature_dim: D.
+        tokenizer: how the captions were split into tokens, a name of `torch_caption.tokenizer.TOKENIZERS`.
         grid: the places that an image has features of, (a, a) or (L,); () where it has one vector.
     """
 
@@ -92,6 +93,7 @@ class Split(Dataset[Batch]):
         names: Sequence[str] | None = None,
         urls: Sequence[str] | None = None,
         images: Path | None = None,
+        tokenizer: str = "words",
     ) -> None:
         self.name = name
         self.vocabulary = vocabulary
@@ -103,6 +105,7 @@ class Split(Dataset[Batch]):
         self._names = names
         self._urls = urls
         self._images = images
+        self.tokenizer = tokenizer
 
     @property
     def in_memory(self) -> bool:
@@ -305,13 +308,20 @@ def open_data(
             measured[name][0],
             names=_checks.read_names(directory / f"{name}2014_images.txt", images[name]),
             urls=_checks.read_names(directory / f"{name}2014_urls.txt", images[name]),
-            images=directory / manifest.get("images", "images"),
+            images=_pictures(directory, manifest, name),
+            tokenizer=manifest.get("tokenizer", "words"),
         )
         for name in names
     }
     recipe = recipes.record(directory, manifest, paths["train"])
     recipes.check_width(recipe, splits["train"].feature_dim, directory)
     return CocoData(directory, vocabulary, manifest, recipe, splits)
+
+
+def _pictures(directory: Path, manifest: Mapping[str, Any], split: str) -> Path:
+    """The folder of a split's pictures: each split may have its own."""
+    images = manifest.get("images", "images")
+    return directory / (images.get(split, "images") if isinstance(images, Mapping) else images)
 
 
 def _split_names(file: h5py.File) -> list[str]:

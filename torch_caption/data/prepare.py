@@ -2,8 +2,8 @@
 
     python -m torch_caption.data.prepare --images DIR --annotations FILE... --out DIR
 
-Annotations are in COCO's format. What is written is cs231n's layout, with what made the features beside it, so that
-`sample.py` can do the same to a new photograph:
+Annotations are in COCO's format, Karpathy's, Flickr8k's or Kaggle's. What is written is cs231n's layout, with what made
+the features beside it, so that `sample.py` can do the same to a new photograph:
 
     coco2014_captions.h5  coco2014_vocab.json  {split}2014_vgg16_fc7.h5  {split}2014_images.txt   as cs231n's
     {split}2014_urls.txt         if the annotations have URLs
@@ -49,7 +49,7 @@ from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
 from torch_caption.ending import Stopped, guarded, is_watched
-from torch_caption.metrics import tokenize
+from torch_caption.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
 CAPTIONS, VOCABULARY, MANIFEST = "coco2014_captions.h5", "coco2014_vocab.json", "manifest.json"
@@ -62,11 +62,16 @@ WORK = ".preparing"
 class PrepareConfig:
     """Make a data directory from photographs and their captions."""
 
-    images: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder of the photographs."""
+    images: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]DIR...")] = ()
+    """Folder of the photographs, or one a split: train=DIR val=DIR."""
     annotations: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]FILE...")] = ()
-    """Captions in COCO's format. Of several files each is the split that its name holds (train, val or test), unless it
-    is said: val=FILE. One file alone is parted at random into train and val."""
+    """Captions as COCO's annotations, Karpathy's dataset_*.json, Flickr8k.token.txt or Kaggle's captions.txt. Of
+    several files each is the split that its name holds (train, val or test), unless it is said: val=FILE. One file
+    alone has the splits that it says itself (Karpathy's), those of --splits, or is parted at random into train and
+    val."""
+    splits: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]FILE...")] = ()
+    """Lists of photographs, one name a line, that part one file of annotations, such as Flickr_8k.trainImages.txt; the
+    split is the one that a list's name holds (dev is val), unless it is said."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """The directory to make."""
     recover_pca: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -91,6 +96,10 @@ class PrepareConfig:
     grid_dtype: Literal["float16", "float32"] = "float16"
     """Precision in which grids are stored."""
 
+    tokenizer: Literal[tuple(TOKENIZERS)] = "words"  # type: ignore[valid-type]
+    """How captions are split into tokens: words, parted by blanks and punctuation; characters, of scripts without
+    blanks such as Chinese and Thai (other words stay whole; --max-words then counts characters); whitespace, for
+    captions that another program has split, taken as they are. Scores and rewards of the directory use the same."""
     vocabulary: Annotated[Path | None, arg(metavar="FILE")] = None
     """A vocabulary to use, such as cs231n's coco2014_vocab.json."""
     min_count: int = 5
@@ -167,12 +176,13 @@ def prepare(config: PrepareConfig) -> Path:
     config.check()
     if config.recover_pca is not None:
         return recover_pca(config, config.recover_pca)
-    assert config.images is not None
     assert config.out is not None
     started = time.monotonic()
-    splits = _annotations.read_splits(config.annotations, config.val_share, config.seed)
+    folders = _annotations.named_folders(config.images)
+    splits = _annotations.read_splits(config.annotations, config.val_share, config.seed, config.splits, folders)
+    _warn_of_script(splits, config)
     captions = encode_captions(splits, config)
-    splits = _annotations.locate(splits, config.images)
+    splits = _located(splits, folders)
     _tell_captions(splits, captions, config)
     encoder = features.build(
         config.encoder, config.weights, transform=config.transform, device=config.computes_on, seed=config.seed
@@ -224,6 +234,24 @@ def _make(
         path.replace(work.parent / path.name)
 
 
+def _located(splits: dict[str, list[Photograph]], folders: Mapping[str | None, Path]) -> dict[str, list[Photograph]]:
+    """The photographs with their paths, each split's in its own folder.
+
+    Raises:
+        DataError: a split has no folder, a folder no split, or a folder does not hold what it should.
+    """
+    if None in folders:
+        return _annotations.locate(splits, folders[None])
+    if splits.keys() != folders.keys():
+        split = next(iter(splits.keys() ^ folders.keys()))
+        what = "names no folder of the split" if split in splits else "names a folder of no split, called"
+        raise DataError(f"--images {what} {split}; the splits are {', '.join(splits)}")
+    located: dict[str, list[Photograph]] = {}
+    for split, photographs in splits.items():
+        located |= _annotations.locate({split: photographs}, folders[split])
+    return located
+
+
 def _wanted(config: PrepareConfig) -> Wanted:
     return Wanted(config.grid, config.grid_pca, config.grid_dtype, config.batch_size, config.workers)
 
@@ -236,6 +264,7 @@ def _settings(
     recipe = encoder.recipe
     parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
     parts += [sizes, config.grid, config.grid_dtype, config.batch_size, config.computes_on]
+    parts += [config.tokenizer] if config.tokenizer != "words" else []  # which was the only one once
     digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
         digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
@@ -299,7 +328,7 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
     if config.vocabulary is not None:
         vocabulary = _checks.read_vocabulary(config.vocabulary)
     else:
-        vocabulary = Vocabulary.build((words for _, words in _tokens(splits["train"])), config.min_count)
+        vocabulary = Vocabulary.build((words for _, words in _tokens(splits["train"], config)), config.min_count)
         if len(vocabulary) == len(SPECIAL):
             raise DataError(f"--min-count {config.min_count}: no word of train occurs so often")
     rows, places = {}, {}
@@ -309,7 +338,7 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
         ids = np.full((most, config.max_words + 2), vocabulary.word_to_idx[NULL], np.int32)
         of = np.empty(most, np.int32)
         count = 0
-        for place, words in _tokens(photographs):
+        for place, words in _tokens(photographs, config):
             empty += not words
             too_long += len(words) > config.max_words
             if 0 < len(words) <= config.max_words:
@@ -322,8 +351,9 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
     return Captions(vocabulary, rows, places, too_long, empty)
 
 
-def _tokens(photographs: Sequence[Photograph]) -> Iterator[tuple[int, list[str]]]:
-    """The place of each caption's photograph, and its words."""
+def _tokens(photographs: Sequence[Photograph], config: PrepareConfig) -> Iterator[tuple[int, list[str]]]:
+    """The place of each caption's photograph, and its tokens."""
+    tokenize = TOKENIZERS[config.tokenizer]
     for place, photograph in enumerate(photographs):
         for _, text in photograph.captions:
             yield place, tokenize(text)
@@ -417,6 +447,9 @@ def _write_captions(path: Path, captions: Captions, progress: Progress, kept: Ma
 def _as_written(photographs: list[Photograph]) -> dict[str, Any]:
     """All their captions in COCO's format, the images in the order of the rows."""
     return {
+        "info": {},  # as in COCO's own; pycocotools before 2.0.11 fails without it
+        "licenses": [],
+        "type": "captions",
         "images": [{"id": photograph.id, "file_name": photograph.file_name} for photograph in photographs],
         "annotations": [
             {"id": identity, "image_id": photograph.id, "caption": text}
@@ -434,11 +467,11 @@ def _manifest(
     kept: Mapping[str, list[Photograph]],
     captions: Captions,
 ) -> dict[str, Any]:
-    assert config.images is not None
+    folders = {split: _seen_from(config.out, f) for split, f in _annotations.named_folders(config.images).items()}
     projections = {"vector": VECTOR_PCA if projection else None, "grid": GRID_PCA if encoding.projection else None}
     manifest: dict[str, Any] = {
         "data": "photographs",
-        "images": _seen_from(config.out, config.images),
+        "images": folders.get(None, folders),
         **encoder.recipe,
     }
     manifest |= {
@@ -450,7 +483,8 @@ def _manifest(
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
         },
-        "annotations": [Path(file).name for file in config.annotations],
+        "annotations": [Path(file).name for file in (*config.annotations, *config.splits)],
+        "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
         "settings": encoding.progress.settings,
@@ -478,6 +512,22 @@ def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> N
 
 def _says(weights: features.Weights) -> str:
     return f"{weights.name} (SHA-256 {features.short(weights.sha256)})"
+
+
+def _warn_of_script(splits: Mapping[str, list[Photograph]], config: PrepareConfig) -> None:
+    """Say where words cannot be found, as the tokenizer is to find them: in a tenth of the captions or more."""
+    if config.tokenizer != "words":
+        return
+    texts = [text for photographs in splits.values() for photograph in photographs for _, text in photograph.captions]
+    count = sum(map(is_unspaced, texts))
+    if 10 * count >= len(texts):
+        print(
+            f"warning: {count:,} of {len(texts):,} captions are mostly in a script without blanks, and whole phrases "
+            "of them become one word; use --tokenizer characters, or --tokenizer whitespace where another program has "
+            "put blanks between their words",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _tell_captions(splits: Mapping[str, list[Photograph]], captions: Captions, config: PrepareConfig) -> None:
