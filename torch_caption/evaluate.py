@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -26,11 +25,13 @@ from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, 
 from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import _annotations, _written
 from torch_caption.data._annotations import Photograph
+from torch_caption.data._names import Names
 from torch_caption.data.coco import CocoData, DataError, Split, below
 from torch_caption.ending import guarded
 from torch_caption.metrics import Interval, Scores
 from torch_caption.plots import GalleryItem
 from torch_caption.sampling import find_checkpoint
+from torch_caption.texts import shown as quoted
 from torch_caption.training import choose_device, load_data
 
 ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -242,36 +243,37 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     if path == own:
         _written.check(data.directory, data.manifest, [own])
     photographs = _annotations.read(path)
-    found = {photograph.file_name: photograph for photograph in photographs}
     names = {idx: split.file_name(idx) for idx in range(split.num_images)}
     if not any(names.values()):
         raise DataError(
             f"{data.directory / f'{split.name}2014_images.txt'}: no such file; the captions of {path} are found by the "
             "images' names"
         )
-    pairs = {idx: found.get(name) for idx, name in names.items() if name}
-    if not any(pairs.values()):
-        pairs = _by_last_names({idx: name for idx, name in names.items() if name}, photographs)
-    known = {idx: photograph for idx, photograph in pairs.items() if photograph and photograph.captions}
+    pairs = _paired({idx: name for idx, name in names.items() if name}, photographs)
+    known = {idx: photograph for idx, photograph in pairs.items() if photograph.captions}
     if not known:
-        raise DataError(f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}")
+        nearest = Names([photograph.file_name for photograph in photographs]).nearest(names[0] or "", guess=True)
+        hint = f"; the nearest that it has captions of is {quoted(nearest, 300)}" if nearest else ""
+        raise DataError(
+            f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}{hint}"
+        )
     captions = {idx: [text for _, text in photograph.captions] for idx, photograph in known.items()}
     return References.of(captions, {idx: photograph.id for idx, photograph in known.items()}, str(path))
 
 
-def _by_last_names(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph | None]:
-    """By the names of the files alone, where one side has folders before them and the other has not, as COCO's own
-    annotations; none that two images share."""
-    theirs = {photograph.file_name: photograph for photograph in photographs}
-    ours = {name: idx for idx, name in names.items()}
-    bare, foldered = (theirs, ours) if all("/" not in name for name in theirs) else (ours, theirs)
-    if any("/" in name for name in bare):
-        return {}
-    count = Counter(PurePath(name).name for name in foldered)
-    pairs = {name: PurePath(name).name for name in foldered if count[PurePath(name).name] == 1}
-    if bare is theirs:
-        return {ours[name]: theirs.get(last) for name, last in pairs.items()}
-    return {ours[last]: theirs[name] for name, last in pairs.items() if last in ours}
+def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph]:
+    """The annotations of each image, by its name, else by the last part of it where one side has folders before it and
+    the other has not, as COCO's own annotations; none that two images share."""
+    found = {photograph.file_name: photograph for photograph in photographs}
+    theirs, ours = Names([*found]), Names([*names.values()])
+    pairs = {idx: found[meant[0]] for idx, name in names.items() if len(meant := theirs.meant(name)) == 1}
+    taken = {photograph.file_name for photograph in pairs.values()}
+    for idx, name in names.items():
+        last = PurePosixPath(name).name
+        meant = theirs.in_folders(name) if name == last else theirs.meant(last)
+        if idx not in pairs and len(meant) == len(ours.in_folders(last)) == 1 and meant[0] not in taken:
+            pairs[idx] = found[meant[0]]
+    return dict(sorted(pairs.items()))
 
 
 def _caption(

@@ -23,7 +23,7 @@ def strange(text: str) -> str | None:
 
 
 def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
-    """The content of a file in UTF-8.
+    """The content of a file in UTF-8, without the mark of the order of bytes that some editors put at its head.
 
     Raises:
         ValueError: it is no file, larger than `most` bytes, or not UTF-8; the message names it.
@@ -36,7 +36,7 @@ def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
             if size > most:
                 raise ValueError(f"{path}: has {size:,} bytes, more than the {most:,} that it may")
             content = file.read(most)
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from torch_caption.data import _names
 from torch_caption.data._errors import DataError
+from torch_caption.data._names import Names
 from torch_caption.texts import read_json, shown, strange
 
 SPLITS = ("train", "val", "test")
@@ -31,6 +32,7 @@ class Photograph:
         url: where it was found; "" if the file does not say.
         captions: (annotation id, text), in the order of the file.
         path: the file; None while nobody has looked, or where there is none.
+        nearest: a file that may be meant, where there is none.
     """
 
     id: int | str
@@ -38,6 +40,7 @@ class Photograph:
     url: str = ""
     captions: list[tuple[int | str, str]] = field(default_factory=list)
     path: Path | None = None
+    nearest: str | None = None
 
 
 def read_splits(files: Sequence[str], val_share: float, seed: int) -> dict[str, list[Photograph]]:
@@ -50,7 +53,7 @@ def read_splits(files: Sequence[str], val_share: float, seed: int) -> dict[str, 
         seed: of that draw.
 
     Raises:
-        DataError: a file is not as it should be, or no split can be found for it, or two splits share a photograph.
+        DataError: a file is not as it should be, or no split can be found for it.
     """
     named = [_named(file, alone=len(files) == 1) for file in files]
     splits: dict[str, list[Photograph]] = {}
@@ -66,7 +69,6 @@ def read_splits(files: Sequence[str], val_share: float, seed: int) -> dict[str, 
             splits[split] = found
     if "train" not in splits:
         raise DataError(f"no file of the split train; name it, such as train={named[0][1]}")
-    _check_apart(splits)
     return {name: splits[name] for name in SPLITS if name in splits} | splits
 
 
@@ -94,18 +96,6 @@ def _parted(photographs: list[Photograph], path: Path, val_share: float, seed: i
         "train": [photographs[place] for place in sorted(order[count:])],
         "val": [photographs[place] for place in sorted(order[:count])],
     }
-
-
-def _check_apart(splits: dict[str, list[Photograph]]) -> None:
-    owner: dict[str, str] = {}
-    for split, photographs in splits.items():
-        for photograph in photographs:
-            other = owner.setdefault(_plain(photograph.file_name), split)
-            if other != split:
-                raise DataError(
-                    f"the photograph {photograph.file_name!r} is in {other} and in {split}: what a model has learnt "
-                    "must not validate it; take it out of one"
-                )
 
 
 def read(path: Path) -> list[Photograph]:
@@ -145,18 +135,13 @@ def _photographs(content: dict[str, Any], path: Path) -> dict[int | str, Photogr
         photograph = _photograph(entry, where)
         if photograph.id in found:
             raise DataError(f"{where}.id is {shown(photograph.id)}, as that of an image before it; leave one out")
-        other = names.setdefault(_plain(photograph.file_name), place)
+        other = names.setdefault(_names.plain(photograph.file_name), place)
         if other != place:
             raise DataError(
                 f"{where}.file_name is {shown(photograph.file_name)}, as that of images[{other}]; leave one out"
             )
         found[photograph.id] = photograph
     return found
-
-
-def _plain(name: str) -> str:
-    """`./a//b.jpg` is `a/b.jpg`."""
-    return PurePosixPath(name).as_posix()
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -191,49 +176,83 @@ def _photograph(entry: Any, where: str) -> Photograph:
     identity, name = _get(entry, "id", where), _get(entry, "file_name", where)
     if not _is_id(identity):
         raise DataError(f"{where}.id is {shown(identity)}, neither a number nor a string; {_MEND}")
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not name:
         raise DataError(f"{where}.file_name is {shown(name)}, not a name; {_MEND}")
-    leads_out = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
-    longest = max(len(part.encode("utf-8", "replace")) for part in name.split("/"))
-    if leads_out or not name.isprintable() or longest > 255 or len(name) > 1024:  # no file system has longer ones
-        raise DataError(f"{where}.file_name is {shown(name)}, not a name below the folder of photographs; {_MEND}")
+    fault = _names.fault(name)
+    if fault:
+        raise DataError(f"{where}.file_name is {shown(name)}, {fault}; {_MEND}")
     url = entry.get("coco_url") or entry.get("flickr_url") or entry.get("url") or ""
-    return Photograph(identity, name, url if isinstance(url, str) and url.isprintable() else "")
+    return Photograph(identity, name, url.strip() if isinstance(url, str) and not _strange_line(url.strip()) else "")
+
+
+def _strange_line(text: str) -> bool:
+    return strange(text) is not None or "\n" in text or "\r" in text
 
 
 def locate(splits: dict[str, list[Photograph]], folder: Path) -> dict[str, list[Photograph]]:
-    """The photographs with their paths: below the folder by their name, else where the name occurs in a folder inside,
-    as in COCO's train2014 and val2014; None where there is none.
+    """The photographs with their paths; None where there is none.
+
+    Below the folder by their name, in whatever form of Unicode, else where the name occurs in a folder inside, as in
+    COCO's train2014 and val2014; of several, the one that has the split in its folders' names.
 
     Raises:
-        DataError: there is no such folder, a name occurs twice in it, or it holds no photograph of a split.
+        DataError: there is no such folder, a name occurs twice in it, it holds no photograph of a split, or one file is
+            two photographs.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of photographs")
-    elsewhere: dict[str, list[str]] | None = None
+    there: Names | None = None
     located: dict[str, list[Photograph]] = {}
     for split, photographs in splits.items():
         located[split] = []
         for photograph in photographs:
             name = photograph.file_name
+            nearest = None
             if not (folder / name).is_file():
-                elsewhere = _below(folder) if elsewhere is None else elsewhere
-                found = elsewhere.get(name, [])
+                there = Names.below(folder) if there is None else there
+                found = _candidates(there, name, split)
                 if len(found) > 1:
                     raise DataError(f"{folder}: holds {name!r} more than once, as {found[0]} and as {found[1]}")
+                nearest = None if found else there.nearest(name)
                 name = found[0] if found else name
             path = folder / name
             exists = path.is_file() or path.is_dir()
-            located[split].append(replace(photograph, file_name=name, path=path if exists else None))
+            located[split].append(
+                replace(photograph, file_name=name, path=path if exists else None, nearest=None if exists else nearest)
+            )
         if not any(photograph.path for photograph in located[split]):
-            raise DataError(f"{folder}: holds no photograph of {split}; the first would be {photographs[0].file_name}")
+            first = photographs[0].file_name
+            nearest = there.nearest(first, guess=True) if there else None
+            hint = f", and the nearest that is there is {shown(nearest, 300)}" if nearest else ""
+            raise DataError(f"{folder}: holds no photograph of {split}; the first would be {shown(first, 300)}{hint}")
+    _check_apart(located)
     return located
 
 
-def _below(folder: Path) -> dict[str, list[str]]:
-    """The files of all folders inside, by their own name."""
-    found: dict[str, list[str]] = {}
-    for where, _, names in os.walk(folder):
-        for name in names:
-            found.setdefault(name, []).append((Path(where) / name).relative_to(folder).as_posix())
+def _candidates(there: Names, name: str, split: str) -> list[str]:
+    """The files that may be the photograph of that name."""
+    found = there.meant(name) or there.in_folders(name)
+    if len(found) > 1:
+        of_split = [path for path in found if split.lower() in path.lower().rpartition("/")[0]]
+        return of_split if len(of_split) == 1 else found
     return found
+
+
+def _check_apart(splits: dict[str, list[Photograph]]) -> None:
+    """Raise DataError where two photographs are one file. Of two folders they are two, whatever their names."""
+    owner: dict[Path, tuple[str, Photograph]] = {}
+    for split, photographs in splits.items():
+        for photograph in photographs:
+            if photograph.path is None:
+                continue
+            other, first = owner.setdefault(photograph.path, (split, photograph))
+            if other != split:
+                raise DataError(
+                    f"the photograph {photograph.file_name!r} is in {other} and in {split}: what a model has learnt "
+                    "must not validate it; take it out of one"
+                )
+            if first is not photograph:
+                raise DataError(
+                    f"the photograph {photograph.file_name!r} is two of {split}, with the ids {shown(first.id)} and "
+                    f"{shown(photograph.id)}; leave one out"
+                )

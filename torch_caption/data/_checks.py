@@ -152,7 +152,7 @@ def by_place(grids: np.ndarray) -> np.ndarray:
 
 
 def read_names(path: Path, images: int) -> list[str] | None:
-    """The lines of a file that names one image a row; None if there is no such file.
+    """The lines of a file that names one image a row, as they are; None if there is no such file.
 
     Raises:
         DataError: not UTF-8, or not as many lines as there are images.
@@ -170,7 +170,7 @@ def read_names(path: Path, images: int) -> list[str] | None:
             f"{path}: has {len(lines)} lines, but the split's features have {images} rows; "
             "the file takes one line an image, in the order of the rows"
         )
-    return [line.strip() for line in lines]
+    return [line.removesuffix("\r") for line in lines]  # blanks at a name's ends are of the name
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -26,7 +26,9 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import RowFile
 from torch_caption.data.features import Batch, Encoder, stream
+from torch_caption.data.images import shown
 from torch_caption.ending import one_line
+from torch_caption.texts import shown as quoted
 
 FIT_BYTES = 4 * 2**30
 """Grids of training photographs that the PCA is fitted on, at most (4 GiB, on the disk)."""
@@ -197,10 +199,12 @@ class Encoding:
             stack.enter_context(closing(batches))
             saved = time.monotonic()
             for batch in batches:
+                for place in batch.failed:
+                    nearest = photographs[place].nearest
+                    batch.failed[place] += f"; the nearest that is there is {quoted(nearest, 300)}" if nearest else ""
+                    tell(f"{shown(photographs[place].file_name)}: {batch.failed[place]}")
                 self._keep(split, batch, vectors, grids)
                 bar.update(batch.stop - bar.n)
-                for place, reason in batch.failed.items():
-                    tell(f"{photographs[place].file_name}: {reason}")
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     self._save(vectors, grids)
                     saved = time.monotonic()

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torch_caption.data.images import ImageError, load_image
+from torch_caption.data.images import ImageError, load_image, shown
 from torch_caption.files import from_home, sha256_of
 
 BATCH = 16
@@ -250,7 +250,7 @@ def stream(
         try:
             return "no such file" if path is None else encoder.prepare(load_image(path))
         except ImageError as error:
-            return str(error).removeprefix(f"{path}: ")
+            return str(error).removeprefix(f"{shown(path)}: ")
 
     def begin(first: int) -> tuple[int, list[Future[Tensor | str]]]:
         return first, [pool.submit(read, path) for path in photographs[first : first + batch_size]]

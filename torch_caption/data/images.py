@@ -20,6 +20,7 @@ import ssl
 import stat
 import threading
 import time
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 
 # Nobody's machines, though some versions of Python take them for public.
 _NOBODYS = [ipaddress.ip_network(block) for block in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "5f00::/16")]
 _WARNINGS = threading.Lock()
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 
 class ImageError(ValueError):
@@ -417,9 +419,16 @@ def _quiet() -> Iterator[None]:
 
 
 def shown(source: object) -> str:
-    """A file's or URL's name as a message may hold it: printable, one line, not endless."""
-    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(source))
+    """A file's or URL's name as a message may hold it: nothing that a terminal obeys, one line, not endless.
+
+    Blanks of any width stay, and what joins two letters or emoji.
+    """
+    name = "".join(letter if _is_shown(letter) else "\N{REPLACEMENT CHARACTER}" for letter in str(source))
     return name if len(name) <= 300 else f"{name[:300]}..."
+
+
+def _is_shown(letter: str) -> bool:
+    return letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"
 
 
 def _line(error: object) -> str:

@@ -48,8 +48,10 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
+from torch_caption.data.images import shown
 from torch_caption.ending import Stopped, guarded
 from torch_caption.metrics import tokenize
+from torch_caption.texts import strange
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
 CAPTIONS, VOCABULARY, MANIFEST = "coco2014_captions.h5", "coco2014_vocab.json", "manifest.json"
@@ -170,6 +172,7 @@ def prepare(config: PrepareConfig) -> Path:
     assert config.images is not None
     assert config.out is not None
     started = time.monotonic()
+    _check_kept(config)
     splits = _annotations.read_splits(config.annotations, config.val_share, config.seed)
     captions = encode_captions(splits, config)
     splits = _annotations.locate(splits, config.images)
@@ -194,6 +197,14 @@ def prepare(config: PrepareConfig) -> Path:
     shutil.rmtree(work)
     _tell_end(config.out, time.monotonic() - started)
     return config.out
+
+
+def _check_kept(config: PrepareConfig) -> None:
+    """Raise DataError where the manifest could not hold the name of the folder of photographs."""
+    assert config.images is not None
+    unkept = strange(_seen_from(config.out, config.images))
+    if unkept:
+        raise DataError(f"--images {shown(config.images)}: {unkept!r} in its name is in no text; rename the folder")
 
 
 def _make(
@@ -358,7 +369,7 @@ def _write(
             _write_text(ready / f"{split}2014_urls.txt", [photograph.url for photograph in photographs])
         _write_json(ready / f"captions_{split}2014.json", _as_written(photographs), None)
     failed = [
-        f"{split} {splits[split][int(place)].file_name}: {reason}"
+        f"{split} {shown(splits[split][int(place)].file_name)}: {reason}"
         for split in splits
         for place, reason in progress.failed.get(split, {}).items()
     ]
@@ -450,7 +461,7 @@ def _manifest(
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
         },
-        "annotations": [Path(file).name for file in config.annotations],
+        "annotations": [shown(Path(file).name) for file in config.annotations],
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
         "settings": encoding.progress.settings,
@@ -466,7 +477,9 @@ def _seen_from(out: Path | None, images: Path) -> str:
 
 
 def _write_text(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    text = "".join(f"{line}\n" for line in lines)
+    # A reader takes one mark of the order of bytes off, which may be the first letter of a name.
+    path.write_text(text, encoding="utf-8-sig" if text.startswith("\ufeff") else "utf-8", newline="\n")
 
 
 def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> None:
@@ -500,7 +513,7 @@ def _tell_end(out: Path, seconds: float) -> None:
             dim, count = found.components.shape
             print(f"PCA       {projection} {dim:,} -> {count:,}, {100 * found.share:.1f} % of their variance in train")
     if (out / SKIPPED).is_file():
-        count = len((out / SKIPPED).read_text(encoding="utf-8").splitlines())
+        count = (out / SKIPPED).read_text(encoding="utf-8").count("\n")
         print(f"left out  {count:,} photographs that cannot be read: {out / SKIPPED}")
     print(f"done      in {seconds:.0f} s; `python train.py --data {out}` learns from it", flush=True)
 
