@@ -352,7 +352,8 @@ class Visitor:
 
 ELSEWHERE = ("/etc/passwd", "../../etc/passwd", "/proc/self/environ", "file:///etc/passwd")
 HOSTILE = (
-    "nothing", "text", "page", "vector", "pickle", "tiff", "jpeg of 65535 x 65535", "jpeg scans", "png chunks",
+    "nothing", "text", "page", "vector", "pickle", "bigtiff", "avif cut", "jpeg of 65535 x 65535", "jpeg scans",
+    "png chunks",
     "jpeg cut in its pixels", "png of 2 ** 31 x 1", "png palette without colours", "gif comments", "bmp runs",
     "webp cut",
 )  # fmt: skip

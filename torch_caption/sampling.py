@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image
+from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption import checkpoint as checkpoints
@@ -21,9 +22,11 @@ from torch_caption.checkpoint import Checkpoint
 from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import recipe as recipes
 from torch_caption.data.coco import CocoData, Split
-from torch_caption.data.images import ImageError, load_image, shown
+from torch_caption.data.images import ImageError, is_url, load_image, shown
 from torch_caption.training import choose_device, load_data
 from torch_caption.vocabulary import Vocabulary
+
+SOME = 5  # names in a line that tells what was skipped
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,11 @@ class SampleConfig:
     """Caption images with a trained model: greedily, by beam search (--beam-size), or drawn at random where a flag of
     chance is given."""
 
-    photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO_OR_URL")] = ()
-    """Photographs to caption: files, and http(s) URLs. Without any, images of a split are captioned."""
+    photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO_FOLDER_OR_URL")] = ()
+    """Photographs to caption: files, folders of files, and http(s) URLs. Without any, images of a split are
+    captioned."""
+    recursive: Annotated[bool, FlagCreatePairsOff] = False
+    """Look into the folders inside of a folder, too."""
     checkpoint: Annotated[Path | None, arg(metavar="PATH")] = None
     """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
     data: Annotated[str | None, arg(metavar="STR")] = None
@@ -114,6 +120,8 @@ class SampleConfig:
         for name, given in of_a_split.items():
             if self.photographs and given:
                 raise ConfigError(f"--{name} is for the images of a split, not for photographs")
+        if self.recursive and not self.photographs:
+            raise ConfigError("--recursive is for a folder of photographs: name one")
 
     @property
     def random(self) -> bool:
@@ -233,7 +241,8 @@ def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainC
 def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
     """The photographs with the features that the model learnt from.
 
-    Each that cannot be read is a line on stderr; only if none can, it is an error.
+    Each that cannot be read is a line on stderr, as is what a folder holds beside photographs; only if none can be
+    read, it is an error.
 
     Raises:
         ValueError: no photograph can be read, nobody says how their features are made, or the encoder is not to be had.
@@ -241,30 +250,69 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     recipe, source = recipe_of(path, saved, config.data)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
     errors: dict[str, ImageError] = {}
+    sources: list[str] = []
 
     def fail(name: str, error: ImageError) -> None:
         errors[name] = error
-        if len(config.photographs) > 1:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if len(config.photographs) > 1 or len(sources) > 1:
+            _say(f"error: {error}")
 
+    for name in config.photographs:
+        if is_url(name) or not Path(name).is_dir():
+            sources.append(name)
+            continue
+        folder = photographs.look_into(Path(name), recursive=config.recursive)
+        sources += folder.pictures
+        if folder.pictures:
+            _tell_rest(folder)
+        else:
+            fail(name, ImageError(f"{shown(name)}: {_lacks_pictures(folder)}"))
+    sources = list(dict.fromkeys(sources))
     found = photographs.read(
-        config.photographs,
+        sources,
         maker,
         Vocabulary(tuple(saved.words)),
         allow_private=config.allow_private,
         keep=any(_pictures(config).values()),
         failed=fail,
+        truncated=lambda line: _say(f"warning: {line}"),
     )
     if found is None:
-        if len(config.photographs) == 1:
-            raise errors[config.photographs[0]]
-        raise ConfigError(f"none of the {len(config.photographs)} photographs can be captioned")
+        if len(errors) == 1:
+            raise next(iter(errors.values()))
+        raise ConfigError(f"none of the {len(errors)} photographs can be captioned")
     width = saved.model.get("input_dim")
     if found.feature_dim != width:
         raise ConfigError(f"{path}: takes features of width {width}, but {source} makes {found.feature_dim}")
     return Subject(
         found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
     )
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _tell_rest(folder: photographs.Folder) -> None:
+    """What a folder holds that is not captioned, in a line of each kind."""
+    if folder.others:
+        _say(f"skipped {shown(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
+    if folder.folders:
+        _say(
+            f"skipped {shown(folder.path)}: folders, into which --recursive looks: {_some(folder.path, folder.folders)}"
+        )
+
+
+def _lacks_pictures(folder: photographs.Folder) -> str:
+    rest = f", only {_some(folder.path, folder.others)}" if folder.others else ""
+    inside = f"; --recursive looks into its folders: {_some(folder.path, folder.folders)}" if folder.folders else ""
+    return f"a folder without a picture in it{rest}{inside}"
+
+
+def _some(folder: Path, paths: list[str]) -> str:
+    names = [shown(Path(path).relative_to(folder)) for path in paths[:SOME]]
+    return ", ".join(names) + (f" and {len(paths) - SOME:,} more" if len(paths) > SOME else "")
 
 
 def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[Mapping[str, Any], Path]:
@@ -322,7 +370,7 @@ def _seen(subject: Subject, index: int) -> Image.Image | None:
     picture = subject.split.picture(index)
     if isinstance(picture, Path):
         try:
-            picture = load_image(picture)
+            picture = load_image(picture, truncated=lambda line: None)
         except ImageError:
             return None
     return None if picture is None else recipes.seen(subject.recipe, picture)

@@ -46,6 +46,7 @@ class Wanted:
         grid_pca: their components, or a share of their variance; None leaves them as they are.
         grid_dtype: "float16" or "float32".
         batch_size, workers: as in `stream`.
+        truncated: JPEGs whose end is missing, too.
     """
 
     grid: bool
@@ -53,6 +54,7 @@ class Wanted:
     grid_dtype: str
     batch_size: int
     workers: int
+    truncated: bool = False
 
 
 @dataclass
@@ -145,7 +147,7 @@ class Encoding:
         """Encode what remains of every split.
 
         Args:
-            tell: is given a line for every photograph that cannot be read.
+            tell: is given a line for every photograph that cannot be read, or not to its end.
 
         Raises:
             DataError: nothing of a split can be read, or the grids' PCA cannot be fitted.
@@ -189,6 +191,7 @@ class Encoding:
             batch_size=wanted.batch_size,
             workers=wanted.workers,
             grids=wanted.grid,
+            truncated=(lambda line: tell(f"warning: {line}")) if wanted.truncated else None,
         )
         with ExitStack() as stack:
             vectors = stack.enter_context(self.vectors(split))
@@ -202,7 +205,7 @@ class Encoding:
                 for place in batch.failed:
                     nearest = photographs[place].nearest
                     batch.failed[place] += f"; the nearest that is there is {quoted(nearest, 300)}" if nearest else ""
-                    tell(f"{shown(photographs[place].file_name)}: {batch.failed[place]}")
+                    tell(f"left out  {shown(photographs[place].file_name)}: {batch.failed[place]}")
                 self._keep(split, batch, vectors, grids)
                 bar.update(batch.stop - bar.n)
                 if time.monotonic() - saved >= SAVE_SECONDS:

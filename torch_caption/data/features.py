@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -234,6 +234,7 @@ def stream(
     batch_size: int = BATCH,
     workers: int = 2,
     grids: bool = True,
+    truncated: Callable[[str], object] | None = None,
 ) -> Generator[Batch]:
     """Features of the photographs, batch by batch, in their order; a bad photograph is told and left out.
 
@@ -244,11 +245,12 @@ def stream(
         photographs: files; None is one that is not there.
         start: the place to begin at, a multiple of `batch_size`.
         workers: threads that read ahead.
+        truncated: as in `load_image`; called in those threads.
     """
 
     def read(path: Path | None) -> Tensor | str:
         try:
-            return "no such file" if path is None else encoder.prepare(load_image(path))
+            return "no such file" if path is None else encoder.prepare(load_image(path, truncated=truncated))
         except ImageError as error:
             return str(error).removeprefix(f"{shown(path)}: ")
 

@@ -38,7 +38,7 @@ import torch
 import tyro
 from filelock import FileLock, Timeout
 from tqdm import tqdm
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from torch_caption import __version__
 from torch_caption.data import _annotations, _checks, _pca, _written, coco, features
@@ -74,6 +74,9 @@ class PrepareConfig:
     recover_pca: Annotated[Path | None, arg(metavar="DIR")] = None
     """Do something else: find the PCA of a directory that has features with and without it, such as cs231n's, and put
     it there, so that new photographs can be captioned."""
+
+    allow_truncated: Annotated[bool, FlagCreatePairsOff] = False
+    """Take JPEGs whose end is missing, grey where it is; each is a warning. Without it they are left out."""
 
     encoder: Literal[tuple(features.BACKBONES)] = "resnet50"  # type: ignore[valid-type]
     """The network that looks at the photographs."""
@@ -229,14 +232,16 @@ def _make(
         _check_room(config, work, encoding, splits)
         if progress is not None:
             print(f"goes on   after {sum(progress.done.values()):,} photographs", flush=True)
-        encoding.run(splits, lambda line: tqdm.write(f"left out  {line}", file=sys.stderr))
+        encoding.run(splits, lambda line: tqdm.write(line, file=sys.stderr))
         _write(config, ready, encoding, encoder, splits, captions)
     for path in sorted(ready.iterdir(), key=lambda path: path.name == CAPTIONS):
         path.replace(work.parent / path.name)
 
 
 def _wanted(config: PrepareConfig) -> Wanted:
-    return Wanted(config.grid, config.grid_pca, config.grid_dtype, config.batch_size, config.workers)
+    return Wanted(
+        config.grid, config.grid_pca, config.grid_dtype, config.batch_size, config.workers, config.allow_truncated
+    )
 
 
 def _settings(
@@ -247,6 +252,7 @@ def _settings(
     recipe = encoder.recipe
     parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
     parts += [sizes, config.grid, config.grid_dtype, config.batch_size, config.computes_on]
+    parts += ["truncated"] if config.allow_truncated else []
     digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
         digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
