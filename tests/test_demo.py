@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -348,6 +349,16 @@ class Visitor:
         (line,) = [line for line in events.splitlines() if "process_completed" in line]
         output = json.loads(line.removeprefix("data: "))["output"]
         return output.get("error") or output["data"][0]
+
+
+def test_a_photograph_whose_end_is_missing_is_captioned_with_a_warning(tmp_path: Path) -> None:
+    gradio = MagicMock()
+    demo._page(gradio, describer("rnn"), "about", [], tmp_path)
+    show = gradio.Image.return_value.change.call_args.args[0]
+    (tmp_path / "a.jpg").write_bytes(photo("JPEG", 64)[:-20])
+    captions, _, _ = show(str(tmp_path / "a.jpg"))
+    fault = '<div class="fault" role="alert">a.jpg: its end is missing; what it held is grey</div>'
+    assert captions.startswith(fault + '<div class="caption">')
 
 
 ELSEWHERE = ("/etc/passwd", "../../etc/passwd", "/proc/self/environ", "file:///etc/passwd")

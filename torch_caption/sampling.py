@@ -250,24 +250,13 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     recipe, source = recipe_of(path, saved, config.data)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
     errors: dict[str, ImageError] = {}
-    sources: list[str] = []
+    sources, lacking = _sources(config)
 
     def fail(name: str, error: ImageError) -> None:
-        errors[name] = error
-        if len(config.photographs) > 1 or len(sources) > 1:
-            _say(f"error: {error}")
+        errors[name] = ImageError(f"{shown(name)}: {lacking[name]}") if name in lacking else error
+        if len(sources) > 1:
+            _say(f"error: {errors[name]}")
 
-    for name in config.photographs:
-        if is_url(name) or not Path(name).is_dir():
-            sources.append(name)
-            continue
-        folder = photographs.look_into(Path(name), recursive=config.recursive)
-        sources += folder.pictures
-        if folder.pictures:
-            _tell_rest(folder)
-        else:
-            fail(name, ImageError(f"{shown(name)}: {_lacks_pictures(folder)}"))
-    sources = list(dict.fromkeys(sources))
     found = photographs.read(
         sources,
         maker,
@@ -278,15 +267,32 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
         truncated=lambda line: _say(f"warning: {line}"),
     )
     if found is None:
-        if len(errors) == 1:
-            raise next(iter(errors.values()))
-        raise ConfigError(f"none of the {len(errors)} photographs can be captioned")
+        if len(sources) == 1:
+            raise errors[sources[0]]
+        raise ConfigError(f"none of the {len(sources)} photographs can be captioned")
     width = saved.model.get("input_dim")
     if found.feature_dim != width:
         raise ConfigError(f"{path}: takes features of width {width}, but {source} makes {found.feature_dim}")
     return Subject(
         found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
     )
+
+
+def _sources(config: SampleConfig) -> tuple[list[str], dict[str, str]]:
+    """The photographs that are named, those of folders among them, and what is to be said of folders without any."""
+    sources: list[str] = []
+    lacking: dict[str, str] = {}
+    for name in config.photographs:
+        if is_url(name) or not Path(name).is_dir():
+            sources.append(name)
+            continue
+        folder = photographs.look_into(Path(name), recursive=config.recursive)
+        sources += folder.pictures or [name]
+        if folder.pictures:
+            _tell_rest(folder)
+        else:
+            lacking[name] = _lacks_pictures(folder)
+    return sources, lacking
 
 
 def _say(line: str) -> None:
