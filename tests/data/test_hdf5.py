@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from torch_caption.data import _hdf5
+from torch_caption.data import _hdf5, _written
 from torch_caption.data._hdf5 import FLOATS, dataset, opened
 from torch_caption.data.coco import DataError, batches, open_data
 
@@ -320,6 +320,19 @@ def test_a_file_is_read_once_its_writer_is_done(tmp_path: Path) -> None:
     with writer(tmp_path / "a.h5", "r+"), pytest.raises(DataError, match="wait until it is written"):
         read(tmp_path / "a.h5")
     assert read(tmp_path / "a.h5").tolist() == [[2.0]]
+
+
+def test_a_file_that_changes_while_a_writer_has_it_open_is_not_called_damaged(tmp_path: Path) -> None:
+    """Its SHA-256 is another from the first change on."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["features"] = [[2.0]]
+    marks = {_written.ENTRY: _written.marks({"a.h5": path})}
+    _written.check(tmp_path, marks, [path])
+    with writer(path, "w"), pytest.raises(DataError, match="another process has it open for writing"):
+        _written.check(tmp_path, marks, [path])
+    with pytest.raises(DataError, match=r"manifest\.json says; it was damaged"):
+        _written.check(tmp_path, marks, [path])
 
 
 def test_a_file_whose_writer_was_ended_says_how_to_open_it(tmp_path: Path) -> None:

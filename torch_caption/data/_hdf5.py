@@ -87,13 +87,26 @@ def examined(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {_refusal(path, error)}") from None
 
 
+def check_free(path: Path) -> None:
+    """Raise DataError where another process has the HDF5 file open for writing, so that it may be half written."""
+    try:
+        h5py.File(path, "r").close()
+    except HDF5_ERRORS as error:
+        if _is_locked(error):
+            raise DataError(f"{path}: {_refusal(path, error)}") from None
+
+
+def _is_locked(error: Exception) -> bool:
+    return "unable to lock file" in str(error) and getattr(error, "errno", None) not in _NO_LOCKS
+
+
 def _refusal(path: Path, error: Exception) -> str:
     """Why a file was not opened or read, and what to do: a file that is locked or forbidden is not a damaged one."""
     text, number = one_line(error), getattr(error, "errno", None)
-    if "unable to lock file" in text:
-        if number in _NO_LOCKS:
-            return "its file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE in the environment to read without"
+    if _is_locked(error):
         return "another process has it open for writing and locks it; close it there, or wait until it is written"
+    if "unable to lock file" in text:
+        return "its file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE in the environment to read without"
     if "already open for write" in text:  # HDF5's mark in the file itself
         return (
             "it says that a process has it open for writing; close it there, or, where none has, because the one that "
