@@ -276,7 +276,7 @@ def test_a_built_in_scene_is_chosen(shown: Shown, pictures: Path) -> None:
 def test_a_bad_picture_is_a_line_and_the_next_one_is_captioned(shown: Shown, pictures: Path) -> None:
     shown.upload(pictures / "bad.jpg")
     shown.tab.locator(".fault").wait_for()
-    assert shown.texts(".fault") == ["bad.jpg: not a picture in JPEG, PNG, WEBP, GIF or BMP format"]
+    assert shown.texts(".fault") == ["bad.jpg: not a picture in JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC format"]
     assert shown.texts(".word") == []
     shown.tab.locator("button.gallery-item").first.click()
     assert_shows(shown, pictures / "scene_0.png")
