@@ -280,7 +280,12 @@ def test_torch_and_torchvision_are_a_pair():
 
 
 def test_every_library_that_is_imported_is_required():
-    distributions = {"PIL": "pillow", "dateutil": "python-dateutil", "pycocoevalcap": "pycocoevalcap"}
+    distributions = {
+        "PIL": "pillow",
+        "pillow_heif": "pillow-heif",
+        "dateutil": "python-dateutil",
+        "pycocoevalcap": "pycocoevalcap",
+    }
     roots = {name.split(".")[0] for path in [*MODULES.values(), *ROOT.glob("*.py")] for name in imports(path)}
     foreign = roots - set(sys.stdlib_module_names) - {"torch_caption", "__future__"}
     extras = [Requirement(line) for lines in project()["optional-dependencies"].values() for line in lines]

@@ -249,3 +249,14 @@ def test_without_room_for_tensorboard_it_goes_on_and_says_so_once(
     assert line.endswith("; it goes on without TensorBoard")
     assert ("No space left on device" in line) == (epoch > 0)
     assert runs.read(tmp_path) == [record(1), record(2), record(3)]
+
+
+def test_the_last_run_is_found_by_its_whole_name(tmp_path: Path) -> None:
+    """Blanks at its ends are of the name, and an editor's byte order mark is not."""
+    run = tmp_path / " mine-rnn-1"
+    run.mkdir()
+    runs.point_to(run)
+    assert runs.find(tmp_path) == run
+    pointer = tmp_path / runs.POINTER
+    pointer.write_text(pointer.read_text(encoding="utf-8").replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert runs.find(tmp_path) == run

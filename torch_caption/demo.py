@@ -201,12 +201,18 @@ def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path
         def show(path: str | None) -> tuple[str, str, list[tuple[Image.Image, str]]]:
             if path is None:
                 return "", "", []
+            told: list[str] = []
             try:
-                shown = load_image(Path(path))
+                shown = load_image(Path(path), truncated=told.append)
                 description = describer(shown)
             except ValueError as error:
                 return fault_html(_without_folder(error, path)), "", []
-            return captions_html(description), words_html(description), maps(description, describer.seen(shown))
+            faults = "".join(fault_html(_without_folder(line, path)) for line in told)
+            return (
+                faults + captions_html(description),
+                words_html(description),
+                maps(description, describer.seen(shown)),
+            )
 
         picture.change(show, picture, [captions, words, looked], api_visibility="private", show_progress="minimal")
     return page
@@ -237,7 +243,7 @@ def _picture_input(gradio: Any, pictures: Sequence[Path], folder: Path) -> Any:
     return picture
 
 
-def _without_folder(error: ValueError, path: str) -> str:
+def _without_folder(error: object, path: str) -> str:
     """The message with the file's own name alone."""
     return str(error).replace(str(Path(path).parent) + os.sep, "")
 

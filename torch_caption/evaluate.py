@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -24,8 +24,9 @@ from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, describe
 from torch_caption.config import ConfigError, TrainConfig, check_length
-from torch_caption.data import _annotations, _written
+from torch_caption.data import _annotations, _names, _written
 from torch_caption.data._annotations import Photograph
+from torch_caption.data._names import Names
 from torch_caption.data.coco import CocoData, DataError, Split, below
 from torch_caption.ending import guarded, is_watched
 from torch_caption.metrics import Interval, Scores
@@ -271,37 +272,37 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     if path == own:
         _written.check(data.directory, data.manifest, [own])
     photographs = _annotations.of_split(_annotations.read(path), split.name, path)
-    found = {photograph.file_name: photograph for photograph in photographs}
     names = {idx: split.file_name(idx) for idx in range(split.num_images)}
     if not any(names.values()):
         raise DataError(
             f"{data.directory / f'{split.name}2014_images.txt'}: no such file; the captions of {path} are found by the "
             "images' names"
         )
-    pairs = {idx: found.get(name) for idx, name in names.items() if name}
-    if not any(pairs.values()):
-        pairs = _by_last_names({idx: name for idx, name in names.items() if name}, photographs)
-    known = {idx: photograph for idx, photograph in pairs.items() if photograph and photograph.captions}
+    pairs = _paired({idx: name for idx, name in names.items() if name}, photographs)
+    known = {idx: photograph for idx, photograph in pairs.items() if photograph.captions}
     if not known:
-        raise DataError(f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}")
+        nearest = Names([photograph.file_name for photograph in photographs]).nearest(names[0] or "", guess=True)
+        raise DataError(
+            f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}"
+            + _names.hint(nearest, "it has captions of")
+        )
     captions = {idx: [text for _, text in photograph.captions] for idx, photograph in known.items()}
     ids = {idx: photograph.id for idx, photograph in known.items()}
     return References.of(captions, ids, str(path), tokenizer)
 
 
-def _by_last_names(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph | None]:
-    """By the names of the files alone, where one side has folders before them and the other has not, as COCO's own
-    annotations; none that two images share."""
-    theirs = {photograph.file_name: photograph for photograph in photographs}
-    ours = {name: idx for idx, name in names.items()}
-    bare, foldered = (theirs, ours) if all("/" not in name for name in theirs) else (ours, theirs)
-    if any("/" in name for name in bare):
-        return {}
-    count = Counter(PurePath(name).name for name in foldered)
-    pairs = {name: PurePath(name).name for name in foldered if count[PurePath(name).name] == 1}
-    if bare is theirs:
-        return {ours[name]: theirs.get(last) for name, last in pairs.items()}
-    return {ours[last]: theirs[name] for name, last in pairs.items() if last in ours}
+def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph]:
+    """The annotations of each image, by its name, else by the last part of it where one side has folders before it and
+    the other has not, as COCO's own annotations; none that two images share."""
+    found = {photograph.file_name: photograph for photograph in photographs}
+    theirs, ours = Names([*found]), Names([*names.values()])
+    pairs = {idx: found[meant[0]] for idx, name in names.items() if len(meant := theirs.meant(name)) == 1}
+    taken = {photograph.file_name for photograph in pairs.values()}
+    others = {idx: theirs.in_folders(name) or theirs.without_folders(name, ours) for idx, name in names.items()}
+    further = {idx: meant[0] for idx, meant in others.items() if idx not in pairs and len(meant) == 1}
+    images = Counter(further.values())
+    pairs |= {idx: found[name] for idx, name in further.items() if images[name] == 1 and name not in taken}
+    return dict(sorted(pairs.items()))
 
 
 def _caption(

@@ -330,7 +330,7 @@ def _picture(source: np.ndarray | Image.Image | str | Path | None) -> tuple[Imag
         return None, "no picture"
     if isinstance(source, str | Path):
         try:
-            picture = load_image(Path(source))
+            picture = load_image(Path(source), truncated=lambda line: None)
         except ImageError:
             return None, Path(source).name
     elif isinstance(source, np.ndarray):

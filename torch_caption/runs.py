@@ -64,7 +64,7 @@ def find(out: str | Path, name: str | None = None) -> Path:
         pointer = out / POINTER
         if not pointer.is_file():
             raise CheckpointError(f"no run in {out} yet; `python train.py` makes one")
-        run = out / pointer.read_text(encoding="utf-8").strip()
+        run = out / pointer.read_text(encoding="utf-8-sig").rstrip("\r\n")  # blanks may be of its name
         if not run.is_dir():
             raise CheckpointError(f"{pointer} names {run}, which is not there; name another run")
         return run
@@ -197,7 +197,7 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], str | None]:
 def _record(line: bytes) -> dict[str, Any]:
     """What a line holds. Raises ValueError where that is no record."""
     try:
-        found = json.loads(line.decode("utf-8"))
+        found = json.loads(line.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("nested too deep") from None
     numbers = [found.get(name) for name in ("epoch", "step")] if isinstance(found, dict) else [None]

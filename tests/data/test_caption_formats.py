@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,22 @@ def test_a_token_file_is_parted_by_its_lists(tmp_path: Path, capsys: pytest.Capt
     assert [*said] == ["train", "mine"]
 
 
+def test_names_in_a_list_may_be_written_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In another form of Unicode or with a blank after them; of other case the nearest is named."""
+    captions = "".join(f"{name}#0\tA dog\n" for name in ("caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg", " ", "d.jpg"))
+    lists = [
+        str(write(tmp_path / "train", "./cafe\u0301.jpg \r\nb\x85.jpg\n\nc\u2028.jpg\n \n")),
+        str(write(tmp_path / "val", "d.jpg\nB\x85.JPG\n")),
+    ]
+    splits = read_splits([str(write(tmp_path / "a.token", captions))], 0.1, 0, lists)
+    assert names(splits["train"]) == ["caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg", " "]
+    assert names(splits["val"]) == ["d.jpg"]
+    (line,) = capsys.readouterr().out.split("\n")[:-1]
+    assert line.endswith("first 'B\\x85.JPG'; the nearest that has captions is 'b\\x85.jpg'")
+    with pytest.raises(DataError, match=r"the first line is 'B.*JPG'; the nearest that has captions is 'b"):
+        read_splits([str(tmp_path / "a.token")], 0.1, 0, [str(write(tmp_path / "train", "B\x85.JPG\n"))])
+
+
 def test_a_token_file_alone_is_parted_at_random(tmp_path: Path) -> None:
     splits = read_splits([str(write(tmp_path / "results.token", TOKEN))], 0.25, 0)
     assert {split: len(photographs) for split, photographs in splits.items()} == {"train": 3, "val": 1}
@@ -163,6 +180,39 @@ def test_captions_of_a_csv_file(tmp_path: Path) -> None:
     assert second.captions[0][1] == "A cat\nsleeps"
     assert len({number for photograph in (first, second, third) for number, _ in photograph.captions}) == 4
     assert [first.id, second.id, third.id] == [0, 1, 2]
+
+
+def in_format(kind: str, name: str) -> str:
+    """A file of captions with one photograph."""
+    if kind == "token":
+        return f"{name}#0\tA dog\n"
+    if kind == "csv":
+        return f'image,caption\n"{name}",A dog\n'
+    image = {"filename": name, "split": "train", "imgid": 0, "sentences": [{"raw": "A dog", "sentid": 0}]}
+    return json.dumps({"images": [image]})
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "token", "csv"])
+def test_a_name_holds_what_a_file_system_takes(kind: str, tmp_path: Path) -> None:
+    name = " at\u202f10 \x85 \u2028 \x0b \x1c \u200d, \u90fd#1.jpg "
+    (photograph,) = read(write(tmp_path / "captions", in_format(kind, name)))
+    assert photograph.file_name == name
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "token", "csv"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/etc/a.jpg", "is '/etc/a.jpg', not a name below the folder"),
+        ("Icon\r", "is 'Icon\\r', a name with the end of a line in it: rename the file"),
+        (300 * "a", "longer than a name below the folder of photographs can be"),
+    ],
+)
+def test_a_name_that_no_photograph_can_have(kind: str, name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read(write(tmp_path / "captions", in_format(kind, name)))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [TOKEN, CSV, json.dumps(karpathy()), '{"images": [], "annotations": []}'])
@@ -205,7 +255,6 @@ def test_what_is_in_no_format_is_named_with_its_line(content: str, message: str,
         (["karpathy"], ["train.txt"], "karpathy: says itself which photographs are in which split; leave out --splits"),
         (["token"], ["some.txt"], "some.txt: its name does not say which split it lists; write train="),
         (["token"], ["train.txt", "train=some.txt"], "some.txt: a second list of the split train"),
-        (["token"], ["train.txt", "val.txt"], "the photograph '0.jpg' is in train and in val"),
         (["token"], ["train.txt", "test=others.txt"], "others.txt: names no photograph of .*token; the first line is"),
         (["token"], ["train=none.txt"], "none.txt: cannot be read: No such file .*; name a list of photographs' names"),
         (["token"], ["val.txt"], "no file of the split train"),
@@ -253,12 +302,12 @@ def test_photographs_lie_where_karpathys_folders_are_not(tmp_path: Path) -> None
     folder.mkdir()
     for k in range(5):
         (folder / f"{k}.jpg").touch()
-    located = locate(splits, folder)
+    located = locate(splits, {None: folder})
     assert [p.path for p in located["train"]] == [folder / f"{k}.jpg" for k in (0, 1, 4)]
     assert names(located["val"]) == ["2.jpg"]
     first, *others = splits["train"]
     splits["train"] = [first, replace(others[0], file_name="train2014/0.jpg"), others[1]]
-    assert [p.path for p in locate(splits, folder)["train"]] == [None, None, folder / "4.jpg"]
+    assert [p.path for p in locate(splits, {None: folder})["train"]] == [None, None, folder / "4.jpg"]
 
 
 # A folder a split
@@ -279,8 +328,32 @@ def test_a_folder_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_one_name_in_two_folders_is_two_photographs(tmp_path: Path) -> None:
     files = [f"{split}={write(tmp_path / f'{split}.csv', CSV)}" for split in ("train", "val")]
-    splits = read_splits(files, 0.1, 0, folders={"train": Path("a"), "val": Path("b")})
-    assert names(splits["train"]) == names(splits["val"])
-    for folders in ({None: Path("a")}, {"train": Path("a"), "val": Path("a")}, None):
-        with pytest.raises(DataError, match=r"'0\.jpg' is in train and in val: .* --images train=DIR val=DIR"):
-            read_splits(files, 0.1, 0, folders=folders)
+    splits = read_splits(files, 0.1, 0)
+    for split in splits:
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "0.jpg").touch()
+    located = locate(splits, {split: tmp_path / split for split in splits})
+    assert [located[split][0].path for split in splits] == [tmp_path / split / "0.jpg" for split in splits]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links take a privilege on Windows")
+@pytest.mark.parametrize("images", [["a"], ["train=a", "val=a"], ["train=a", "val=link"], ["train=a", "val=a/.."]])
+def test_one_photograph_in_two_splits(images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two files of captions or of two lists, however its folder is written."""
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    Path("a/0.jpg").touch()
+    Path("link").symlink_to("a", target_is_directory=True)
+    of_two = read_splits([f"{split}={write(Path(f'{split}.csv'), CSV)}" for split in ("train", "val")], 0.1, 0)
+    lists = [str(write(Path(name), "0.jpg\n1.jpg\n")) for name in ("train.txt", "val.txt")]
+    for splits in (of_two, read_splits([str(write(Path("token"), TOKEN))], 0.1, 0, lists)):
+        with pytest.raises(DataError, match=r"'(a/)?0\.jpg' is in train and in val: .* --images train=DIR val=DIR"):
+            locate(splits, named_folders(images))
+
+
+def test_folders_are_of_the_splits(tmp_path: Path) -> None:
+    splits = read_splits([f"train={write(tmp_path / 'a', CSV)}", f"val={write(tmp_path / 'b', TOKEN)}"], 0.1, 0)
+    with pytest.raises(DataError, match="--images names no folder of the split val; the splits are train, val"):
+        locate(splits, {"train": tmp_path})
+    with pytest.raises(DataError, match="--images names a folder of no split, called test; the splits are train, val"):
+        locate(splits, {"train": tmp_path, "val": tmp_path, "test": tmp_path})

@@ -446,7 +446,7 @@ def test_a_stream_tells_of_bad_photographs_and_goes_on(resnet: Encoder, photogra
     assert [batch.stop for batch in batches] == [3, 6, 7]
     assert [batch.kept for batch in batches] == [[0, 2], [3, 5], [6]]
     failed = {place: reason for batch in batches for place, reason in batch.failed.items()}
-    assert failed == {1: "not a picture in JPEG, PNG, WEBP, GIF or BMP format", 4: "no such file"}
+    assert failed == {1: "not a picture in JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC format", 4: "no such file"}
     for batch in batches:
         for row, place in enumerate(batch.kept):
             x = torch.stack([resnet.prepare(load_image(photographs[place]))])
@@ -475,7 +475,7 @@ def test_a_stream_reads_no_more_than_two_batches_ahead(
 ) -> None:
     begun, lock = [0], threading.Lock()
 
-    def count(path: Path) -> Image.Image:
+    def count(path: Path, **options: object) -> Image.Image:
         with lock:
             begun[0] += 1
         return picture(30, 30)

@@ -409,6 +409,63 @@ def test_bad_photographs_are_told_and_left_out(
     assert json.loads((out / "manifest.json").read_text())["splits"]["val"] == {"photographs": 3, "unreadable": 2}
 
 
+def truncated(photos: Photos) -> Path:
+    """The third photograph of train as a JPEG whose end is missing, under its old name."""
+    path = photos.images / "train_2.png"
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(path, "JPEG", quality=95)
+    path.write_bytes(path.read_bytes()[:-60])
+    return path
+
+
+def test_a_jpeg_whose_end_is_missing_is_left_out(
+    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truncated(photos)
+    assert main(photos.arguments(tmp_path / "out")) == 0
+    assert "left out  train_2.png: damaged: image file is truncated" in capsys.readouterr().err
+    assert open_data(tmp_path / "out")["train"].num_images == SPLITS["train"] - 1
+
+
+def test_a_jpeg_whose_end_is_missing_is_taken_where_that_is_allowed(
+    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = truncated(photos)
+    assert main(photos.arguments(tmp_path / "out", "--allow-truncated")) == 0
+    assert capsys.readouterr().err == f"warning: {path}: its end is missing; what it held is grey\n"
+    data = open_data(tmp_path / "out")["train"]
+    assert data.num_images == SPLITS["train"]
+    encoder = features.build("resnet18", "random", seed=0)
+    picture = load_image(path, truncated=lambda line: None)
+    vector = encoder.encode(torch.stack([encoder.prepare(picture)])).vectors[0]
+    torch.testing.assert_close(data.features_of([2])[0], vector, rtol=0, atol=1e-4 * float(vector.abs().max()))
+    assert "other settings" in mistake(photos.arguments(tmp_path / "out"), capsys)
+
+
+def test_the_nearest_is_named_where_a_photograph_is_missing(
+    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos.images / "train_3.png").rename(photos.images / "train 3.PNG")
+    (photos.images / "train_4.png").rename(photos.images / "TRAIN_4.PNG")
+    if (photos.images / "train_4.png").exists():
+        pytest.skip("a file system on which case is no matter")
+    assert main(photos.arguments(tmp_path / "out")) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "left out  train_3.png: no such file",
+        "left out  train_4.png: no such file; the nearest that is there is 'TRAIN_4.PNG'",
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_folder_whose_name_is_no_text_is_refused_before_the_work(
+    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos.images.rename(tmp_path / "caf\udce9")
+    message = mistake([*photos.arguments(tmp_path / "out"), "--images", str(folder)], capsys)
+    assert "'\\udce9' in its name is in no text; rename the folder" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_that_can_be_read(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in photos.images.glob("val_*"):
         path.write_bytes(b"")

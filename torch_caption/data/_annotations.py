@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from torch_caption.data import _names
 from torch_caption.data._errors import DataError
-from torch_caption.texts import parse_json, read_text, shown, strange
+from torch_caption.data._names import Names
+from torch_caption.texts import lines, parse_json, read_text, shown, strange
 
 SPLITS = ("train", "val", "test")
 ANNOTATIONS_LIMIT = 2**30
@@ -51,6 +51,7 @@ class Photograph:
         captions: (annotation id, text), in the order of the file.
         path: the file; None while nobody has looked, or where there is none.
         split: which the file of captions says it is in; None where that says nothing.
+        nearest: a file that may be meant, where there is none.
     """
 
     id: int | str
@@ -59,6 +60,7 @@ class Photograph:
     captions: list[tuple[int | str, str]] = field(default_factory=list)
     path: Path | None = None
     split: str | None = None
+    nearest: str | None = None
 
 
 def read_splits(
@@ -66,7 +68,6 @@ def read_splits(
     val_share: float,
     seed: int,
     lists: Sequence[str] = (),
-    folders: Mapping[str | None, Path] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, list[Photograph]]:
     """The photographs of each split that have captions, train first.
@@ -78,11 +79,10 @@ def read_splits(
         val_share: the share of the photographs that become val then.
         seed: of that draw.
         lists: `FILE` or `SPLIT=FILE` with the names of a split's photographs, one a line.
-        folders: of each split's photographs, as `named_folders` gives them: one name in two folders is two photographs.
         tell: is given a line on photographs and names that are left out.
 
     Raises:
-        DataError: a file is not as it should be, or no split can be found for it, or two splits share a photograph.
+        DataError: a file is not as it should be, or no split can be found for it.
     """
     if lists and len(files) > 1:
         raise DataError(f"--splits parts one file of --annotations, not {len(files)}; name one, or leave out --splits")
@@ -99,7 +99,6 @@ def read_splits(
         splits |= _parted(found, path, val_share, seed) if parts is None else parts
     if "train" not in splits:
         raise DataError(f"no file of the split train; name it, such as train={_named(files[0])[1]}")
-    _check_apart(splits, folders or {})
     return {name: splits[name] for name in SPLITS if name in splits} | splits
 
 
@@ -166,7 +165,7 @@ def _listed(
 ) -> dict[str, list[Photograph]]:
     """The photographs that each list names, in the order of their file."""
     splits: dict[str, list[Photograph]] = {}
-    known = {_plain(photograph.file_name) for photograph in photographs}
+    known = Names([photograph.file_name for photograph in photographs])
     listed: set[str] = set()
     for file in lists:
         split, source = _named(file)
@@ -177,28 +176,32 @@ def _listed(
             )
         if split in splits:
             raise DataError(f"{source}: a second list of the split {split}; name the splits, such as val={source}")
-        names = [_plain(name) for name in _lines(source) if name.strip()]
-        missing = [name for name in dict.fromkeys(names) if name not in known]
-        if len(missing) == len(set(names)):
+        meant = {name: known.meant(name) for name in _names_in(source)}
+        missing = [name for name, found in meant.items() if len(found) != 1]
+        if len(missing) == len(meant):
+            first = next(iter(missing), "")
             raise DataError(
-                f"{source}: names no photograph of {path}; the first line is {shown(next(iter(names), ''))}"
+                f"{source}: names no photograph of {path}; the first line is {shown(first)}"
+                + _names.hint(known.nearest(first, guess=True), "has captions")
             )
         if missing:
-            tell(f"left out  {len(missing):,} of the names in {source}: without captions, first {shown(missing[0])}")
-        chosen = set(names)
-        splits[split] = [photograph for photograph in photographs if _plain(photograph.file_name) in chosen]
+            tell(
+                f"left out  {len(missing):,} of the names in {source}: without captions, first {shown(missing[0])}"
+                + _names.hint(known.nearest(missing[0]), "has captions")
+            )
+        chosen = {found[0] for found in meant.values() if len(found) == 1}
+        splits[split] = [photograph for photograph in photographs if photograph.file_name in chosen]
         listed |= chosen
-    if known - listed:
-        first = next(photograph for photograph in photographs if _plain(photograph.file_name) not in listed)
-        count = len(known - listed)
-        tell(f"left out  {count:,} of the photographs of {path}: in no list, first {shown(first.file_name)}")
+    unlisted = [photograph.file_name for photograph in photographs if photograph.file_name not in listed]
+    if unlisted:
+        tell(f"left out  {len(unlisted):,} of the photographs of {path}: in no list, first {shown(unlisted[0])}")
     return splits
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a text, whatever ends them."""
+def _names_in(path: Path) -> list[str]:
+    """The names in a list, one a line."""
     try:
-        return read_text(path).replace("\r\n", "\n").split("\n")
+        return [name for name in lines(read_text(path)) if name]
     except ValueError as error:
         raise DataError(f"{error}; name a list of photographs' names, one a line") from None
 
@@ -236,20 +239,6 @@ def _parted(photographs: list[Photograph], path: Path, val_share: float, seed: i
         "train": [photographs[place] for place in sorted(order[count:])],
         "val": [photographs[place] for place in sorted(order[:count])],
     }
-
-
-def _check_apart(splits: dict[str, list[Photograph]], folders: Mapping[str | None, Path]) -> None:
-    owner: dict[tuple[Path | None, str], str] = {}
-    for split, photographs in splits.items():
-        folder = folders.get(split, folders.get(None))
-        for photograph in photographs:
-            other = owner.setdefault((folder, _plain(photograph.file_name)), split)
-            if other != split:
-                raise DataError(
-                    f"the photograph {photograph.file_name!r} is in {other} and in {split}: what a model has learnt "
-                    "must not validate it; take it out of one, or, if there are two of this name, name a folder for "
-                    f"each: --images {other}=DIR {split}=DIR"
-                )
 
 
 def read(path: Path) -> list[Photograph]:
@@ -337,7 +326,7 @@ def _read_lines(text: str, path: Path) -> list[Photograph]:
         raise DataError(f"{path}: {begins}, and is in no format of captions; {_FORMATS}")
     found: dict[str, Photograph] = {}
     for line, name, caption in entries:
-        where, key = f"{path}: line {line}", _plain(name)
+        where, key = f"{path}: line {line}", _names.plain(name)
         if key not in found:
             found[key] = _photograph({"id": len(found), "file_name": name}, where)
         _check_caption(caption, f"{where}: the caption")
@@ -348,7 +337,7 @@ def _read_lines(text: str, path: Path) -> list[Photograph]:
 def _token_lines(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
     """Number of the line, name and caption."""
     met: dict[tuple[str, str], int] = {}
-    for line, content in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+    for line, content in enumerate(lines(text), 1):
         if not content.strip():
             continue
         parts = _TOKEN.fullmatch(content)
@@ -363,7 +352,7 @@ def _token_lines(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
 
 def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
     """Number of the line, name and caption."""
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = csv.reader(io.StringIO(text, newline="\n"), strict=True)
     try:
         header = False
         for row in rows:
@@ -399,18 +388,13 @@ def _distinct(photographs: Iterable[Photograph], path: Path) -> dict[int | str, 
         where = f"{path}: images[{place}]"
         if photograph.id in found:
             raise DataError(f"{where}.id is {shown(photograph.id)}, as that of an image before it; leave one out")
-        other = names.setdefault(_plain(photograph.file_name), place)
+        other = names.setdefault(_names.plain(photograph.file_name), place)
         if other != place:
             raise DataError(
                 f"{where}.file_name is {shown(photograph.file_name)}, as that of images[{other}]; leave one out"
             )
         found[photograph.id] = photograph
     return found
-
-
-def _plain(name: str) -> str:
-    """`./a//b.jpg` is `a/b.jpg`."""
-    return PurePosixPath(name).as_posix()
 
 
 def _list(content: dict[str, Any], name: str, path: Path) -> list[Any]:
@@ -435,55 +419,106 @@ def _photograph(entry: Any, where: str) -> Photograph:
     identity, name = _get(entry, "id", where), _get(entry, "file_name", where)
     if not _is_id(identity):
         raise DataError(f"{where}.id is {shown(identity)}, neither a number nor a string; {_MEND}")
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not name:
         raise DataError(f"{where}.file_name is {shown(name)}, not a name; {_MEND}")
-    leads_out = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
-    longest = max(len(part.encode("utf-8", "replace")) for part in name.split("/"))
-    if leads_out or not name.isprintable() or longest > 255 or len(name) > 1024:  # no file system has longer ones
-        raise DataError(f"{where}.file_name is {shown(name)}, not a name below the folder of photographs; {_MEND}")
+    fault = _names.fault(name)
+    if fault:
+        raise DataError(f"{where}.file_name is {shown(name)}, {fault}; {_MEND}")
     url = entry.get("coco_url") or entry.get("flickr_url") or entry.get("url") or ""
-    return Photograph(identity, name, url if isinstance(url, str) and url.isprintable() else "")
+    return Photograph(identity, name, url.strip() if isinstance(url, str) and not _strange_line(url.strip()) else "")
 
 
-def locate(splits: dict[str, list[Photograph]], folder: Path) -> dict[str, list[Photograph]]:
-    """The photographs with their paths: below the folder by their name, else where its last part occurs in the folder
-    or one inside, as in COCO's train2014 and val2014, unless two photographs have that; None where there is none.
+def _strange_line(text: str) -> bool:
+    return strange(text) is not None or "\n" in text or "\r" in text
+
+
+def locate(splits: Mapping[str, list[Photograph]], folders: Mapping[str | None, Path]) -> dict[str, list[Photograph]]:
+    """The photographs with their paths; None where there is none.
+
+    Below the folder by their name, in whatever form of Unicode, else where the name occurs in a folder inside, as in
+    COCO's train2014 and val2014; of several, the one that has the split in its folders' names. A name that has folders
+    itself may also lie without them, unless two photographs would share that file.
+
+    Args:
+        splits: as `read_splits` gives them.
+        folders: of the splits, as `named_folders` gives them.
 
     Raises:
-        DataError: there is no such folder, a name occurs twice in it, or it holds no photograph of a split.
+        DataError: a split has no folder, a folder no split, there is no such folder, a name occurs twice in it, it
+            holds no photograph of a split, or one file is two photographs.
     """
+    if None not in folders and splits.keys() != folders.keys():
+        split = next(iter(splits.keys() ^ folders.keys()))
+        what = "names no folder of the split" if split in splits else "names a folder of no split, called"
+        raise DataError(f"--images {what} {split}; the splits are {', '.join(splits)}")
+    by_split = {split: folders.get(split) or folders[None] for split in splits}
+    located: dict[str, list[Photograph]] = {}
+    for folder in dict.fromkeys(by_split.values()):
+        located |= _below(folder, {split: splits[split] for split in splits if by_split[split] == folder})
+    _check_apart(located, by_split)
+    return {split: located[split] for split in splits}
+
+
+def _below(folder: Path, splits: Mapping[str, list[Photograph]]) -> dict[str, list[Photograph]]:
+    """Those that are all in one folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of photographs")
-    elsewhere: dict[str, list[str]] | None = None
-    last_names = Counter(_last(photograph) for photographs in splits.values() for photograph in photographs)
+    wanted = Names([photograph.file_name for photographs in splits.values() for photograph in photographs])
+    there: Names | None = None
     located: dict[str, list[Photograph]] = {}
     for split, photographs in splits.items():
         located[split] = []
         for photograph in photographs:
             name = photograph.file_name
+            nearest = None
             if not (folder / name).is_file():
-                elsewhere = _below(folder) if elsewhere is None else elsewhere
-                last = _last(photograph)
-                found = elsewhere.get(last, []) if last == name or last_names[last] == 1 else []
+                there = Names.below(folder) if there is None else there
+                found = _candidates(there, name, split, wanted)
                 if len(found) > 1:
-                    raise DataError(f"{folder}: holds {name!r} more than once, as {found[0]} and as {found[1]}")
+                    raise DataError(
+                        f"{folder}: holds {name!r} more than once, as {found[0]} and as {found[1]}; take one away, or "
+                        f"name the folder of each split, such as {split}=DIR"
+                    )
+                nearest = None if found else there.nearest(name)
                 name = found[0] if found else name
             path = folder / name
             exists = path.is_file() or path.is_dir()
-            located[split].append(replace(photograph, file_name=name, path=path if exists else None))
+            located[split].append(
+                replace(photograph, file_name=name, path=path if exists else None, nearest=None if exists else nearest)
+            )
         if not any(photograph.path for photograph in located[split]):
-            raise DataError(f"{folder}: holds no photograph of {split}; the first would be {photographs[0].file_name}")
+            first = photographs[0].file_name
+            hint = _names.hint(there.nearest(first, guess=True) if there else None)
+            raise DataError(f"{folder}: holds no photograph of {split}; the first would be {shown(first, 300)}{hint}")
     return located
 
 
-def _last(photograph: Photograph) -> str:
-    return PurePosixPath(photograph.file_name).name
+def _candidates(there: Names, name: str, split: str, wanted: Names) -> list[str]:
+    """The files that may be the photograph of that name, which is one of those wanted."""
+    found = there.meant(name) or there.in_folders(name)
+    if len(found) > 1:
+        of_split = [path for path in found if split.lower() in path.lower().rpartition("/")[0]]
+        return of_split if len(of_split) == 1 else found
+    return found or there.without_folders(name, wanted)
 
 
-def _below(folder: Path) -> dict[str, list[str]]:
-    """The files of all folders inside, by their own name."""
-    found: dict[str, list[str]] = {}
-    for where, _, names in os.walk(folder):
-        for name in names:
-            found.setdefault(name, []).append((Path(where) / name).relative_to(folder).as_posix())
-    return found
+def _check_apart(splits: Mapping[str, list[Photograph]], folders: Mapping[str, Path]) -> None:
+    """Raise DataError where two photographs are one file. In two folders they are two, whatever their names."""
+    owner: dict[Path, tuple[str, Photograph]] = {}
+    for split, photographs in splits.items():
+        folder = folders[split].resolve()
+        for photograph in photographs:
+            if photograph.path is None:
+                continue
+            other, first = owner.setdefault(folder / photograph.file_name, (split, photograph))
+            if other != split:
+                raise DataError(
+                    f"the photograph {photograph.file_name!r} is in {other} and in {split}: what a model has learnt "
+                    "must not validate it; take it out of one, or, if there are two of this name, name a folder for "
+                    f"each: --images {other}=DIR {split}=DIR"
+                )
+            if first is not photograph:
+                raise DataError(
+                    f"the photograph {photograph.file_name!r} is two of {split}, with the ids {shown(first.id)} and "
+                    f"{shown(photograph.id)}; leave one out"
+                )

@@ -18,7 +18,7 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._hdf5 import INTEGERS, dataset
 from torch_caption.data._memory import check_room
 from torch_caption.ending import is_watched, one_line
-from torch_caption.texts import read_json, read_text, shown, strange
+from torch_caption.texts import lines, read_json, read_text, shown, strange
 from torch_caption.tokenizer import TOKENIZERS
 from torch_caption.vocabulary import END, NULL, START, Vocabulary
 
@@ -153,7 +153,7 @@ def by_place(grids: np.ndarray) -> np.ndarray:
 
 
 def read_names(path: Path, images: int) -> list[str] | None:
-    """The lines of a file that names one image a row; None if there is no such file.
+    """The lines of a file that names one image a row, as they are; None if there is no such file.
 
     Raises:
         DataError: not UTF-8, or not as many lines as there are images.
@@ -161,17 +161,15 @@ def read_names(path: Path, images: int) -> list[str] | None:
     if not path.exists():
         return None
     try:
-        lines = read_text(path, NAMES_LIMIT).split("\n")
+        names = lines(read_text(path, NAMES_LIMIT))
     except ValueError as error:
         raise DataError(f"{error}; save it as UTF-8") from None
-    if lines[-1] == "":
-        lines.pop()
-    if len(lines) != images:
+    if len(names) != images:
         raise DataError(
-            f"{path}: has {len(lines)} lines, but the split's features have {images} rows; "
+            f"{path}: has {len(names)} lines, but the split's features have {images} rows; "
             "the file takes one line an image, in the order of the rows"
         )
-    return [line.strip() for line in lines]
+    return names
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

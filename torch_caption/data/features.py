@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torch_caption.data.images import ImageError, load_image
+from torch_caption.data.images import ImageError, load_image, shown
 from torch_caption.ending import is_watched
 from torch_caption.files import from_home, sha256_of
 
@@ -234,6 +234,7 @@ def stream(
     batch_size: int = BATCH,
     workers: int = 2,
     grids: bool = True,
+    truncated: Callable[[str], object] | None = None,
 ) -> Generator[Batch]:
     """Features of the photographs, batch by batch, in their order; a bad photograph is told and left out.
 
@@ -244,13 +245,14 @@ def stream(
         photographs: files; None is one that is not there.
         start: the place to begin at, a multiple of `batch_size`.
         workers: threads that read ahead.
+        truncated: as in `load_image`; called in those threads.
     """
 
     def read(path: Path | None) -> Tensor | str:
         try:
-            return "no such file" if path is None else encoder.prepare(load_image(path))
+            return "no such file" if path is None else encoder.prepare(load_image(path, truncated=truncated))
         except ImageError as error:
-            return str(error).removeprefix(f"{path}: ")
+            return str(error).removeprefix(f"{shown(path)}: ")
 
     def begin(first: int) -> tuple[int, list[Future[Tensor | str]]]:
         return first, [pool.submit(read, path) for path in photographs[first : first + batch_size]]

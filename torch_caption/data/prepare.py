@@ -38,7 +38,7 @@ import torch
 import tyro
 from filelock import FileLock, Timeout
 from tqdm import tqdm
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from torch_caption import __version__
 from torch_caption.data import _annotations, _checks, _pca, _written, coco, features
@@ -48,7 +48,9 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
+from torch_caption.data.images import shown
 from torch_caption.ending import Stopped, guarded, is_watched
+from torch_caption.texts import strange
 from torch_caption.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
@@ -77,6 +79,9 @@ class PrepareConfig:
     recover_pca: Annotated[Path | None, arg(metavar="DIR")] = None
     """Do something else: find the PCA of a directory that has features with and without it, such as cs231n's, and put
     it there, so that new photographs can be captioned."""
+
+    allow_truncated: Annotated[bool, FlagCreatePairsOff] = False
+    """Take JPEGs whose end is missing, grey where it is; each is a warning. Without it they are left out."""
 
     encoder: Literal[tuple(features.BACKBONES)] = "resnet50"  # type: ignore[valid-type]
     """The network that looks at the photographs."""
@@ -179,10 +184,11 @@ def prepare(config: PrepareConfig) -> Path:
     assert config.out is not None
     started = time.monotonic()
     folders = _annotations.named_folders(config.images)
-    splits = _annotations.read_splits(config.annotations, config.val_share, config.seed, config.splits, folders)
+    _check_kept(config.out, folders)
+    splits = _annotations.read_splits(config.annotations, config.val_share, config.seed, config.splits)
     _warn_of_script(splits, config)
     captions = encode_captions(splits, config)
-    splits = _located(splits, folders)
+    splits = _annotations.locate(splits, folders)
     _tell_captions(splits, captions, config)
     encoder = features.build(
         config.encoder, config.weights, transform=config.transform, device=config.computes_on, seed=config.seed
@@ -204,6 +210,14 @@ def prepare(config: PrepareConfig) -> Path:
     shutil.rmtree(work)
     _tell_end(config.out, time.monotonic() - started)
     return config.out
+
+
+def _check_kept(out: Path, folders: Mapping[str | None, Path]) -> None:
+    """Raise DataError where the manifest could not hold the name of a folder of photographs."""
+    for folder in folders.values():
+        unkept = strange(_seen_from(out, folder))
+        if unkept:
+            raise DataError(f"--images {shown(folder)}: {unkept!r} in its name is in no text; rename the folder")
 
 
 def _make(
@@ -228,32 +242,16 @@ def _make(
         _check_room(config, work, encoding, splits)
         if progress is not None:
             print(f"goes on   after {sum(progress.done.values()):,} photographs", flush=True)
-        encoding.run(splits, lambda line: tqdm.write(f"left out  {line}", file=sys.stderr))
+        encoding.run(splits, lambda line: tqdm.write(line, file=sys.stderr))
         _write(config, ready, encoding, encoder, splits, captions)
     for path in sorted(ready.iterdir(), key=lambda path: path.name == CAPTIONS):
         path.replace(work.parent / path.name)
 
 
-def _located(splits: dict[str, list[Photograph]], folders: Mapping[str | None, Path]) -> dict[str, list[Photograph]]:
-    """The photographs with their paths, each split's in its own folder.
-
-    Raises:
-        DataError: a split has no folder, a folder no split, or a folder does not hold what it should.
-    """
-    if None in folders:
-        return _annotations.locate(splits, folders[None])
-    if splits.keys() != folders.keys():
-        split = next(iter(splits.keys() ^ folders.keys()))
-        what = "names no folder of the split" if split in splits else "names a folder of no split, called"
-        raise DataError(f"--images {what} {split}; the splits are {', '.join(splits)}")
-    located: dict[str, list[Photograph]] = {}
-    for split, photographs in splits.items():
-        located |= _annotations.locate({split: photographs}, folders[split])
-    return located
-
-
 def _wanted(config: PrepareConfig) -> Wanted:
-    return Wanted(config.grid, config.grid_pca, config.grid_dtype, config.batch_size, config.workers)
+    return Wanted(
+        config.grid, config.grid_pca, config.grid_dtype, config.batch_size, config.workers, config.allow_truncated
+    )
 
 
 def _settings(
@@ -265,6 +263,7 @@ def _settings(
     parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
     parts += [sizes, config.grid, config.grid_dtype, config.batch_size, config.computes_on]
     parts += [config.tokenizer] if config.tokenizer != "words" else []  # which was the only one once
+    parts += ["truncated"] if config.allow_truncated else []
     digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
         digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
@@ -388,7 +387,7 @@ def _write(
             _write_text(ready / f"{split}2014_urls.txt", [photograph.url for photograph in photographs])
         _write_json(ready / f"captions_{split}2014.json", _as_written(photographs), None)
     failed = [
-        f"{split} {splits[split][int(place)].file_name}: {reason}"
+        f"{split} {shown(splits[split][int(place)].file_name)}: {reason}"
         for split in splits
         for place, reason in progress.failed.get(split, {}).items()
     ]
@@ -483,7 +482,7 @@ def _manifest(
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
         },
-        "annotations": [Path(file).name for file in (*config.annotations, *config.splits)],
+        "annotations": [shown(Path(file).name) for file in (*config.annotations, *config.splits)],
         "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
@@ -500,7 +499,9 @@ def _seen_from(out: Path | None, images: Path) -> str:
 
 
 def _write_text(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    text = "".join(f"{line}\n" for line in lines)
+    # A reader takes one mark of the order of bytes off, which may be the first letter of a name.
+    path.write_text(text, encoding="utf-8-sig" if text.startswith("\ufeff") else "utf-8", newline="\n")
 
 
 def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> None:
@@ -550,7 +551,7 @@ def _tell_end(out: Path, seconds: float) -> None:
             dim, count = found.components.shape
             print(f"PCA       {projection} {dim:,} -> {count:,}, {100 * found.share:.1f} % of their variance in train")
     if (out / SKIPPED).is_file():
-        count = len((out / SKIPPED).read_text(encoding="utf-8").splitlines())
+        count = (out / SKIPPED).read_text(encoding="utf-8").count("\n")
         print(f"left out  {count:,} photographs that cannot be read: {out / SKIPPED}")
     print(f"done      in {seconds:.0f} s; `python train.py --data {out}` learns from it", flush=True)
 

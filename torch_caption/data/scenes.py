@@ -47,7 +47,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from torch_caption import files, folders
-from torch_caption.data import _written
+from torch_caption.data import _hdf5, _written
 from torch_caption.data._draw import COLOURS, COUNTS, RELATIONS, SHAPES, SIDE, SIZES, Group, Scene, draw, place
 from torch_caption.data._judge import Verdict, judge
 from torch_caption.data._phrases import CAPTIONS, LONGEST, lexicon, tell
@@ -337,7 +337,7 @@ def _run(options: Options) -> None:
     vocabulary = Vocabulary.load(directory / "coco2014_vocab.json")
     print(directory)
     print(", ".join(f"{split} {len(drawn):,}" for split, drawn in splits.items()), f"scenes; {len(vocabulary)} words")
-    with h5py.File(directory / "coco2014_captions.h5") as file:
+    with _hdf5.opened(directory / "coco2014_captions.h5") as file:
         for split in splits:
             captions = map(vocabulary.decode, file[f"{split}_captions"][:CAPTIONS])
             print(f"images/{split}_00000.png", *captions, sep="\n  ")
