@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from torch_caption import files
 from torch_caption.checkpoint import CheckpointError
 from torch_caption.ending import one_line
-from torch_caption.texts import shown
+from torch_caption.texts import read_text, shown
 
 if TYPE_CHECKING:
     from torch_caption.curves import Curves
@@ -64,7 +64,7 @@ def find(out: str | Path, name: str | None = None) -> Path:
         pointer = out / POINTER
         if not pointer.is_file():
             raise CheckpointError(f"no run in {out} yet; `python train.py` makes one")
-        run = out / pointer.read_text(encoding="utf-8-sig").rstrip("\r\n")  # blanks may be of its name
+        run = out / read_text(pointer).rstrip("\r\n")  # blanks may be of its name
         if not run.is_dir():
             raise CheckpointError(f"{pointer} names {run}, which is not there; name another run")
         return run

@@ -260,6 +260,8 @@ def located(tmp_path: Path, splits: dict[str, list[str]], there: list[str]) -> d
 def test_a_photograph_in_two_splits(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the photograph '\./a\.jpg' is in train and in val"):
         located(tmp_path, {"train": ["a.jpg"], "val": ["./a.jpg"]}, ["a.jpg"])
+    with pytest.raises(DataError, match=r"the photograph 'b\.jpg' is in train and in val"):
+        located(tmp_path, {"train": ["x/b.jpg"], "val": ["x/b.jpg"]}, ["b.jpg", "c.jpg"])
 
 
 def test_two_photographs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -151,13 +151,13 @@ def test_a_token_file_is_parted_by_its_lists(tmp_path: Path, capsys: pytest.Capt
 
 def test_names_in_a_list_may_be_written_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In another form of Unicode or with a blank after them; of other case the nearest is named."""
-    captions = "".join(f"{name}#0\tA dog\n" for name in ("caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg", " ", "d.jpg"))
+    captions = "".join(f"{name}#0\tA dog\n" for name in ("caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg", "d.jpg"))
     lists = [
-        str(write(tmp_path / "train", "./cafe\u0301.jpg \r\nb\x85.jpg\n\nc\u2028.jpg\n \n")),
-        str(write(tmp_path / "val", "d.jpg\nB\x85.JPG\n")),
+        str(write(tmp_path / "train", "./cafe\u0301.jpg \r\nb\x85.jpg\n\nc\u2028.jpg\n")),
+        str(write(tmp_path / "val", "d.jpg\nB\x85.JPG\n\n  \u3000\n")),
     ]
     splits = read_splits([str(write(tmp_path / "a.token", captions))], 0.1, 0, lists)
-    assert names(splits["train"]) == ["caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg", " "]
+    assert names(splits["train"]) == ["caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg"]
     assert names(splits["val"]) == ["d.jpg"]
     (line,) = capsys.readouterr().out.split("\n")[:-1]
     assert line.endswith("first 'B\\x85.JPG'; the nearest that has captions is 'b\\x85.jpg'")

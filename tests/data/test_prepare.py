@@ -213,22 +213,25 @@ def test_pycocotools_of_any_version_reads_them(photos: Photos, tmp_path: Path) -
 
 def test_a_folder_a_split(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name that both have is two photographs, and each split finds its own."""
+    called = {"train": "learnt", "val": "held out"}
     for split in SPLITS:
-        (photos.images / split).mkdir()
+        (photos.images / called[split]).mkdir()
         for path in photos.images.glob(f"{split}_*.png"):
-            path.rename(photos.images / split / path.name.removeprefix(f"{split}_"))
+            path.rename(photos.images / called[split] / path.name.removeprefix(f"{split}_"))
         text = photos.annotations[split].read_text(encoding="utf-8")
         photos.annotations[split].write_text(text.replace(f"{split}_", ""), encoding="utf-8")
-    folders = [f"{split}={photos.images / split}" for split in SPLITS]
+    folders = [f"{split}={photos.images / called[split]}" for split in SPLITS]
     arguments = photos.arguments(tmp_path / "out")
     arguments[1:2] = folders
-    assert "'0.png' is in train and in val" in mistake(photos.arguments(tmp_path / "out"), capsys)
+    told = mistake(photos.arguments(tmp_path / "out"), capsys)
+    assert "holds '0.png' more than once" in told
+    assert "name the folder of each split, such as --images train=DIR" in told
     assert main(arguments) == 0
     data = open_data(tmp_path / "out")
-    assert data.manifest["images"] == {split: f"../images/{split}" for split in SPLITS}
+    assert data.manifest["images"] == {split: f"../images/{called[split]}" for split in SPLITS}
     for split in SPLITS:
         assert [data[split].file_name(k) for k in range(4)] == [f"{k}.png" for k in range(4)]
-        assert data[split].image_path(3) == photos.images / split / "3.png"
+        assert data[split].image_path(3) == photos.images / called[split] / "3.png"
     vectors = [data[split].features_of([3]) for split in SPLITS]
     assert not torch.equal(*vectors)
     arguments[1:3] = folders[:1]

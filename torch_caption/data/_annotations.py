@@ -177,8 +177,9 @@ def _listed(
         if split in splits:
             raise DataError(f"{source}: a second list of the split {split}; name the splits, such as val={source}")
         meant = {name: known.meant(name) for name in _names_in(source)}
+        chosen = {found[0] for found in meant.values() if len(found) == 1}
         missing = [name for name, found in meant.items() if len(found) != 1]
-        if len(missing) == len(meant):
+        if not chosen:
             first = next(iter(missing), "")
             raise DataError(
                 f"{source}: names no photograph of {path}; the first line is {shown(first)}"
@@ -189,7 +190,6 @@ def _listed(
                 f"left out  {len(missing):,} of the names in {source}: without captions, first {shown(missing[0])}"
                 + _names.hint(known.nearest(missing[0]), "has captions")
             )
-        chosen = {found[0] for found in meant.values() if len(found) == 1}
         splits[split] = [photograph for photograph in photographs if photograph.file_name in chosen]
         listed |= chosen
     unlisted = [photograph.file_name for photograph in photographs if photograph.file_name not in listed]
@@ -201,7 +201,7 @@ def _listed(
 def _names_in(path: Path) -> list[str]:
     """The names in a list, one a line."""
     try:
-        return [name for name in lines(read_text(path)) if name]
+        return [name for name in lines(read_text(path)) if name.strip()]
     except ValueError as error:
         raise DataError(f"{error}; name a list of photographs' names, one a line") from None
 
@@ -463,7 +463,8 @@ def _below(folder: Path, splits: Mapping[str, list[Photograph]]) -> dict[str, li
     """Those that are all in one folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of photographs")
-    wanted = Names([photograph.file_name for photographs in splits.values() for photograph in photographs])
+    names = [photograph.file_name for photographs in splits.values() for photograph in photographs]
+    wanted = Names([*dict.fromkeys(names)])
     there: Names | None = None
     located: dict[str, list[Photograph]] = {}
     for split, photographs in splits.items():
@@ -477,7 +478,7 @@ def _below(folder: Path, splits: Mapping[str, list[Photograph]]) -> dict[str, li
                 if len(found) > 1:
                     raise DataError(
                         f"{folder}: holds {name!r} more than once, as {found[0]} and as {found[1]}; take one away, or "
-                        f"name the folder of each split, such as {split}=DIR"
+                        f"name the folder of each split, such as --images {split}=DIR"
                     )
                 nearest = None if found else there.nearest(name)
                 name = found[0] if found else name
