@@ -25,6 +25,7 @@ from torch_caption import evaluate, java, metrics, plots, sampling, training
 from torch_caption.captioning import describe, search
 from torch_caption.config import TrainConfig
 from torch_caption.data import _written
+from torch_caption.data._annotations import Photograph
 from torch_caption.data.coco import open_data
 from torch_caption.evaluate import EvaluateConfig, main, run
 from torch_caption.sampling import SampleConfig
@@ -313,6 +314,25 @@ def test_references_by_the_last_part_of_a_name(config: EvaluateConfig, folder: P
     content["images"].append({"id": 7, "file_name": f"val2014/{NAMES[0]}"})  # now two have this name
     people.write_text(json.dumps(content), encoding="utf-8")
     assert run(config).references.captions == {idx: captions[name] for idx, name in enumerate(NAMES) if idx}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotated", "pairs"),
+    [
+        (["a.jpg", "b.jpg"], ["x/b.jpg", "x/a.jpg"], {0: "x/a.jpg", 1: "x/b.jpg"}),
+        (["val/a.jpg"], ["images/val/a.jpg", "images/train/a.jpg"], {0: "images/val/a.jpg"}),
+        (["val/a.jpg", "train/a.jpg"], ["a.jpg"], {}),
+        (["a.jpg", "val/a.jpg"], ["x/val/a.jpg"], {}),
+        (["a.jpg", "val/a.jpg"], ["val/a.jpg"], {1: "val/a.jpg"}),
+        (["caf\u00e9.jpg"], ["x/cafe\u0301.jpg"], {0: "x/cafe\u0301.jpg"}),
+    ],
+)
+def test_no_two_images_share_the_captions_of_one(
+    images: list[str], annotated: list[str], pairs: dict[int, str]
+) -> None:
+    photographs = [Photograph(name, name) for name in annotated]
+    found = evaluate._paired(dict(enumerate(images)), photographs)
+    assert {idx: photograph.file_name for idx, photograph in found.items()} == pairs
 
 
 def test_the_datas_own_annotations_are_those_that_were_written(
