@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -11,7 +12,7 @@ from photo_server import chunk, encoded, png, quarters
 from PIL import Image
 
 MIB = 2**20
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 def exif(entries: int, size: int, orientation: int | None = None) -> bytes:
@@ -122,6 +123,83 @@ def webp_frames(count: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + bytes(body)
 
 
+# TIFF ----------------------------------------------------------------------------------------------------------------
+
+
+def tiff(changes: dict[int, tuple[int, int, bytes]] | None = None, data: bytes = bytes(192), more: int = 0) -> bytes:
+    """8 x 8 grey pixels; of each tag that is changed its type, count and 4 bytes, and so many unknown tags beside.
+
+    The pixels begin at 8.
+    """
+    short, long = 3, 4
+    tags = {
+        256: (short, 1, struct.pack("<HH", 8, 0)), 257: (short, 1, struct.pack("<HH", 8, 0)),
+        258: (short, 1, struct.pack("<HH", 8, 0)), 259: (short, 1, struct.pack("<HH", 1, 0)),
+        262: (short, 1, struct.pack("<HH", 1, 0)), 273: (long, 1, struct.pack("<L", 8)),
+        277: (short, 1, struct.pack("<HH", 1, 0)), 278: (long, 1, b"\xff\xff\xff\xff"),
+        279: (long, 1, struct.pack("<L", 64)),
+    }  # fmt: skip
+    tags |= changes or {}
+    tags |= {40_000 + n: (7, len(data), struct.pack("<L", 8)) for n in range(more)}
+    entries = [struct.pack("<HHL", tag, kind, count) + value for tag, (kind, count, value) in sorted(tags.items())]
+    at = 8 + len(data)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0" + struct.pack("<L", at) + data + directory
+
+
+def shorts(value: int) -> tuple[int, int, bytes]:
+    return 3, 1, struct.pack("<HH", value, 0)
+
+
+def longs(value: int, count: int = 1) -> tuple[int, int, bytes]:
+    return 4, count, struct.pack("<L", value)
+
+
+def tiff_strips(count: int, size: int) -> bytes:
+    """So many strips of one row, each of which is the same `size` compressed bytes."""
+    rows = struct.pack("<L", 8 + 8 * count) * count, struct.pack("<L", size) * count
+    changes = {256: longs(8), 257: longs(count), 259: shorts(8), 278: longs(1)}
+    changes |= {273: longs(8, count), 279: longs(8 + 4 * count, count)}
+    return tiff(changes, b"".join(rows) + bytes(size))
+
+
+# AVIF ----------------------------------------------------------------------------------------------------------------
+
+
+def avif_lying(width: int, height: int) -> bytes:
+    whole = bytearray(photo("AVIF"))
+    place = whole.index(b"ispe") + 8
+    whole[place : place + 8] = struct.pack(">LL", width, height)
+    return bytes(whole)
+
+
+def avif_exif_bomb() -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its maker unrolls it itself
+        return photo("AVIF", exif=exif(4000, MIB))
+
+
+def avif_extents(count: int, size: int) -> bytes:
+    """Its picture is so many times the same bytes."""
+    whole = photo("AVIF")
+    at = whole.index(b"iloc")
+    start = int.from_bytes(whole[at + 4 : at + 8])
+    assert start == 0, "version 0"
+    old = int.from_bytes(whole[at - 4 : at])
+    item = struct.pack(">HHH", 1, 0, count)
+    body = bytes(4) + b"\x44\0" + struct.pack(">H", 1) + item
+    grown = 8 + len(body) + 8 * count - old
+    data = whole.index(b"mdat") + 4 + grown
+    box = struct.pack(">L", 8 + len(body) + 8 * count) + b"iloc" + body + struct.pack(">LL", data, size) * count
+    meta = whole.index(b"meta")
+    resized = struct.pack(">L", int.from_bytes(whole[meta - 4 : meta]) + grown)
+    last = whole.index(b"mdat") - 4
+    return (
+        whole[: meta - 4] + resized + whole[meta : at - 4] + box + whole[at - 4 + old : last]
+        + struct.pack(">L", size + 8) + b"mdat" + bytes(size)
+    )  # fmt: skip
+
+
 def cut(kind: str, share: float, **options: object) -> bytes:
     whole = photo(kind, **options)
     return whole[: int(len(whole) * share)]
@@ -138,8 +216,6 @@ QUICK: dict[str, Callable[[], bytes]] = {
     "postscript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touch canary) system\n",
     "pickle": lambda: b"\x80\x04cos\nsystem\n(S'touch canary'\ntR.",
     "archive": lambda: b"PK\3\4" + bytes(99),
-    "tiff": lambda: photo("TIFF"),
-    "tiff bomb": lambda: photo("TIFF", compression="tiff_deflate"),
     "icon": lambda: photo("ICO"),
     "pcx": lambda: photo("PCX"),
     "jpeg 2000": lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99),
@@ -213,6 +289,44 @@ QUICK: dict[str, Callable[[], bytes]] = {
     "bmp empty lines": lambda: bmp_packed(8191, 8191, b"\1\0\0\0" * 8191),
     "bmp jumps": lambda: bmp_packed(2048, 2048, b"\0\2\xff\xff" * 9999),
     "bmp half runs": lambda: bmp_packed(2048, 2048, b"\xff\x12" * 20_000, bits=4),
+    "tiff magic": lambda: b"II*\0",
+    "tiff cut in its directory": lambda: cut("TIFF", 0.9)[:-60],
+    "tiff cut in its pixels": lambda: photo("TIFF", compression="tiff_lzw")[:90] + b"II*\0",
+    "tiff of 2 ** 32 x 2 ** 32": lambda: tiff({256: longs(2**32 - 1), 257: longs(2**32 - 1)}),
+    "tiff of 65535 x 65535": lambda: tiff({256: longs(65535), 257: longs(65535)}),
+    "tiff of 0 x 0": lambda: tiff({256: longs(0), 257: longs(0)}),
+    "tiff of 25,000 tags that hold 16 MiB each": lambda: tiff(data=bytes(16 * MIB), more=25_000),
+    "tiff directory without end": lambda: b"II*\0" + struct.pack("<LH", 8, 65535) + bytes(12 * 65535) + b"\x08\0\0\0",
+    "tiff directory of itself": lambda: tiff()[:-4] + tiff()[4:8],
+    "tiff directory past the end": lambda: b"II*\0\xff\xff\xff\xff",
+    "tiff strips of the same 32 MiB": lambda: tiff_strips(65535, 32 * MIB),
+    "tiff strips without sizes": lambda: tiff_strips(65535, 32 * MIB).replace(
+        struct.pack("<HH", 279, 4), b"\0\xff\4\0"
+    ),
+    "tiff strips of 2 ** 32 bytes": lambda: tiff({259: shorts(8), 279: longs(2**32 - 1)}),
+    "tiff of a million strips": lambda: tiff({257: longs(65535), 273: longs(8, MIB)}, bytes(4 * MIB)),
+    "tiff sizes of another type": lambda: tiff({279: (16, 1, struct.pack("<L", 8)), 259: shorts(5)}),
+    "tiff tile of 2 ** 31 x 2 ** 31": lambda: tiff(
+        {322: longs(2**31), 323: longs(2**31), 324: longs(8), 325: longs(64), 259: shorts(5)}
+    ),
+    "tiff of 65535 samples": lambda: tiff({277: shorts(65535)}),
+    "tiff of 64 bits": lambda: tiff({258: shorts(64)}),
+    "tiff of the colours of a sensor": lambda: tiff({262: shorts(32803)}),
+    "tiff of jpeg scans": lambda: tiff({259: shorts(7), 279: longs(MIB)}, b"\xff\xd8" + b"\xff\xda\0\2" * MIB),
+    "tiff of lzma": lambda: tiff({259: shorts(34925)}),
+    "bigtiff": lambda: b"II+\0\x08\0\0\0\x10" + bytes(60),
+    "tiff magic the wrong way": lambda: b"II\0*" + tiff()[4:],
+    "avif magic": lambda: b"\0\0\0\x1cftypavif",
+    "avif cut": lambda: cut("AVIF", 0.7),
+    "avif cut in its header": lambda: cut("AVIF", 0.2),
+    "avif of 65535 x 65535": lambda: avif_lying(65535, 65535),
+    "avif of 2 ** 32 x 2 ** 32": lambda: avif_lying(2**32 - 1, 2**32 - 1),
+    "avif of 0 x 0": lambda: avif_lying(0, 0),
+    "avif exif bomb": avif_exif_bomb,
+    "avif of the same bytes 1,000 times": lambda: avif_extents(1000, 16 * MIB),
+    "avif boxes": lambda: photo("AVIF") + b"\0\0\0\x08free" * 100_000,
+    "avif box of 4 GiB": lambda: photo("AVIF")[:32] + b"\xff\xff\xff\xff" + photo("AVIF")[36:],
+    "film": lambda: b"\0\0\0\x18ftypisom\0\0\2\0isomiso2" + bytes(999),
     "webp magic": lambda: b"RIFF\xff\xff\xff\xffWEBPVP8 ",
     "webp cut": lambda: cut("WEBP", 0.5),
     "webp of 2 ** 24 x 2 ** 24": webp_canvas,
@@ -232,6 +346,13 @@ SLOW: dict[str, Callable[[], bytes]] = {
     "gif of 67 million pixels": lambda: encoded(Image.new("P", (8191, 8191)), "GIF"),
     "bmp of 4 million in runs of one": lambda: bmp_packed(2048, 2048, b"\1\0" * (3 * MIB)),
     "bmp of 4 million in empty lines": lambda: bmp_packed(2048, 2048, b"\1\0\0\0" * 2048),
+    "tiff of 67 million in LZW": lambda: encoded(Image.new("RGBA", (8191, 8191)), "TIFF", compression="tiff_lzw"),
+    "tiff of 67 million of 16 bits": lambda: encoded(Image.new("I;16", (8191, 4000)), "TIFF"),
+    "tiff of 65535 strips": lambda: tiff(
+        {256: longs(1024), 257: longs(65535), 278: longs(1), 273: longs(8, 65535), 279: longs(8, 65535)},
+        struct.pack("<L", 8) * 65535,
+    ),
+    "avif of 67 million pixels": lambda: encoded(Image.new("RGB", (8191, 8191)), "AVIF", speed=10),
     "jpeg of 67 million in 60 scans": lambda: jpeg_scans(8191, 50),
     "jpeg of 67 million in 1,000 scans": lambda: jpeg_scans(8191, 990),
     "64 MiB of nothing": lambda: b"\xff\xd8\xff" + bytes(64 * MIB - 3),
@@ -265,9 +386,27 @@ SOUND: dict[str, Callable[[], bytes]] = {
         quarters(), "GIF", save_all=True, append_images=[Image.new("RGB", (12, 8), "red")], duration=9
     ),
     "bmp": lambda: photo("BMP"),
+    "tiff": lambda: photo("TIFF"),
+    "tiff turned": lambda: photo("TIFF", exif=turned(6)),
+    "tiff deflate": lambda: photo("TIFF", compression="tiff_adobe_deflate"),
+    "tiff lzw": lambda: photo("TIFF", compression="tiff_lzw"),
+    "tiff jpeg": lambda: photo("TIFF", compression="jpeg"),
+    "tiff fax": lambda: encoded(quarters().convert("1"), "TIFF", compression="group4"),
+    "tiff of two pages": lambda: encoded(
+        quarters(), "TIFF", save_all=True, append_images=[Image.new("RGB", (12, 8), "red")]
+    ),
+    "avif": lambda: photo("AVIF"),
+    "avif turned": lambda: photo("AVIF", exif=turned(6)),
+    "avif alpha": lambda: encoded(quarters().convert("RGBA"), "AVIF"),
     "bmp packed": lambda: bmp_packed(24, 24, b"\x18\5\0\0" * 24 + b"\0\1"),
 }
 """Photographs to damage; all of them load."""
+
+
+def turned(orientation: int) -> Image.Exif:
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:

@@ -27,16 +27,17 @@ MAY_IMPORT = {
     "java": set(),
     "ending": set(),
     "texts": {"ending"},
-    "metrics": {"java"},
+    "tokenizer": set(),
+    "metrics": {"java", "tokenizer"},
     "agreement": set(),
     "cells": {"functions", "reference"},
     "captioner": {"beam", "cells", "decoding", "dropout", "functions", "likelihood", "vocabulary"},
     "dropout": {"functions"},
     "matmul": set(),
-    "data": {"ending", "files", "metrics", "texts", "vocabulary"},
+    "data": {"ending", "files", "folders", "texts", "tokenizer", "vocabulary"},
     "photographs": {"data", "vocabulary"},
-    "plots": {"data"},
-    "description": {"captioner", "captioning", "data", "vocabulary"},
+    "plots": {"data", "folders"},
+    "description": {"captioner", "captioning", "data", "tokenizer", "vocabulary"},
     "config": {"files"},
     "lock": {"files"},
     "curves": set(),
@@ -44,6 +45,7 @@ MAY_IMPORT = {
     "interruption": {"distributed", "ending"},
     "loading": {"data", "ending", "functions"},
     "files": set(),
+    "folders": set(),
     "seal": set(),
     "archive": set(),
     "checkpoint": {"archive", "captioner", "config", "files", "seal", "vocabulary"},
@@ -421,19 +423,26 @@ def test_every_pin_lies_in_its_range():
 
 
 def test_torch_and_torchvision_are_a_pair():
-    """torch 2.k goes with torchvision 0.(k+15)."""
+    """torch 2.k goes with torchvision 0.(k+15): the pins, and where the ranges begin and end."""
     torch, vision = (tuple(map(int, pins()[name].split(".")))[:2] for name in ("torch", "torchvision"))
     assert torch[0] == 2
     assert vision == (0, torch[1] + 15)
-    for requirement in ranges():
-        if requirement.name in ("torch", "torchvision"):
-            major, minor = torch if requirement.name == "torch" else vision
-            assert f"{major}.{minor - 1}" not in requirement.specifier  # the ranges start as a pair too
-            assert f"{major}.{minor}" in requirement.specifier
+    of_torch, of_vision = (
+        {k for k in range(100) if f"{prefix}.{k}.0" in requirement.specifier}
+        for name, prefix in (("torch", 2), ("torchvision", 0))
+        for requirement in ranges()
+        if requirement.name == name
+    )
+    assert {k + 15 for k in of_torch} == of_vision
 
 
 def test_every_library_that_is_imported_is_required():
-    distributions = {"PIL": "pillow", "dateutil": "python-dateutil", "pycocoevalcap": "pycocoevalcap"}
+    distributions = {
+        "PIL": "pillow",
+        "pillow_heif": "pillow-heif",
+        "dateutil": "python-dateutil",
+        "pycocoevalcap": "pycocoevalcap",
+    }
     roots = {name.split(".")[0] for path in [*MODULES.values(), *ROOT.glob("*.py")] for name in imports(path)}
     foreign = roots - set(sys.stdlib_module_names) - {"torch_caption", "__future__"}
     extras = [Requirement(line) for lines in project()["optional-dependencies"].values() for line in lines]

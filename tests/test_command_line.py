@@ -27,7 +27,7 @@ from torch_caption import plots, runs
 from torch_caption.command_line import sample_config, train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.coco import open_data
-from torch_caption.ending import guarded
+from torch_caption.ending import SIGNALS, guarded
 from torch_caption.sampling import run as sample
 from torch_caption.training import fit
 
@@ -382,7 +382,7 @@ def start_long(folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_run_that_is_told_to_end_saves_and_resume_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     write_tiny(tmp_path / "tiny")
     process = start_long(tmp_path)

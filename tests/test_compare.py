@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +257,15 @@ def test_ctrl_c_leaves_no_traceback(run, monkeypatch):
 
     monkeypatch.setattr(compare, "report", stop)
     assert run(*FLAGS) == (130, "", "")
+
+
+def test_nothing_goes_to_stderr():
+    """Not even torch's own warnings of the modes; in a process of its own, since torch gives them once."""
+    of_affine = "compare.cases = lambda *sizes, every=compare.cases: every(*sizes)[:1]"
+    program = f"from torch_caption import compare; {of_affine}; raise SystemExit(compare.main())"
+    done = subprocess.run([sys.executable, "-c", program, *FLAGS], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert "all modes pass" in done.stdout
 
 
 @pytest.mark.gpu

@@ -485,30 +485,50 @@ def test_rmsprop():
 
 
 def test_adam():
+    """Assignment 3's rule, computed by hand: eps is added to sqrt(v), which is not corrected."""
     w = np.linspace(-1, 2, 6).reshape(2, 3)
     m = v = 0
     for t in range(1, 5):
         dw = w + 1
         m, v = 0.9 * m + 0.1 * dw, 0.999 * v + 0.001 * dw**2
-        w = w - 0.05 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        w = w - 0.05 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-8)
     np.testing.assert_allclose(descend(cs231n.adam, {"learning_rate": 0.05}), w, rtol=1e-12)
 
 
+def test_adam_adds_eps_before_the_correction():
+    """At the first step m = 0.1 g, v = 0.001 g^2 and lr_t = lr sqrt(0.001) / 0.1. With g = 1e-8 / sqrt(0.001) the root
+    of v is eps itself: half of lr. Corrected before, as in assignment 2, the root is g, and the step 0.969 lr."""
+    g = 1e-8 / np.sqrt(0.001)
+    w, _ = cs231n.adam(np.array([0.0, 0.0, 0.0]), np.array([g, -1.0, 0.0]), {"learning_rate": 0.01})
+    np.testing.assert_allclose(w, [-0.005, 0.01, 0], rtol=1e-6)
+
+
+def test_adam_goes_on_from_the_course_own_state():
+    """m, v and t as the course's config has them; t = 9 makes this the tenth step."""
+    config = {"learning_rate": 0.1, "m": np.array([0.5]), "v": np.array([0.04]), "t": 9}
+    w, config = cs231n.adam(np.array([1.0]), np.array([-1.0]), config)
+    assert config["t"] == 10
+    np.testing.assert_allclose(config["m"], [0.35])
+    np.testing.assert_allclose(config["v"], [0.04096])
+    lr_t = 0.1 * np.sqrt(1 - 0.999**10) / (1 - 0.9**10)
+    np.testing.assert_allclose(w, [1 - lr_t * 0.35 / (np.sqrt(0.04096) + 1e-8)], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
-    ("rule", "theirs"),
+    ("rule", "theirs", "eps"),
     [
-        (cs231n.sgd_momentum, lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
-        (cs231n.rmsprop, lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.99, eps=1e-8)),
-        (cs231n.adam, lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.999), eps=1e-8)),
+        (cs231n.sgd_momentum, lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), {}),
+        (cs231n.rmsprop, lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.99, eps=1e-8), {}),
+        (cs231n.adam, lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-30), {"epsilon": 1e-30}),  # torch adds it elsewhere
     ],
 )
-def test_rules_agree_with_torch_at_a_steady_rate(rule, theirs):
+def test_rules_agree_with_torch_at_a_steady_rate(rule, theirs, eps):
     w = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(2, 3)
     optimizer = theirs([w])
     for _ in range(4):
         w.grad = w + 1
         optimizer.step()
-    np.testing.assert_allclose(descend(rule, {"learning_rate": 0.01}), w.numpy(), rtol=1e-9)
+    np.testing.assert_allclose(descend(rule, {"learning_rate": 0.01} | eps), w.numpy(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("rule", [cs231n.sgd, cs231n.sgd_momentum, cs231n.rmsprop, cs231n.adam])

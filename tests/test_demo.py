@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -275,7 +276,7 @@ def test_a_built_in_scene_is_chosen(shown: Shown, pictures: Path) -> None:
 def test_a_bad_picture_is_a_line_and_the_next_one_is_captioned(shown: Shown, pictures: Path) -> None:
     shown.upload(pictures / "bad.jpg")
     shown.tab.locator(".fault").wait_for()
-    assert shown.texts(".fault") == ["bad.jpg: not a picture in JPEG, PNG, WEBP, GIF or BMP format"]
+    assert shown.texts(".fault") == ["bad.jpg: not a picture in JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC format"]
     assert shown.texts(".word") == []
     shown.tab.locator("button.gallery-item").first.click()
     assert_shows(shown, pictures / "scene_0.png")
@@ -350,9 +351,20 @@ class Visitor:
         return output.get("error") or output["data"][0]
 
 
+def test_a_photograph_whose_end_is_missing_is_captioned_with_a_warning(tmp_path: Path) -> None:
+    gradio = MagicMock()
+    demo._page(gradio, describer("rnn"), "about", [], tmp_path)
+    show = gradio.Image.return_value.change.call_args.args[0]
+    (tmp_path / "a.jpg").write_bytes(photo("JPEG", 64)[:-20])
+    captions, _, _ = show(str(tmp_path / "a.jpg"))
+    fault = '<div class="fault" role="alert">a.jpg: its end is missing; what it held is grey</div>'
+    assert captions.startswith(fault + '<div class="caption">')
+
+
 ELSEWHERE = ("/etc/passwd", "../../etc/passwd", "/proc/self/environ", "file:///etc/passwd")
 HOSTILE = (
-    "nothing", "text", "page", "vector", "pickle", "tiff", "jpeg of 65535 x 65535", "jpeg scans", "png chunks",
+    "nothing", "text", "page", "vector", "pickle", "bigtiff", "avif cut", "jpeg of 65535 x 65535", "jpeg scans",
+    "png chunks",
     "jpeg cut in its pixels", "png of 2 ** 31 x 1", "png palette without colours", "gif comments", "bmp runs",
     "webp cut",
 )  # fmt: skip

@@ -439,6 +439,21 @@ def test_torchrun_trains_one_model(tmp_path: Path) -> None:
     assert [record["epoch"] for record in runs.read(run)] == list(range(1, epochs + 1))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there are no such signals")
+@pytest.mark.parametrize(("name", "whom"), [("SIGUSR1", "ranks"), ("SIGHUP", "torchrun")])
+def test_all_ranks_stop_at_a_signal_of_a_terminal_or_a_batch_system(tmp_path: Path, name: str, whom: str) -> None:
+    data = write_tiny(tmp_path / "tiny")
+    process = ranked.start(tmp_path, "--data", str(data), "--threads", "1", "--epochs", "100000", "--patience", "0")
+    assert any(line.startswith("epoch  ") for line in iter(process.stdout.readline, ""))
+    for pid in ranked.pids(tmp_path).values() if whom == "ranks" else [process.pid]:
+        os.kill(pid, getattr(signal, name))
+    out, err = process.communicate(timeout=120)
+    assert ranked.errors(err) == []
+    (told,) = [line for line in out.splitlines() if line.startswith("stopped after step ")]
+    saved = checkpoints.load(runs.find(tmp_path / "runs") / "last.pt")
+    assert told.startswith(f"stopped after step {saved.progress['step']}, which is saved")
+
+
 @pytest.mark.parametrize("lost", ["where they meet", "another"])
 def test_several_machines_meet(tmp_path: Path, lost: str) -> None:
     """Here two torchruns with a process each; one ends when the other's is killed, and says so."""

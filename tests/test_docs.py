@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import runpy
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -175,6 +176,68 @@ def test_ci_can_be_run() -> None:
     if os.name == "nt":
         pytest.skip("Windows files have no permission to run")
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+# What stands for python3 on the path of .ci/run: it makes the environment of itself, shows what pip is to install, and
+# ends there.
+STAND_IN = """#!/bin/sh
+case "$*" in
+"-m venv "*)
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python"
+    printf 'PATH=%s/bin:$PATH MADE_BY=%s\\nexport MADE_BY\\n' "$3" "$0" >"$3/bin/activate"
+    ;;
+--version) basename "$MADE_BY" ;;
+"-m pip install -r requirements.txt")
+    cat requirements.txt
+    exit 3
+    ;;
+esac
+"""
+
+
+def ci_installs(folder: Path, **named: str) -> tuple[list[str], list[str], str]:
+    """Run .ci/run up to its first installation; what it prints, the pins by then, and what went to stderr."""
+    if os.name == "nt":
+        pytest.skip("a shell script")
+    for name in ("python3", "another"):
+        (folder / name).write_text(STAND_IN, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "TORCH", "TORCHVISION")}
+    environment |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(folder), **named}
+    done = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, check=False)
+    printed, _, pins = done.stdout.partition("requirements.txt && python -m pytest\n")
+    return printed.splitlines(), pins.splitlines(), done.stderr
+
+
+def test_ci_tests_the_torch_that_it_is_given(tmp_path: Path) -> None:
+    printed, pins, _ = ci_installs(tmp_path, TORCH="2.14.1")
+    tested = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    for name, version in (("torch", "2.14.1"), ("torchvision", "0.29.1")):
+        tested = re.sub(rf"^{name}==.*", f"{name}=={version}", tested, flags=re.MULTILINE)
+    assert pins == tested.splitlines()
+    assert {"torch==2.14.1", "torchvision==0.29.1"} <= set(printed)
+
+
+def test_ci_tests_the_torchvision_that_it_is_given(tmp_path: Path) -> None:
+    _, pins, _ = ci_installs(tmp_path, TORCH="2.14.1", TORCHVISION="0.29.7")
+    assert {"torch==2.14.1", "torchvision==0.29.7"} <= set(pins)
+
+
+def test_ci_tests_the_pinned_set_otherwise(tmp_path: Path) -> None:
+    _, pins, _ = ci_installs(tmp_path)
+    assert pins == (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_ci_refuses_a_torch_that_is_no_version(tmp_path: Path) -> None:
+    _, pins, said = ci_installs(tmp_path, TORCH="2.14")
+    assert not pins
+    assert said == "TORCH=2.14: give all three numbers of a version, such as 2.13.0\n"
+
+
+def test_ci_takes_the_python_that_it_is_given(tmp_path: Path) -> None:
+    printed, _, _ = ci_installs(tmp_path, PYTHON="another")
+    assert "another" in printed
 
 
 def test_a_wrong_page_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,16 @@ from pycocotools.coco import COCO
 from tiny import write_tiny
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption import evaluate, java, metrics, plots
-from torch_caption.captioning import search
+from torch_caption import evaluate, java, metrics, plots, sampling, training
+from torch_caption.captioning import describe, search
 from torch_caption.config import TrainConfig
 from torch_caption.data import _written
+from torch_caption.data._annotations import Photograph
 from torch_caption.data.coco import open_data
 from torch_caption.evaluate import EvaluateConfig, main, run
+from torch_caption.sampling import SampleConfig
 from torch_caption.training import fit
+from torch_caption.vocabulary import Vocabulary
 
 NAMES = [
     f"{colour}_{shape}.png" for colour in ("red", "green", "blue", "grey") for shape in ("circle", "square", "star")
@@ -137,6 +140,40 @@ def test_references_of_an_annotation_file_are_found_by_name(
     assert f"36, 3.0 an image, from {tmp_path / 'people.json'}" in capsys.readouterr().out
 
 
+def karpathys(captions: dict[str, list[str]]) -> str:
+    """The named images in val, and the same with other captions in test, which are not asked for."""
+    images = [
+        {
+            "filename": name,
+            "split": split,
+            "cocoid": k,
+            "imgid": k,
+            "sentences": [{"raw": text, "sentid": 0} for text in said],
+        }
+        for k, (split, name, said) in enumerate(
+            [("val", name, said) for name, said in captions.items()] + [("test", "other.png", ["no"])]
+        )
+    ]
+    return json.dumps({"images": images, "dataset": "mine"})
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "token", "csv"])
+def test_references_in_any_format(kind: str, config: EvaluateConfig, tmp_path: Path) -> None:
+    captions = annotations(tmp_path / "people.json")
+    lines = [(name, n, text) for name, said in captions.items() for n, text in enumerate(said)]
+    content = {
+        "karpathy": karpathys(captions),
+        "token": "".join(f"{name}#{n}\t{text}\n" for name, n, text in lines),
+        "csv": "image,caption\n" + "".join(f'{name},"{text}"\n' for name, _, text in lines),
+    }[kind]
+    (tmp_path / "references").write_text(content, encoding="utf-8")
+    found = run(dataclasses.replace(config, references=tmp_path / "references"))
+    assert found.references.captions == {idx: captions[name] for idx, name in enumerate(NAMES)}
+    if kind == "karpathy":
+        with pytest.raises(ValueError, match="references: has no photograph of the split train; it has val, test"):
+            run(dataclasses.replace(config, references=tmp_path / "references", split="train"))
+
+
 def test_the_datas_own_annotations_come_before_what_the_model_learns(
     config: EvaluateConfig, folder: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +192,21 @@ def test_images_without_captions_are_left_out_and_counted(
     found = run(dataclasses.replace(config, references=tmp_path / "people.json"))
     assert [*found.first.captions] == [*range(3, 12)]
     assert "images      9 of 12 of val" in capsys.readouterr().out
+
+
+def test_cider_of_one_image_alone_is_a_line_and_no_score(
+    config: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations(tmp_path / "people.json", leave_out=11)
+    one = dataclasses.replace(config, references=tmp_path / "people.json")
+    found = run(dataclasses.replace(one, gallery=tmp_path / "gallery.png"))
+    assert "CIDEr" not in found.first.scores.overall
+    lines = [line for line in capsys.readouterr().out.splitlines() if "CIDEr" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("CIDEr      is 0 of one image alone, whatever the captions: ")
+    assert (tmp_path / "gallery.png").is_file()
+    run(dataclasses.replace(one, format="json"))
+    assert json.loads(capsys.readouterr().out)["scores"]["CIDEr"] is None
 
 
 def test_captions_in_cocos_result_format(
@@ -264,6 +316,25 @@ def test_references_by_the_last_part_of_a_name(config: EvaluateConfig, folder: P
     assert run(config).references.captions == {idx: captions[name] for idx, name in enumerate(NAMES) if idx}
 
 
+@pytest.mark.parametrize(
+    ("images", "annotated", "pairs"),
+    [
+        (["a.jpg", "b.jpg"], ["x/b.jpg", "x/a.jpg"], {0: "x/a.jpg", 1: "x/b.jpg"}),
+        (["val/a.jpg"], ["images/val/a.jpg", "images/train/a.jpg"], {0: "images/val/a.jpg"}),
+        (["val/a.jpg", "train/a.jpg"], ["a.jpg"], {}),
+        (["a.jpg", "val/a.jpg"], ["x/val/a.jpg"], {}),
+        (["a.jpg", "val/a.jpg"], ["val/a.jpg"], {1: "val/a.jpg"}),
+        (["caf\u00e9.jpg"], ["x/cafe\u0301.jpg"], {0: "x/cafe\u0301.jpg"}),
+    ],
+)
+def test_no_two_images_share_the_captions_of_one(
+    images: list[str], annotated: list[str], pairs: dict[int, str]
+) -> None:
+    photographs = [Photograph(name, name) for name in annotated]
+    found = evaluate._paired(dict(enumerate(images)), photographs)
+    assert {idx: photograph.file_name for idx, photograph in found.items()} == pairs
+
+
 def test_the_datas_own_annotations_are_those_that_were_written(
     config: EvaluateConfig, folder: Path, tmp_path: Path
 ) -> None:
@@ -322,6 +393,101 @@ def test_scores_as_json(config: EvaluateConfig, folder: Path, capsys: pytest.Cap
     assert plain["against"]["scores"] == found.second.scores.overall
     assert plain["images"] == 12
     assert plain["reference_count"] == 24
+
+
+# Of every script
+
+HAN = dict(
+    zip(
+        ["a", "one", "is", "here", "red", "green", "blue", "grey", "circle", "square", "star"],
+        "个一。这红绿蓝灰圆方星",
+        strict=True,
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def han(folder: Path) -> EvaluateConfig:
+    """A model of the same captions with a character for each word, prepared as characters."""
+    data = folder / "han"
+    shutil.copytree(folder / "tiny", data)
+    words = json.loads((data / "coco2014_vocab.json").read_text(encoding="utf-8"))["idx_to_word"]
+    Vocabulary(tuple(HAN.get(word, word) for word in words)).save(data / "coco2014_vocab.json")
+    (data / "manifest.json").write_text('{"tokenizer": "characters"}', encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = train(data, 40)
+    return EvaluateConfig(run, meteor="no", beam_size=1)
+
+
+def han_references(path: Path) -> dict[int, list[str]]:
+    """As they are written, and what they are by row."""
+    texts = ["个" + "".join(HAN[word] for word in name[:-4].split("_")) + "。" for name in NAMES]
+    images = [{"id": row, "file_name": name} for row, name in enumerate(NAMES)]
+    entries = [{"id": row, "image_id": row, "caption": text} for row, text in enumerate(texts)]
+    path.write_text(json.dumps({"images": images, "annotations": entries}), encoding="utf-8")
+    return {row: [text] for row, text in enumerate(texts)}
+
+
+def test_references_are_split_as_the_data_was(
+    han: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Into characters, so that a sentence without blanks has words in common with a caption."""
+    references = han_references(tmp_path / "people.json")
+    config = dataclasses.replace(han, references=tmp_path / "people.json", json=tmp_path / "results.json")
+    found = run(config)
+    texts = {idx: caption.text for idx, caption in found.first.captions.items()}
+    assert found.first.scores.overall == metrics.score(texts, references, ["BLEU", "ROUGE-L", "CIDEr"], "characters")
+    assert found.first.scores.overall["BLEU-1"] > 0.5
+    out = capsys.readouterr().out
+    assert "tokens      by torch_caption, characters" in out
+    best = texts[found.first.ranked[0][0]]
+    assert " " in best
+    assert best.replace(" ", "") in out  # as a reader expects it
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [result["caption"] for result in results] == [*texts.values()]  # as a scorer does
+
+
+def test_a_sample_is_as_a_reader_expects_it(han: EvaluateConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the table and in JSON; what is computed with are the tokens."""
+    config = SampleConfig(checkpoint=han.checkpoint, split="val", images=(0,), references=True)
+    (image,) = sampling.run(config)
+    table = capsys.readouterr().out
+    sampling.run(dataclasses.replace(config, format="json"))
+    (plain,) = json.loads(capsys.readouterr().out)["images"]
+    assert " " in image.captions[0].text
+    for text in (image.captions[0].text, *image.references):
+        assert text.replace(" ", "") in table
+    assert plain["captions"][0]["caption"] == image.captions[0].text.replace(" ", "")
+    assert plain["references"] == [text.replace(" ", "") for text in image.references]
+
+
+def test_characters_are_not_scored_as_words(han: EvaluateConfig) -> None:
+    for tokenizer in ("words", "whitespace"):
+        with pytest.raises(ValueError, match=f"--tokenizer {tokenizer}: the captions of .*han are of characters"):
+            run(dataclasses.replace(han, tokenizer=tokenizer))
+
+
+def test_another_tokenizer_may_be_asked_for(config: EvaluateConfig, tmp_path: Path) -> None:
+    annotations(tmp_path / "people.json")
+    config = dataclasses.replace(config, references=tmp_path / "people.json")
+    by_words, asked = run(config), run(dataclasses.replace(config, tokenizer="words"))
+    assert asked.first.scores.overall == by_words.first.scores.overall
+    assert run(dataclasses.replace(config, tokenizer="characters")).first.scores.overall == asked.first.scores.overall
+    as_they_are = run(dataclasses.replace(config, tokenizer="whitespace"))  # "A" is not "a" then
+    assert as_they_are.first.scores.overall["BLEU-1"] < asked.first.scores.overall["BLEU-1"]
+
+
+def test_training_scores_with_the_datas_tokenizer(han: EvaluateConfig) -> None:
+    """Here the full stop is a token, which the other tokenizers leave out."""
+    split = open_data(han.checkpoint.parent.parent / "han")["val"]
+    model = checkpoints.build_model(checkpoints.load(han.checkpoint / "best.pt"))
+    images = [*range(split.num_images)]
+    texts = {idx: caption.text for idx, caption in describe(model.eval(), split, images, max_length=6).items()}
+    references = {idx: split.references(idx) for idx in images}
+    split.tokenizer = "whitespace"
+    by_all = metrics.score(texts, references, tokenizer="whitespace")
+    assert training.score(model, split, images, max_length=6) == {name: by_all[name] for name in ("BLEU-4", "CIDEr")}
+    assert by_all != metrics.score(texts, references, tokenizer="words")
 
 
 @pytest.mark.skipif(not java.available(), reason="there is no Java")

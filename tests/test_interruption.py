@@ -18,11 +18,30 @@ def act(number: int, frame: object) -> None:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Both signals raise, whatever those who ran the tests had made of them."""
+    """All signals raise, whatever those who ran the tests had made of them."""
     before = {number: signal.signal(number, act) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_is_ignored_stays_so(number: signal.Signals) -> None:
+    """As SIGHUP of what `nohup` has begun."""
+    signal.signal(number, signal.SIG_IGN)
+    with Interrupt() as interrupt:
+        signal.raise_signal(number)
+        assert not interrupt.asked
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+def test_who_was_asked_to_stop_need_not_be_heard() -> None:
+    with Interrupt() as interrupt:
+        with pytest.raises(OSError, match="gone"), interrupt.telling():
+            raise OSError("the terminal is gone")
+        signal.raise_signal(SIGNALS[-1])
+        with interrupt.telling():
+            raise OSError("the terminal is gone")
 
 
 @pytest.mark.parametrize("second", SIGNALS)

@@ -1,4 +1,4 @@
-"""One process in a run's directory."""
+"""One process in a run's directory, and one run in a process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from torch_caption.lock import RunInUse, alone_in
+from torch_caption.lock import RunInUse, alone_in, alone_in_process
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLDER = """
@@ -82,4 +83,37 @@ def test_it_is_left_with_an_error_as_well(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no room"), alone_in(tmp_path):
         raise OSError("no room")
     with alone_in(tmp_path):
+        pass
+
+
+def test_one_run_of_a_process_trains_at_a_time() -> None:
+    with alone_in_process(), ThreadPoolExecutor(1) as pool:
+        for _ in range(2):  # being refused changes nothing
+            with pytest.raises(RunInUse, match="another run trains in this process"):
+                pool.submit(_enter).result()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_enter).result()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_another_may_after_the_first_ended_however(error: type[BaseException]) -> None:
+    with pytest.raises(error), alone_in_process():
+        raise error
+    _enter()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_has_no_part_in_the_run_of_its_parent() -> None:
+    with alone_in_process():
+        child = os.fork()
+        if not child:
+            with suppress(BaseException):
+                _enter()
+                os._exit(7)
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def _enter() -> None:
+    with alone_in_process():
         pass

@@ -16,7 +16,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from torch_caption import java
-from torch_caption.metrics import CiderReward, score, score_each, tokenize
+from torch_caption.metrics import CiderReward, cider_weighs, score, score_each, tokenize
 
 ALL = ("BLEU", "ROUGE-L", "CIDEr")
 CANDIDATES = {"mat": "the cat the cat", "dog": "a dog"}
@@ -162,6 +162,26 @@ def test_cider_of_one_image_is_0() -> None:
     assert score({0: "a cat"}, {0: ["a cat"]}, ["CIDEr"]) == {"CIDEr": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("references", "weighs"),
+    [
+        ([["a red bus", "the bus stands"]], False),
+        ([["a red bus", "a red car"], ["a red car", "a red bus"]], False),
+        ([["a red bus"], ["a red bus", "a red bus"]], False),
+        ([["a red bus"], ["a red car"]], True),
+        ([["a red bus"], ["red a bus"]], True),  # the same words in other pairs
+        ([["a red bus"], ["a red bus"], ["a bus"]], True),
+    ],
+)
+def test_where_cider_can_be_more_than_0(references: list[list[str]], weighs: bool) -> None:
+    tokens = {image: [text.split() for text in texts] for image, texts in enumerate(references)}
+    assert cider_weighs(tokens.values()) is weighs
+    rewards = [CiderReward(tokens)([image], [text])[0] for image, texts in tokens.items() for text in texts]
+    assert bool(max(rewards) > 0) is weighs
+    best = {image: texts[0] for image, texts in enumerate(references)}
+    assert bool(score(best, dict(enumerate(references)))["CIDEr"] > 0) is weighs
+
+
 def test_images_without_a_candidate_are_not_looked_at() -> None:
     more = {**REFERENCES, "other": ["the cat sat on the dog"], "none": []}
     assert score(CANDIDATES, more, ALL) == score(CANDIDATES, REFERENCES, ALL)
@@ -191,7 +211,7 @@ def test_errors_name_the_image(candidates: dict, references: dict, metrics: list
 
 
 def test_no_other_tokeniser() -> None:
-    with pytest.raises(ValueError, match="no tokeniser is called 'PTB'; there are own, ptb"):
+    with pytest.raises(ValueError, match="no tokeniser is called 'PTB'; there are words, characters, whitespace, ptb"):
         score(CANDIDATES, REFERENCES, tokenizer="PTB")
 
 

@@ -17,7 +17,7 @@ from torch_caption import decoding
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import limits
 from torch_caption.cells import CELLS
-from torch_caption.config import TrainConfig
+from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data.coco import CocoData, batches, open_data
 from torch_caption.metrics import CiderReward
 from torch_caption.objectives import CaptionedImages, Likelihood, SelfCritical, make_objective, own_words
@@ -207,6 +207,17 @@ def test_a_caption_that_breaks_off_loses_by_it(data: CocoData) -> None:
     rewards = objective.reward([5, 5, 5], words)
     assert rewards.dtype == torch.float64
     assert rewards[0] > rewards[1] > rewards[2] > 0
+
+
+def test_rewards_that_would_all_be_0_are_refused(tmp_path: Path) -> None:
+    """As those of one image alone, and of images with the same captions."""
+    one = open_data(write_tiny(tmp_path / "one"), max_train=1)["train"]
+    with pytest.raises(ConfigError, match="train has captions of one image alone, so every reward would be 0"):
+        SelfCritical(SCST, one)
+    same = open_data(tmp_path / "one")["train"]
+    same.captions[:] = same.captions[0]
+    with pytest.raises(ConfigError, match="of 12 images, all with the same, so every reward would be 0"):
+        SelfCritical(SCST, same)
 
 
 def test_an_unknown_word_is_rewarded_nowhere(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import warnings
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hostile_photos import made as hostile
 from photo_server import PHOTO, Server, encoded, png, serving
 from PIL import Image
 from tiny import write_tiny
@@ -64,7 +66,7 @@ def photo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = folder / "captions.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8")
     config = PrepareConfig(
-        images=folder / "images", annotations=(str(path),), out=folder / "data", encoder="resnet18",
+        images=(str(folder / "images"),), annotations=(str(path),), out=folder / "data", encoder="resnet18",
         weights="random", pca=5, min_count=1, val_share=0.25, batch_size=4, device="cpu",
     )  # fmt: skip
     prepare.prepare(config)
@@ -292,9 +294,9 @@ def animated() -> bytes:
 BAD_FILES: dict[str, tuple[bytes | None, str]] = {
     "truncated.png": (PHOTO[:-30], "damaged: "),
     "empty.jpg": (b"", "empty"),
-    "text.jpg": (b"a man rides a horse\n", "not a picture in JPEG, PNG, WEBP, GIF or BMP format"),
+    "text.jpg": (b"a man rides a horse\n", "not a picture in JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC format"),
     "huge.png": (png(30_000, 30_000, 1, 0, bytes(30_000 * 3_751)), "more than 67108864 pixels"),
-    "directory.jpg": (None, "a directory, not a picture"),
+    "directory.jpg": (None, "a folder without a picture in it"),
     "missing.jpg": (None, "no such file"),
 }
 BAD_URLS = {
@@ -412,10 +414,112 @@ def test_names_of_any_letters(
     assert status == 0
     assert re.fullmatch(r"error: [^\n]*/\ufffd\ufffd\.png: no such file\n", err)
     assert len(out.splitlines()) == 2 + len(names)
-    assert all(line.isprintable() for line in out.splitlines())
+    assert all(line.isprintable() for line in out.split("\n"))
     kept = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     assert [image["name"] for image in kept["images"]] == names
     assert load_image(tmp_path / "g.png").width > 600
+
+
+# Folders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures under names in no order, other files, and folders with more."""
+    folder = tmp_path / "holiday"
+    (folder / "day 10").mkdir(parents=True)
+    (folder / "day 9" / "deep").mkdir(parents=True)
+    (folder / ".trash").mkdir()
+    for name in ("img10.png", "img9.png", "IMG2.PNG", "no suffix", "day 10/b.png", "day 9/deep/a.png", ".trash/x.png"):
+        (folder / name).write_bytes(PHOTO)
+    (folder / "page.tiff").write_bytes(encoded(Image.new("RGB", (9, 9), "red"), "TIFF"))
+    (folder / "small.avif").write_bytes(encoded(Image.new("RGB", (9, 9), "red"), "AVIF"))
+    (folder / "notes.txt").write_text("sun", encoding="utf-8")
+    (folder / "film.mp4").write_bytes(hostile("film"))
+    (folder / ".DS_Store").write_bytes(b"\0")
+    (folder / "._img9.png").write_bytes(b"\0\5\x16\7")
+    return folder
+
+
+def captioned(out: str, folder: Path) -> list[str]:
+    """The names in a table, from the folder on."""
+    return [line.strip().split("  ")[0].removeprefix(f"{folder}{os.sep}") for line in out.splitlines()[2:]]
+
+
+ORDERED = ["IMG2.PNG", "img9.png", "img10.png", "no suffix", "page.tiff", "small.avif"]
+
+
+def test_a_folder_s_pictures_are_captioned_in_the_order_of_their_numbers(
+    scenes_run: tuple[Path, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = call([str(folder), "--checkpoint", str(scenes_run[1])], capsys)
+    assert (status, captioned(out, folder)) == (0, ORDERED)
+    assert err.splitlines() == [
+        f"skipped {folder}: not pictures: film.mp4, notes.txt",
+        f"skipped {folder}: folders, into which --recursive looks: day 9, day 10",
+    ]
+
+
+def test_recursive_takes_the_folders_inside(
+    scenes_run: tuple[Path, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = call([str(folder), "--recursive", "--checkpoint", str(scenes_run[1])], capsys)
+    inside = [str(Path("day 9", "deep", "a.png")), str(Path("day 10", "b.png"))]
+    assert (status, captioned(out, folder)) == (0, [*ORDERED, *inside])
+    assert err == f"skipped {folder}: not pictures: film.mp4, notes.txt\n"
+
+
+def test_many_other_files_are_one_line(
+    scenes_run: tuple[Path, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(100):
+        (folder / f"{number}.doc").touch()
+    status, _, err = call([str(folder), "--recursive", "--checkpoint", str(scenes_run[1])], capsys)
+    assert status == 0
+    assert err == f"skipped {folder}: not pictures: 0.doc, 1.doc, 2.doc, 3.doc, 4.doc and 97 more\n"
+
+
+def test_files_and_folders_may_be_mixed(
+    scenes_run: tuple[Path, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    first = folder / "img10.png"
+    sources = [str(first), str(tmp_path / "empty"), str(folder), str(tmp_path / "none.jpg")]
+    status, out, err = call([*sources, "--checkpoint", str(scenes_run[1])], capsys)
+    assert status == 0
+    assert captioned(out, folder) == ["img10.png", *ORDERED]  # what is named twice is captioned twice
+    assert err.splitlines()[2:] == [
+        f"error: {tmp_path / 'empty'}: a folder without a picture in it",
+        f"error: {tmp_path / 'none.jpg'}: no such file",
+    ]
+
+
+def test_a_folder_without_pictures_is_one_error(
+    scenes_run: tuple[Path, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
+    args = ["--checkpoint", str(scenes_run[1])]
+    told = (
+        f"error: {tmp_path / 'empty'}: a folder without a picture in it; --recursive looks into its folders: inside\n"
+    )
+    assert mistake([str(tmp_path / "empty"), *args], capsys) == told
+    (tmp_path / "empty" / "a.txt").touch()
+    told = f"error: {tmp_path / 'empty'}: a folder without a picture in it, only a.txt\n"
+    assert mistake([str(tmp_path / "empty"), "--recursive", *args], capsys) == told
+
+
+def test_recursive_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistake(["--recursive"], capsys) == "error: --recursive is for a folder of photographs: name one\n"
+
+
+def test_a_jpeg_whose_end_is_missing_is_captioned_with_a_warning(
+    scenes_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(Image.new("RGB", (400, 300), "teal"), "JPEG")[:-50])
+    status, out, err = call([str(path), "--checkpoint", str(scenes_run[1])], capsys)
+    assert (status, len(out.splitlines())) == (0, 3)
+    assert err == f"warning: {path}: its end is missing; what it held is grey\n"
 
 
 # Real photographs
@@ -433,8 +537,9 @@ def test_features_of_a_training_photograph(kind: str, shared_data: Path, tmp_pat
     (tmp_path / "captions.json").write_text(json.dumps(content), encoding="utf-8")
     out = tmp_path / "data"
     config = PrepareConfig(
-        images=folder / "images", annotations=(str(tmp_path / "captions.json"),), out=out, encoder="mobilenet_v2",
-        weights=str(shared_data / "weights" / "mobilenet_v2.pt"), pca=16, grid=True, grid_pca=64, device="cpu",
+        images=(str(folder / "images"),), annotations=(str(tmp_path / "captions.json"),), out=out,
+        encoder="mobilenet_v2", weights=str(shared_data / "weights" / "mobilenet_v2.pt"), pca=16, grid=True,
+        grid_pca=64, device="cpu",
     )  # fmt: skip
     prepare.prepare(config)
     data = open_data(out, pca=kind == "vgg16_fc7_pca")

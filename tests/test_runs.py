@@ -49,6 +49,25 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
         runs.find(tmp_path)
 
 
+def test_the_last_checkpoint_of_a_run_means_the_run(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, "tiny-rnn")
+    for name in ("last.pt", "best.pt"):
+        (run / name).write_bytes(b"")
+    assert runs.find("nowhere", str(run / "last.pt")) == run
+    assert runs.find(tmp_path, "tiny-rnn-1/last.pt") == run
+
+
+def test_another_file_of_a_run_is_no_run_to_go_on_with(tmp_path: Path) -> None:
+    """It would go on from last.pt, which is not what was named."""
+    run = runs.create(tmp_path, "tiny-rnn")
+    for name in ("last.pt", "last.previous.pt", "best.pt"):
+        (run / name).write_bytes(b"")
+    for name in ("last.previous.pt", "best.pt"):
+        with pytest.raises(CheckpointError, match=r"is not a run; `--resume .*`--init-from") as refused:
+            runs.find("nowhere", str(run / name))
+        assert str(refused.value).startswith(f"{run / name}: ")
+
+
 def test_runs_that_begin_in_one_moment_get_folders_of_their_own(tmp_path: Path) -> None:
     """And the last one of them is named, whole."""
     made: list[Path] = []
@@ -230,3 +249,14 @@ def test_without_room_for_tensorboard_it_goes_on_and_says_so_once(
     assert line.endswith("; it goes on without TensorBoard")
     assert ("No space left on device" in line) == (epoch > 0)
     assert runs.read(tmp_path) == [record(1), record(2), record(3)]
+
+
+def test_the_last_run_is_found_by_its_whole_name(tmp_path: Path) -> None:
+    """Blanks at its ends are of the name, and an editor's byte order mark is not."""
+    run = tmp_path / " mine-rnn-1"
+    run.mkdir()
+    runs.point_to(run)
+    assert runs.find(tmp_path) == run
+    pointer = tmp_path / runs.POINTER
+    pointer.write_text(pointer.read_text(encoding="utf-8").replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert runs.find(tmp_path) == run

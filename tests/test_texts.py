@@ -21,6 +21,13 @@ def test_read(tmp_path: Path) -> None:
     assert read_text(path, path.stat().st_size).startswith('{"é"')
 
 
+def test_a_byte_order_mark_at_the_head_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"\ufeffa": 1}', encoding="utf-8-sig")
+    assert read_json(path) == {"\ufeffa": 1}
+    assert read_text(path) == '{"\ufeffa": 1}'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -28,7 +35,7 @@ def test_read(tmp_path: Path) -> None:
         (b'{"a": 1', "not JSON in UTF-8: Expecting ',' delimiter: line 1 column 8"),
         ("é".encode("latin-1"), "not a text in UTF-8: .* byte 0xe9 in position 0"),
         ('{"a": 1}'.encode("utf-16"), "not a text in UTF-8"),
-        (b'\xef\xbb\xbf{"a": 1}', "not JSON in UTF-8: Unexpected UTF-8 BOM"),
+        (b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}', "not JSON in UTF-8: Unexpected UTF-8 BOM"),
         (b"[" * 100_000, "not JSON in UTF-8: nested too deep"),
         (b'{"a": NaN}', "NaN is no number of JSON"),
         (b"[-Infinity]", "-Infinity is no number of JSON"),

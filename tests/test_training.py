@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -338,6 +339,25 @@ def test_self_critical_training_keeps_the_best_cider(config: TrainConfig) -> Non
     assert (run / "loss.png").is_file()
 
 
+@pytest.mark.parametrize("few", [{"max_train": 1}, {"score_images": 1}], ids=str)
+def test_self_critical_training_on_a_cider_that_is_always_0_is_refused(
+    config: TrainConfig, few: dict[str, int]
+) -> None:
+    begun = fit(replace(config, epochs=1))
+    with pytest.raises(ConfigError, match=r"--objective scst.* one image alone.* 0"):
+        fit(replace(config, objective="scst", init_from=begun, **few))
+    assert [path.name for path in config.out.iterdir() if path.is_dir()] == [begun.name]
+
+
+def test_a_cider_that_is_always_0_is_left_out_with_a_warning(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(replace(config, epochs=1, score_images=1))
+    assert re.fullmatch(r"warning: CIDEr of one image alone of val is 0 .*\n", capsys.readouterr().err)
+    assert "BLEU-4" in records_of(run)[0]
+    assert "CIDEr" not in records_of(run)[0]
+
+
 def test_a_run_begins_with_the_weights_of_another(config: TrainConfig, data: CocoData) -> None:
     """Of its best epoch, or of the checkpoint that is named; the averaged ones where they were averaged."""
     run = fit(replace(config, ema=0.9))
@@ -458,6 +478,41 @@ def test_one_seed_one_run(config: TrainConfig) -> None:
     assert records_of(one) == records_of(again)
     assert weights_equal(one, again)
     assert not weights_equal(one, other)
+
+
+def test_of_two_runs_at_once_in_a_process_the_second_is_refused(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the first is what it would be alone."""
+    alone = fit(replace(config, out=tmp_path / "alone"))
+    refused: list[BaseException] = []
+
+    def begin_another() -> None:
+        try:
+            fit(replace(config, out=tmp_path / "second", threads=2))
+        except lock.RunInUse as error:
+            refused.append(error)
+
+    def opening(*args: Any) -> None:
+        another = threading.Thread(target=begin_another)
+        another.start()
+        another.join()
+
+    monkeypatch.setattr(report, "opening", opening)
+    run = fit(config)
+    assert "\n" not in str(refused[0])
+    assert "another run trains in this process" in str(refused[0])
+    assert torch.get_num_threads() == 1
+    assert not (tmp_path / "second").exists()
+    assert weights_equal(run, alone)
+
+
+def test_the_random_state_of_who_calls_is_left_as_it_was(config: TrainConfig) -> None:
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    fit(replace(config, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
 
 
 def weights_equal(run: Path, other: Path) -> bool:

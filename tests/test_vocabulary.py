@@ -91,7 +91,6 @@ def _content(**changes: object) -> bytes:
         ("é".encode("latin-1"), "not a text in UTF-8"),
         (b"[" * 100_000, "not JSON in UTF-8"),
         (_content().decode().encode("utf-16"), "not a text in UTF-8"),
-        ("\ufeff".encode() + _content(), "not JSON in UTF-8: Unexpected UTF-8 BOM"),
         (_content(x=float("nan")), "NaN is no number of JSON"),
         (b'{"idx_to_word": [], "idx_to_word": ["a"]}', r"has the key 'idx_to_word' twice, with \[\] and with \['a'\]"),
         (b"[]", "no list named idx_to_word"),

@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from torch_caption.agreement import (
 )
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.cells import CELLS
-from torch_caption.ending import guarded, one_line
+from torch_caption.ending import guarded, is_watched, one_line
 from torch_caption.vocabulary import SPECIAL
 
 CLASSES: dict[str, type[Function]] = {
@@ -238,7 +239,7 @@ def run(config: CompareConfig) -> list[Result]:
     full = cases(sizes, getattr(torch, config.dtype), config.device)
     small = cases(SMALL, torch.float64, config.device)
     with broken(config.broken) if config.broken else contextlib.nullcontext():
-        pairs = tqdm(list(zip(full, small, strict=True)), desc="comparing", leave=False, disable=None)
+        pairs = tqdm(list(zip(full, small, strict=True)), desc="comparing", leave=False, disable=not is_watched())
         return [_run(case, tiny, config.repeat) for case, tiny in pairs]
 
 
@@ -400,15 +401,19 @@ def write(config: CompareConfig, results: list[Result]) -> None:
 
 
 def main() -> int:
-    """The command line; returns its exit status."""
-    config = tyro.cli(CompareConfig, description=__doc__)
+    """The command line. Exit status: as `guarded` says; 1 where a gradient or a mode is wrong."""
     passed: list[bool] = []
-    return guarded(lambda: passed.append(report(config)), ["--N", "--T", "--H", "--V"]) or int(not all(passed))
+
+    def compare() -> None:
+        passed.append(report(tyro.cli(CompareConfig, description=__doc__, prog="python -m torch_caption.compare")))
+
+    return guarded(compare, ["--N", "--T", "--H", "--V"]) or int(not all(passed))
 
 
 def report(config: CompareConfig) -> bool:
     """Compare, print, write; whether every gradient and mode is right."""
     check(config)
+    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)  # torch 2.14's of its own forward mode
     results = run(config)
     print(f"torch {torch.__version__}, {config.device}, {config.dtype}, ", end="")
     print(", ".join(f"{letter}={getattr(config, letter)}" for letter in LETTERS))

@@ -51,8 +51,7 @@ def convert(config: ConvertConfig) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: 0, 2 for a mistake of the user's."""
-    config = tyro.cli(ConvertConfig, args=args, prog="python -m torch_caption.convert")
-    return guarded(lambda: convert(config))
+    return guarded(lambda: convert(tyro.cli(ConvertConfig, args=args, prog="python -m torch_caption.convert")))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from torch_caption.data import scenes
 from torch_caption.data.coco import open_data
 from torch_caption.data.images import MAX_BYTES, load_image
 from torch_caption.description import Describer, Description, Guess
-from torch_caption.ending import guarded
+from torch_caption.ending import guarded, is_watched
 from torch_caption.plots import lit
 from torch_caption.sampling import find_checkpoint, recipe_of
 from torch_caption.training import choose_device
@@ -132,7 +132,7 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
 
 def built_in() -> list[Path]:
     """Pictures of some built-in scenes, drawn on first use."""
-    test = open_data(scenes.ensure(progress=sys.stderr.isatty()), in_memory="no")["test"]
+    test = open_data(scenes.ensure(progress=is_watched()), in_memory="no")["test"]
     return [path for idx in range(SCENES) if (path := test.image_path(idx)) is not None]
 
 
@@ -201,12 +201,18 @@ def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path
         def show(path: str | None) -> tuple[str, str, list[tuple[Image.Image, str]]]:
             if path is None:
                 return "", "", []
+            told: list[str] = []
             try:
-                shown = load_image(Path(path))
+                shown = load_image(Path(path), truncated=told.append)
                 description = describer(shown)
             except ValueError as error:
                 return fault_html(_without_folder(error, path)), "", []
-            return captions_html(description), words_html(description), maps(description, describer.seen(shown))
+            faults = "".join(fault_html(_without_folder(line, path)) for line in told)
+            return (
+                faults + captions_html(description),
+                words_html(description),
+                maps(description, describer.seen(shown)),
+            )
 
         picture.change(show, picture, [captions, words, looked], api_visibility="private", show_progress="minimal")
     return page
@@ -237,7 +243,7 @@ def _picture_input(gradio: Any, pictures: Sequence[Path], folder: Path) -> Any:
     return picture
 
 
-def _without_folder(error: ValueError, path: str) -> str:
+def _without_folder(error: object, path: str) -> str:
     """The message with the file's own name alone."""
     return str(error).replace(str(Path(path).parent) + os.sep, "")
 

@@ -16,6 +16,7 @@ from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY
 from torch_caption.data import recipe as recipes
 from torch_caption.data.recipe import Maker
+from torch_caption.tokenizer import readable
 from torch_caption.vocabulary import Vocabulary
 
 
@@ -77,7 +78,7 @@ def describe(
     batch = features.unsqueeze(0).to(model.W_proj)
     beams = model.beam_search(batch, captions, max_length, length_penalty=LENGTH_PENALTY)
     found = [place for place in range(beams.words.shape[1]) if beams.lengths[0, place] > 0]
-    texts = [vocabulary.decode(beams.words[0, place].tolist()) for place in found]
+    texts = [readable(vocabulary.decode(beams.words[0, place].tolist())) for place in found]
     probabilities = [math.exp(beams.log_probs[0, place]) for place in found]
     best = beams.words[:, 0, : int(beams.lengths[0, 0])]
     others = model.alternatives(batch, best, alternatives)

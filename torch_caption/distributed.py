@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_caption.ending import Failure
+from torch_caption.ending import SIGNALS, Failure
 
 T = TypeVar("T")
 COUNTS = 4
@@ -405,9 +405,11 @@ class _Ranks:
         return None
 
     def _stay(self) -> None:
-        """torchrun ends all ranks as soon as one has failed; what this one has to say takes a moment longer."""
+        """torchrun ends all ranks as soon as one has failed, by SIGTERM or the signal that ended it; what this one has
+        to say takes a moment longer."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for number in SIGNALS[1:]:
+                signal.signal(number, signal.SIG_IGN)
 
     def _set(self, name: str, k: int, value: Any) -> None:
         self._store.set(f"{name}/{k}", json.dumps(value))

@@ -1,4 +1,5 @@
-"""How a program ends: with an exit status, and with one line about what went wrong.
+"""How a program begins and ends: with streams that can be written, with an exit status, and with one line about what
+went wrong.
 
 Nothing heavy is imported here, so that a program can be told to stop while it still loads torch.
 """
@@ -14,9 +15,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import cast
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""What asks a program to end: Ctrl-C, `kill`, a lost terminal, and what batch systems send before a job's limit."""
+
+TO_ALL = tuple(number for number in SIGNALS if number != signal.SIGTERM)
+"""Those that a terminal or a batch system sends to every process of a program."""
 
 
 class Failure(Exception):
@@ -43,7 +51,7 @@ class Cut(BaseException):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the program to end: SIGINT, which is Ctrl-C, or SIGTERM.
+    """A signal asked the program to end: one of `SIGNALS`, SIGINT being Ctrl-C.
 
     Attributes:
         number: the signal's.
@@ -115,53 +123,100 @@ def _shortage(message: str) -> str:
 
 
 def guarded(main: Callable[[], object], smaller: Sequence[str] = ()) -> int:
-    """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 130 for Ctrl-C,
-    143 for SIGTERM, 141 where nobody reads the output any longer.
+    """Run `main`; the exit status: 0, or 2 for a mistake of the user's, 1 for a run that failed, 128 and the number of
+    a signal that ended it (130 for Ctrl-C, 143 for SIGTERM), 141 where nobody reads the output any longer.
 
-    What went wrong goes to stderr as one line; of Ctrl-C, what there is to say of it.
+    What went wrong goes to stderr as one line; of Ctrl-C, what there is to say of it. A stream that was closed before
+    the program began goes nowhere.
 
     Args:
+        main: parses the command line too, for what that prints is output like any other. It may raise SystemExit.
         smaller: the program's flags that say how much memory it takes, for the line where there is too little.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
+    _open_streams()
     try:
         with _terminable(), _heeded(), within_memory(*smaller):
-            main()
+            try:
+                main()
+            except SystemExit:  # of `--help`, say
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
         return 141
     except KeyboardInterrupt as stopped:
         if not isinstance(stopped, Stopped):
             return Stopped().status
         if stopped.advice:
-            print(f"stopped: {stopped.advice}", file=sys.stderr)
+            _say(f"stopped: {stopped.advice}")
         return stopped.status
     except (Failure, ValueError, OSError, ArithmeticError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _say(f"error: {one_line(error)}")
         if isinstance(error, Failure):
             return error.status
         return 1 if isinstance(error, ArithmeticError) else 2
     finally:
+        _drop_unwritten()
         atexit.unregister(_die_of_it)
         atexit.register(_die_of_it)  # the last to be registered, after all that `main` has loaded, is called first
     return 0
 
 
+def is_watched() -> bool:
+    """Whether a terminal shows what goes to stderr."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _open_streams() -> None:
+    """Let every standard stream be one: those that were closed when Python began are None, and go nowhere from now on.
+
+    Their descriptors are opened as well, or the next file would get one, and be written into by whatever prints from C.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
+            os.set_inheritable(nowhere, True)
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(nowhere, mode, encoding="utf-8", newline="\n", closefd=False))  # noqa: SIM115
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
+
+
+def _say(line: str) -> None:
+    """Print a line to stderr, where anybody reads that."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _drop_unwritten() -> None:
+    """Let output that cannot be written go nowhere, or Python would find that out once more at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """In the block SIGTERM raises, as Ctrl-C does, so that what is open is closed; unless it is cared for already."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _stop)
+    """In the block a signal raises, as Ctrl-C does, so that what is open is closed; unless it is cared for already, or
+    ignored, as `nohup` has it of SIGHUP."""
+    numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
     try:
+        for number in numbers:
+            signal.signal(number, _stop)
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is _stop:  # a rank of several that has its say lets nothing stop it
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in numbers:
+            if signal.getsignal(number) is _stop:  # a rank of several that has its say lets nothing stop it
+                signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -176,7 +231,7 @@ def _heeded() -> Iterator[None]:
         stopped = unraisable.exc_value
         if isinstance(stopped, KeyboardInterrupt):
             number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
-            threading.Timer(0.01, _send, (number,)).start()
+            threading.Timer(0.1, _send, (number,)).start()  # when this has returned, or it goes no further either
         elif not isinstance(stopped, Cut):
             report(unraisable)
 

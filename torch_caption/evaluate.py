@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -24,18 +24,26 @@ from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, describe
 from torch_caption.config import ConfigError, TrainConfig, check_length
-from torch_caption.data import _annotations, _written
+from torch_caption.data import _annotations, _names, _written
 from torch_caption.data._annotations import Photograph
+from torch_caption.data._names import Names
 from torch_caption.data.coco import CocoData, DataError, Split, below
-from torch_caption.ending import guarded
+from torch_caption.ending import guarded, is_watched
 from torch_caption.matmul import prefer_onednn
 from torch_caption.metrics import Interval, Scores
 from torch_caption.plots import GalleryItem
 from torch_caption.sampling import find_checkpoint
+from torch_caption.tokenizer import TOKENIZERS, readable, tokenize
 from torch_caption.training import choose_device, load_data
 
 ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-RANKED_BY = "CIDEr"
+RANKED_BY = "CIDEr", "ROUGE-L"  # the first there is
+_TOKENS = {
+    "words": "by torch_caption",
+    "characters": "by torch_caption, characters",
+    "whitespace": "as they are between blanks",
+    "ptb": "by Stanford PTB",
+}
 PRINTED, DRAWN = 3, 8  # of the best captions, and of the worst
 
 
@@ -50,7 +58,8 @@ class EvaluateConfig:
     split: str = "val"
     """The split to caption."""
     references: Annotated[Path | None, arg(metavar="FILE")] = None
-    """What people wrote, in COCO's annotation format, found by the names in {split}2014_images.txt. Without it
+    """What people wrote, in a format of `prepare --annotations`, found by the names in {split}2014_images.txt; of a
+    file that says its splits, those of the split alone. Without it
     captions_{split}2014.json of the data where that is there; else the captions that the model learns from, which lack
     long ones and have <UNK> in place of rare words."""
 
@@ -65,8 +74,9 @@ class EvaluateConfig:
 
     meteor: Literal["auto", "yes", "no"] = "auto"
     """Score by METEOR too: where there is Java, always, or never."""
-    tokenizer: Literal["own", "ptb"] = "own"
-    """What parts captions into words: this library's, or COCO's own, which needs Java."""
+    tokenizer: Literal[("auto", *TOKENIZERS, "ptb")] = "auto"  # type: ignore[valid-type]
+    """What splits captions and references into the tokens that are compared: as the data was prepared (auto, words
+    unless its manifest says otherwise), one of `prepare --tokenizer`, or COCO's own (ptb), which needs Java."""
     against: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None
     """A second model, to be compared with the first on the same images."""
     draws: int = 1000
@@ -118,13 +128,13 @@ class References:
     empty: int = 0
 
     @classmethod
-    def of(cls, captions: dict[int, list[str]], ids: dict[int, int | str], source: str) -> References:
-        """Those that hold a word, and the images that have one.
+    def of(cls, captions: dict[int, list[str]], ids: dict[int, int | str], source: str, tokenizer: str) -> References:
+        """Those that hold a word, by a tokenizer of `TOKENIZERS`, and the images that have one.
 
         Raises:
             DataError: none does.
         """
-        worded = {idx: [text for text in texts if metrics.tokenize(text)] for idx, texts in captions.items()}
+        worded = {idx: [text for text in texts if TOKENIZERS[tokenizer](text)] for idx, texts in captions.items()}
         kept = {idx: texts for idx, texts in worded.items() if texts}
         if not kept:
             raise DataError(f"{source}: no caption holds a word")
@@ -148,9 +158,14 @@ class Judged:
     intervals: dict[str, Interval]
 
     @property
+    def ranked_by(self) -> str:
+        """The score that orders the images."""
+        return next(name for name in RANKED_BY if name in self.scores.each)
+
+    @property
     def ranked(self) -> list[tuple[int, float]]:
         """The images with the scores of their captions, the best first."""
-        pairs = zip(self.scores.images, self.scores.each[RANKED_BY].tolist(), strict=True)
+        pairs = zip(self.scores.images, self.scores.each[self.ranked_by].tolist(), strict=True)
         return sorted(pairs, key=lambda pair: -pair[1])
 
 
@@ -177,12 +192,16 @@ def run(config: EvaluateConfig) -> Evaluation:
     config.check()
     path, model, data, limit = _open(config, config.checkpoint)
     split = data[config.split]
+    if config.tokenizer == "auto":
+        config = dataclasses.replace(config, tokenizer=split.tokenizer)
+    _check_tokenizer(config, data, split)
     references = read_references(config, data, split)
     if config.gallery is not None and not any(_picture(config, split, idx) for idx in references.captions):
         where = config.images or data.directory
         raise ConfigError(f"--gallery: {where} holds no pictures of {split.name}; --images names their folder")
     rival = None if config.against is None else _open(config, config.against)
     if rival is not None:
+        _check_tokenizer(config, rival[2], rival[2][config.split])
         _check_same(split, rival[2][config.split], f"--against {rival[0]}: {data.directory} and {rival[2].directory}")
     first = _judge(config, path, _caption(config, model, split, references, limit), references)
     second, differences = None, {}
@@ -193,6 +212,15 @@ def run(config: EvaluateConfig) -> Evaluation:
     evaluation = Evaluation(first, references, second, differences)
     _tell(config, data, split, evaluation)
     return evaluation
+
+
+def _check_tokenizer(config: EvaluateConfig, data: CocoData, split: Split) -> None:
+    """Raise ConfigError where a model says characters and references are to be split into something else."""
+    if split.tokenizer == "characters" and config.tokenizer != "characters":
+        raise ConfigError(
+            f"--tokenizer {config.tokenizer}: the captions of {data.directory} are of characters, and references split "
+            "otherwise would have none of them; use --tokenizer characters"
+        )
 
 
 def _check_same(split: Split, other: Split, which: str) -> None:
@@ -232,54 +260,57 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     """All captions of each image: the named file's, else the data's annotations, else those of its HDF5 file.
 
     Raises:
-        DataError: the file is not in COCO's format, or has none of the split's images.
+        DataError: the file is in no format that is read, or has none of the split's images.
     """
     own = data.directory / f"captions_{split.name}2014.json"
     path = config.references or (own if own.is_file() else None)
+    tokenizer = config.tokenizer if config.tokenizer in TOKENIZERS else split.tokenizer
     if path is None:
         images = captioned_images(split)
         source = f"{data.directory / 'coco2014_captions.h5'}, as the model learns them"
-        return References.of({idx: split.references(idx) for idx in images}, {idx: idx for idx in images}, source)
+        captions = {idx: split.references(idx) for idx in images}
+        return References.of(captions, {idx: idx for idx in images}, source, tokenizer)
     if path == own:
         _written.check(data.directory, data.manifest, [own])
-    photographs = _annotations.read(path)
-    found = {photograph.file_name: photograph for photograph in photographs}
+    photographs = _annotations.of_split(_annotations.read(path), split.name, path)
     names = {idx: split.file_name(idx) for idx in range(split.num_images)}
     if not any(names.values()):
         raise DataError(
             f"{data.directory / f'{split.name}2014_images.txt'}: no such file; the captions of {path} are found by the "
             "images' names"
         )
-    pairs = {idx: found.get(name) for idx, name in names.items() if name}
-    if not any(pairs.values()):
-        pairs = _by_last_names({idx: name for idx, name in names.items() if name}, photographs)
-    known = {idx: photograph for idx, photograph in pairs.items() if photograph and photograph.captions}
+    pairs = _paired({idx: name for idx, name in names.items() if name}, photographs)
+    known = {idx: photograph for idx, photograph in pairs.items() if photograph.captions}
     if not known:
-        raise DataError(f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}")
+        nearest = Names([photograph.file_name for photograph in photographs]).nearest(names[0] or "", guess=True)
+        raise DataError(
+            f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}"
+            + _names.hint(nearest, "it has captions of")
+        )
     captions = {idx: [text for _, text in photograph.captions] for idx, photograph in known.items()}
-    return References.of(captions, {idx: photograph.id for idx, photograph in known.items()}, str(path))
+    ids = {idx: photograph.id for idx, photograph in known.items()}
+    return References.of(captions, ids, str(path), tokenizer)
 
 
-def _by_last_names(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph | None]:
-    """By the names of the files alone, where one side has folders before them and the other has not, as COCO's own
-    annotations; none that two images share."""
-    theirs = {photograph.file_name: photograph for photograph in photographs}
-    ours = {name: idx for idx, name in names.items()}
-    bare, foldered = (theirs, ours) if all("/" not in name for name in theirs) else (ours, theirs)
-    if any("/" in name for name in bare):
-        return {}
-    count = Counter(PurePath(name).name for name in foldered)
-    pairs = {name: PurePath(name).name for name in foldered if count[PurePath(name).name] == 1}
-    if bare is theirs:
-        return {ours[name]: theirs.get(last) for name, last in pairs.items()}
-    return {ours[last]: theirs[name] for name, last in pairs.items() if last in ours}
+def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph]:
+    """The annotations of each image, by its name, else by the last part of it where one side has folders before it and
+    the other has not, as COCO's own annotations; none that two images share."""
+    found = {photograph.file_name: photograph for photograph in photographs}
+    theirs, ours = Names([*found]), Names([*names.values()])
+    pairs = {idx: found[meant[0]] for idx, name in names.items() if len(meant := theirs.meant(name)) == 1}
+    taken = {photograph.file_name for photograph in pairs.values()}
+    others = {idx: theirs.in_folders(name) or theirs.without_folders(name, ours) for idx, name in names.items()}
+    further = {idx: meant[0] for idx, meant in others.items() if idx not in pairs and len(meant) == 1}
+    images = Counter(further.values())
+    pairs |= {idx: found[name] for idx, name in further.items() if images[name] == 1 and name not in taken}
+    return dict(sorted(pairs.items()))
 
 
 def _caption(
     config: EvaluateConfig, model: CaptioningRNN, split: Split, references: References, max_length: int
 ) -> dict[int, Caption]:
     """The model's caption of each image that has references; of those only the images are looked at."""
-    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=None)
+    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_watched())
     return describe(
         model,
         split,
@@ -292,11 +323,14 @@ def _caption(
 
 
 def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], references: References) -> Judged:
+    """Score the captions; without CIDEr where it is 0 whatever they say."""
     by_meteor = config.meteor == "yes" or (config.meteor == "auto" and java.available())
+    tokens = TOKENIZERS.get(config.tokenizer, tokenize)  # Java's tokens tell the same images apart
+    weighs = metrics.cider_weighs([list(map(tokens, texts)) for texts in references.captions.values()])
     scores = metrics.score_each(
         {idx: caption.text for idx, caption in captions.items()},
         references.captions,
-        ("BLEU", *(["METEOR"] if by_meteor else []), "ROUGE-L", "CIDEr"),
+        ("BLEU", *(["METEOR"] if by_meteor else []), "ROUGE-L", *(["CIDEr"] if weighs else [])),
         config.tokenizer,
     )
     return Judged(path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
@@ -332,7 +366,7 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
         f"images      {images} of {split.name} of {data.directory}",
         f"references  {count:,}, {count / len(texts):.1f} an image, from {references.source}{wordless}",
         f"captions    {len(set(texts)):,} different ones, {length:.1f} words on average",
-        f"tokens      {'by Stanford PTB' if config.tokenizer == 'ptb' else 'by torch_caption'}",
+        f"tokens      {_TOKENS[config.tokenizer]}",
     ]
     if evaluation.second is not None:
         lines.insert(1, f"against     {evaluation.second.path}")
@@ -353,6 +387,9 @@ def _scores(evaluation: Evaluation) -> list[str]:
             other, gain = second.scores.overall[name], evaluation.differences[name]
             line += f"  {other:7.4f}  {value - other:+10.4f}  {f'{gain.low:+.4f} to {gain.high:+.4f}':>18}"
         lines.append(line)
+    if "CIDEr" not in first.scores.overall:
+        of = "one image alone" if len(first.captions) == 1 else "images with the same references"
+        lines.append(f"CIDEr      is 0 of {of}, whatever the captions: it weighs words by how many images lack them")
     return lines
 
 
@@ -362,8 +399,11 @@ def _extremes(judged: Judged) -> list[str]:
     shown = min(PRINTED, len(ranked) // 2)
     lines = []
     for what, pairs in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
-        lines += [f"{what} by {RANKED_BY}"] if pairs else []
-        lines += [f"{score:8.3f}  image {idx:<5} {judged.captions[idx].text or '(no words)'}" for idx, score in pairs]
+        lines += [f"{what} by {judged.ranked_by}"] if pairs else []
+        lines += [
+            f"{score:8.3f}  image {idx:<5} {readable(judged.captions[idx].text) or '(no words)'}"
+            for idx, score in pairs
+        ]
     return lines
 
 
@@ -379,7 +419,7 @@ def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
         "beam_size": config.beam_size,
         "length_penalty": config.length_penalty,
         "tokenizer": config.tokenizer,
-        "scores": first.scores.overall,
+        "scores": first.scores.overall | ({} if "CIDEr" in first.scores.overall else {"CIDEr": None}),
         "intervals": {name: [interval.low, interval.high] for name, interval in first.intervals.items()},
     }
     if second is not None:
@@ -398,9 +438,9 @@ def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Pa
     items = [
         GalleryItem(
             _picture(config, split, idx),
-            evaluation.first.captions[idx].text,
+            readable(evaluation.first.captions[idx].text),
             tuple(evaluation.references.captions[idx]),
-            note=f"{RANKED_BY} {score:.2f}",
+            note=f"{evaluation.first.ranked_by} {score:.2f}",
         )
         for idx, score in dict.fromkeys([*seen[:shown], *seen[-shown:]])
     ]

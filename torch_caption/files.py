@@ -61,11 +61,12 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def writing(path: str | Path, advice: str) -> Iterator[None]:
+def writing(path: str | Path, advice: str, elsewhere: str = "") -> Iterator[None]:
     """In the block, what the file system refuses is told with the file that was written.
 
     Args:
         advice: what to do, unless it is certain that more room would not help.
+        elsewhere: what to do then.
 
     Raises:
         OSError: so it is, of the same number.
@@ -73,8 +74,8 @@ def writing(path: str | Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        more = "" if error.errno in _NO_MATTER_OF_ROOM else f"; {advice}"
-        told = OSError(f"{path}: could not be written: {error.strerror or error}{more}")
+        what = elsewhere if error.errno in _NO_MATTER_OF_ROOM else advice
+        told = OSError("; ".join(filter(None, [f"{path}: could not be written: {error.strerror or error}", what])))
         told.errno = error.errno
         raise told from error
 

@@ -1,23 +1,23 @@
-"""Stopping between two steps: Ctrl-C and SIGTERM ask a run to end, and cut nothing in two."""
+"""Stopping between two steps: Ctrl-C, SIGTERM and their like ask a run to end, and cut nothing in two."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
 from torch_caption import distributed
-from torch_caption.ending import Cut, Stopped
+from torch_caption.ending import SIGNALS, Cut, Stopped
 
 T = TypeVar("T")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Within the block the first Ctrl-C or SIGTERM only sets `asked`, so that no step is cut in two; the second acts at
-    once, as it would have done without the block.
+    """Within the block the first of `SIGNALS` only sets `asked`, so that no step is cut in two; the second acts at
+    once, as it would have done without the block. One that is ignored stays so, as SIGHUP under `nohup`.
 
     Attributes:
         asked: this process was asked to stop.
@@ -54,13 +54,25 @@ class Interrupt:
             self._only_looking = False
         return found
 
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """In the block, what is told may go unheard once this process is asked to stop: who reads it is stopped by the
+        same Ctrl-C, or gone with the terminal."""
+        try:
+            yield
+        except OSError:
+            if not self.asked:
+                raise
+
     def stopped(self) -> Stopped:
         """What to raise once all is saved."""
         return Stopped(self._number)
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be caught
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            ignored = signal.SIG_IGN, None  # None is a handler of another language's, which could not be set again
+            heeded = [number for number in SIGNALS if signal.getsignal(number) not in ignored]
+            self._before = {number: signal.signal(number, self._ask) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torch_caption.data.coco import EpochBatches
-from torch_caption.ending import Failure, one_line
+from torch_caption.ending import TO_ALL, Failure, one_line
 from torch_caption.functions._torch_internals import end_workers
 
 Batch = tuple[Tensor, Tensor]
@@ -31,8 +31,9 @@ class Loading:
     """A loader within a block, at whose end its processes end.
 
     torch tells that one of them has died by an exception in whatever the main thread is doing, which may be half a step
-    or half a file. Here it is told when the next batch is asked for, and at no other time. Ctrl-C in a terminal is for
-    all processes of a program; those that load leave it to the one that trains.
+    or half a file. Here it is told when the next batch is asked for, and at no other time. Ctrl-C in a terminal, its
+    loss and a batch system's signals are for all processes of a program; those that load leave them to the one that
+    trains.
     """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
@@ -102,7 +103,8 @@ def _caught(error: Exception) -> str | None:
 
 @contextmanager
 def _without_interrupts(loader: DataLoader[Batch]) -> Iterator[None]:
-    """In the block Ctrl-C waits, and the processes that are started never hear it, not even while they start."""
+    """In the block Ctrl-C waits, and its like, and the processes that are started never hear it, not even while they
+    start."""
     if not loader.num_workers or not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -111,7 +113,7 @@ def _without_interrupts(loader: DataLoader[Batch]) -> Iterator[None]:
         from multiprocessing import resource_tracker
 
         resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
-"""One process in a run's directory: a second one that would train there is refused while the first lives.
+"""One process in a run's directory, and one run in a process: a second is refused while the first trains.
 
-The lock is the operating system's own, on an open file, and goes with the process however it ends. The file stays.
+A directory's lock is the operating system's own, on an open file, and goes with the process however it ends. The file
+stays.
 """
 
 from __future__ import annotations
@@ -16,10 +17,34 @@ from filelock import FileLock, Timeout
 from torch_caption import files
 
 NAME = "lock"
+_trains: dict[int, object] = {}  # by process: of a fork the parent's run is not its own
 
 
 class RunInUse(ValueError):
-    """Another process trains in the run's directory; the message is one line that names it."""
+    """Another process trains in the run's directory, or another run trains in this process; the message is one line."""
+
+
+@contextmanager
+def alone_in_process() -> Iterator[None]:
+    """Train in this process, and let no other thread of it train meanwhile.
+
+    All threads share torch's global generator, which a run seeds and draws from: of two runs at once neither would be
+    that of its seed.
+
+    Raises:
+        RunInUse: another thread does.
+    """
+    process, this = os.getpid(), object()
+    try:
+        if _trains.setdefault(process, this) is not this:  # atomic
+            raise RunInUse(
+                "another run trains in this process, and both would draw from PyTorch's global random generator: wait "
+                "until it ends, or train in a process of its own"
+            )
+        yield
+    finally:
+        if _trains.get(process) is this:
+            del _trains[process]
 
 
 @contextmanager

@@ -1,14 +1,12 @@
 """How good captions are: BLEU-1 to 4, ROUGE-L, CIDEr and METEOR over pycocoevalcap, the code of the COCO challenge.
 
-Java only for METEOR and for COCO's own tokeniser, Stanford's PTB; `tokenize` is near to it and needs none. On the same
-tokens the numbers are those of pycocoevalcap; a score from other tokens may differ in the third digit, so compare
-scores of one tokeniser only.
+Java only for METEOR and for COCO's own tokeniser, Stanford's PTB; `tokenize` is near to it, for English, and needs
+none. On the same tokens the numbers are those of pycocoevalcap; a score from other tokens may differ in the third
+digit, so compare scores of one tokeniser only.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,41 +18,12 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from torch_caption import java
+from torch_caption.tokenizer import TOKENIZERS, tokenize  # noqa: F401 - tokenize is documented to be here, too
 
 Image = TypeVar("Image")
+PTB = "ptb"
+"""The name of COCO's own tokeniser, beside those of `TOKENIZERS`."""
 Captions = dict[int, list[str]]  # tokens joined by blanks, as pycocoevalcap wants them
-
-_SAME = str.maketrans({"’": "'", "‘": "'", "`": "'"})  # noqa: RUF001 - the typographic marks are meant
-_CLITIC = re.compile(r"n't\b|'(?:s|m|d|re|ve|ll)\b")
-_TWO_WORDS = re.compile(r"\b(?:can(?=not\b)|(?:gon|wan)(?=na\b)|got(?=ta\b)|(?:lem|gim)(?=me\b))")
-_TOKEN = re.compile(
-    r"""
-    <[a-z]+>                                        # <unk>
-  | (?<!\w) (?: (?:[^\W\d_]\.){2,} | (?:mr|mrs|ms|dr|st|jr|sr|vs)\. )   # u.s., p.m., mr.
-  | n't\b | '(?:s|m|d|re|ve|ll)\b
-  | (?:(?<!\w)\.(?=\d))? \w+ (?: [-/&.@]\w+ | '[^\W\d]\w* | (?<=\d)[,:](?=\d)\w+ )*  # t-shirt, at&t, o'clock, 1,000
-  | [#$%&@*+=~]
-    """,
-    re.VERBOSE,
-)
-
-
-def tokenize(text: str) -> list[str]:
-    """The words of a caption in lower case, without punctuation, as COCO's tokeniser would have them.
-
-    As there: hyphens, slashes and full stops inside a word stay (t-shirt, black/white, u.s.), "'s" and "n't" are tokens
-    of their own (man 's, does n't), so are # $ % & @ * + = ~ and words in angle brackets (<unk>), and two words written
-    as one are parted (can not, gon na). Tokens joined by blanks give the same tokens again.
-
-    Other than there: brackets go (it leaves "-lrb-"), so do repeated marks ("!!!"), backslashes, other symbols and the
-    apostrophe before a year or around an n ("'90s", "rock 'n' roll"); of its abbreviations only mr. mrs. ms. dr. st.
-    jr. sr. vs. and letters with full stops (p.m.) keep their stop; "y'all" and "'tis" are one word. Of Flickr8k's
-    35,000 captions 12 come out otherwise, 6 of them for their brackets.
-    """
-    text = unicodedata.normalize("NFC", text.translate(_SAME).lower())
-    text = _CLITIC.sub(r" \g<0>", text)
-    text = _TWO_WORDS.sub(r"\g<0> ", text)
-    return _TOKEN.findall(text)
 
 
 @dataclass(frozen=True)
@@ -118,7 +87,7 @@ def score(
     candidates: Mapping[Image, str],
     references: Mapping[Image, Sequence[str]],
     metrics: Sequence[str] = ("BLEU", "CIDEr"),
-    tokenizer: str = "own",
+    tokenizer: str = "words",
 ) -> dict[str, float]:
     """Score one caption an image against all the references of that image.
 
@@ -128,8 +97,8 @@ def score(
         metrics: of "BLEU" (corpus BLEU: n-grams and lengths are summed over all images, with the closest reference
             length), "ROUGE-L" and "CIDEr" (CIDEr-D with sigma 6; means over the images), and "METEOR" (1.5; needs
             Java, and some seconds).
-        tokenizer: "own" is `tokenize`, "ptb" the challenge's own tokeniser, which needs Java; candidates and references
-            alike go through it.
+        tokenizer: "words", "characters" or "whitespace" of `torch_caption.tokenizer`, or "ptb", the challenge's own
+            tokeniser, which needs Java; candidates and references alike go through it.
 
     Returns:
         "BLEU-1" to "BLEU-4", "ROUGE-L", "CIDEr", "METEOR" as far as asked for; CIDEr from 0 to 10, the others from 0 to
@@ -147,10 +116,10 @@ def score_each(
     candidates: Mapping[Image, str],
     references: Mapping[Image, Sequence[str]],
     metrics: Sequence[str] = ("BLEU", "CIDEr"),
-    tokenizer: str = "own",
+    tokenizer: str = "words",
 ) -> Scores[Image]:
     """As `score`, and of each image alone."""
-    for what, names, known in (("metric", metrics, _METRICS), ("tokeniser", [tokenizer], _TOKENIZERS)):
+    for what, names, known in (("metric", metrics, _METRICS), ("tokeniser", [tokenizer], (*TOKENIZERS, PTB))):
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
             raise ValueError(f"no {what} is called {unknown!r}; there are {', '.join(known)}")
@@ -159,7 +128,8 @@ def score_each(
     for image, candidate in candidates.items():
         _check(image, candidate, references)
     captions = [text for image, candidate in candidates.items() for text in (candidate, *references[image])]
-    joined = iter([" ".join(tokens) for tokens in _TOKENIZERS[tokenizer](captions)])
+    parted = java.ptb_tokenize(captions) if tokenizer == PTB else map(TOKENIZERS[tokenizer], captions)
+    joined = iter([" ".join(tokens) for tokens in parted])
     guesses, truths = {}, {}
     for key, image in enumerate(candidates):
         guesses[key] = [next(joined)]
@@ -278,10 +248,21 @@ _METRICS: dict[str, Callable[[Captions, Captions], _Counted]] = {
     "CIDEr": _cider,
     "METEOR": _meteor,
 }
-_TOKENIZERS: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
-    "own": lambda captions: [tokenize(caption) for caption in captions],
-    "ptb": java.ptb_tokenize,
-}
+
+
+def cider_weighs(references: Iterable[Sequence[Sequence[Hashable]]]) -> bool:
+    """Whether any caption can have a CIDEr above 0, given each image's references in tokens, at least one image's.
+
+    An n-gram weighs log(images / images that have it in a reference). Of one image alone, and of images whose
+    references hold the same n-grams, all weigh 0, and CIDEr is 0 whatever a caption says.
+    """
+    images = list(references)
+    for n in range(1, 5):
+        each = ({tuple(c[i : i + n]) for c in captions for i in range(len(c) - n + 1)} for captions in images)
+        first = next(each)
+        if any(grams != first for grams in each):
+            return True
+    return False
 
 
 class CiderReward:

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 from torch_caption import decoding
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import captioned_images, limits
-from torch_caption.config import TrainConfig
+from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data.coco import Split
-from torch_caption.metrics import CiderReward
+from torch_caption.metrics import CiderReward, cider_weighs
 from torch_caption.vocabulary import NULL, START, UNK
 
 
@@ -163,6 +163,9 @@ class SelfCritical:
     <END> is a token to the reward, of references and captions alike. Without it a caption that breaks off after "with
     a" loses nothing, and that is what is learnt. <UNK> in a reference is some word that has no id: no caption can have
     said it, so it is rewarded nowhere.
+
+    Raises:
+        ConfigError: every reward would be 0, as of one image alone.
     """
 
     drops = False
@@ -179,6 +182,12 @@ class SelfCritical:
         for image, ids in zip(train.image_idxs.tolist(), train.captions.tolist(), strict=True):
             said = [unknown.get(idx, idx) for idx in ids if idx not in self._blank]
             references.setdefault(image, []).append(said)
+        if not cider_weighs(references.values()):
+            images = "one image alone" if len(references) == 1 else f"{len(references)} images, all with the same"
+            raise ConfigError(
+                f"--objective scst: {train.name} has captions of {images}, so every reward would be 0: CIDEr weighs "
+                "words by how many images lack them; train on more images"
+            )
         self._reward = CiderReward(references)
 
     def lesson(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from torch_caption.data.coco import Split
-from torch_caption.data.images import ImageError, is_url, load_image
+from torch_caption.data.images import ImageError, is_picture, is_url, load_image
 from torch_caption.data.recipe import Maker
 from torch_caption.vocabulary import Vocabulary
 
@@ -52,6 +56,52 @@ class Photographs(Split):
         return self._pictures[image_idx]
 
 
+@dataclass(frozen=True)
+class Folder:
+    """What is in a folder.
+
+    Attributes:
+        pictures: the files that are pictures or named like some, in the order in which people count.
+        others: the other files.
+        folders: folders that were not looked into.
+    """
+
+    path: Path
+    pictures: list[str]
+    others: list[str]
+    folders: list[str]
+
+
+def look_into(folder: Path, *, recursive: bool = False) -> Folder:
+    """The files of a folder, those of all folders inside too if asked for; what begins with a dot is hidden.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    pictures: list[str] = []
+    others: list[str] = []
+    folders: list[str] = []
+    for where, inside, names in os.walk(folder, onerror=_raise):
+        inside[:] = sorted((name for name in inside if not name.startswith(".")), key=_natural)
+        for name in sorted((name for name in names if not name.startswith(".")), key=_natural):
+            path = Path(where) / name
+            (pictures if is_picture(path) else others).append(str(path))
+        if not recursive:
+            folders = [str(Path(where) / name) for name in inside]
+            break
+    return Folder(folder, pictures, others, folders)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Orders img2 before img10."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts] + [(-1, name)]
+
+
 def read(
     sources: Sequence[str],
     maker: Maker,
@@ -60,6 +110,7 @@ def read(
     allow_private: bool = False,
     keep: bool = False,
     failed: Callable[[str, ImageError], None],
+    truncated: Callable[[str], object] | None = None,
 ) -> Photographs | None:
     """The photographs that can be read, with their features; None if there are none.
 
@@ -69,14 +120,15 @@ def read(
         allow_private: as in `load_image`.
         keep: keep the pictures too, to show them.
         failed: is told of every other one.
+        truncated: as in `load_image`.
     """
     kept: list[str] = []
     pictures: list[Image.Image | None] = []
     made: list[Tensor] = []
     prepared: list[Tensor] = []
-    for source in sources:
+    for source in tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=None):
         try:
-            picture = load_image(source, allow_private=allow_private)
+            picture = load_image(source, allow_private=allow_private, truncated=truncated)
         except ImageError as error:
             failed(source, error)
             continue

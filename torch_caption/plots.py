@@ -8,6 +8,7 @@ says too.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageEnhance
+
+from torch_caption import folders
+from torch_caption.data.images import ImageError, load_image
+
+os.environ |= folders.for_matplotlib()  # which looks for its folders when it is imported; workers inherit them
+
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -22,9 +30,6 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageEnhance
-
-from torch_caption.data.images import ImageError, load_image
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 INK, GREY, PALE = "#222222", "#6B6B6B", "#ECECEC"
@@ -325,7 +330,7 @@ def _picture(source: np.ndarray | Image.Image | str | Path | None) -> tuple[Imag
         return None, "no picture"
     if isinstance(source, str | Path):
         try:
-            picture = load_image(Path(source))
+            picture = load_image(Path(source), truncated=lambda line: None)
         except ImageError:
             return None, Path(source).name
     elif isinstance(source, np.ndarray):

@@ -20,6 +20,7 @@ from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split
 from torch_caption.ending import one_line
 from torch_caption.plots import GalleryItem
+from torch_caption.tokenizer import readable
 
 CURVES, GALLERY = "loss.png", "gallery.png"
 SHOWN = 12  # pictures in the gallery
@@ -131,7 +132,7 @@ def _show(model: CaptioningRNN, data: CocoData, split: Split, config: TrainConfi
     if gallery(data, split, {idx: [c.text] for idx, c in captions.items()}, path):
         print(f"gallery   {path}")
     else:
-        print("\n".join(f"{split.name} {idx:<4} {c.text}" for idx, c in captions.items()))
+        print("\n".join(f"{split.name} {idx:<4} {readable(c.text)}" for idx, c in captions.items()))
 
 
 def gallery(
@@ -145,9 +146,9 @@ def gallery(
     pictures = {idx: split.picture(idx) for idx in captions}
     if not any(pictures.values()):
         return False
-    people = {idx: tuple(split.references(idx)) if references else () for idx in captions}
+    people = {idx: tuple(map(readable, split.references(idx))) if references else () for idx in captions}
     items = [
-        GalleryItem(pictures[idx], text, people[idx], _right(data, split, idx, text))
+        GalleryItem(pictures[idx], readable(text), people[idx], _right(data, split, idx, text))
         for idx, texts in captions.items()
         for text in texts
     ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from torch_caption import files
 from torch_caption.checkpoint import CheckpointError
 from torch_caption.ending import one_line
-from torch_caption.texts import shown
+from torch_caption.texts import read_text, shown
 
 if TYPE_CHECKING:
     from torch_caption.curves import Curves
@@ -53,7 +53,8 @@ def point_to(run: Path) -> None:
 
 
 def find(out: str | Path, name: str | None = None) -> Path:
-    """The run `name` (a name inside `out`, or a path), or the last one where name is None or "last".
+    """The run `name` (a name inside `out`, or a path, or that of its last.pt), or the last one where name is None or
+    "last".
 
     Raises:
         CheckpointError: there is no such run; the message is one line that says what to do.
@@ -63,13 +64,20 @@ def find(out: str | Path, name: str | None = None) -> Path:
         pointer = out / POINTER
         if not pointer.is_file():
             raise CheckpointError(f"no run in {out} yet; `python train.py` makes one")
-        run = out / pointer.read_text(encoding="utf-8").strip()
+        run = out / read_text(pointer).rstrip("\r\n")  # blanks may be of its name
         if not run.is_dir():
             raise CheckpointError(f"{pointer} names {run}, which is not there; name another run")
         return run
     for run in (Path(name), out / name):
         if run.is_dir():
             return run
+        if run.name == LAST and run.is_file():
+            return run.parent
+        if run.is_file():
+            raise CheckpointError(
+                f"{run}: is not a run; `--resume {run.parent}` goes on from its {LAST}, and `--init-from {run}` begins "
+                "another with these weights"
+            )
     raise CheckpointError(f"there is no run {name!r}, here or in {out}")
 
 
@@ -189,7 +197,7 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], str | None]:
 def _record(line: bytes) -> dict[str, Any]:
     """What a line holds. Raises ValueError where that is no record."""
     try:
-        found = json.loads(line.decode("utf-8"))
+        found = json.loads(line.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("nested too deep") from None
     numbers = [found.get(name) for name in ("epoch", "step")] if isinstance(found, dict) else [None]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image
+from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption import checkpoint as checkpoints
@@ -21,9 +22,12 @@ from torch_caption.checkpoint import Checkpoint
 from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import recipe as recipes
 from torch_caption.data.coco import CocoData, Split
-from torch_caption.data.images import ImageError, load_image, shown
+from torch_caption.data.images import ImageError, is_url, load_image, shown
+from torch_caption.tokenizer import readable
 from torch_caption.training import choose_device, load_data
 from torch_caption.vocabulary import Vocabulary
+
+SOME = 5  # names in a line that tells what was skipped
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,11 @@ class SampleConfig:
     """Caption images with a trained model: greedily, by beam search (--beam-size), or drawn at random where a flag of
     chance is given."""
 
-    photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO_OR_URL")] = ()
-    """Photographs to caption: files, and http(s) URLs. Without any, images of a split are captioned."""
+    photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO_FOLDER_OR_URL")] = ()
+    """Photographs to caption: files, folders of files, and http(s) URLs. Without any, images of a split are
+    captioned."""
+    recursive: Annotated[bool, FlagCreatePairsOff] = False
+    """Look into the folders inside of a folder, too."""
     checkpoint: Annotated[Path | None, arg(metavar="PATH")] = None
     """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
     data: Annotated[str | None, arg(metavar="STR")] = None
@@ -114,6 +121,8 @@ class SampleConfig:
         for name, given in of_a_split.items():
             if self.photographs and given:
                 raise ConfigError(f"--{name} is for the images of a split, not for photographs")
+        if self.recursive and not self.photographs:
+            raise ConfigError("--recursive is for a folder of photographs: name one")
 
     @property
     def random(self) -> bool:
@@ -233,7 +242,8 @@ def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainC
 def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
     """The photographs with the features that the model learnt from.
 
-    Each that cannot be read is a line on stderr; only if none can, it is an error.
+    Each that cannot be read is a line on stderr, as is what a folder holds beside photographs; only if none can be
+    read, it is an error.
 
     Raises:
         ValueError: no photograph can be read, nobody says how their features are made, or the encoder is not to be had.
@@ -241,30 +251,75 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     recipe, source = recipe_of(path, saved, config.data)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
     errors: dict[str, ImageError] = {}
+    sources, lacking = _sources(config)
 
     def fail(name: str, error: ImageError) -> None:
-        errors[name] = error
-        if len(config.photographs) > 1:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        errors[name] = ImageError(f"{shown(name)}: {lacking[name]}") if name in lacking else error
+        if len(sources) > 1:
+            _say(f"error: {errors[name]}")
 
     found = photographs.read(
-        config.photographs,
+        sources,
         maker,
         Vocabulary(tuple(saved.words)),
         allow_private=config.allow_private,
         keep=any(_pictures(config).values()),
         failed=fail,
+        truncated=lambda line: _say(f"warning: {line}"),
     )
     if found is None:
-        if len(config.photographs) == 1:
-            raise errors[config.photographs[0]]
-        raise ConfigError(f"none of the {len(config.photographs)} photographs can be captioned")
+        if len(sources) == 1:
+            raise errors[sources[0]]
+        raise ConfigError(f"none of the {len(sources)} photographs can be captioned")
     width = saved.model.get("input_dim")
     if found.feature_dim != width:
         raise ConfigError(f"{path}: takes features of width {width}, but {source} makes {found.feature_dim}")
     return Subject(
         found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
     )
+
+
+def _sources(config: SampleConfig) -> tuple[list[str], dict[str, str]]:
+    """The photographs that are named, those of folders among them, and what is to be said of folders without any."""
+    sources: list[str] = []
+    lacking: dict[str, str] = {}
+    for name in config.photographs:
+        if is_url(name) or not Path(name).is_dir():
+            sources.append(name)
+            continue
+        folder = photographs.look_into(Path(name), recursive=config.recursive)
+        sources += folder.pictures or [name]
+        if folder.pictures:
+            _tell_rest(folder)
+        else:
+            lacking[name] = _lacks_pictures(folder)
+    return sources, lacking
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _tell_rest(folder: photographs.Folder) -> None:
+    """What a folder holds that is not captioned, in a line of each kind."""
+    if folder.others:
+        _say(f"skipped {shown(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
+    if folder.folders:
+        _say(
+            f"skipped {shown(folder.path)}: folders, into which --recursive looks: {_some(folder.path, folder.folders)}"
+        )
+
+
+def _lacks_pictures(folder: photographs.Folder) -> str:
+    rest = f", only {_some(folder.path, folder.others)}" if folder.others else ""
+    inside = f"; --recursive looks into its folders: {_some(folder.path, folder.folders)}" if folder.folders else ""
+    return f"a folder without a picture in it{rest}{inside}"
+
+
+def _some(folder: Path, paths: list[str]) -> str:
+    names = [shown(Path(path).relative_to(folder)) for path in paths[:SOME]]
+    return ", ".join(names) + (f" and {len(paths) - SOME:,} more" if len(paths) > SOME else "")
 
 
 def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[Mapping[str, Any], Path]:
@@ -322,7 +377,7 @@ def _seen(subject: Subject, index: int) -> Image.Image | None:
     picture = subject.split.picture(index)
     if isinstance(picture, Path):
         try:
-            picture = load_image(picture)
+            picture = load_image(picture, truncated=lambda line: None)
         except ImageError:
             return None
     return None if picture is None else recipes.seen(subject.recipe, picture)
@@ -352,9 +407,11 @@ def _table(described: list[Described], references: bool, *, named: bool) -> str:
     for label, image in zip(labels, described, strict=True):
         for place, caption in enumerate(image.captions):
             score = "" if caption.score is None else f"{caption.score:5.2f}  "
-            lines.append(f"{label if place == 0 else '':>{width}}  {caption.log_prob:7.2f}  {score}{caption.text}")
+            lines.append(
+                f"{label if place == 0 else '':>{width}}  {caption.log_prob:7.2f}  {score}{readable(caption.text)}"
+            )
         blank = " " * 7 if scored else ""
-        lines += [f"{'':{width}}  {'people':>7}  {blank}{reference}" for reference in image.references]
+        lines += [f"{'':{width}}  {'people':>7}  {blank}{readable(reference)}" for reference in image.references]
     return "\n".join(lines)
 
 
@@ -368,7 +425,7 @@ def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str
                 "index": image.index,
                 "name": image.name,
                 "captions": [_plain_caption(caption) for caption in image.captions],
-                **({"references": image.references} if image.references else {}),
+                **({"references": [*map(readable, image.references)]} if image.references else {}),
             }
             for image in described
         ],
@@ -377,7 +434,7 @@ def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str
 
 
 def _plain_caption(caption: Caption) -> dict[str, Any]:
-    plain = {"caption": caption.text, "log_prob": caption.log_prob, "ended": caption.ended}
+    plain = {"caption": readable(caption.text), "log_prob": caption.log_prob, "ended": caption.ended}
     return plain if caption.score is None else plain | {"score": caption.score}
 
 

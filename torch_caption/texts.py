@@ -23,7 +23,7 @@ def strange(text: str) -> str | None:
 
 
 def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
-    """The content of a file in UTF-8.
+    """The content of a file in UTF-8, without the mark of the order of bytes that some editors put at its head.
 
     Raises:
         ValueError: it is no file, larger than `most` bytes, or not UTF-8; the message names it.
@@ -36,11 +36,17 @@ def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
             if size > most:
                 raise ValueError(f"{path}: has {size:,} bytes, more than the {most:,} that it may")
             content = file.read(most)
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text in UTF-8: {error}") from None
+
+
+def lines(text: str) -> list[str]:
+    r"""The lines of a text: only \n and \r\n end one, as what Unicode ends lines with beside them may be in names."""
+    found = [line.removesuffix("\r") for line in text.split("\n")]
+    return found if found[-1] else found[:-1]
 
 
 def read_json(path: Path, most: int = TEXT_LIMIT) -> Any:
@@ -49,7 +55,11 @@ def read_json(path: Path, most: int = TEXT_LIMIT) -> Any:
     Raises:
         ValueError: it is no such file; the message names it.
     """
-    text = read_text(path, most)
+    return parse_json(read_text(path, most), path)
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """As `read_json`, of the text that the file holds."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:

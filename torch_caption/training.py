@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,13 @@ from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
 from torch_caption.dropout import dropout
-from torch_caption.ending import Failure, one_line, within_memory
+from torch_caption.ending import Failure, is_watched, one_line, within_memory
 from torch_caption.interruption import Interrupt
 from torch_caption.loading import Loading, WorkerLost
 from torch_caption.not_finite import LossNotFinite
 from torch_caption.objectives import Lesson, Objective, make_objective
 from torch_caption.state import Keeper, Progress, State, begin, restore
+from torch_caption.tokenizer import TOKENIZERS
 
 OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
 """What says how much memory training takes."""
@@ -106,13 +107,35 @@ def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> fl
 
 
 def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: int = 30) -> dict[str, float]:
-    """BLEU-4 and CIDEr of the images' greedy captions against all their references."""
+    """BLEU-4 and CIDEr of the images' greedy captions against all their references; no CIDEr of images that it cannot
+    tell apart (`metrics.cider_weighs`)."""
     training = model.training
     model.eval()
     captions = describe(model, split, images, max_length=max_length)
     model.train(training)
-    scores = metrics.score({idx: c.text for idx, c in captions.items()}, {idx: split.references(idx) for idx in images})
-    return {name: scores[name] for name in ("BLEU-4", "CIDEr")}
+    texts = {idx: caption.text for idx, caption in captions.items()}
+    scores = metrics.score(texts, {idx: split.references(idx) for idx in images}, tokenizer=split.tokenizer)
+    return {name: scores[name] for name in ("BLEU-4", *(["CIDEr"] if _weighs(split, images) else []))}
+
+
+def _weighs(split: Split, images: Iterable[int]) -> bool:
+    return metrics.cider_weighs([list(map(TOKENIZERS[split.tokenizer], split.references(idx))) for idx in images])
+
+
+def check_scored(config: TrainConfig, val: Split, images: list[int]) -> None:
+    """Say before the first epoch where CIDEr is 0 whatever the captions of the scored images say.
+
+    Raises:
+        ConfigError: in self-critical training, which keeps the weights of the best CIDEr.
+    """
+    if not images or _weighs(val, images):
+        return
+    of = "one image alone" if len(images) == 1 else f"{len(images)} images with the same captions"
+    line = f"CIDEr of {of} of {val.name} is 0 whatever the model says: it weighs words by how many images lack them"
+    if config.objective == "scst":
+        raise ConfigError(f"--objective scst keeps the best CIDEr's weights, but {line}; --score-images takes more")
+    if distributed.first():
+        report.warning(f"{line}; it is left out")
 
 
 def count_words(captions: Tensor, null: int) -> int:
@@ -141,29 +164,36 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 def fit(config: TrainConfig) -> Path:
     """Train as the configuration says and return the run's directory, which holds all that came of it.
 
+    The run seeds torch's global generator and draws from it: it is that of its seed if nothing else in the process
+    draws from that generator or seeds it meanwhile. At the end the generator is as it was before.
+
     Raises:
         ValueError: a setting, the data or the checkpoint to go on from cannot be used, or another process trains in the
-            run's directory.
+            run's directory, or another thread of this process trains.
         LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
         OutOfMemory: the model or a batch of it takes more memory than there is.
         WorkerLost: a process that loads batches was killed.
-        Stopped: Ctrl-C or SIGTERM.
+        Stopped: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
 
     Whatever ends the run, the state after the last whole step is saved first, unless there are several processes, or
     the loss is no number, or it cannot be saved.
     """
     config.check()
     check_compiler(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     with ExitStack() as stack:
+        stack.enter_context(lock.alone_in_process())
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(within_memory(*OF_THE_MEMORY))
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
         data = load_data(config)
         report.check(data)
+        objective = make_objective(config, data["train"])
         scored = some_images(data["val"], config.score_images, seed=config.seed)
+        check_scored(config, data["val"], scored)
         state = begin(config, data, device)
         if config.compile:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
@@ -181,7 +211,7 @@ def fit(config: TrainConfig) -> Path:
         distributed.from_first(lambda: runs.point_to(run))
         try:
             with within_memory(*OF_THE_MEMORY, kept=lambda: keeper.kept):
-                _train(run, state, config, data, scored, keeper)
+                _train(run, state, config, data, objective, scored, keeper)
         except LossNotFinite as error:
             raise LossNotFinite(f"{error}; {keeper.kept}; {error.advice}") from error
         if distributed.first():
@@ -200,9 +230,16 @@ def _enter(stack: ExitStack, run: Path) -> Path:
     return run
 
 
-def _train(run: Path, state: State, config: TrainConfig, data: CocoData, scored: list[int], keeper: Keeper) -> None:
+def _train(
+    run: Path,
+    state: State,
+    config: TrainConfig,
+    data: CocoData,
+    objective: Objective,
+    scored: list[int],
+    keeper: Keeper,
+) -> None:
     """Train from where the state is to the end, or until this process is told to stop."""
-    objective = make_objective(config, data["train"])
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
@@ -231,10 +268,12 @@ def _train(run: Path, state: State, config: TrainConfig, data: CocoData, scored:
                     log.write(record)
                 keeper.save()
                 if distributed.first():
-                    report.epoch(record, config, best=state.progress.ends_best_epoch())
+                    with interrupt.telling():
+                        report.epoch(record, config, best=state.progress.ends_best_epoch())
             if interrupt.agreed:
                 if distributed.first():
-                    report.interrupted(run, state.progress.step)
+                    with interrupt.telling():
+                        report.interrupted(run, state.progress.step)
                 distributed.wait_for_all()  # as no other may end before rank 0 has saved
                 raise interrupt.stopped()
 
@@ -254,7 +293,7 @@ def _save_whole_steps(error: Exception, run: Path, state: State, keeper: Keeper,
     except Exception as second:  # which must not hide the first
         report.warning(f"step {state.progress.step} is not saved: {one_line(second)}")
     if keeper.step == state.progress.step:
-        with suppress(BrokenPipeError):  # nor may this, if nobody reads on
+        with suppress(OSError):  # nor may this, if nobody reads on
             report.interrupted(run, state.progress.step)
         if isinstance(error, WorkerLost) and interrupt.asked:
             raise interrupt.stopped() from error
@@ -266,7 +305,7 @@ def load_data(config: TrainConfig) -> CocoData:
     Raises:
         ValueError: the directory is not there or its content is not as it should be.
     """
-    progress = sys.stderr.isatty() and distributed.first()
+    progress = is_watched() and distributed.first()
     directory = scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data)
     return open_data(
         directory,
@@ -321,7 +360,7 @@ def _train_epoch(
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
-    hidden = None if distributed.first() else True
+    hidden = not (distributed.first() and is_watched())
     each = loading.epoch(progress.epoch, progress.position)
     steps = order.total
     with (

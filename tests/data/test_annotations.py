@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an id that is none": (lambda c: c["images"][1].update(id=True), "images[1].id is True, neither a number nor"),
     "an id twice": (lambda c: c["images"][2].update(id=10), "images[2].id is 10, as that of an image before it"),
     "no name": (lambda c: c["images"][0].pop("file_name"), "images[0] has no file_name"),
-    "an empty name": (lambda c: c["images"][0].update(file_name=" "), "images[0].file_name is ' ', not a name"),
+    "an empty name": (lambda c: c["images"][0].update(file_name=""), "images[0].file_name is '', not a name"),
     "a name twice": (
         lambda c: c["images"][2].update(file_name="photo0.jpg"),
         "images[2].file_name is 'photo0.jpg', as that of images[0]",
@@ -55,7 +56,26 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "an absolute name": (lambda c: c["images"][0].update(file_name="/etc/x.jpg"), "not a name below the folder"),
     "a Windows name": (lambda c: c["images"][0].update(file_name="C:\\x.jpg"), "not a name below the folder"),
-    "a name of two lines": (lambda c: c["images"][0].update(file_name="a\nb.jpg"), "not a name below the folder"),
+    "a Windows name that goes up": (
+        lambda c: c["images"][0].update(file_name="a\\..\\b"),
+        "not a name below the folder",
+    ),
+    "a name of two lines": (
+        lambda c: c["images"][0].update(file_name="a\nb.jpg"),
+        "images[0].file_name is 'a\\nb.jpg', a name with the end",
+    ),
+    "a name of Mac OS 9": (
+        lambda c: c["images"][0].update(file_name="Icon\r"),
+        "images[0].file_name is 'Icon\\r', a name with the end",
+    ),
+    "a name with a null": (
+        lambda c: c["images"][0].update(file_name="a\0.jpg"),
+        "images[0].file_name is 'a\\x00.jpg', a name with the end",
+    ),
+    "a name of bytes that are no UTF-8": (
+        lambda c: c["images"][0].update(file_name="caf\udce9.jpg"),
+        "images[0].file_name is 'caf\\udce9.jpg', a name that is not Unicode text: rename the file",
+    ),
     "no image_id": (lambda c: c["annotations"][3].pop("image_id"), "annotations[3] has no image_id"),
     "an unknown image": (
         lambda c: c["annotations"][3].update(image_id=99),
@@ -170,12 +190,6 @@ def test_splits_that_cannot_be(names: list[str], share: float, message: str, tmp
         read_splits(files, share, 0)
 
 
-def test_a_photograph_in_two_splits(tmp_path: Path) -> None:
-    files = [write(tmp_path / f"{split}.json", content()) for split in ("train", "val")]
-    with pytest.raises(DataError, match=r"the photograph 'photo0.jpg' is in train and in val"):
-        read_splits(files, 0.1, 0)
-
-
 def test_a_file_without_captions(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no photograph in it has a caption"):
         read_splits([write(tmp_path / "a.json", content(1))], 0.1, 0)
@@ -192,7 +206,7 @@ def test_photographs_are_found_below_the_folder(tmp_path: Path) -> None:
     (folder / "photo0.jpg").touch()
     (folder / "train2014" / "photo1.jpg").touch()
     (folder / "photo3.jpg").mkdir()
-    found = locate(splits, folder)["train"]
+    found = locate(splits, {None: folder})["train"]
     assert [p.file_name for p in found] == ["photo0.jpg", "train2014/photo1.jpg", "photo2.jpg", "photo3.jpg"]
     assert [p.path for p in found] == [
         folder / "photo0.jpg",
@@ -200,23 +214,108 @@ def test_photographs_are_found_below_the_folder(tmp_path: Path) -> None:
         None,
         folder / "photo3.jpg",
     ]
-    (folder / "val2014").mkdir()
-    (folder / "val2014" / "photo1.jpg").touch()
-    with pytest.raises(DataError, match=r"holds 'photo1\.jpg' more than once, as \w+2014/photo1\.jpg and as \w+2014"):
-        locate(splits, folder)
+    (folder / "training").mkdir()
+    (folder / "training" / "photo1.jpg").touch()
+    with pytest.raises(DataError, match=r"holds 'photo1\.jpg' more than once, as \w+/photo1\.jpg and as \w+/photo1"):
+        locate({"test": splits["train"]}, {None: folder})
 
 
 def test_folders_without_them(tmp_path: Path) -> None:
     splits = read_splits([write(tmp_path / "a.json", content())], 0.5, 0)
     with pytest.raises(DataError, match="nowhere: no such folder of photographs"):
-        locate(splits, tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds no photograph of train; the first would be photo\d\.jpg"):
-        locate(splits, tmp_path)
+        locate(splits, {None: tmp_path / "nowhere"})
+    with pytest.raises(DataError, match=r"holds no photograph of train; the first would be 'photo\d\.jpg'$"):
+        locate(splits, {None: tmp_path})
 
 
 @pytest.mark.parametrize("name", ["a" * 256, "é" * 128, "a/" * 600 + "b"])
 def test_a_name_longer_than_any_file_has_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": name}], "annotations": []}), encoding="utf-8")
-    with pytest.raises(DataError, match="not a name below the folder of photographs"):
+    with pytest.raises(DataError, match="longer than a name below the folder of photographs"):
         read(path)
+
+
+# Names
+
+
+def located(tmp_path: Path, splits: dict[str, list[str]], there: list[str]) -> dict[str, list[str | None]]:
+    """The files that the photographs of annotated names are, of those that are there."""
+    files = []
+    for split, names in splits.items():
+        images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
+        captions = [{"id": k, "image_id": k, "caption": "a dog"} for k in range(len(names))]
+        files.append(f"{split}={write(tmp_path / f'{split}.json', {'images': images, 'annotations': captions})}")
+    folder = tmp_path / f"photographs of {len(there)}"
+    for name in there:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    found = locate(read_splits(files, 0.1, 0), {None: folder})
+    return {
+        split: [None if p.path is None else p.path.relative_to(folder).as_posix() for p in photographs]
+        for split, photographs in found.items()
+    }
+
+
+def test_a_photograph_in_two_splits(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the photograph '\./a\.jpg' is in train and in val"):
+        located(tmp_path, {"train": ["a.jpg"], "val": ["./a.jpg"]}, ["a.jpg"])
+    with pytest.raises(DataError, match=r"the photograph 'b\.jpg' is in train and in val"):
+        located(tmp_path, {"train": ["x/b.jpg"], "val": ["x/b.jpg"]}, ["b.jpg", "c.jpg"])
+
+
+def test_two_photographs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    there = ["train/00.jpg", "val/00.jpg", "val/01.jpg"]
+    found = located(tmp_path, {"train": ["00.jpg"], "val": ["00.jpg", "01.jpg"]}, there)
+    assert found == {"train": ["train/00.jpg"], "val": ["val/00.jpg", "val/01.jpg"]}
+
+
+@pytest.mark.parametrize("there", ["val2014/00.jpg", "images/val2014/00.jpg", "00.jpg"])
+def test_folders_of_a_name_may_lie_further_inside_or_be_missing(tmp_path: Path, there: str) -> None:
+    others = ["train2014/01.jpg", "old/val2014/01.jpg"]
+    assert located(tmp_path, {"train": ["val2014/00.jpg"]}, [there, *others]) == {"train": [there]}
+
+
+def test_a_photograph_of_another_split_is_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is in train and in val"):
+        located(tmp_path, {"train": ["00.jpg"], "val": ["00.jpg"]}, ["train/00.jpg"])
+
+
+NFC, NFD = "Café im Frühling.jpg", "Cafe\u0301 im Fru\u0308hling.jpg"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
+@pytest.mark.parametrize(("name", "there"), [(NFC, NFD), (NFD, NFC), (f"a/{NFC}", f"a/{NFD}"), (NFC, f"a/{NFD}")])
+def test_both_forms_of_an_accent_are_one_name(tmp_path: Path, name: str, there: str) -> None:
+    assert located(tmp_path, {"train": [name]}, [there]) == {"train": [there]}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
+def test_the_form_of_the_name_comes_first(tmp_path: Path) -> None:
+    assert located(tmp_path, {"train": [NFC, NFD]}, [NFD, NFC]) == {"train": [NFC, NFD]}
+    with pytest.raises(DataError, match="is two of train, with the ids 0 and 1; leave one out"):
+        located(tmp_path, {"train": [NFC, NFD]}, [NFC])
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="there case and backslashes are no matter")
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("IM00.JPG", "im00.jpg"),
+        ("images\\im00.jpg", "images/im00.jpg"),
+        ("images\\im00.jpg", "im00.jpg"),
+        ("other/im00.jpg", "images/im00.jpg"),
+        ("at 10.02.00 AM.jpg", "at 10.02.00\u202fAM.jpg"),
+        ("im00.jpeg", "im00.jpg"),
+        ("Straße.jpg", "STRASSE.jpg"),
+    ],
+)
+def test_a_name_that_is_not_there_is_answered_with_the_nearest(tmp_path: Path, name: str, there: str) -> None:
+    with pytest.raises(DataError) as error:
+        located(tmp_path, {"train": [name]}, ["z.txt", there])
+    assert str(error.value).endswith(f"would be {name!r}; the nearest that is there is {there!r}")
+
+
+def test_nothing_near_is_not_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the first would be 'abcdef\.jpg'$"):
+        located(tmp_path, {"train": ["abcdef.jpg"]}, ["12345.txt"])

@@ -290,6 +290,26 @@ def test_default_weights_are_fetched_once(cache: Path, monkeypatch: pytest.Monke
         build("resnet18")
 
 
+def test_without_a_home_no_folder_of_that_name_is_made(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch leaves the ~ of a user without a home as it is."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "~/.cache/torch/hub")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FeatureError, match="no home folder for the weights; set TORCH_HOME, or name"):
+        build("resnet18")
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_folder_of_weights_that_cannot_be_made_is_told_with_what_to_set(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
+    with pytest.raises(FeatureError, match=r"were not downloaded \(.*\(TORCH_HOME names another folder\)"):
+        build("resnet18")
+
+
 def test_weights_that_cannot_be_fetched_are_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for failure in (urllib.error.URLError("no route to host"), RuntimeError("invalid hash value")):
 
@@ -426,7 +446,7 @@ def test_a_stream_tells_of_bad_photographs_and_goes_on(resnet: Encoder, photogra
     assert [batch.stop for batch in batches] == [3, 6, 7]
     assert [batch.kept for batch in batches] == [[0, 2], [3, 5], [6]]
     failed = {place: reason for batch in batches for place, reason in batch.failed.items()}
-    assert failed == {1: "not a picture in JPEG, PNG, WEBP, GIF or BMP format", 4: "no such file"}
+    assert failed == {1: "not a picture in JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC format", 4: "no such file"}
     for batch in batches:
         for row, place in enumerate(batch.kept):
             x = torch.stack([resnet.prepare(load_image(photographs[place]))])
@@ -455,7 +475,7 @@ def test_a_stream_reads_no_more_than_two_batches_ahead(
 ) -> None:
     begun, lock = [0], threading.Lock()
 
-    def count(path: Path) -> Image.Image:
+    def count(path: Path, **options: object) -> Image.Image:
         with lock:
             begun[0] += 1
         return picture(30, 30)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from torch_caption.data import _hdf5
+from torch_caption.data import _hdf5, _written
 from torch_caption.data._hdf5 import FLOATS, dataset, opened
 from torch_caption.data.coco import DataError, batches, open_data
 
@@ -280,3 +282,77 @@ def test_a_chunk_is_packed_once(tmp_path: Path) -> None:
         features.write(h5s.ALL, h5s.ALL, np.ones((7, 3), np.float32))
     with pytest.raises(DataError, match="packed by deflate and by lzf"):
         read(tmp_path / "a.h5")
+
+
+WRITER = """
+import sys, h5py
+with h5py.File(sys.argv[1], sys.argv[2], libver=sys.argv[3]) as file:
+    if "features" not in file:
+        file["features"] = [[1.0]]
+    file.flush()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def writer(path: Path, mode: str, version: str = "earliest") -> Iterator[subprocess.Popen]:
+    """Another process that has the file open for writing."""
+    command = [sys.executable, "-c", WRITER, str(path), mode, version]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"open\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_a_file_that_a_writer_has_open_is_not_called_damaged(tmp_path: Path, version: str) -> None:
+    path = tmp_path / "a.h5"
+    with writer(path, "w", version), pytest.raises(DataError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: another process has it open for writing")
+    assert "again" not in str(error.value)
+
+
+def test_a_file_is_read_once_its_writer_is_done(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"] = [[2.0]]
+    with writer(tmp_path / "a.h5", "r+"), pytest.raises(DataError, match="wait until it is written"):
+        read(tmp_path / "a.h5")
+    assert read(tmp_path / "a.h5").tolist() == [[2.0]]
+
+
+def test_a_file_that_changes_while_a_writer_has_it_open_is_not_called_damaged(tmp_path: Path) -> None:
+    """Its SHA-256 is another from the first change on."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["features"] = [[2.0]]
+    marks = {_written.ENTRY: _written.marks({"a.h5": path})}
+    _written.check(tmp_path, marks, [path])
+    with writer(path, "w"), pytest.raises(DataError, match="another process has it open for writing"):
+        _written.check(tmp_path, marks, [path])
+    with pytest.raises(DataError, match=r"manifest\.json says; it was damaged"):
+        _written.check(tmp_path, marks, [path])
+
+
+def test_a_file_whose_writer_was_ended_says_how_to_open_it(tmp_path: Path) -> None:
+    """HDF5 leaves its mark in the file where its latest version writes."""
+    with writer(tmp_path / "a.h5", "w", "latest"):
+        pass
+    with pytest.raises(DataError, match=r"it says that a process has it open for writing; .*h5clear -s \S*a\.h5"):
+        read(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "message"),
+    [
+        (errno.ENOLCK, "unable to lock file", "has no locks; set HDF5_USE_FILE_LOCKING=FALSE"),
+        (errno.EACCES, "unable to open file", f"cannot be read: {os.strerror(errno.EACCES)}"),
+        (errno.EMFILE, "unable to open file", f"cannot be read: {os.strerror(errno.EMFILE)}"),
+    ],
+)
+def test_what_the_system_refuses_is_not_called_damage(tmp_path: Path, number: int, text: str, message: str) -> None:
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(DataError, match=message) as error, _hdf5.examined(tmp_path / "a.h5"):
+        raise OSError(number, text)
+    assert "not a readable HDF5 file" not in str(error.value)

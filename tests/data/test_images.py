@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import photo_server
 import pytest
+from hostile_photos import QUICK, damaged, longs, made, shorts, tiff
 from photo_server import BLUE, GREEN, PHOTO, RED, WHITE, Server, encoded, png, quarters, server_context, serving
 from PIL import Image, ImageOps
 
@@ -91,6 +92,45 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
     "gif": (lambda: encoded(Image.new("RGB", (3, 3), RED), "GIF"), [RED], 0),
     "gif animation": (lambda: animation("GIF"), [RED], 0),
     "bmp": (lambda: encoded(quarters(), "BMP"), [RED], 0),
+    "tiff": (lambda: encoded(quarters(), "TIFF"), [RED], 0),
+    "tiff lzw": (lambda: encoded(quarters(), "TIFF", compression="tiff_lzw"), [RED], 0),
+    "tiff deflate": (lambda: encoded(quarters(), "TIFF", compression="tiff_adobe_deflate"), [RED], 0),
+    "tiff jpeg": (lambda: encoded(Image.new("RGB", (32, 32), RED), "TIFF", compression="jpeg", quality=95), [RED], 8),
+    "tiff cmyk": (lambda: encoded(Image.new("RGB", (9, 9), RED).convert("CMYK"), "TIFF"), [RED], 1),
+    "tiff alpha": (lambda: encoded(rgba(), "TIFF"), [RED, WHITE, (127, 127, 127)], 1),
+    "tiff palette": (lambda: encoded(quarters().convert("P"), "TIFF"), [RED], 60),
+    "tiff grey 16": (lambda: encoded(grey_16(), "TIFF"), [(0,) * 3, (100,) * 3, WHITE], 0),
+    "tiff grey 16, white is 0": (
+        lambda: tiff(
+            {256: shorts(3), 257: shorts(1), 258: shorts(16), 262: shorts(0)}, struct.pack("<3H", 65535, 39835, 0)
+        ),
+        [(0,) * 3, (100,) * 3, WHITE],
+        0,
+    ),
+    "tiff grey 12": (
+        lambda: tiff({256: shorts(2), 257: shorts(1), 258: shorts(12)}, bytes([0x64, 0x0F, 0xFF])),
+        [(100,) * 3, WHITE],
+        0,
+    ),
+    "tiff colour 16": (
+        lambda: tiff(
+            {
+                256: shorts(1),
+                257: shorts(1),
+                258: (3, 3, struct.pack("<L", 8)),
+                262: shorts(2),
+                273: longs(14),
+                277: shorts(3),
+            },
+            struct.pack("<3H", 16, 16, 16) + struct.pack("<3H", 51400, 7710, 5140),
+        ),
+        [RED],
+        1,
+    ),
+    "tiff of several pages": (lambda: animation("TIFF"), [RED], 0),
+    "avif": (lambda: encoded(Image.new("RGB", (32, 32), RED), "AVIF", quality=95), [RED], 4),
+    "avif alpha": (lambda: encoded(Image.new("RGBA", (32, 32), (*RED, 0)), "AVIF", quality=95), [WHITE], 1),
+    "avif animation": (lambda: animation("AVIF"), [RED], 20),
 }
 
 
@@ -103,7 +143,7 @@ def test_every_kind_becomes_rgb(kind: str) -> None:
         assert np.abs(np.subtract(picture.getpixel((x, 0)), colour)).max() <= tolerance
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
@@ -148,12 +188,25 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
     "empty bytes": (lambda at: b"", "the picture's bytes: empty"),
     "text": (
         lambda at: write(at / "a.jpg", b"a man on a horse\n" * 9),
-        "a.jpg: not a picture in JPEG, .* or BMP format",
+        "a.jpg: not a picture in JPEG, .*, AVIF or HEIC format",
     ),
     "page": (lambda at: write(at / "a.png", b"<!DOCTYPE html><html></html>"), "not a picture"),
     "vector": (lambda at: write(at / "a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
     "format that is not allowed": (lambda at: encoded(quarters(), "PPM"), "not a picture"),
-    "tiff": (lambda at: encoded(quarters(), "TIFF"), "not a picture"),
+    "tiff of floating-point numbers": (
+        lambda at: encoded(Image.new("F", (3, 3)), "TIFF"),
+        "a TIFF of floating-point numbers; save it as RGB or grey of 8 or 16 bits",
+    ),
+    "tiff of 32 bits": (lambda at: encoded(Image.new("I", (3, 3)), "TIFF"), "a TIFF of integers that may be negative"),
+    "tiff in L*a*b*": (lambda at: encoded(Image.new("LAB", (3, 3)), "TIFF"), r"a TIFF of CIE L\*a\*b\* colours"),
+    "tiff of another compression": (
+        lambda at: encoded(quarters(), "TIFF", compression="zstd"),
+        "a TIFF of the compression 50000, which is not read; save it with LZW or deflate",
+    ),
+    "bigtiff": (lambda at: made("bigtiff"), "such as BigTIFF; save it as plain TIFF"),
+    "truncated tiff": (lambda at: encoded(quarters(), "TIFF", compression="tiff_lzw")[:-30], "damaged"),
+    "truncated avif": (lambda at: encoded(quarters(), "AVIF")[:-30], "damaged|not a picture"),
+    "film": (lambda at: made("film"), "not a picture"),
     "icon": (lambda at: encoded(Image.new("RGB", (32, 32)), "ICO"), "not a picture"),
     "first bytes only": (lambda at: encoded(quarters(), "JPEG")[:3], "not a picture"),
     "truncated jpeg": (
@@ -301,15 +354,111 @@ def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatc
         load_image(PHOTO, max_pixels=10)
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "png alpha", "webp", "gif animation", "bmp"])
+@pytest.mark.parametrize(
+    "kind", ["jpeg", "png", "png alpha", "webp", "gif animation", "bmp", "tiff lzw", "tiff", "avif"]
+)
 def test_damage_is_never_another_error(kind: str) -> None:
     photo, draw = KINDS[kind][0](), random.Random(0)
     for _ in range(60):
-        damaged = bytearray(photo[: draw.randint(1, len(photo))])
+        changed = bytearray(photo[: draw.randint(1, len(photo))])
         for _ in range(draw.randint(0, 4)):
-            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
         with contextlib.suppress(ImageError):
-            assert load_image(bytes(damaged), max_pixels=2**20).mode == "RGB"
+            assert load_image(bytes(changed), max_pixels=2**20).mode == "RGB"
+
+
+def test_a_damaged_tiff_is_not_told_by_its_decoder_too(capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff prints to the descriptor of stderr by itself."""
+    whole = encoded(quarters().resize((120, 80)), "TIFF", compression="tiff_adobe_deflate")
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(whole[:40] + bytes(40) + whole[80:])
+    if sys.platform == "linux":
+        assert capfd.readouterr().err == ""
+
+
+def test_hostile_tiffs_make_no_noise(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+    for kind in QUICK:
+        if "tiff" in kind:
+            with contextlib.suppress(ImageError):
+                load_image(made(kind))
+    assert not recwarn.list
+    if sys.platform == "linux":
+        assert capfd.readouterr().err == ""
+
+
+# Pictures whose end is missing
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [1, 2, 3, 300])
+def test_a_jpeg_whose_end_is_missing_is_taken_where_that_is_allowed(missing: int, progressive: bool) -> None:
+    whole = encoded(quarters().resize((240, 160)), "JPEG", quality=95, progressive=progressive)
+    with pytest.raises(ImageError, match=r"damaged: .*truncated"):
+        load_image(whole[:-missing])
+    told: list[str] = []
+    picture = load_image(whole[:-missing], truncated=told.append)
+    assert told == ["the picture's bytes: its end is missing; what it held is grey"]
+    assert picture.size == (240, 160)
+    assert np.abs(np.subtract(picture.getpixel((10, 10)), RED)).max() <= 12
+    told.clear()
+    load_image(whole, truncated=told.append)
+    assert not told
+
+
+def test_of_a_jpeg_that_is_allowed_to_lack_its_end_something_must_be_there() -> None:
+    whole = encoded(quarters(), "JPEG")
+    with pytest.raises(ImageError, match=r"damaged|not a picture"):
+        load_image(whole[:60], truncated=lambda line: None)
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(PHOTO[:-30], truncated=lambda line: None)
+
+
+# HEIC
+
+
+@pytest.fixture
+def heic() -> Callable[..., bytes]:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC is read where pillow-heif is installed")
+
+    def make(picture: Image.Image, **options: object) -> bytes:
+        file = io.BytesIO()
+        pillow_heif.from_pillow(picture).save(file, quality=95, **options)
+        return file.getvalue()
+
+    return make
+
+
+def test_heic(heic: Callable[..., bytes]) -> None:
+    picture = load_image(heic(quarters().resize((120, 80))))
+    assert (picture.mode, picture.size) == ("RGB", (120, 80))
+    assert np.abs(np.subtract(picture.getpixel((10, 10)), RED)).max() <= 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_turned_once(heic: Callable[..., bytes], orientation: int) -> None:
+    picture = quarters().resize((120, 80), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(picture, "PNG", exif=exif))))
+    found = load_image(heic(picture, exif=exif.tobytes()))
+    assert found.size == expected.size
+    assert np.median(np.abs(np.asarray(found).astype(int) - np.asarray(expected))) <= 4
+
+
+def test_heic_has_the_limits_of_others(heic: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    content = heic(quarters().resize((120, 80)))
+    with pytest.raises(ImageError, match="120 x 80 pixels are more than 9599"):
+        load_image(content, max_pixels=9599)
+    draw = random.Random(0)
+    for _ in range(60):
+        with contextlib.suppress(ImageError):
+            load_image(damaged(content, draw), max_pixels=2**20)
+
+
+def test_heic_without_pillow_heif_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match="a HEIC picture, for which pillow-heif is needed: `python -m pip install"):
+        load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
 
 
 # URLs, from a server on this machine

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Photos:
 
     def config(self, out: Path, **changes: Any) -> PrepareConfig:
         config = PrepareConfig(
-            images=self.images,
+            images=(str(self.images),),
             annotations=tuple(str(path) for path in self.annotations.values()),
             out=out,
             encoder="resnet18",
@@ -203,6 +204,82 @@ def test_captions_are_kept_as_they_were_written(photos: Photos, tmp_path: Path) 
     assert len(kept["annotations"]) == 4 * 5
 
 
+def test_pycocotools_of_any_version_reads_them(photos: Photos, tmp_path: Path) -> None:
+    """Those before 2.0.11 copy info without a look whether it is there."""
+    prepare.prepare(photos.config(tmp_path / "out"))
+    kept = json.loads((tmp_path / "out" / "captions_val2014.json").read_text(encoding="utf-8"))
+    assert (kept["info"], kept["licenses"], kept["type"]) == ({}, [], "captions")
+
+
+def test_a_folder_a_split(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that both have is two photographs, and each split finds its own."""
+    called = {"train": "learnt", "val": "held out"}
+    for split in SPLITS:
+        (photos.images / called[split]).mkdir()
+        for path in photos.images.glob(f"{split}_*.png"):
+            path.rename(photos.images / called[split] / path.name.removeprefix(f"{split}_"))
+        text = photos.annotations[split].read_text(encoding="utf-8")
+        photos.annotations[split].write_text(text.replace(f"{split}_", ""), encoding="utf-8")
+    folders = [f"{split}={photos.images / called[split]}" for split in SPLITS]
+    arguments = photos.arguments(tmp_path / "out")
+    arguments[1:2] = folders
+    told = mistake(photos.arguments(tmp_path / "out"), capsys)
+    assert "holds '0.png' more than once" in told
+    assert "name the folder of each split, such as --images train=DIR" in told
+    assert main(arguments) == 0
+    data = open_data(tmp_path / "out")
+    assert data.manifest["images"] == {split: f"../images/{called[split]}" for split in SPLITS}
+    for split in SPLITS:
+        assert [data[split].file_name(k) for k in range(4)] == [f"{k}.png" for k in range(4)]
+        assert data[split].image_path(3) == photos.images / called[split] / "3.png"
+    vectors = [data[split].features_of([3]) for split in SPLITS]
+    assert not torch.equal(*vectors)
+    arguments[1:3] = folders[:1]
+    assert "--images names no folder of the split val; the splits are train, val" in mistake(arguments, capsys)
+    arguments[1:2] = [*folders, "more=x"]
+    assert "--images names a folder of no split, called more" in mistake(arguments, capsys)
+
+
+@pytest.mark.parametrize("kind", ["token", "csv", "karpathy"])
+def test_captions_in_other_formats_give_the_same_data(kind: str, photos: Photos, tmp_path: Path) -> None:
+    annotations = {split: json.loads(path.read_text(encoding="utf-8")) for split, path in photos.annotations.items()}
+    texts: dict[str, list[tuple[str, str, list[str]]]] = {
+        split: [
+            (split, image["file_name"], [e["caption"] for e in content["annotations"] if e["image_id"] == image["id"]])
+            for image in content["images"]
+        ]
+        for split, content in annotations.items()
+    }
+    every = [entry for entries in texts.values() for entry in entries]
+    path, lists = tmp_path / "captions", []
+    for split, entries in texts.items():
+        lists.append(tmp_path / f"{split}.txt")
+        lists[-1].write_text("".join(f"{name}\n" for _, name, _ in entries), encoding="utf-8")
+    if kind == "token":
+        lines = [f"{name}#{n}\t{text}\n" for _, name, captions in every for n, text in enumerate(captions)]
+    elif kind == "csv":
+        lines = ["image,caption\n", *(f'{name},"{text}"\n' for _, name, captions in every for text in captions)]
+    else:
+        images = [
+            {
+                "filename": name,
+                "split": split,
+                "imgid": k,
+                "sentences": [{"raw": text, "sentid": n} for n, text in numbered],
+            }
+            for k, (split, name, captions) in enumerate(every)
+            for numbered in [[*enumerate(captions, 9 * k)]]
+        ]
+        lines, lists = [json.dumps({"images": images, "dataset": "mine"})], []
+    path.write_text("".join(lines), encoding="utf-8")
+    prepare.prepare(photos.config(tmp_path / "out", annotations=(str(path),), splits=tuple(map(str, lists))))
+    prepare.prepare(photos.config(tmp_path / "coco"))
+    same = [f"{split}2014_{name}" for split in SPLITS for name in ("vgg16_fc7.h5", "images.txt")]
+    found, expected = contents(tmp_path / "out"), contents(tmp_path / "coco")
+    for name in ["coco2014_captions.h5", "coco2014_vocab.json", *same]:
+        assert found[name] == expected[name]
+
+
 def test_a_given_vocabulary(photos: Photos, tmp_path: Path) -> None:
     vocabulary = Vocabulary(("a", "<UNK>", "<END>", "<START>", "<NULL>", "dog"))  # <NULL> is not 0
     vocabulary.save(tmp_path / "words.json")
@@ -212,6 +289,78 @@ def test_a_given_vocabulary(photos: Photos, tmp_path: Path) -> None:
     assert data["val"].references(0) == ["a dog <UNK>", "a dog <UNK>"]
     assert data["val"].captions[0].tolist() == [3, 0, 5, 1, 2]
     assert data["val"].captions.shape == (10, 5)
+
+
+# Of every script
+
+CHINESE = ("一只狗在草地上奔跑。", "狗在草地上跑", "小狗奔跑")
+
+
+def said(photos: Photos, captions: Sequence[str]) -> None:
+    """Let every photograph have these captions."""
+    for path in photos.annotations.values():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        identities = [image["id"] for image in content["images"]]
+        pairs = [(identity, text) for identity in identities for text in captions]
+        content["annotations"] = [
+            {"id": k, "image_id": image, "caption": text} for k, (image, text) in enumerate(pairs)
+        ]
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "captions", "words"),
+    [
+        ("characters", CHINESE, ["一 只 狗 在 草 地 上 奔 跑", "狗 在 草 地 上 跑", "小 狗 奔 跑"]),
+        ("whitespace", ["一只 狗 在 草地 上 。", "A Dog's 狗"], ["一只 狗 在 草地 上 。", "A Dog's 狗"]),
+        ("words", ["एक कुत्ता दौड़ रहा है।", "A dog's day."], ["एक कुत्ता दौड़ रहा है", "a dog 's day"]),
+    ],
+)
+def test_captions_are_split_as_asked_for(
+    tokenizer: str, captions: Sequence[str], words: list[str], photos: Photos, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    said(photos, captions)
+    assert main(photos.arguments(tmp_path / "out", "--tokenizer", tokenizer)) == 0
+    assert "warning" not in capsys.readouterr().err
+    data = open_data(tmp_path / "out")
+    words = [unicodedata.normalize("NFC", text) for text in words]
+    assert data["val"].references(0) == words
+    assert {*data.vocabulary.words} == {*SPECIAL, *" ".join(words).split()}
+    assert data.manifest["tokenizer"] == data["train"].tokenizer == tokenizer
+    other = "words" if tokenizer != "words" else "whitespace"
+    assert "made with other settings" in mistake(photos.arguments(tmp_path / "out", "--tokenizer", other), capsys)
+
+
+@pytest.mark.parametrize(("captions", "count"), [(CHINESE, 54), (["a dog", "สุนัขวิ่งบนหญ้า"], 18)])
+def test_words_of_a_script_without_blanks_are_warned_of(
+    captions: Sequence[str], count: int, photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(photos, captions)
+    assert main(photos.arguments(tmp_path / "out")) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {count} of {18 * len(captions)} captions are mostly in a script without blanks")
+    assert "--tokenizer characters" in line
+    assert "--tokenizer whitespace" in line
+
+
+def test_a_directory_of_before_is_of_words(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its manifest names no tokenizer, and its settings are those of words."""
+    prepare.prepare(photos.config(tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["tokenizer"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert open_data(tmp_path / "out")["val"].tokenizer == "words"
+    assert main(photos.arguments(tmp_path / "out")) == 0
+    assert "is complete: nothing to do" in capsys.readouterr().out
+
+
+def test_an_unknown_tokenizer_in_a_manifest(photos: Photos, tmp_path: Path) -> None:
+    prepare.prepare(photos.config(tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": "bpe"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"manifest\.json: tokenizer is 'bpe', not one of words, characters, whitesp"):
+        open_data(tmp_path / "out")
 
 
 def test_one_file_is_parted(photos: Photos, tmp_path: Path) -> None:
@@ -261,6 +410,63 @@ def test_bad_photographs_are_told_and_left_out(
             assert data[split].image_path(row).name == f"{split}_{k}.png"
             np.testing.assert_allclose(data[split].features_of([row]), before[split].features_of([k]), atol=1e-4)
     assert json.loads((out / "manifest.json").read_text())["splits"]["val"] == {"photographs": 3, "unreadable": 2}
+
+
+def truncated(photos: Photos) -> Path:
+    """The third photograph of train as a JPEG whose end is missing, under its old name."""
+    path = photos.images / "train_2.png"
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(path, "JPEG", quality=95)
+    path.write_bytes(path.read_bytes()[:-60])
+    return path
+
+
+def test_a_jpeg_whose_end_is_missing_is_left_out(
+    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truncated(photos)
+    assert main(photos.arguments(tmp_path / "out")) == 0
+    assert "left out  train_2.png: damaged: image file is truncated" in capsys.readouterr().err
+    assert open_data(tmp_path / "out")["train"].num_images == SPLITS["train"] - 1
+
+
+def test_a_jpeg_whose_end_is_missing_is_taken_where_that_is_allowed(
+    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = truncated(photos)
+    assert main(photos.arguments(tmp_path / "out", "--allow-truncated")) == 0
+    assert capsys.readouterr().err == f"warning: {path}: its end is missing; what it held is grey\n"
+    data = open_data(tmp_path / "out")["train"]
+    assert data.num_images == SPLITS["train"]
+    encoder = features.build("resnet18", "random", seed=0)
+    picture = load_image(path, truncated=lambda line: None)
+    vector = encoder.encode(torch.stack([encoder.prepare(picture)])).vectors[0]
+    torch.testing.assert_close(data.features_of([2])[0], vector, rtol=0, atol=1e-4 * float(vector.abs().max()))
+    assert "other settings" in mistake(photos.arguments(tmp_path / "out"), capsys)
+
+
+def test_the_nearest_is_named_where_a_photograph_is_missing(
+    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos.images / "train_3.png").rename(photos.images / "train 3.PNG")
+    (photos.images / "train_4.png").rename(photos.images / "TRAIN_4.PNG")
+    if (photos.images / "train_4.png").exists():
+        pytest.skip("a file system on which case is no matter")
+    assert main(photos.arguments(tmp_path / "out")) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "left out  train_3.png: no such file",
+        "left out  train_4.png: no such file; the nearest that is there is 'TRAIN_4.PNG'",
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_folder_whose_name_is_no_text_is_refused_before_the_work(
+    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos.images.rename(tmp_path / "caf\udce9")
+    message = mistake([*photos.arguments(tmp_path / "out"), "--images", str(folder)], capsys)
+    assert "'\\udce9' in its name is in no text; rename the folder" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_that_can_be_read(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -577,7 +783,7 @@ def test_every_setting_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert left.value.code == 0
     out = capsys.readouterr().out
-    for flag in ("--images DIR", "--annotations [SPLIT=]FILE", "--recover-pca DIR", "--grid-pca K"):
+    for flag in ("--images [SPLIT=]DIR", "--annotations [SPLIT=]FILE", "--recover-pca DIR", "--grid-pca K"):
         assert flag in out
 
 

@@ -206,7 +206,15 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CAPTION_CACHE", str(tmp_path / "mine"))
     assert ensure(sizes=SMALL, progress=False).parent == tmp_path / "mine"
     monkeypatch.delenv("TORCH_CAPTION_CACHE")
-    assert scenes._cache().name == "torch_caption"
+    monkeypatch.setattr("torch_caption.folders.cache", lambda: tmp_path / "own")
+    assert ensure(sizes=SMALL, progress=False).parent == tmp_path / "own"
+
+
+def test_a_folder_that_was_named_is_told_without_the_environments(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OSError, match="file: could not be written: ") as refused:
+        ensure(tmp_path / "file", sizes=SMALL, progress=False)
+    assert "TORCH_CAPTION_CACHE" not in str(refused.value)
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

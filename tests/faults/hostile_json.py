@@ -71,7 +71,6 @@ ANY: dict[str, Callable[[Path], object]] = {
     "truncated": raw(lambda b: b[: len(b) // 2]),
     "empty": raw(lambda b: b""),
     "UTF-16": raw(lambda b: b.decode().encode("utf-16")),
-    "a mark of bytes' order": raw(lambda b: b"\xef\xbb\xbf" + b),
     "Latin-1": raw(lambda b: b[:-1] + ', "é": 1}'.encode("latin-1")),
     "zero bytes": raw(lambda b: bytes(len(b))),
     "packed": raw(gzip.compress),
@@ -184,6 +183,8 @@ ONE: dict[str, dict[str, Callable[[Path], object]]] = {
     },
     MANIFEST: {
         "images that are a number": inside(lambda c: c.update(images=3)),
+        "folders of splits that are numbers": inside(lambda c: c.update(images={"train": 3})),
+        "a tokenizer that is none": inside(lambda c: c.update(tokenizer=["words"])),
         "images with a zero byte": inside(lambda c: c.update(images="a\0b")),
         "lists 40 deep": inside(lambda c: c.update(x=nested(40))),
         "half of a character": inside(lambda c: c.update(encoder="\ud83d")),

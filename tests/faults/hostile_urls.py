@@ -132,7 +132,7 @@ KINDS: dict[str, Maker] = {
     "length that is none": answered(lambda draw: f"length/{draw.choice(('-1', '-5', '0x20', 'many', ''))}", sound=True),
     "two lengths": answered("two_lengths"),
     "nothing": answered("empty"),
-    "wrong type": answered(one_of("file", "text", "vector", "postscript", "pickle", "tiff")),
+    "wrong type": answered(one_of("file", "text", "vector", "postscript", "pickle", "icon")),
     "page for a picture": answered(lambda draw: draw.choice(("page", "file/page"))),
     "packed bomb": answered(one_of("encoding", "gzip", "deflate", "br", "zstd", "GZIP", "x")),
     "packed on its way": answered(one_of("transfer", "gzip", "gzip, chunked", "chunked, x")),

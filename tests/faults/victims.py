@@ -156,13 +156,13 @@ def prepare(annotations: str, images: str, out: str) -> int:
     from torch_caption.ending import guarded
 
     config = program.PrepareConfig(
-        images=Path(images), annotations=(annotations,), out=Path(out), min_count=1, val_share=0.4
+        images=(images,), annotations=(annotations,), out=Path(out), min_count=1, val_share=0.4
     )
 
     def main() -> None:
         splits = _annotations.read_splits(config.annotations, config.val_share, config.seed)
         captions = program.encode_captions(splits, config)
-        located = _annotations.locate(splits, Path(images))
+        located = _annotations.locate(splits, {None: Path(images)})
         for split, photographs in located.items():
             text = json.dumps(program._as_written(photographs), ensure_ascii=False)
             (Path(out) / f"{split}.json").write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ the metadata only the orientation is read, here.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -21,6 +22,24 @@ MAX_RLE_PIXELS = 2**22
 
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_TIFF_TAGS = {
+    # width, length, bits, compression, what the numbers mean, order of bits, strips, samples, rows of a strip
+    *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279),
+    # planes, options of fax, predictor, colours, tiles, inks, extra samples, format of samples, JPEG tables, YCbCr
+    *(284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347, 529, 530, 531, 532),
+}
+_STRIPS, _TILES, _STRIP_SIZES, _TILE_SIZES, _TILE_SHAPE, _COMPRESSION = 273, 324, 279, 325, (322, 323), 259
+_TIFF_PACKINGS = {1: "none", 2: "CCITT", 3: "fax 3", 4: "fax 4", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "PackBits"}
+_TIFF_PACKINGS[32946] = "deflate"
+_INTEGERS = {1: "B", 3: "H", 4: "L"}
+_SAMPLES = 277
+MAX_SAMPLES = 6
+"""The most numbers of a pixel of a TIFF, with those that are not colours."""
+MAX_VALUES = 2**16
+"""The most values of an entry of a TIFF, such as strips; a strip has a row at least."""
+MAX_TILE = 2**24
+"""The most pixels of a tile of a TIFF, which a decoder unpacks whole, however small the picture is."""
+_METADATA_ITEMS = re.compile(rb"Exif|mime|cdsc")  # cdsc: the link from an item to the picture that it tells of
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # neither a stuffed byte, nor a restart, nor filling
 _XMP_OF_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_OF_PNG = b"XML:com.adobe.xmp\0\0"  # the second null: not compressed
@@ -29,10 +48,11 @@ _XMP_OF_PNG = b"XML:com.adobe.xmp\0\0"  # the second null: not compressed
 def bare(content: bytes) -> tuple[bytes, int]:
     """The file with what its pixels need, and the orientation that its metadata say, 1 where they say none.
 
-    Content of another format than JPEG, PNG, WEBP, GIF and BMP comes back as it is.
+    Content of another format than JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF and HEIC comes back as it is.
 
     Raises:
-        ValueError: it has more parts than any photograph, or would take too long to decode.
+        ValueError: it has more parts than any photograph, would take too long to decode, or is a TIFF of a kind that is
+            not read.
     """
     for magic, trim in _FORMATS:
         if magic.match(content):
@@ -166,10 +186,80 @@ def _bmp(content: bytes) -> tuple[bytes, int]:
     return content, 1
 
 
+def _tiff(content: bytes) -> tuple[bytes, int]:
+    """With one more directory at the end, which names what the pixels need, and no other is named."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
+    if order is None:
+        raise ValueError("a TIFF of a kind that is not read, such as BigTIFF; save it as plain TIFF")
+    try:
+        (at,) = struct.unpack_from(f"{order}L", content, 4)
+        (count,) = struct.unpack_from(f"{order}H", content, at)
+        kept: dict[int, bytes] = {}
+        for place in range(at + 2, at + 2 + 12 * count, 12):
+            tag, _, size = struct.unpack_from(f"{order}HHL", content, place)
+            if tag in _TIFF_TAGS and tag not in kept:
+                if size > MAX_VALUES:
+                    raise ValueError(f"a TIFF of more than {MAX_VALUES} strips or tiles")
+                kept[tag] = content[place : place + 12]
+        _check_tiff(content, order, kept)
+        last = struct.unpack_from(f"{order}L", content, at + 2 + 12 * count) == (0,)
+    except struct.error:
+        raise ValueError("damaged: its directory is cut off") from None
+    turn = orientation(content)
+    if last and len(kept) == count:
+        return content, turn
+    directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept.values()) + bytes(4)
+    return content[:4] + struct.pack(f"{order}L", len(content)) + content[8:] + directory, turn
+
+
+def _check_tiff(content: bytes, order: str, entries: dict[int, bytes]) -> None:
+    """Raise ValueError where strips or tiles would take a decoder further than the file and the picture are large."""
+
+    def values(tag: int) -> tuple[int, ...]:
+        if tag not in entries:
+            return ()
+        _, kind, size, place = struct.unpack(f"{order}HHLL", entries[tag])
+        if kind not in _INTEGERS:
+            raise ValueError(f"damaged: the values of the tag {tag} are of the type {kind}")
+        form = f"{order}{size}{_INTEGERS[kind]}"
+        inside = struct.calcsize(form) <= 4
+        return struct.unpack_from(form, entries[tag] if inside else content, 8 if inside else place)
+
+    if max(values(_SAMPLES), default=1) > MAX_SAMPLES:
+        raise ValueError(f"a TIFF of more than {MAX_SAMPLES} numbers a pixel")
+    packing = _TIFF_PACKINGS.get(code := next(iter(values(_COMPRESSION)), 1))
+    if packing is None:
+        raise ValueError(f"a TIFF of the compression {code}, which is not read; save it with LZW or deflate")
+    sizes = values(_STRIP_SIZES) + values(_TILE_SIZES)
+    parts = len(values(_STRIPS)) + len(values(_TILES))
+    if packing != "none" and (sum(sizes) > len(content) or len(sizes) < parts):
+        raise ValueError("damaged: a TIFF whose parts are larger than the file, or of sizes that it does not say")
+    if math.prod(max(values(tag), default=1) for tag in _TILE_SHAPE) > MAX_TILE:
+        raise ValueError(f"a TIFF with a tile of more than {MAX_TILE} pixels")
+    if packing == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS + 4 * parts:
+        raise ValueError(f"a TIFF with a JPEG of more than {MAX_SCANS} scans")
+
+
+def _boxes(content: bytes) -> tuple[bytes, int]:
+    """AVIF and HEIC without what says which of their items are metadata; how they are turned stands elsewhere."""
+    kept, at = [], 0
+    for _ in _counted():
+        if at >= len(content):
+            break
+        size, head = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
+        size = int.from_bytes(content[at + 8 : at + 16]) if size == 1 else size or len(content)
+        box = content[at : at + max(8, size)]
+        kept.append(box if head == b"mdat" else _METADATA_ITEMS.sub(b"free", box))
+        at += max(8, size)
+    return b"".join(kept), 1
+
+
 _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], tuple[bytes, int]]], ...] = (
     (re.compile(rb"\xff\xd8\xff"), _jpeg),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
     (re.compile(rb"GIF8[79]a"), _gif),
     (re.compile(rb"BM"), _bmp),
+    (re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])"), _tiff),
+    (re.compile(rb"....ftyp", re.DOTALL), _boxes),
 )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from torch_caption.ending import TO_ALL
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -108,8 +110,10 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def _begin_worker(number: int) -> None:
-    """Ctrl-C in a terminal reaches every process; the one that asks for batches answers it, and ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C in a terminal reaches every process, and so do its like; the one that asks for batches answers, and ends
+    the others."""
+    for asked in TO_ALL:
+        signal.signal(asked, signal.SIG_IGN)
     if "RANK" in os.environ and hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # torchrun sends SIGTERM to the whole process group of a rank, which saves first
     sys.excepthook = _report

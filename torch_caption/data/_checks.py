@@ -17,8 +17,9 @@ from tqdm import tqdm
 from torch_caption.data._errors import DataError
 from torch_caption.data._hdf5 import INTEGERS, dataset
 from torch_caption.data._memory import check_room
-from torch_caption.ending import one_line
-from torch_caption.texts import read_json, read_text, shown, strange
+from torch_caption.ending import is_watched, one_line
+from torch_caption.texts import lines, read_json, read_text, shown, strange
+from torch_caption.tokenizer import TOKENIZERS
 from torch_caption.vocabulary import END, NULL, START, Vocabulary
 
 BLOCK_BYTES = 2**26
@@ -131,7 +132,7 @@ def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) ->
     """
     images, *shape = features.shape
     block = max(1, BLOCK_BYTES // (features.dtype.itemsize * math.prod(shape)))
-    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=None)
+    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=not is_watched())
     for start in starts:
         values = read_rows(features, slice(start, start + block))
         finite = np.isfinite(values)
@@ -152,7 +153,7 @@ def by_place(grids: np.ndarray) -> np.ndarray:
 
 
 def read_names(path: Path, images: int) -> list[str] | None:
-    """The lines of a file that names one image a row; None if there is no such file.
+    """The lines of a file that names one image a row, as they are; None if there is no such file.
 
     Raises:
         DataError: not UTF-8, or not as many lines as there are images.
@@ -160,17 +161,15 @@ def read_names(path: Path, images: int) -> list[str] | None:
     if not path.exists():
         return None
     try:
-        lines = read_text(path, NAMES_LIMIT).split("\n")
+        names = lines(read_text(path, NAMES_LIMIT))
     except ValueError as error:
         raise DataError(f"{error}; save it as UTF-8") from None
-    if lines[-1] == "":
-        lines.pop()
-    if len(lines) != images:
+    if len(names) != images:
         raise DataError(
-            f"{path}: has {len(lines)} lines, but the split's features have {images} rows; "
+            f"{path}: has {len(names)} lines, but the split's features have {images} rows; "
             "the file takes one line an image, in the order of the rows"
         )
-    return [line.strip() for line in lines]
+    return names
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -189,8 +188,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: holds {type(manifest).__name__}, not an object; write it again, or remove it")
     _check_values(manifest, path)
     images = manifest.get("images", "")
-    if not isinstance(images, str):
+    if not all(isinstance(name, str) for name in (images.values() if isinstance(images, dict) else [images])):
         raise DataError(f"{path}: images is {shown(images)}, not the name of a folder; write it again")
+    tokenizer = manifest.get("tokenizer", "words")
+    if not isinstance(tokenizer, str) or tokenizer not in TOKENIZERS:
+        raise DataError(f"{path}: tokenizer is {shown(tokenizer)}, not one of {', '.join(TOKENIZERS)}; write it again")
     return manifest
 
 

@@ -18,7 +18,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from torch_caption.ending import Failure, Stopped, one_line
+from torch_caption.ending import Failure, Stopped, is_watched, one_line
 
 ARCHIVE = "http://cs231n.stanford.edu/coco_captioning.zip"
 
@@ -200,7 +200,7 @@ def _validator(response: http.client.HTTPResponse) -> str | None:
 
 def _copy(response: http.client.HTTPResponse, file: IO[bytes], start: int, length: int | None, url: str) -> None:
     have = start
-    bar = tqdm(initial=start, total=length, unit="B", unit_scale=True, desc="download", disable=None)
+    bar = tqdm(initial=start, total=length, unit="B", unit_scale=True, desc="download", disable=not is_watched())
     with bar:
         while chunk := response.read1(_CHUNK):
             have += len(chunk)
@@ -270,7 +270,7 @@ def _extract(archive: Path, folder: Path) -> list[str]:
         free = shutil.disk_usage(folder).free
         if total > free:
             raise DownloadError(f"{folder.parent}: the files take {total:,} bytes, but {free:,} are free; make room")
-        with tqdm(total=total, unit="B", unit_scale=True, desc="unpack", disable=None) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc="unpack", disable=not is_watched()) as bar:
             for name, info in found.items():
                 with content.open(info) as packed, (folder / name).open("wb") as file:
                     while chunk := packed.read(_CHUNK):

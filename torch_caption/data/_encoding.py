@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from torch_caption.data import _pca
+from torch_caption.data import _names, _pca
 from torch_caption.data._annotations import Photograph
 from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import RowFile
 from torch_caption.data.features import Batch, Encoder, stream
-from torch_caption.ending import one_line
+from torch_caption.data.images import shown
+from torch_caption.ending import is_watched, one_line
 
 FIT_BYTES = 4 * 2**30
 """Grids of training photographs that the PCA is fitted on, at most (4 GiB, on the disk)."""
@@ -44,6 +45,7 @@ class Wanted:
         grid_pca: their components, or a share of their variance; None leaves them as they are.
         grid_dtype: "float16" or "float32".
         batch_size, workers: as in `stream`.
+        truncated: JPEGs whose end is missing, too.
     """
 
     grid: bool
@@ -51,6 +53,7 @@ class Wanted:
     grid_dtype: str
     batch_size: int
     workers: int
+    truncated: bool = False
 
 
 @dataclass
@@ -143,7 +146,7 @@ class Encoding:
         """Encode what remains of every split.
 
         Args:
-            tell: is given a line for every photograph that cannot be read.
+            tell: is given a line for every photograph that cannot be read, or not to its end.
 
         Raises:
             DataError: nothing of a split can be read, or the grids' PCA cannot be fitted.
@@ -187,20 +190,22 @@ class Encoding:
             batch_size=wanted.batch_size,
             workers=wanted.workers,
             grids=wanted.grid,
+            truncated=(lambda line: tell(f"warning: {line}")) if wanted.truncated else None,
         )
         with ExitStack() as stack:
             vectors = stack.enter_context(self.vectors(split))
             grids = stack.enter_context(self.grids(split)) if wanted.grid else None
             bar = stack.enter_context(
-                tqdm(total=len(photographs), initial=start, desc=split, unit="photo", disable=None)
+                tqdm(total=len(photographs), initial=start, desc=split, unit="photo", disable=not is_watched())
             )
             stack.enter_context(closing(batches))
             saved = time.monotonic()
             for batch in batches:
+                for place in batch.failed:
+                    batch.failed[place] += _names.hint(photographs[place].nearest)
+                    tell(f"left out  {shown(photographs[place].file_name)}: {batch.failed[place]}")
                 self._keep(split, batch, vectors, grids)
                 bar.update(batch.stop - bar.n)
-                for place, reason in batch.failed.items():
-                    tell(f"{photographs[place].file_name}: {reason}")
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     self._save(vectors, grids)
                     saved = time.monotonic()
@@ -233,7 +238,7 @@ class Encoding:
         assert self._wanted.grid_pca is not None
         moments = _pca.Moments(self.grid_shape[0])
         with self.grids("train") as raw:
-            with tqdm(total=raw.count, desc="PCA of grids", unit="photo", disable=None) as bar:
+            with tqdm(total=raw.count, desc="PCA of grids", unit="photo", disable=not is_watched()) as bar:
                 for block in raw.blocks():
                     moments.update(_pca.positions(torch.from_numpy(block)))
                     bar.update(len(block))

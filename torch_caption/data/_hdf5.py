@@ -6,6 +6,7 @@ features has no use for is refused here, and what it declares must be there: eve
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import zlib
@@ -56,6 +57,7 @@ _TYPES = {
     FLOATS: [getattr(h5t, f"IEEE_F{bits}{order}") for bits in _BITS[1:] for order in _ORDERS],
 }
 _SHOWN = 8  # names in a message
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 _CHECKSUM_BYTES = 4  # that fletcher32 puts at a chunk's end
 
 
@@ -64,7 +66,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
     """The HDF5 file, read only; no plugin of HDF5's is loaded meanwhile, whatever the file asks for.
 
     Raises:
-        DataError: the file is missing, is not HDF5, is truncated or is damaged where the body reads it.
+        DataError: the file is missing, is locked by a writer, is not HDF5, is truncated or is damaged where the body
+            reads it.
     """
     with examined(path), h5py.File(path, "r") as file:
         yield file
@@ -81,7 +84,37 @@ def examined(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except HDF5_ERRORS as error:
-        raise DataError(f"{path}: not a readable HDF5 file ({one_line(error)}); copy or download it again") from None
+        raise DataError(f"{path}: {_refusal(path, error)}") from None
+
+
+def check_free(path: Path) -> None:
+    """Raise DataError where another process has the HDF5 file open for writing, so that it may be half written."""
+    try:
+        h5py.File(path, "r").close()
+    except HDF5_ERRORS as error:
+        if _is_locked(error):
+            raise DataError(f"{path}: {_refusal(path, error)}") from None
+
+
+def _is_locked(error: Exception) -> bool:
+    return "unable to lock file" in str(error) and getattr(error, "errno", None) not in _NO_LOCKS
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why a file was not opened or read, and what to do: a file that is locked or forbidden is not a damaged one."""
+    text, number = one_line(error), getattr(error, "errno", None)
+    if _is_locked(error):
+        return "another process has it open for writing and locks it; close it there, or wait until it is written"
+    if "unable to lock file" in text:
+        return "its file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE in the environment to read without"
+    if "already open for write" in text:  # HDF5's mark in the file itself
+        return (
+            "it says that a process has it open for writing; close it there, or, where none has, because the one that "
+            f"wrote it was ended, write it again (`h5clear -s {path}` takes the mark off)"
+        )
+    if number is not None:  # the system's refusal: it says nothing of what the file holds
+        return f"cannot be read: {os.strerror(number)}"
+    return f"not a readable HDF5 file ({text}); copy or download it again"
 
 
 @contextmanager

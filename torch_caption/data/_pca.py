@@ -23,7 +23,7 @@ from tqdm import tqdm
 from torch_caption.data import _checks, _hdf5
 from torch_caption.data._errors import DataError
 from torch_caption.data._hdf5 import FLOATS
-from torch_caption.ending import one_line
+from torch_caption.ending import is_watched, one_line
 
 CHUNK = 8192  # rows in float64 at a time
 PROJECTION_LIMIT = 2**30
@@ -230,7 +230,8 @@ def _shape(path: Path) -> tuple[int, int]:
 def _pairs(full: Path, projected: Path, says: str) -> Iterator[tuple[Tensor, Tensor]]:
     with _hdf5.opened(full) as left, _hdf5.opened(projected) as right:
         xs, ys = (_hdf5.dataset(file, "features", (2,), FLOATS) for file in (left, right))
-        for first in tqdm(range(0, len(xs), CHUNK), desc=f"{says}, {full.name}", unit="block", disable=None):
+        bar = tqdm(range(0, len(xs), CHUNK), desc=f"{says}, {full.name}", unit="block", disable=not is_watched())
+        for first in bar:
             piece = slice(first, first + CHUNK)
             yield torch.from_numpy(_checks.read_rows(xs, piece)), torch.from_numpy(_checks.read_rows(ys, piece))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from torch_caption.data import _hdf5
 from torch_caption.data._errors import DataError
 from torch_caption.files import sha256_of
 from torch_caption.texts import shown
@@ -46,6 +47,8 @@ def named(directory: Path, manifest: Mapping[str, Any]) -> list[Path]:
 def check(directory: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -> None:
     """Raise DataError for the first of the files that is not as the manifest says; without a mark it may be anything.
 
+    A file that another process is writing is told as that.
+
     Args:
         files: of the directory.
     """
@@ -64,6 +67,8 @@ def check(directory: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -
                 f"{directory / 'manifest.json'}: {ENTRY} has {shown(path.name)}, no name of a file"
             ) from None
         if not same:
+            if path.suffix == ".h5":
+                _hdf5.check_free(path)
             told = (
                 "another SHA-256 than" if size == mark["bytes"] else f"{size:,} bytes, not the {mark['bytes']:,} that"
             )

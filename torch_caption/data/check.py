@@ -24,8 +24,11 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: as `guarded` says; 2 where the data is not sound."""
-    options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.check")
-    return guarded(lambda: print(coco.summary(coco.open_kinds(options.directory))))
+    return guarded(lambda: _check(tyro.cli(Options, args=args, prog="python -m torch_caption.data.check")))
+
+
+def _check(options: Options) -> None:
+    print(coco.summary(coco.open_kinds(options.directory)))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Annotated, Any
 
 import h5py
@@ -34,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torch_caption.data import _checks, _download, _hdf5, _memory, _stored, _written
+from torch_caption.data import _checks, _download, _hdf5, _memory, _names, _stored, _written
 from torch_caption.data import recipe as recipes
 from torch_caption.data._batches import Batch, EpochBatches, batches, generator
 from torch_caption.data._errors import DataError
@@ -77,6 +77,7 @@ class Split(Dataset[Batch]):
         image_idxs: (M,) int64; the image that each caption is of.
         num_images: the rows of the features, captioned or not.
         feature_dim: D.
+        tokenizer: how the captions were split into tokens, a name of `torch_caption.tokenizer.TOKENIZERS`.
         grid: the places that an image has features of, (a, a) or (L,); () where it has one vector.
     """
 
@@ -91,6 +92,7 @@ class Split(Dataset[Batch]):
         names: Sequence[str] | None = None,
         urls: Sequence[str] | None = None,
         images: Path | None = None,
+        tokenizer: str = "words",
     ) -> None:
         self.name = name
         self.vocabulary = vocabulary
@@ -102,6 +104,7 @@ class Split(Dataset[Batch]):
         self._names = names
         self._urls = urls
         self._images = images
+        self.tokenizer = tokenizer
 
     @property
     def in_memory(self) -> bool:
@@ -207,15 +210,20 @@ class Split(Dataset[Batch]):
 
 
 def below(folder: Path, name: str) -> Path | None:
-    """`folder / name` if that is a file inside of the folder, also once links are followed."""
-    unsafe = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
-    if unsafe or not name or "\0" in name:
+    """`folder / name` if that is a file inside of the folder, also once links are followed.
+
+    A name that was written on another system is found in this one's form of Unicode, too.
+    """
+    if not name or "\0" in name or _names.leads_out(name):
         return None
-    try:
-        path = (folder / name).resolve()
-        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
-    except OSError:  # a name longer than any file's, or links that go round
-        return None
+    for form in _names.forms(name):
+        try:
+            path = (folder / form).resolve()
+            if path.is_relative_to(folder.resolve()) and path.is_file():
+                return path
+        except OSError:  # a name longer than any file's, or links that go round
+            return None
+    return None
 
 
 @dataclass(frozen=True)
@@ -303,14 +311,27 @@ def open_data(
             _stored.load(paths[name], *measured[name], whole),
             measured[name][0],
             names=_checks.read_names(directory / f"{name}2014_images.txt", images[name]),
-            urls=_checks.read_names(directory / f"{name}2014_urls.txt", images[name]),
-            images=directory / manifest.get("images", "images"),
+            urls=_urls(directory / f"{name}2014_urls.txt", images[name]),
+            images=_pictures(directory, manifest, name),
+            tokenizer=manifest.get("tokenizer", "words"),
         )
         for name in names
     }
     recipe = recipes.record(directory, manifest, paths["train"])
     recipes.check_width(recipe, splits["train"].feature_dim, directory)
     return CocoData(directory, vocabulary, manifest, recipe, splits)
+
+
+def _pictures(directory: Path, manifest: Mapping[str, Any], split: str) -> Path:
+    """The folder of a split's pictures: each split may have its own."""
+    images = manifest.get("images", "images")
+    return directory / (images.get(split, "images") if isinstance(images, Mapping) else images)
+
+
+def _urls(path: Path, images: int) -> list[str] | None:
+    """No URL begins or ends with a blank."""
+    lines = _checks.read_names(path, images)
+    return None if lines is None else [line.strip() for line in lines]
 
 
 def _split_names(file: h5py.File) -> list[str]:
@@ -376,8 +397,7 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: as `guarded` says; 1 where the download failed, 2 where the data is not sound."""
-    options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.coco")
-    return guarded(lambda: _run(options))
+    return guarded(lambda: _run(tyro.cli(Options, args=args, prog="python -m torch_caption.data.coco")))
 
 
 def _run(options: Options) -> None:

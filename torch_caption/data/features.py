@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -25,7 +24,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torch_caption.data.images import ImageError, load_image
+from torch_caption.data.images import ImageError, load_image, shown
+from torch_caption.ending import is_watched
 from torch_caption.files import from_home, sha256_of
 
 BATCH = 16
@@ -235,6 +235,7 @@ def stream(
     batch_size: int = BATCH,
     workers: int = 2,
     grids: bool = True,
+    truncated: Callable[[str], object] | None = None,
 ) -> Generator[Batch]:
     """Features of the photographs, batch by batch, in their order; a bad photograph is told and left out.
 
@@ -245,13 +246,14 @@ def stream(
         photographs: files; None is one that is not there.
         start: the place to begin at, a multiple of `batch_size`.
         workers: threads that read ahead.
+        truncated: as in `load_image`; called in those threads.
     """
 
     def read(path: Path | None) -> Tensor | str:
         try:
-            return "no such file" if path is None else encoder.prepare(load_image(path))
+            return "no such file" if path is None else encoder.prepare(load_image(path, truncated=truncated))
         except ImageError as error:
-            return str(error).removeprefix(f"{path}: ")
+            return str(error).removeprefix(f"{shown(path)}: ")
 
     def begin(first: int) -> tuple[int, list[Future[Tensor | str]]]:
         return first, [pool.submit(read, path) for path in photographs[first : first + batch_size]]
@@ -477,15 +479,18 @@ def _download(name: str, entry_name: str = "DEFAULT") -> Path:
         raise FeatureError(f"torchvision knows no weights {entry_name} of {name}; name their file with --weights")
     path = _cache() / entry.url.rpartition("/")[2]
     if not path.is_file():
+        if path.parts[0] == "~":  # torch would make a folder of that name here
+            raise FeatureError(
+                "there is no home folder for the weights; set TORCH_HOME, or name their file with --weights"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            progress = sys.stderr.isatty()
-            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_prefix(entry), progress=progress)
+            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_prefix(entry), progress=is_watched())
         except (OSError, RuntimeError) as error:  # RuntimeError: another content than the name says
             reason = " ".join(str(getattr(error, "reason", None) or error).split())
             raise FeatureError(
-                f"{entry.url}: the weights of {name} were not downloaded ({reason}); bring the file to {path.parent}, "
-                "or name one with --weights"
+                f"{entry.url}: the weights of {name} were not downloaded ({reason}); bring the file to {path.parent} "
+                "(TORCH_HOME names another folder), or name one with --weights"
             ) from None
     if not file_sha256(path).startswith(_prefix(entry)):
         raise FeatureError(f"{path}: damaged, its SHA-256 is not that of its name; remove it, and it is fetched again")

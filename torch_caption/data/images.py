@@ -9,6 +9,7 @@ address could not be checked.
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import io
 import ipaddress
@@ -20,19 +21,26 @@ import ssl
 import stat
 import threading
 import time
+import unicodedata
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from torch_caption.data._bare import bare
+from torch_caption.data._bare import orientation as tiff_orientation
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not TIFF: its decoder in C prints complaints of its own to stderr
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # and HEIC, where pillow-heif is installed
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif"),
+}
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
 MAX_SIDE = 2**16 - 1  # as JPEG's; a picture of few, very long rows takes Pillow minutes
@@ -56,6 +64,12 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 
 # Nobody's machines, though some versions of Python take them for public.
 _NOBODYS = [ipaddress.ip_network(block) for block in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "5f00::/16")]
 _WARNINGS = threading.Lock()
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_HEADS = re.compile(rb"(?s)\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II\*\0|MM\0\*|....ftyp")
+_BITS, _PHOTOMETRIC = 258, 262  # of a TIFF
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 
 class ImageError(ValueError):
@@ -69,29 +83,47 @@ def load_image(
     timeout: float = 10.0,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
+    truncated: Callable[[str], object] | None = None,
 ) -> Image.Image:
     """A photograph as an upright RGB picture of 8 bits a channel, without metadata.
 
     EXIF rotation is applied, transparency becomes white, CMYK, palettes, grey and 16 bits become RGB; of an animation
-    the first frame is taken. Colour profiles are ignored.
+    the first frame is taken, of a TIFF the first page. Colour profiles are ignored.
 
     Args:
-        source: a file, the bytes of one, or an http(s) URL. JPEG, PNG, WEBP, GIF and BMP are read.
+        source: a file, the bytes of one, or an http(s) URL. JPEG, PNG, WEBP, GIF, BMP, TIFF and AVIF are read, and HEIC
+            where pillow-heif is installed.
         allow_private, timeout, max_bytes: as in `fetch`; the bytes of a file are limited as well.
         max_pixels: the most width x height, with no side above 65,535; beside it Pillow refuses twice its own
             `Image.MAX_IMAGE_PIXELS`.
+        truncated: takes a JPEG whose end is missing, grey where it is, and is given a line that names it; None refuses
+            it.
 
     Raises:
         ImageError: the source cannot be read or fetched, is empty, too large, in another format, or damaged.
     """
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decoded(bytes(source), "the picture's bytes", max_bytes, max_pixels)
+        return _decoded(bytes(source), "the picture's bytes", max_bytes, max_pixels, truncated)
     name = shown(source)
     if isinstance(source, str) and is_url(source):
         content = fetch(source, allow_private=allow_private, timeout=timeout, max_bytes=max_bytes)
     else:
         content = _file_content(Path(source), name, max_bytes)
-    return _decoded(content, name, max_bytes, max_pixels)
+    return _decoded(content, name, max_bytes, max_pixels, truncated)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a photograph does that `load_image` reads, or at least is named like one."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        _check_regular(path.stat(), "")
+        with open(path, "rb", opener=_open_now) as file:
+            head = file.read(256)
+    except (OSError, ValueError):
+        return False
+    brands = re.fullmatch(rb"(?s)....ftyp(.*)", head)
+    return bool(_HEADS.match(head)) and (brands is None or bool(_brands(head) & (_AVIF | _HEIC)))
 
 
 def is_url(source: str) -> bool:
@@ -349,7 +381,9 @@ def _check_regular(found: os.stat_result, name: str) -> None:
         raise ImageError(f"{name}: not a regular file")
 
 
-def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Image.Image:
+def _decoded(
+    content: bytes, name: str, max_bytes: int, max_pixels: int, truncated: Callable[[str], object] | None
+) -> Image.Image:
     if not content:
         raise ImageError(f"{name}: empty")
     if len(content) > max_bytes:
@@ -358,16 +392,10 @@ def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Imag
         content, orientation = bare(content)
     except ValueError as error:
         raise ImageError(f"{name}: {error}") from None
-    try:
-        with _quiet():
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture in {', '.join(FORMATS[:-1])} or {FORMATS[-1]} format") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name}: more than {min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))} pixels") from None
-    except Exception as error:  # a decoder fed with damage raises almost anything
-        raise ImageError(f"{name}: damaged: {_line(error)}") from error
-    with picture:
+    ends = not content.startswith(_JPEG) or content.endswith(_JPEG_END)
+    if not ends and truncated is not None:
+        content += _JPEG_END  # what is missing before it comes out grey
+    with _opened(content, name, max_pixels) as picture:
         width, height = picture.size
         if width * height > max_pixels:
             raise ImageError(f"{name}: {width} x {height} pixels are more than {max_pixels}")
@@ -379,9 +407,84 @@ def _decoded(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Imag
             key = picture.info.get("transparency")
             if deep and isinstance(key, tuple):  # Pillow has kept the upper 8 of the 16 bits
                 picture.info["transparency"] = tuple(value >> 8 for value in key)
-            return _rgb(picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture)
+            if picture.format == "AVIF":  # from how its container turns it, for its own metadata are off
+                orientation = tiff_orientation(picture.info.get("exif", b""))
+            whole: Image.Image = _of_tiff(picture, name) if picture.format == "TIFF" else picture
+            whole = _rgb(whole.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else whole)
+        except ImageError:
+            raise
         except Exception as error:
             raise ImageError(f"{name}: damaged: {_line(error)}") from error
+    if not ends and truncated is not None:
+        truncated(f"{name}: its end is missing; what it held is grey")
+    return whole
+
+
+def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+    """The picture with its size and mode known, and no pixel decoded."""
+    try:
+        with _quiet():
+            if _is_heic(content):
+                return _heif(name)(io.BytesIO(content))
+            _silence_libtiff()
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            if picture.format == "TIFF":
+                picture.getexif()  # asked for once more where warnings are no longer held back
+            return picture
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture in {', '.join(FORMATS)} or HEIC format") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: more than {min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))} pixels") from None
+    except ImageError:
+        raise
+    except Exception as error:  # a decoder fed with damage raises almost anything
+        raise ImageError(f"{name}: damaged: {_line(error)}") from error
+
+
+def _is_heic(content: bytes) -> bool:
+    """Whether a file of boxes says in its first one that it holds pictures of HEVC, and not of AV1."""
+    found = _brands(content)
+    return content[4:8] == b"ftyp" and bool(found & _HEIC) and not found & _AVIF
+
+
+def _brands(content: bytes) -> set[bytes]:
+    """Of a file of boxes, the kinds of pictures or films that its first box names."""
+    brands = content[8 : min(int.from_bytes(content[:4]), 256)]
+    return {brands[at : at + 4] for at in range(0, len(brands), 4)}
+
+
+def _heif(name: str) -> type[ImageFile.ImageFile]:
+    """What pillow-heif has for Pillow. It turns pictures itself."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImageError(
+            f"{name}: a HEIC picture, for which pillow-heif is needed: `python -m pip install pillow-heif` installs it"
+        ) from None
+    return pillow_heif.HeifImageFile
+
+
+@cache
+def _silence_libtiff() -> None:
+    """It prints to stderr what it finds wrong, beside telling Pillow, which has no switch for that. Where Pillow hides
+    its own libtiff, as on Windows, it goes on to print."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+def _of_tiff(picture: ImageFile.ImageFile, name: str) -> Image.Image:
+    """Grey of more than 8 bits as 8, which Pillow would cut off; what has no certain black and white is refused."""
+    tags = cast(Any, picture).tag_v2
+    if picture.mode in ("I", "F", "LAB"):
+        held = {"I": "integers that may be negative", "F": "floating-point numbers", "LAB": "CIE L*a*b* colours"}
+        raise ImageError(f"{name}: a TIFF of {held[picture.mode]}; save it as RGB or grey of 8 or 16 bits")
+    if picture.mode == "La":
+        return picture.convert("LA")
+    if not picture.mode.startswith("I;16"):
+        return picture
+    bits = tags.get(_BITS, (16,))[0]
+    grey = np.asarray(picture).astype(np.uint16) >> (bits - 8)
+    return Image.fromarray((255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey).astype(np.uint8))
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -417,9 +520,16 @@ def _quiet() -> Iterator[None]:
 
 
 def shown(source: object) -> str:
-    """A file's or URL's name as a message may hold it: printable, one line, not endless."""
-    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(source))
+    """A file's or URL's name as a message may hold it: nothing that a terminal obeys, one line, not endless.
+
+    Blanks of any width stay, and what joins two letters or emoji.
+    """
+    name = "".join(letter if _is_shown(letter) else "\N{REPLACEMENT CHARACTER}" for letter in str(source))
     return name if len(name) <= 300 else f"{name[:300]}..."
+
+
+def _is_shown(letter: str) -> bool:
+    return letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"
 
 
 def _line(error: object) -> str:

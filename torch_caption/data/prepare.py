@@ -2,8 +2,8 @@
 
     python -m torch_caption.data.prepare --images DIR --annotations FILE... --out DIR
 
-Annotations are in COCO's format. What is written is cs231n's layout, with what made the features beside it, so that
-`sample.py` can do the same to a new photograph:
+Annotations are in COCO's format, Karpathy's, Flickr8k's or Kaggle's. What is written is cs231n's layout, with what made
+the features beside it, so that `sample.py` can do the same to a new photograph:
 
     coco2014_captions.h5  coco2014_vocab.json  {split}2014_vgg16_fc7.h5  {split}2014_images.txt   as cs231n's
     {split}2014_urls.txt         if the annotations have URLs
@@ -38,7 +38,7 @@ import torch
 import tyro
 from filelock import FileLock, Timeout
 from tqdm import tqdm
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from torch_caption import __version__
 from torch_caption.data import _annotations, _checks, _pca, _written, coco, features
@@ -48,8 +48,10 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
-from torch_caption.ending import Stopped, guarded
-from torch_caption.metrics import tokenize
+from torch_caption.data.images import shown
+from torch_caption.ending import Stopped, guarded, is_watched
+from torch_caption.texts import strange
+from torch_caption.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
 CAPTIONS, VOCABULARY, MANIFEST = "coco2014_captions.h5", "coco2014_vocab.json", "manifest.json"
@@ -62,16 +64,24 @@ WORK = ".preparing"
 class PrepareConfig:
     """Make a data directory from photographs and their captions."""
 
-    images: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder of the photographs."""
+    images: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]DIR...")] = ()
+    """Folder of the photographs, or one a split: train=DIR val=DIR."""
     annotations: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]FILE...")] = ()
-    """Captions in COCO's format. Of several files each is the split that its name holds (train, val or test), unless it
-    is said: val=FILE. One file alone is parted at random into train and val."""
+    """Captions as COCO's annotations, Karpathy's dataset_*.json, Flickr8k.token.txt or Kaggle's captions.txt. Of
+    several files each is the split that its name holds (train, val or test), unless it is said: val=FILE. One file
+    alone has the splits that it says itself (Karpathy's), those of --splits, or is parted at random into train and
+    val."""
+    splits: Annotated[tuple[str, ...], arg(metavar="[SPLIT=]FILE...")] = ()
+    """Lists of photographs, one name a line, that part one file of annotations, such as Flickr_8k.trainImages.txt; the
+    split is the one that a list's name holds (dev is val), unless it is said."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """The directory to make."""
     recover_pca: Annotated[Path | None, arg(metavar="DIR")] = None
     """Do something else: find the PCA of a directory that has features with and without it, such as cs231n's, and put
     it there, so that new photographs can be captioned."""
+
+    allow_truncated: Annotated[bool, FlagCreatePairsOff] = False
+    """Take JPEGs whose end is missing, grey where it is; each is a warning. Without it they are left out."""
 
     encoder: Literal[tuple(features.BACKBONES)] = "resnet50"  # type: ignore[valid-type]
     """The network that looks at the photographs."""
@@ -91,6 +101,10 @@ class PrepareConfig:
     grid_dtype: Literal["float16", "float32"] = "float16"
     """Precision in which grids are stored."""
 
+    tokenizer: Literal[tuple(TOKENIZERS)] = "words"  # type: ignore[valid-type]
+    """How captions are split into tokens: words, parted by blanks and punctuation; characters, of scripts without
+    blanks such as Chinese and Thai (other words stay whole; --max-words then counts characters); whitespace, for
+    captions that another program has split, taken as they are. Scores and rewards of the directory use the same."""
     vocabulary: Annotated[Path | None, arg(metavar="FILE")] = None
     """A vocabulary to use, such as cs231n's coco2014_vocab.json."""
     min_count: int = 5
@@ -167,12 +181,14 @@ def prepare(config: PrepareConfig) -> Path:
     config.check()
     if config.recover_pca is not None:
         return recover_pca(config, config.recover_pca)
-    assert config.images is not None
     assert config.out is not None
     started = time.monotonic()
-    splits = _annotations.read_splits(config.annotations, config.val_share, config.seed)
+    folders = _annotations.named_folders(config.images)
+    _check_kept(config.out, folders)
+    splits = _annotations.read_splits(config.annotations, config.val_share, config.seed, config.splits)
+    _warn_of_script(splits, config)
     captions = encode_captions(splits, config)
-    splits = _annotations.locate(splits, config.images)
+    splits = _annotations.locate(splits, folders)
     _tell_captions(splits, captions, config)
     encoder = features.build(
         config.encoder, config.weights, transform=config.transform, device=config.computes_on, seed=config.seed
@@ -194,6 +210,14 @@ def prepare(config: PrepareConfig) -> Path:
     shutil.rmtree(work)
     _tell_end(config.out, time.monotonic() - started)
     return config.out
+
+
+def _check_kept(out: Path, folders: Mapping[str | None, Path]) -> None:
+    """Raise DataError where the manifest could not hold the name of a folder of photographs."""
+    for folder in folders.values():
+        unkept = strange(_seen_from(out, folder))
+        if unkept:
+            raise DataError(f"--images {shown(folder)}: {unkept!r} in its name is in no text; rename the folder")
 
 
 def _make(
@@ -218,14 +242,16 @@ def _make(
         _check_room(config, work, encoding, splits)
         if progress is not None:
             print(f"goes on   after {sum(progress.done.values()):,} photographs", flush=True)
-        encoding.run(splits, lambda line: tqdm.write(f"left out  {line}", file=sys.stderr))
+        encoding.run(splits, lambda line: tqdm.write(line, file=sys.stderr))
         _write(config, ready, encoding, encoder, splits, captions)
     for path in sorted(ready.iterdir(), key=lambda path: path.name == CAPTIONS):
         path.replace(work.parent / path.name)
 
 
 def _wanted(config: PrepareConfig) -> Wanted:
-    return Wanted(config.grid, config.grid_pca, config.grid_dtype, config.batch_size, config.workers)
+    return Wanted(
+        config.grid, config.grid_pca, config.grid_dtype, config.batch_size, config.workers, config.allow_truncated
+    )
 
 
 def _settings(
@@ -236,6 +262,8 @@ def _settings(
     recipe = encoder.recipe
     parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
     parts += [sizes, config.grid, config.grid_dtype, config.batch_size, config.computes_on]
+    parts += [config.tokenizer] if config.tokenizer != "words" else []  # which was the only one once
+    parts += ["truncated"] if config.allow_truncated else []
     digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
         digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
@@ -299,7 +327,7 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
     if config.vocabulary is not None:
         vocabulary = _checks.read_vocabulary(config.vocabulary)
     else:
-        vocabulary = Vocabulary.build((words for _, words in _tokens(splits["train"])), config.min_count)
+        vocabulary = Vocabulary.build((words for _, words in _tokens(splits["train"], config)), config.min_count)
         if len(vocabulary) == len(SPECIAL):
             raise DataError(f"--min-count {config.min_count}: no word of train occurs so often")
     rows, places = {}, {}
@@ -309,7 +337,7 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
         ids = np.full((most, config.max_words + 2), vocabulary.word_to_idx[NULL], np.int32)
         of = np.empty(most, np.int32)
         count = 0
-        for place, words in _tokens(photographs):
+        for place, words in _tokens(photographs, config):
             empty += not words
             too_long += len(words) > config.max_words
             if 0 < len(words) <= config.max_words:
@@ -322,8 +350,9 @@ def encode_captions(splits: Mapping[str, list[Photograph]], config: PrepareConfi
     return Captions(vocabulary, rows, places, too_long, empty)
 
 
-def _tokens(photographs: Sequence[Photograph]) -> Iterator[tuple[int, list[str]]]:
-    """The place of each caption's photograph, and its words."""
+def _tokens(photographs: Sequence[Photograph], config: PrepareConfig) -> Iterator[tuple[int, list[str]]]:
+    """The place of each caption's photograph, and its tokens."""
+    tokenize = TOKENIZERS[config.tokenizer]
     for place, photograph in enumerate(photographs):
         for _, text in photograph.captions:
             yield place, tokenize(text)
@@ -358,7 +387,7 @@ def _write(
             _write_text(ready / f"{split}2014_urls.txt", [photograph.url for photograph in photographs])
         _write_json(ready / f"captions_{split}2014.json", _as_written(photographs), None)
     failed = [
-        f"{split} {splits[split][int(place)].file_name}: {reason}"
+        f"{split} {shown(splits[split][int(place)].file_name)}: {reason}"
         for split in splits
         for place, reason in progress.failed.get(split, {}).items()
     ]
@@ -381,7 +410,7 @@ def _write_vectors(
     if config.pca is not None:
         moments = _pca.Moments(encoding.width)
         with encoding.vectors("train") as vectors:
-            for block in tqdm(vectors.blocks(), desc="PCA of vectors", unit="block", disable=None):
+            for block in tqdm(vectors.blocks(), desc="PCA of vectors", unit="block", disable=not is_watched()):
                 moments.update(torch.from_numpy(block))
         projection = _pca.fit(moments, config.pca, "--pca")
         projection.save(ready / VECTOR_PCA)
@@ -417,6 +446,9 @@ def _write_captions(path: Path, captions: Captions, progress: Progress, kept: Ma
 def _as_written(photographs: list[Photograph]) -> dict[str, Any]:
     """All their captions in COCO's format, the images in the order of the rows."""
     return {
+        "info": {},  # as in COCO's own; pycocotools before 2.0.11 fails without it
+        "licenses": [],
+        "type": "captions",
         "images": [{"id": photograph.id, "file_name": photograph.file_name} for photograph in photographs],
         "annotations": [
             {"id": identity, "image_id": photograph.id, "caption": text}
@@ -434,11 +466,11 @@ def _manifest(
     kept: Mapping[str, list[Photograph]],
     captions: Captions,
 ) -> dict[str, Any]:
-    assert config.images is not None
+    folders = {split: _seen_from(config.out, f) for split, f in _annotations.named_folders(config.images).items()}
     projections = {"vector": VECTOR_PCA if projection else None, "grid": GRID_PCA if encoding.projection else None}
     manifest: dict[str, Any] = {
         "data": "photographs",
-        "images": _seen_from(config.out, config.images),
+        "images": folders.get(None, folders),
         **encoder.recipe,
     }
     manifest |= {
@@ -450,7 +482,8 @@ def _manifest(
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
         },
-        "annotations": [Path(file).name for file in config.annotations],
+        "annotations": [shown(Path(file).name) for file in (*config.annotations, *config.splits)],
+        "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
         "settings": encoding.progress.settings,
@@ -466,7 +499,9 @@ def _seen_from(out: Path | None, images: Path) -> str:
 
 
 def _write_text(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    text = "".join(f"{line}\n" for line in lines)
+    # A reader takes one mark of the order of bytes off, which may be the first letter of a name.
+    path.write_text(text, encoding="utf-8-sig" if text.startswith("\ufeff") else "utf-8", newline="\n")
 
 
 def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> None:
@@ -478,6 +513,22 @@ def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> N
 
 def _says(weights: features.Weights) -> str:
     return f"{weights.name} (SHA-256 {features.short(weights.sha256)})"
+
+
+def _warn_of_script(splits: Mapping[str, list[Photograph]], config: PrepareConfig) -> None:
+    """Say where words cannot be found, as the tokenizer is to find them: in a tenth of the captions or more."""
+    if config.tokenizer != "words":
+        return
+    texts = [text for photographs in splits.values() for photograph in photographs for _, text in photograph.captions]
+    count = sum(map(is_unspaced, texts))
+    if 10 * count >= len(texts):
+        print(
+            f"warning: {count:,} of {len(texts):,} captions are mostly in a script without blanks, and whole phrases "
+            "of them become one word; use --tokenizer characters, or --tokenizer whitespace where another program has "
+            "put blanks between their words",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _tell_captions(splits: Mapping[str, list[Photograph]], captions: Captions, config: PrepareConfig) -> None:
@@ -500,7 +551,7 @@ def _tell_end(out: Path, seconds: float) -> None:
             dim, count = found.components.shape
             print(f"PCA       {projection} {dim:,} -> {count:,}, {100 * found.share:.1f} % of their variance in train")
     if (out / SKIPPED).is_file():
-        count = len((out / SKIPPED).read_text(encoding="utf-8").splitlines())
+        count = (out / SKIPPED).read_text(encoding="utf-8").count("\n")
         print(f"left out  {count:,} photographs that cannot be read: {out / SKIPPED}")
     print(f"done      in {seconds:.0f} s; `python train.py --data {out}` learns from it", flush=True)
 
@@ -548,8 +599,10 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: as `guarded` says."""
-    config = tyro.cli(PrepareConfig, args=args, prog="python -m torch_caption.data.prepare")
-    return guarded(lambda: _prepare(config), ["--batch-size", "--workers"])
+    return guarded(
+        lambda: _prepare(tyro.cli(PrepareConfig, args=args, prog="python -m torch_caption.data.prepare")),
+        ["--batch-size", "--workers"],
+    )
 
 
 def _prepare(config: PrepareConfig) -> None:

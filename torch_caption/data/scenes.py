@@ -29,7 +29,6 @@ How a caption is judged. It is right if it says all of the scene and nothing wro
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -47,12 +46,13 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from torch_caption.data import _written
+from torch_caption import files, folders
+from torch_caption.data import _hdf5, _written
 from torch_caption.data._draw import COLOURS, COUNTS, RELATIONS, SHAPES, SIDE, SIZES, Group, Scene, draw, place
 from torch_caption.data._judge import Verdict, judge
 from torch_caption.data._phrases import CAPTIONS, LONGEST, lexicon, tell
 from torch_caption.data._pixels import FEATURE_DIM, GRID, PLACE_DIM, features, grid
-from torch_caption.ending import guarded
+from torch_caption.ending import guarded, is_watched
 from torch_caption.texts import read_json, shown
 from torch_caption.vocabulary import SPECIAL, Vocabulary
 
@@ -107,22 +107,24 @@ def ensure(
 
     Raises:
         ValueError: a size is not positive, a split is unknown or missing, or the seed is negative.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or the user has none.
     """
     sizes = dict(SPLITS if sizes is None else sizes)
     if sizes.keys() != SPLITS.keys() or any(size < 1 for size in sizes.values()):
         raise ValueError(f"sizes must give a positive number for each of {', '.join(SPLITS)}, not {sizes}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed}")
-    cache = _cache() if cache is None else Path(cache)
+    elsewhere = f"set {folders.CACHE} to a folder that can be written" if cache is None else ""
+    cache = folders.cache() if cache is None else Path(cache)
     size = "" if sizes == SPLITS else "-" + "-".join(str(sizes[split]) for split in SPLITS)
     directory = cache / f"scenes-{RECIPE}-seed{seed}{size}"
     if _whole(directory):
         return directory
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{directory.name}.lock"):
-        if not _whole(directory):
-            _replace(directory, seed, sizes, progress)
+    with files.writing(cache, f"make room, or {elsewhere}" if elsewhere else "make room", elsewhere):
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f".{directory.name}.lock"):
+            if not _whole(directory):
+                _replace(directory, seed, sizes, progress)
     return directory
 
 
@@ -194,20 +196,6 @@ def _scene(entry: Mapping) -> Scene:
     return scene
 
 
-def _cache() -> Path:
-    """The folder for what can be made again: the environment's, else the platform's."""
-    named = os.environ.get("TORCH_CAPTION_CACHE")
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "torch_caption"
-
-
 def _whole(directory: Path) -> bool:
     """Whether a folder has every file. A build cut short never bears the name; a folder cleaned out may."""
     files = ["coco2014_captions.h5", "coco2014_vocab.json", SCENES, MANIFEST, "images"]
@@ -238,8 +226,9 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
     images = directory / "images"
     images.mkdir()
     drawn: dict[str, list[dict]] = {}
+    hidden = not (progress and is_watched())
     with (
-        tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="scene", disable=None if progress else True) as bar,
+        tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="scene", disable=hidden) as bar,
         h5py.File(directory / "coco2014_captions.h5", "w") as file,
     ):
         for number, split in enumerate(SPLITS):
@@ -339,8 +328,7 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line. Exit status: as `guarded` says; 2 where the folder cannot be made."""
-    options = tyro.cli(Options, args=args, prog="python -m torch_caption.data.scenes")
-    return guarded(lambda: _run(options))
+    return guarded(lambda: _run(tyro.cli(Options, args=args, prog="python -m torch_caption.data.scenes")))
 
 
 def _run(options: Options) -> None:
@@ -349,7 +337,7 @@ def _run(options: Options) -> None:
     vocabulary = Vocabulary.load(directory / "coco2014_vocab.json")
     print(directory)
     print(", ".join(f"{split} {len(drawn):,}" for split, drawn in splits.items()), f"scenes; {len(vocabulary)} words")
-    with h5py.File(directory / "coco2014_captions.h5") as file:
+    with _hdf5.opened(directory / "coco2014_captions.h5") as file:
         for split in splits:
             captions = map(vocabulary.decode, file[f"{split}_captions"][:CAPTIONS])
             print(f"images/{split}_00000.png", *captions, sep="\n  ")

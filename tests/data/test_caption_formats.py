@@ -1,0 +1,359 @@
+"""Captions as the field ships them: Karpathy's JSON, Flickr8k's token file with its lists, Kaggle's CSV."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_caption.data._annotations import Photograph, locate, named_folders, of_split, read, read_splits
+from torch_caption.data._errors import DataError
+
+KARPATHY_SPLITS = ["train", "restval", "val", "test", "train"]
+
+
+def karpathy(*, coco: bool = False) -> dict[str, Any]:
+    """Five photographs, two captions of each; of COCO they have a folder and an id of its own."""
+    images = []
+    for k, split in enumerate(KARPATHY_SPLITS):
+        sentences = [
+            {"tokens": ["a", "dog", str(k)], "raw": f"A dog, {k}: {n}!", "imgid": k, "sentid": 2 * k + n}
+            for n in range(2)
+        ]
+        image = {"sentids": [2 * k, 2 * k + 1], "imgid": k, "sentences": sentences, "split": split}
+        image |= {"filename": f"{k}.jpg"} | ({"filepath": "val2014", "cocoid": 900 + k} if coco else {})
+        images.append(image)
+    return {"images": images, "dataset": "coco" if coco else "flickr8k"}
+
+
+def write(path: Path, content: Any) -> Path:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8", newline="\n")
+    return path
+
+
+def names(photographs: list[Photograph]) -> list[str]:
+    return [photograph.file_name for photograph in photographs]
+
+
+TOKEN = "".join(f"{k}.jpg#{n}\tA dog , {k} {n} .\n" for k in range(4) for n in range(2))
+CSV = 'image,caption\n0.jpg,A dog runs .\n0.jpg,"A dog , a ""big"" one"\n1.jpg,"A cat\nsleeps"\n2.jpg,A bird\n'
+
+
+# Karpathy's
+
+
+@pytest.mark.parametrize("name", ["dataset_flickr8k.json", "anything.txt"])
+def test_karpathys_file_says_its_splits(name: str, tmp_path: Path) -> None:
+    """restval is train, and test is kept apart; what the file is called says nothing."""
+    path = write(tmp_path / name, karpathy())
+    splits = read_splits([str(path)], 0.1, 0)
+    assert {split: names(photographs) for split, photographs in splits.items()} == {
+        "train": ["0.jpg", "1.jpg", "4.jpg"],
+        "val": ["2.jpg"],
+        "test": ["3.jpg"],
+    }
+    assert splits["val"][0].captions == [(4, "A dog, 2: 0!"), (5, "A dog, 2: 1!")]
+    assert splits["val"][0].id == 2
+
+
+def test_karpathys_file_of_coco_has_its_folders_and_ids(tmp_path: Path) -> None:
+    path = write(tmp_path / "dataset_coco.json", karpathy(coco=True))
+    (photograph,) = read_splits([str(path)], 0.1, 0)["val"]
+    assert (photograph.file_name, photograph.id) == ("val2014/2.jpg", 902)
+
+
+def test_one_split_of_karpathys_file_may_be_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "dataset.json", karpathy())
+    splits = read_splits([f"train={path}", f"val={path}"], 0.1, 0)
+    assert {split: names(photographs) for split, photographs in splits.items()} == {
+        "train": ["0.jpg", "1.jpg", "4.jpg"],
+        "val": ["2.jpg"],
+    }
+    with pytest.raises(DataError, match=r"dataset\.json: has no photograph of the split dev; it has train, val, test"):
+        read_splits([f"dev={path}"], 0.1, 0)
+    assert names(of_split(read(path), "test", path)) == ["3.jpg"]
+
+
+BAD_KARPATHY: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
+    "an unknown split": (
+        lambda i: i[2].update(split="dev"),
+        "images[2].split is 'dev', not one of train, restval, val",
+    ),
+    "no split": (lambda i: i[2].pop("split"), "images[2] has no split: {"),
+    "no name": (lambda i: i[1].pop("filename"), "images[1] has no filename: {"),
+    "a name that is none": (lambda i: i[1].update(filename=7), "images[1].filename is 7, not a string"),
+    "a folder that is none": (lambda i: i[1].update(filepath=[]), "images[1].filepath is [], not a string"),
+    "a name that leads out": (
+        lambda i: i[1].update(filepath="../x"),
+        "images[1].file_name is '../x/1.jpg', not a name",
+    ),
+    "a photograph twice": (
+        lambda i: i[3].update(filename="1.jpg"),
+        "images[3].file_name is '1.jpg', as that of images[1]",
+    ),
+    "an id twice": (lambda i: i[3].update(imgid=1), "images[3].id is 1, as that of an image before it"),
+    "no id": (lambda i: i[3].pop("imgid"), "images[3] has no imgid: {"),
+    "sentences that are none": (lambda i: i[0].update(sentences="x"), "images[0].sentences is 'x', not a list"),
+    "no sentences": (lambda i: i[0].pop("sentences"), "images[0] has no sentences: {"),
+    "no text": (lambda i: i[0]["sentences"][1].pop("raw"), "images[0].sentences[1] has no raw: {"),
+    "a text that is none": (
+        lambda i: i[0]["sentences"][1].update(raw=3),
+        "images[0].sentences[1].raw is 3, not a string",
+    ),
+    "no number": (lambda i: i[0]["sentences"][1].pop("sentid"), "images[0].sentences[1] has no sentid: {"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_KARPATHY)
+def test_a_fault_in_karpathys_file_is_named(kind: str, tmp_path: Path) -> None:
+    change, message = BAD_KARPATHY[kind]
+    content = karpathy()
+    change(content["images"])
+    path = write(tmp_path / "dataset.json", content)
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(error.value)
+
+
+# Flickr8k's
+
+
+def test_a_token_file_is_parted_by_its_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lists have their names from Flickr8k, dev being val, or a split that is said."""
+    captions = write(tmp_path / "Flickr8k.token.txt", TOKEN)
+    lists = [
+        str(write(tmp_path / "Flickr_8k.trainImages.txt", "0.jpg\n2.jpg\n9.jpg\n")),
+        str(write(tmp_path / "Flickr_8k.devImages.txt", "\ufeff1.jpg\r\n")),
+    ]
+    splits = read_splits([str(captions)], 0.1, 0, lists)
+    assert {split: names(photographs) for split, photographs in splits.items()} == {
+        "train": ["0.jpg", "2.jpg"],
+        "val": ["1.jpg"],
+    }
+    assert splits["train"][1].captions == [(5, "A dog , 2 0 ."), (6, "A dog , 2 1 .")]
+    missing, unlisted = capsys.readouterr().out.splitlines()
+    assert missing == f"left out  1 of the names in {lists[0]}: without captions, first '9.jpg'"
+    assert unlisted == f"left out  1 of the photographs of {captions}: in no list, first '3.jpg'"
+    said = read_splits([str(captions)], 0.1, 0, [f"train={lists[1]}", f"mine={lists[0]}"])
+    assert [*said] == ["train", "mine"]
+
+
+def test_names_in_a_list_may_be_written_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In another form of Unicode or with a blank after them; of other case the nearest is named."""
+    captions = "".join(f"{name}#0\tA dog\n" for name in ("caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg", "d.jpg"))
+    lists = [
+        str(write(tmp_path / "train", "./cafe\u0301.jpg \r\nb\x85.jpg\n\nc\u2028.jpg\n")),
+        str(write(tmp_path / "val", "d.jpg\nB\x85.JPG\n\n  \u3000\n")),
+    ]
+    splits = read_splits([str(write(tmp_path / "a.token", captions))], 0.1, 0, lists)
+    assert names(splits["train"]) == ["caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg"]
+    assert names(splits["val"]) == ["d.jpg"]
+    (line,) = capsys.readouterr().out.split("\n")[:-1]
+    assert line.endswith("first 'B\\x85.JPG'; the nearest that has captions is 'b\\x85.jpg'")
+    with pytest.raises(DataError, match=r"the first line is 'B.*JPG'; the nearest that has captions is 'b"):
+        read_splits([str(tmp_path / "a.token")], 0.1, 0, [str(write(tmp_path / "train", "B\x85.JPG\n"))])
+
+
+def test_a_token_file_alone_is_parted_at_random(tmp_path: Path) -> None:
+    splits = read_splits([str(write(tmp_path / "results.token", TOKEN))], 0.25, 0)
+    assert {split: len(photographs) for split, photographs in splits.items()} == {"train": 3, "val": 1}
+
+
+# Kaggle's
+
+
+def test_captions_of_a_csv_file(tmp_path: Path) -> None:
+    first, second, third = read(write(tmp_path / "captions.txt", CSV))
+    assert names([first, second, third]) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [text for _, text in first.captions] == ["A dog runs .", 'A dog , a "big" one']
+    assert second.captions[0][1] == "A cat\nsleeps"
+    assert len({number for photograph in (first, second, third) for number, _ in photograph.captions}) == 4
+    assert [first.id, second.id, third.id] == [0, 1, 2]
+
+
+def in_format(kind: str, name: str) -> str:
+    """A file of captions with one photograph."""
+    if kind == "token":
+        return f"{name}#0\tA dog\n"
+    if kind == "csv":
+        return f'image,caption\n"{name}",A dog\n'
+    image = {"filename": name, "split": "train", "imgid": 0, "sentences": [{"raw": "A dog", "sentid": 0}]}
+    return json.dumps({"images": [image]})
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "token", "csv"])
+def test_a_name_holds_what_a_file_system_takes(kind: str, tmp_path: Path) -> None:
+    name = " at\u202f10 \x85 \u2028 \x0b \x1c \u200d, \u90fd#1.jpg "
+    (photograph,) = read(write(tmp_path / "captions", in_format(kind, name)))
+    assert photograph.file_name == name
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "token", "csv"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/etc/a.jpg", "is '/etc/a.jpg', not a name below the folder"),
+        ("Icon\r", "is 'Icon\\r', a name with the end of a line in it: rename the file"),
+        (300 * "a", "longer than a name below the folder of photographs can be"),
+    ],
+)
+def test_a_name_that_no_photograph_can_have(kind: str, name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read(write(tmp_path / "captions", in_format(kind, name)))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [TOKEN, CSV, json.dumps(karpathy()), '{"images": [], "annotations": []}'])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_bom_and_the_ends_of_lines_change_nothing(content: str, end: str, tmp_path: Path) -> None:
+    plain = read(write(tmp_path / "a", content.replace("\nsleeps", " sleeps")))
+    changed = "\ufeff" + content.replace("\nsleeps", " sleeps").replace("\n", end)
+    assert read(write(tmp_path / "b", changed.encode("utf-8"))) == plain
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TOKEN + "4.jpg A dog\n", "line 9 is '4.jpg A dog', not name#number, tab, caption"),
+        (TOKEN + "1.jpg#1\tagain\n", "line 9 is of '1.jpg#1', as line 4; leave one out"),
+        (TOKEN + "../4.jpg#0\tA dog\n", "line 9.file_name is '../4.jpg', not a name below the folder"),
+        (TOKEN + "4.jpg#0\tA \x07dog\n", "line 9: the caption is 'A \\x07dog'; '\\x07' is in no text"),
+        (CSV + "3.jpg,A dog, running\n", "line 7 has 3 fields, not image,caption; put quotes around a caption"),
+        (CSV + "3.jpg\n", "line 7 has 1 fields, not image,caption"),
+        (CSV + ',"A dog"\n', "line 7.file_name is '', not a name"),
+        (CSV + '3.jpg,"A dog\n', "line 7 is not CSV: unexpected end of data; mend its quotes"),
+        (CSV + '3.jpg,"' + 140_000 * "x" + '"\n', "line 7 is not CSV: field larger than field limit"),
+        ("image|caption\n0.jpg|A dog\n", "begins with 'image|caption', and is in no format of captions; what is read"),
+        ("", "is empty, and is in no format of captions; what is read: COCO's annotations, Karpathy's dataset_*.json"),
+        ("\n\n", "is empty, and is in no format"),
+    ],
+)  # fmt: skip
+def test_what_is_in_no_format_is_named_with_its_line(content: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.txt", content)
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "lists", "message"),
+    [
+        (["token", "csv"], ["train.txt"], "--splits parts one file of --annotations, not 2"),
+        (["karpathy"], ["train.txt"], "karpathy: says itself which photographs are in which split; leave out --splits"),
+        (["token"], ["some.txt"], "some.txt: its name does not say which split it lists; write train="),
+        (["token"], ["train.txt", "train=some.txt"], "some.txt: a second list of the split train"),
+        (["token"], ["train.txt", "test=others.txt"], "others.txt: names no photograph of .*token; the first line is"),
+        (["token"], ["train=none.txt"], "none.txt: cannot be read: No such file .*; name a list of photographs' names"),
+        (["token"], ["val.txt"], "no file of the split train"),
+        (["karpathy", "csv"], [], "csv: its name does not say which split it is"),
+    ],
+)  # fmt: skip
+def test_lists_that_cannot_be(files: list[str], lists: list[str], message: str, tmp_path: Path,
+                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"token": TOKEN, "csv": CSV, "karpathy": karpathy(), "others.txt": "x.jpg\n"}.items():
+        write(Path(name), content)
+    for name in ("train.txt", "val.txt", "some.txt"):
+        write(Path(name), "0.jpg\n1.jpg\n")
+    with pytest.raises(DataError, match=message):
+        read_splits(files, 0.1, 0, lists)
+
+
+@given(content=st.sampled_from([TOKEN, CSV, json.dumps(karpathy())]), data=st.data())
+def test_damage_is_read_or_refused_in_one_line(content: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    changed = bytearray(content.encode("utf-8"))
+    for place in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=4)):
+        changed[place] = data.draw(st.integers(0, 255))
+    path = write(tmp_path_factory.getbasetemp() / "damaged", bytes(changed[: data.draw(st.integers(0, 2000))]))
+    message = str(path)
+    try:
+        read(path)
+    except DataError as error:
+        message = str(error)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+def test_a_first_line_without_end_is_in_no_format(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a: begins with 'x{76}\.\.\., and is in no format"):
+        read(write(tmp_path / "a", "x" * 200_000))
+
+
+# Where they are
+
+
+def test_photographs_lie_where_karpathys_folders_are_not(tmp_path: Path) -> None:
+    """All of COCO's in one folder; but what two photographs would share is neither's."""
+    splits = read_splits([str(write(tmp_path / "dataset_coco.json", karpathy(coco=True)))], 0.1, 0)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for k in range(5):
+        (folder / f"{k}.jpg").touch()
+    located = locate(splits, {None: folder})
+    assert [p.path for p in located["train"]] == [folder / f"{k}.jpg" for k in (0, 1, 4)]
+    assert names(located["val"]) == ["2.jpg"]
+    first, *others = splits["train"]
+    splits["train"] = [first, replace(others[0], file_name="train2014/0.jpg"), others[1]]
+    assert [p.path for p in locate(splits, {None: folder})["train"]] == [None, None, folder / "4.jpg"]
+
+
+# A folder a split
+
+
+def test_a_folder_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named_folders(["photos"]) == {None: Path("photos")}
+    assert named_folders(["train=a", "val=b/c"]) == {"train": Path("a"), "val": Path("b/c")}
+    assert named_folders(["x/train2014", "x/val2014"]) == {"train": Path("x/train2014"), "val": Path("x/val2014")}
+    (tmp_path / "a=b").mkdir()
+    assert named_folders(["a=b"]) == {None: Path("a=b")}
+    with pytest.raises(DataError, match="--images x: of several folders each is of a split; write train=x"):
+        named_folders(["train=a", "x"])
+    with pytest.raises(DataError, match="--images train=b: a second folder of the split train"):
+        named_folders(["train=a", "train=b"])
+
+
+def test_one_name_in_two_folders_is_two_photographs(tmp_path: Path) -> None:
+    files = [f"{split}={write(tmp_path / f'{split}.csv', CSV)}" for split in ("train", "val")]
+    splits = read_splits(files, 0.1, 0)
+    for split in splits:
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "0.jpg").touch()
+    located = locate(splits, {split: tmp_path / split for split in splits})
+    assert [located[split][0].path for split in splits] == [tmp_path / split / "0.jpg" for split in splits]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links take a privilege on Windows")
+@pytest.mark.parametrize("images", [["a"], ["train=a", "val=a"], ["train=a", "val=link"], ["train=a", "val=a/.."]])
+def test_one_photograph_in_two_splits(images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two files of captions or of two lists, however its folder is written."""
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    Path("a/0.jpg").touch()
+    Path("link").symlink_to("a", target_is_directory=True)
+    of_two = read_splits([f"{split}={write(Path(f'{split}.csv'), CSV)}" for split in ("train", "val")], 0.1, 0)
+    lists = [str(write(Path(name), "0.jpg\n1.jpg\n")) for name in ("train.txt", "val.txt")]
+    for splits in (of_two, read_splits([str(write(Path("token"), TOKEN))], 0.1, 0, lists)):
+        with pytest.raises(DataError, match=r"'(a/)?0\.jpg' is in train and in val: .* --images train=DIR val=DIR"):
+            locate(splits, named_folders(images))
+
+
+def test_folders_are_of_the_splits(tmp_path: Path) -> None:
+    splits = read_splits([f"train={write(tmp_path / 'a', CSV)}", f"val={write(tmp_path / 'b', TOKEN)}"], 0.1, 0)
+    with pytest.raises(DataError, match="--images names no folder of the split val; the splits are train, val"):
+        locate(splits, {"train": tmp_path})
+    with pytest.raises(DataError, match="--images names a folder of no split, called test; the splits are train, val"):
+        locate(splits, {"train": tmp_path, "val": tmp_path, "test": tmp_path})
