@@ -55,7 +55,7 @@ def test_the_composed_and_the_decomposed_form_are_one(language: str, split: Call
     assert split(unicodedata.normalize("NFD", text)) == split(unicodedata.normalize("NFC", text))
 
 
-@pytest.mark.parametrize("language", SENTENCES.keys() - {"Thai with blanks"})
+@pytest.mark.parametrize("language", [name for name in SENTENCES if name != "Thai with blanks"])
 def test_words_are_those_of_unicodes_word_boundaries(language: str) -> None:
     """Of texts without what English adds to them; the library's own boundaries, its WORD flag."""
     words = " ".join(tokenize(SENTENCES[language][0]))
