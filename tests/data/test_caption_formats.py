@@ -246,13 +246,16 @@ def test_a_bom_and_the_ends_of_lines_change_nothing(content: str, end: str, tmp_
         ("image|caption\n0.jpg|A dog\n", "begins with 'image|caption', and is in no format of captions; what is read"),
         ("", "is empty, and is in no format of captions; what is read: COCO's annotations, Karpathy's dataset_*.json"),
         ("\n\n", "is empty, and is in no format"),
+        (CSV.encode("utf-16"), "not a text in UTF-8: 'utf-8' codec can't decode byte 0xff in position 0"),
+        ("{", "not JSON in UTF-8: Expecting property name enclosed in double quotes: line 1"),
     ],
 )  # fmt: skip
-def test_what_is_in_no_format_is_named_with_its_line(content: str, message: str, tmp_path: Path) -> None:
+def test_what_is_in_no_format_is_named_with_its_line(content: str | bytes, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "captions.txt", content)
     with pytest.raises(DataError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}: {message}")
+    assert ";" in str(error.value), "it does not say what to do"
     assert "\n" not in str(error.value)
 
 

@@ -249,6 +249,9 @@ def read(path: Path) -> list[Photograph]:
     """
     try:
         text = read_text(path, ANNOTATIONS_LIMIT)
+    except ValueError as error:
+        raise DataError(f"{error}; name a file of captions in UTF-8") from None
+    try:
         content = parse_json(text, path) if text.lstrip()[:1] in ("{", "[") else None
     except ValueError as error:
         raise DataError(f"{error}; {_FORMATS}") from None
