@@ -368,3 +368,5 @@ def test_folders_are_of_the_splits(tmp_path: Path) -> None:
         locate(splits, {"train": tmp_path})
     with pytest.raises(DataError, match="--images names a folder of no split, called test; the splits are train, val"):
         locate(splits, {"train": tmp_path, "val": tmp_path, "test": tmp_path})
+    with pytest.raises(DataError, match="--images names no folder of the split train; the splits are train, val"):
+        locate(splits, {"b": tmp_path, "a": tmp_path})  # of several the first

@@ -459,8 +459,9 @@ def locate(splits: Mapping[str, list[Photograph]], folders: Mapping[str | None, 
         DataError: a split has no folder, a folder no split, there is no such folder, a name occurs twice in it, it
             holds no photograph of a split, or one file is two photographs.
     """
-    if None not in folders and splits.keys() != folders.keys():
-        split = next(iter(splits.keys() ^ folders.keys()))
+    odd = [split for split in (*splits, *folders) if (split in splits) != (split in folders)]
+    if None not in folders and odd:
+        split = odd[0]
         what = "names no folder of the split" if split in splits else "names a folder of no split, called"
         raise DataError(f"--images {what} {split}; the splits are {', '.join(splits)}")
     by_split = {split: folders.get(split) or folders[None] for split in splits}
