@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "dropout": {"functions"},
     "matmul": set(),
     "data": {"ending", "files", "folders", "texts", "tokenizer", "vocabulary"},
-    "photographs": {"data", "vocabulary"},
+    "photographs": {"data", "ending", "vocabulary"},
     "plots": {"data", "folders"},
     "description": {"captioner", "captioning", "data", "tokenizer", "vocabulary"},
     "config": {"files"},

@@ -1,4 +1,4 @@
-"""`sample.py PHOTO_OR_URL...`: new photographs with the features that the model learnt from; bad ones in one line."""
+"""`sample.py PHOTO|FOLDER|URL...`: photographs with the features that the model learnt from; bad ones in one line."""
 
 from __future__ import annotations
 

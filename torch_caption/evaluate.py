@@ -58,10 +58,10 @@ class EvaluateConfig:
     split: str = "val"
     """The split to caption."""
     references: Annotated[Path | None, arg(metavar="FILE")] = None
-    """What people wrote, in a format of `prepare --annotations`, found by the names in {split}2014_images.txt; of a
-    file that says its splits, those of the split alone. Without it
-    captions_{split}2014.json of the data where that is there; else the captions that the model learns from, which lack
-    long ones and have <UNK> in place of rare words."""
+    """Reference captions in a format of `prepare --annotations`, found by the names in {split}2014_images.txt; of a
+    file that says its splits, those of the split alone. Without it captions_{split}2014.json of the data where that is
+    there; else the captions that the model is trained on, which lack long ones and have <UNK> in place of rare
+    words."""
 
     beam_size: int = 5
     """Hypotheses of beam search; 1 is the greedy choice."""

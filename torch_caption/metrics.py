@@ -18,7 +18,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from torch_caption import java
-from torch_caption.tokenizer import TOKENIZERS, tokenize  # noqa: F401 - tokenize is documented to be here, too
+from torch_caption.tokenizer import TOKENIZERS, tokenize  # noqa: F401 - tokenize was here before
 
 Image = TypeVar("Image")
 PTB = "ptb"

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from torch_caption.data.coco import Split
 from torch_caption.data.images import ImageError, is_picture, is_url, load_image
 from torch_caption.data.recipe import Maker
+from torch_caption.ending import is_watched
 from torch_caption.vocabulary import Vocabulary
 
 BATCH = 16
@@ -126,7 +127,7 @@ def read(
     pictures: list[Image.Image | None] = []
     made: list[Tensor] = []
     prepared: list[Tensor] = []
-    for source in tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=None):
+    for source in tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_watched()):
         try:
             picture = load_image(source, allow_private=allow_private, truncated=truncated)
         except ImageError as error:

@@ -35,7 +35,7 @@ class SampleConfig:
     """Caption images with a trained model: greedily, by beam search (--beam-size), or drawn at random where a flag of
     chance is given."""
 
-    photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO_FOLDER_OR_URL")] = ()
+    photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO|FOLDER|URL...")] = ()
     """Photographs to caption: files, folders of files, and http(s) URLs. Without any, images of a split are
     captioned."""
     recursive: Annotated[bool, FlagCreatePairsOff] = False

@@ -43,12 +43,12 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an image that is a name": (lambda c: c["images"].__setitem__(1, "x.jpg"), "images[1] is 'x.jpg', not an object"),
     "no id": (lambda c: c["images"][1].pop("id"), "images[1] has no id: {'file_name': 'photo1.jpg'"),
     "an id that is none": (lambda c: c["images"][1].update(id=True), "images[1].id is True, neither a number nor"),
-    "an id twice": (lambda c: c["images"][2].update(id=10), "images[2].id is 10, as that of an image before it"),
+    "an id twice": (lambda c: c["images"][2].update(id=10), "images[2] has the id 10, as an image before it"),
     "no name": (lambda c: c["images"][0].pop("file_name"), "images[0] has no file_name"),
     "an empty name": (lambda c: c["images"][0].update(file_name=""), "images[0].file_name is '', not a name"),
     "a name twice": (
         lambda c: c["images"][2].update(file_name="photo0.jpg"),
-        "images[2].file_name is 'photo0.jpg', as that of images[0]",
+        "images[2] has the name 'photo0.jpg', as images[0]",
     ),
     "a name that leads out": (
         lambda c: c["images"][0].update(file_name="../x.jpg"),
@@ -74,7 +74,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a name of bytes that are no UTF-8": (
         lambda c: c["images"][0].update(file_name="caf\udce9.jpg"),
-        "images[0].file_name is 'caf\\udce9.jpg', a name that is not Unicode text: rename the file",
+        "images[0].file_name is 'caf\\udce9.jpg', a name that is not Unicode text; rename the file",
     ),
     "no image_id": (lambda c: c["annotations"][3].pop("image_id"), "annotations[3] has no image_id"),
     "an unknown image": (
@@ -100,7 +100,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a name twice, written otherwise": (
         lambda c: c["images"][2].update(file_name="./photo0.jpg"),
-        "images[2].file_name is './photo0.jpg', as that of images[0]",
+        "images[2] has the name './photo0.jpg', as images[0]",
     ),
     "a huge value": (lambda c: c["images"][0].update(id=["x" * 10_000]), "images[0].id is ['xxx"),
     "an annotation's id": (lambda c: c["annotations"][0].update(id=None), "annotations[0].id is None"),

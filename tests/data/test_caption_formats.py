@@ -95,20 +95,28 @@ BAD_KARPATHY: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = 
     "a folder that is none": (lambda i: i[1].update(filepath=[]), "images[1].filepath is [], not a string"),
     "a name that leads out": (
         lambda i: i[1].update(filepath="../x"),
-        "images[1].file_name is '../x/1.jpg', not a name",
+        "images[1].filepath/filename is '../x/1.jpg', not a name below the folder of photographs; name the file from",
     ),
     "a photograph twice": (
         lambda i: i[3].update(filename="1.jpg"),
-        "images[3].file_name is '1.jpg', as that of images[1]",
+        "images[3] has the name '1.jpg', as images[1]",
     ),
-    "an id twice": (lambda i: i[3].update(imgid=1), "images[3].id is 1, as that of an image before it"),
+    "an id twice": (lambda i: i[3].update(imgid=1), "images[3] has the id 1, as an image before it"),
+    "an id that is none": (
+        lambda i: i[3].update(imgid=None),
+        "images[3].imgid is None, neither a number nor a string; write it as Karpathy's files do",
+    ),
+    "an empty name": (
+        lambda i: i[3].update(filename=""),
+        "images[3].filename is '', not a name; write it as Karpathy's files do",
+    ),
     "no id": (lambda i: i[3].pop("imgid"), "images[3] has no imgid: {"),
     "sentences that are none": (lambda i: i[0].update(sentences="x"), "images[0].sentences is 'x', not a list"),
     "no sentences": (lambda i: i[0].pop("sentences"), "images[0] has no sentences: {"),
     "no text": (lambda i: i[0]["sentences"][1].pop("raw"), "images[0].sentences[1] has no raw: {"),
     "a text that is none": (
         lambda i: i[0]["sentences"][1].update(raw=3),
-        "images[0].sentences[1].raw is 3, not a string",
+        "images[0].sentences[1].raw is 3, not a string; write it as Karpathy's files do",
     ),
     "no number": (lambda i: i[0]["sentences"][1].pop("sentid"), "images[0].sentences[1] has no sentid: {"),
 }
@@ -142,7 +150,7 @@ def test_a_token_file_is_parted_by_its_lists(tmp_path: Path, capsys: pytest.Capt
         "val": ["1.jpg"],
     }
     assert splits["train"][1].captions == [(5, "A dog , 2 0 ."), (6, "A dog , 2 1 .")]
-    missing, unlisted = capsys.readouterr().out.splitlines()
+    missing, unlisted = capsys.readouterr().err.splitlines()
     assert missing == f"left out  1 of the names in {lists[0]}: without captions, first '9.jpg'"
     assert unlisted == f"left out  1 of the photographs of {captions}: in no list, first '3.jpg'"
     said = read_splits([str(captions)], 0.1, 0, [f"train={lists[1]}", f"mine={lists[0]}"])
@@ -159,7 +167,7 @@ def test_names_in_a_list_may_be_written_otherwise(tmp_path: Path, capsys: pytest
     splits = read_splits([str(write(tmp_path / "a.token", captions))], 0.1, 0, lists)
     assert names(splits["train"]) == ["caf\u00e9.jpg", "b\x85.jpg", "c\u2028.jpg"]
     assert names(splits["val"]) == ["d.jpg"]
-    (line,) = capsys.readouterr().out.split("\n")[:-1]
+    (line,) = capsys.readouterr().err.split("\n")[:-1]
     assert line.endswith("first 'B\\x85.JPG'; the nearest that has captions is 'b\\x85.jpg'")
     with pytest.raises(DataError, match=r"the first line is 'B.*JPG'; the nearest that has captions is 'b"):
         read_splits([str(tmp_path / "a.token")], 0.1, 0, [str(write(tmp_path / "train", "B\x85.JPG\n"))])
@@ -204,7 +212,7 @@ def test_a_name_holds_what_a_file_system_takes(kind: str, tmp_path: Path) -> Non
     ("name", "message"),
     [
         ("/etc/a.jpg", "is '/etc/a.jpg', not a name below the folder"),
-        ("Icon\r", "is 'Icon\\r', a name with the end of a line in it: rename the file"),
+        ("Icon\r", "is 'Icon\\r', a name with the end of a line in it; rename the file"),
         (300 * "a", "longer than a name below the folder of photographs can be"),
     ],
 )
@@ -228,23 +236,26 @@ def test_a_bom_and_the_ends_of_lines_change_nothing(content: str, end: str, tmp_
     [
         (TOKEN + "4.jpg A dog\n", "line 9 is '4.jpg A dog', not name#number, tab, caption"),
         (TOKEN + "1.jpg#1\tagain\n", "line 9 is of '1.jpg#1', as line 4; leave one out"),
-        (TOKEN + "../4.jpg#0\tA dog\n", "line 9.file_name is '../4.jpg', not a name below the folder"),
+        (TOKEN + "../4.jpg#0\tA dog\n", "line 9: the name is '../4.jpg', not a name below the folder of photographs"),
         (TOKEN + "4.jpg#0\tA \x07dog\n", "line 9: the caption is 'A \\x07dog'; '\\x07' is in no text"),
         (CSV + "3.jpg,A dog, running\n", "line 7 has 3 fields, not image,caption; put quotes around a caption"),
         (CSV + "3.jpg\n", "line 7 has 1 fields, not image,caption"),
-        (CSV + ',"A dog"\n', "line 7.file_name is '', not a name"),
+        (CSV + ',"A dog"\n', "line 7: the name is '', not a name; write the name of a photograph"),
         (CSV + '3.jpg,"A dog\n', "line 7 is not CSV: unexpected end of data; mend its quotes"),
         (CSV + '3.jpg,"' + 140_000 * "x" + '"\n', "line 7 is not CSV: field larger than field limit"),
         ("image|caption\n0.jpg|A dog\n", "begins with 'image|caption', and is in no format of captions; what is read"),
         ("", "is empty, and is in no format of captions; what is read: COCO's annotations, Karpathy's dataset_*.json"),
         ("\n\n", "is empty, and is in no format"),
+        (CSV.encode("utf-16"), "not a text in UTF-8: 'utf-8' codec can't decode byte 0xff in position 0"),
+        ("{", "not JSON in UTF-8: Expecting property name enclosed in double quotes: line 1"),
     ],
 )  # fmt: skip
-def test_what_is_in_no_format_is_named_with_its_line(content: str, message: str, tmp_path: Path) -> None:
+def test_what_is_in_no_format_is_named_with_its_line(content: str | bytes, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "captions.txt", content)
     with pytest.raises(DataError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}: {message}")
+    assert ";" in str(error.value), "it does not say what to do"
     assert "\n" not in str(error.value)
 
 
@@ -357,3 +368,5 @@ def test_folders_are_of_the_splits(tmp_path: Path) -> None:
         locate(splits, {"train": tmp_path})
     with pytest.raises(DataError, match="--images names a folder of no split, called test; the splits are train, val"):
         locate(splits, {"train": tmp_path, "val": tmp_path, "test": tmp_path})
+    with pytest.raises(DataError, match="--images names no folder of the split train; the splits are train, val"):
+        locate(splits, {"b": tmp_path, "a": tmp_path})  # of several the first

@@ -194,7 +194,7 @@ DAMAGES = {
     "manifest of another kind": (text("manifest.json", "[1]"), "manifest.json", "holds list, not an object"),
     "manifest's images": (text("manifest.json", '{"images": 3}'), "manifest.json", "images is 3"),
     "a folder for a manifest": (folder("manifest.json"), "manifest.json", "not a file; write it again"),
-    "a folder of names": (folder("val2014_urls.txt"), "val2014_urls.txt", "not a file; save it as UTF-8"),
+    "a folder of names": (folder("val2014_urls.txt"), "val2014_urls.txt", "not a file; write it again in UTF-8"),
     "fewer URLs": (text("val2014_urls.txt", "a\nb\nc\n"), "val2014_urls.txt", "has 3 lines, but .* 4 rows"),
     "more names": (text("val2014_images.txt", "a\n" * 5), "val2014_images.txt", "has 5 lines, but .* 4 rows"),
     "names in Latin-1": (

@@ -13,7 +13,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,8 @@ def read_splits(
     val_share: float,
     seed: int,
     lists: Sequence[str] = (),
-    tell: Callable[[str], None] = print,
 ) -> dict[str, list[Photograph]]:
-    """The photographs of each split that have captions, train first.
+    """The photographs of each split that have captions, train first. What the lists leave out is a line on stderr.
 
     Args:
         files: `FILE` or `SPLIT=FILE`. One that says itself which photographs are in which split has those splits, or
@@ -79,7 +79,6 @@ def read_splits(
         val_share: the share of the photographs that become val then.
         seed: of that draw.
         lists: `FILE` or `SPLIT=FILE` with the names of a split's photographs, one a line.
-        tell: is given a line on photographs and names that are left out.
 
     Raises:
         DataError: a file is not as it should be, or no split can be found for it.
@@ -92,7 +91,7 @@ def read_splits(
         found = [photograph for photograph in read(path) if photograph.captions]
         if not found:
             raise DataError(f"{path}: no photograph in it has a caption")
-        parts = _parts(found, split, path, lists, tell, alone=len(files) == 1)
+        parts = _parts(found, split, path, lists, alone=len(files) == 1)
         twice = next((name for name in parts or {} if name in splits), None)
         if twice is not None:
             raise DataError(f"{path}: a second file of the split {twice}; name the splits, such as val={path}")
@@ -107,7 +106,6 @@ def _parts(
     split: str | None,
     path: Path,
     lists: Sequence[str],
-    tell: Callable[[str], None],
     *,
     alone: bool,
 ) -> dict[str, list[Photograph]] | None:
@@ -117,7 +115,7 @@ def _parts(
             raise DataError(f"{path}: says itself which photographs are in which split; leave out --splits")
         return {split: of_split(photographs, split, path)} if split else _by_split(photographs)
     if lists:
-        return _listed(photographs, path, lists, tell)
+        return _listed(photographs, path, lists)
     if split is None and not alone:
         split = _split_in(path.name)
         if split is None:
@@ -160,9 +158,7 @@ def _split_in(name: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _listed(
-    photographs: list[Photograph], path: Path, lists: Sequence[str], tell: Callable[[str], None]
-) -> dict[str, list[Photograph]]:
+def _listed(photographs: list[Photograph], path: Path, lists: Sequence[str]) -> dict[str, list[Photograph]]:
     """The photographs that each list names, in the order of their file."""
     splits: dict[str, list[Photograph]] = {}
     known = Names([photograph.file_name for photograph in photographs])
@@ -186,7 +182,7 @@ def _listed(
                 + _names.hint(known.nearest(first, guess=True), "has captions")
             )
         if missing:
-            tell(
+            _say(
                 f"left out  {len(missing):,} of the names in {source}: without captions, first {shown(missing[0])}"
                 + _names.hint(known.nearest(missing[0]), "has captions")
             )
@@ -194,8 +190,12 @@ def _listed(
         listed |= chosen
     unlisted = [photograph.file_name for photograph in photographs if photograph.file_name not in listed]
     if unlisted:
-        tell(f"left out  {len(unlisted):,} of the photographs of {path}: in no list, first {shown(unlisted[0])}")
+        _say(f"left out  {len(unlisted):,} of the photographs of {path}: in no list, first {shown(unlisted[0])}")
     return splits
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _names_in(path: Path) -> list[str]:
@@ -249,6 +249,9 @@ def read(path: Path) -> list[Photograph]:
     """
     try:
         text = read_text(path, ANNOTATIONS_LIMIT)
+    except ValueError as error:
+        raise DataError(f"{error}; name a file of captions in UTF-8") from None
+    try:
         content = parse_json(text, path) if text.lstrip()[:1] in ("{", "[") else None
     except ValueError as error:
         raise DataError(f"{error}; {_FORMATS}") from None
@@ -264,7 +267,7 @@ def read(path: Path) -> list[Photograph]:
 
 def _read_coco(content: dict[str, Any], path: Path) -> list[Photograph]:
     entries = enumerate(_list(content, "images", path))
-    found = _distinct((_photograph(entry, f"{path}: images[{place}]") for place, entry in entries), path)
+    found = _distinct((_of_coco(entry, f"{path}: images[{place}]") for place, entry in entries), path)
     places: dict[tuple[int | str, int | str], int] = {}
     for place, entry in enumerate(_list(content, "annotations", path)):
         where = f"{path}: annotations[{place}]"
@@ -273,13 +276,20 @@ def _read_coco(content: dict[str, Any], path: Path) -> list[Photograph]:
             raise DataError(f"{where}.image_id is {shown(image)}, the id of no image of the file; {_MEND}")
         _check_caption(caption, f"{where}.caption")
         identity = entry.get("id", place)
-        if not _is_id(identity):
-            raise DataError(f"{where}.id is {shown(identity)}, neither a number nor a string; {_MEND}")
+        _check_id(identity, f"{where}.id")
         other = places.setdefault((image, identity), place)
         if other != place:
             raise DataError(f"{where}.id is {identity!r}, as that of annotations[{other}] of its image; leave one out")
         found[image].captions.append((identity, caption))
     return [*found.values()]
+
+
+def _of_coco(entry: Any, where: str) -> Photograph:
+    identity, name = _get(entry, "id", where), _get(entry, "file_name", where)
+    _check_id(identity, f"{where}.id")
+    _check_name(name, f"{where}.file_name")
+    url = entry.get("coco_url") or entry.get("flickr_url") or entry.get("url") or ""
+    return Photograph(identity, name, url.strip() if isinstance(url, str) and not _strange_line(url.strip()) else "")
 
 
 def _read_karpathy(images: list[Any], path: Path) -> list[Photograph]:
@@ -295,7 +305,9 @@ def _has_sentences(entry: Any) -> bool:
 def _of_karpathy(entry: Any, where: str) -> Photograph:
     name, split, sentences = (_get(entry, key, where, _AS_KARPATHY) for key in ("filename", "split", "sentences"))
     folder = entry.get("filepath", "")
-    identity = entry["cocoid"] if "cocoid" in entry else _get(entry, "imgid", where, _AS_KARPATHY)
+    number = "cocoid" if "cocoid" in entry else "imgid"
+    identity = _get(entry, number, where, _AS_KARPATHY)
+    _check_id(identity, f"{where}.{number}", _AS_KARPATHY)
     for key, value in {"filename": name, "filepath": folder}.items():
         if not isinstance(value, str):
             raise DataError(f"{where}.{key} is {shown(value)}, not a string; {_AS_KARPATHY}")
@@ -303,15 +315,16 @@ def _of_karpathy(entry: Any, where: str) -> Photograph:
         raise DataError(f"{where}.split is {shown(split)}, not one of {', '.join(_KARPATHYS)}; {_AS_KARPATHY}")
     if not isinstance(sentences, list):
         raise DataError(f"{where}.sentences is {shown(sentences)}, not a list; {_AS_KARPATHY}")
-    photograph = _photograph({"id": identity, "file_name": f"{folder}/{name}" if folder else name}, where)
+    name, keys = (f"{folder}/{name}", "filepath/filename") if folder else (name, "filename")
+    _check_name(name, f"{where}.{keys}", _AS_KARPATHY)
+    captions = []
     for place, sentence in enumerate(sentences):
         at = f"{where}.sentences[{place}]"
-        caption, number = (_get(sentence, key, at, _AS_KARPATHY) for key in ("raw", "sentid"))
-        _check_caption(caption, f"{at}.raw")
-        if not _is_id(number):
-            raise DataError(f"{at}.sentid is {shown(number)}, neither a number nor a string; {_AS_KARPATHY}")
-        photograph.captions.append((number, caption))
-    return replace(photograph, split=_KARPATHYS[split])
+        caption, sentence_id = (_get(sentence, key, at, _AS_KARPATHY) for key in ("raw", "sentid"))
+        _check_caption(caption, f"{at}.raw", _AS_KARPATHY)
+        _check_id(sentence_id, f"{at}.sentid", _AS_KARPATHY)
+        captions.append((sentence_id, caption))
+    return Photograph(identity, name, captions=captions, split=_KARPATHYS[split])
 
 
 def _read_lines(text: str, path: Path) -> list[Photograph]:
@@ -328,7 +341,8 @@ def _read_lines(text: str, path: Path) -> list[Photograph]:
     for line, name, caption in entries:
         where, key = f"{path}: line {line}", _names.plain(name)
         if key not in found:
-            found[key] = _photograph({"id": len(found), "file_name": name}, where)
+            _check_name(name, f"{where}: the name", "write the name of a photograph")
+            found[key] = Photograph(len(found), name)
         _check_caption(caption, f"{where}: the caption")
         found[key].captions.append((line, caption))
     return [*found.values()]
@@ -369,9 +383,22 @@ def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
         raise DataError(f"{path}: line {rows.line_num} is not CSV: {error}; mend its quotes") from None
 
 
-def _check_caption(caption: Any, where: str) -> None:
+def _check_id(value: Any, where: str, mend: str = _MEND) -> None:
+    if not _is_id(value):
+        raise DataError(f"{where} is {shown(value)}, neither a number nor a string; {mend}")
+
+
+def _check_name(name: Any, where: str, mend: str = _MEND) -> None:
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where} is {shown(name)}, not a name; {mend}")
+    fault = _names.fault(name)
+    if fault:
+        raise DataError(f"{where} is {shown(name)}, {fault}")
+
+
+def _check_caption(caption: Any, where: str, mend: str = _MEND) -> None:
     if not isinstance(caption, str):
-        raise DataError(f"{where} is {shown(caption)}, not a string; {_MEND}")
+        raise DataError(f"{where} is {shown(caption)}, not a string; {mend}")
     if strange(caption):
         raise DataError(f"{where} is {shown(caption)}; {strange(caption)!r} is in no text: take it out")
 
@@ -387,12 +414,10 @@ def _distinct(photographs: Iterable[Photograph], path: Path) -> dict[int | str, 
     for place, photograph in enumerate(photographs):
         where = f"{path}: images[{place}]"
         if photograph.id in found:
-            raise DataError(f"{where}.id is {shown(photograph.id)}, as that of an image before it; leave one out")
+            raise DataError(f"{where} has the id {shown(photograph.id)}, as an image before it; leave one out")
         other = names.setdefault(_names.plain(photograph.file_name), place)
         if other != place:
-            raise DataError(
-                f"{where}.file_name is {shown(photograph.file_name)}, as that of images[{other}]; leave one out"
-            )
+            raise DataError(f"{where} has the name {shown(photograph.file_name)}, as images[{other}]; leave one out")
         found[photograph.id] = photograph
     return found
 
@@ -415,19 +440,6 @@ def _is_id(value: Any) -> bool:
     return type(value) is int or (isinstance(value, str) and not strange(value))
 
 
-def _photograph(entry: Any, where: str) -> Photograph:
-    identity, name = _get(entry, "id", where), _get(entry, "file_name", where)
-    if not _is_id(identity):
-        raise DataError(f"{where}.id is {shown(identity)}, neither a number nor a string; {_MEND}")
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{where}.file_name is {shown(name)}, not a name; {_MEND}")
-    fault = _names.fault(name)
-    if fault:
-        raise DataError(f"{where}.file_name is {shown(name)}, {fault}; {_MEND}")
-    url = entry.get("coco_url") or entry.get("flickr_url") or entry.get("url") or ""
-    return Photograph(identity, name, url.strip() if isinstance(url, str) and not _strange_line(url.strip()) else "")
-
-
 def _strange_line(text: str) -> bool:
     return strange(text) is not None or "\n" in text or "\r" in text
 
@@ -447,8 +459,9 @@ def locate(splits: Mapping[str, list[Photograph]], folders: Mapping[str | None, 
         DataError: a split has no folder, a folder no split, there is no such folder, a name occurs twice in it, it
             holds no photograph of a split, or one file is two photographs.
     """
-    if None not in folders and splits.keys() != folders.keys():
-        split = next(iter(splits.keys() ^ folders.keys()))
+    odd = [split for split in (*splits, *folders) if (split in splits) != (split in folders)]
+    if None not in folders and odd:
+        split = odd[0]
         what = "names no folder of the split" if split in splits else "names a folder of no split, called"
         raise DataError(f"--images {what} {split}; the splits are {', '.join(splits)}")
     by_split = {split: folders.get(split) or folders[None] for split in splits}

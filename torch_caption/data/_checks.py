@@ -163,7 +163,7 @@ def read_names(path: Path, images: int) -> list[str] | None:
     try:
         names = lines(read_text(path, NAMES_LIMIT))
     except ValueError as error:
-        raise DataError(f"{error}; save it as UTF-8") from None
+        raise DataError(f"{error}; write it again in UTF-8, or remove it") from None
     if len(names) != images:
         raise DataError(
             f"{path}: has {len(names)} lines, but the split's features have {images} rows; "

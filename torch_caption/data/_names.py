@@ -23,15 +23,15 @@ _COMPARED = 20_000  # names that one is compared with letter by letter
 
 
 def fault(name: str) -> str | None:
-    """Why nothing below a folder can have the name; None where something can."""
+    """Why nothing below a folder can have the name, and what to do; None where something can."""
     if leads_out(name):
-        return "not a name below the folder of photographs"
+        return "not a name below the folder of photographs; name the file from that folder on"
     if _ENDS_A_LINE.search(name):
-        return "a name with the end of a line in it: rename the file"
+        return "a name with the end of a line in it; rename the file"
     if _NO_TEXT.search(name):
-        return "a name that is not Unicode text: rename the file"
+        return "a name that is not Unicode text; rename the file"
     if len(name) > _LONGEST or max(len(part.encode("utf-8")) for part in name.split("/")) > _LONGEST_PART:
-        return "longer than a name below the folder of photographs can be"
+        return "longer than a name below the folder of photographs can be; shorten it"
     return None
 
 

@@ -108,11 +108,11 @@ class PrepareConfig:
     vocabulary: Annotated[Path | None, arg(metavar="FILE")] = None
     """A vocabulary to use, such as cs231n's coco2014_vocab.json."""
     min_count: int = 5
-    """Without it, the words are those that occur so often in the captions of train."""
+    """Without --vocabulary, the words are those that occur so often in the captions of train."""
     max_words: int = 15
     """Captions of more words are left out."""
     val_share: float = 0.1
-    """Share of the photographs that become val, where there is one file of annotations."""
+    """Share of the photographs that become val, where one file of annotations is parted at random."""
     seed: int = 0
     """Decides that choice, and random weights."""
 
