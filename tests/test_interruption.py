@@ -35,12 +35,12 @@ def test_a_signal_that_is_ignored_stays_so(number: signal.Signals) -> None:
     assert signal.getsignal(number) == signal.SIG_IGN
 
 
-def test_who_was_asked_to_stop_need_not_be_heard() -> None:
+def test_output_that_cannot_be_written_is_no_error_once_asked_to_stop() -> None:
     with Interrupt() as interrupt:
-        with pytest.raises(OSError, match="gone"), interrupt.telling():
+        with pytest.raises(OSError, match="gone"), interrupt.printing():
             raise OSError("the terminal is gone")
         signal.raise_signal(SIGNALS[-1])
-        with interrupt.telling():
+        with interrupt.printing():
             raise OSError("the terminal is gone")
 
 

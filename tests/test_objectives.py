@@ -216,7 +216,7 @@ def test_rewards_that_would_all_be_0_are_refused(tmp_path: Path) -> None:
         SelfCritical(SCST, one)
     same = open_data(tmp_path / "one")["train"]
     same.captions[:] = same.captions[0]
-    with pytest.raises(ConfigError, match="of 12 images, all with the same, so every reward would be 0"):
+    with pytest.raises(ConfigError, match="the same captions for all 12 images, so every reward would be 0"):
         SelfCritical(SCST, same)
 
 

@@ -67,9 +67,8 @@ def call(line: list[str], cwd: Path, **changes: str) -> subprocess.CompletedProc
     )
 
 
-def test_these_are_all_programs() -> None:
+def test_programs_are_found() -> None:
     assert {"train.py", "sample.py", "torch_caption.evaluate", "torch_caption.data.check", "benchmarks"} < {*PROGRAMS}
-    assert len(PROGRAMS) >= 12
 
 
 # Streams -------------------------------------------------------------------------------------------------------------

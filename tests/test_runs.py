@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -57,15 +58,30 @@ def test_the_last_checkpoint_of_a_run_means_the_run(tmp_path: Path) -> None:
     assert runs.find(tmp_path, "tiny-rnn-1/last.pt") == run
 
 
-def test_another_file_of_a_run_is_no_run_to_go_on_with(tmp_path: Path) -> None:
-    """It would go on from last.pt, which is not what was named."""
+@pytest.mark.parametrize("name", ["last.previous.pt", "best.pt", "best.safetensors"])
+def test_another_checkpoint_of_a_run_is_not_the_run(name: str, tmp_path: Path) -> None:
+    """Resuming would use last.pt, which is not the file that was named."""
     run = runs.create(tmp_path, "tiny-rnn")
-    for name in ("last.pt", "last.previous.pt", "best.pt"):
-        (run / name).write_bytes(b"")
-    for name in ("last.previous.pt", "best.pt"):
-        with pytest.raises(CheckpointError, match=r"is not a run; `--resume .*`--init-from") as refused:
-            runs.find("nowhere", str(run / name))
-        assert str(refused.value).startswith(f"{run / name}: ")
+    for file in ("last.pt", name):
+        (run / file).write_bytes(b"")
+    advice = f"`--resume {run}` resumes the run from its last.pt, and `--init-from {run / name}` begins a new run"
+    with pytest.raises(CheckpointError, match=re.escape(f"{run / name}: is a file, not a run; {advice}")):
+        runs.find("nowhere", str(run / name))
+
+
+def test_no_flag_is_advised_that_would_not_take_the_file(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, "tiny-rnn")
+    (run / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=re.escape("metrics.jsonl: is a file, not a run; name the run's folder")):
+        runs.find(tmp_path, str(run / "metrics.jsonl"))
+
+
+def test_a_run_is_found_beside_a_file_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a log in the current folder may be called."""
+    run = runs.create(tmp_path / "runs", "tiny-rnn")
+    (tmp_path / run.name).write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert runs.find("runs", run.name) == Path("runs") / run.name
 
 
 def test_runs_that_begin_in_one_moment_get_folders_of_their_own(tmp_path: Path) -> None:

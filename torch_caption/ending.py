@@ -168,9 +168,10 @@ def is_watched() -> bool:
 
 
 def _open_streams() -> None:
-    """Let every standard stream be one: those that were closed when Python began are None, and go nowhere from now on.
+    """Open the standard streams that were closed when Python started, which are None, on the null device.
 
-    Their descriptors are opened as well, or the next file would get one, and be written into by whatever prints from C.
+    Their descriptors are opened as well, or the next file would get one of them, and C code that prints would write
+    into that file.
     """
     for number in range(3):
         try:
@@ -188,13 +189,13 @@ def _open_streams() -> None:
 
 
 def _say(line: str) -> None:
-    """Print a line to stderr, where anybody reads that."""
+    """Print a line to stderr, if it can be written."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 def _drop_unwritten() -> None:
-    """Let output that cannot be written go nowhere, or Python would find that out once more at its end."""
+    """Discard output that cannot be written, or Python would fail once more when it flushes at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -204,8 +205,8 @@ def _drop_unwritten() -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """In the block a signal raises, as Ctrl-C does, so that what is open is closed; unless it is cared for already, or
-    ignored, as `nohup` has it of SIGHUP."""
+    """In the block a signal raises, as Ctrl-C does, so that what is open is closed; unless it has a handler already, or
+    is ignored, as SIGHUP is under `nohup`."""
     numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         numbers = []

@@ -1,6 +1,6 @@
 """How good a model's captions of a split are: `python -m torch_caption.evaluate CHECKPOINT`.
 
-Every image is captioned from its features alone; the captions that people wrote are read after that, all of an image's
+Every image is captioned from its features alone; the reference captions are read after that, all of an image's
 at once, and only the scorer sees them.
 """
 
@@ -49,7 +49,7 @@ PRINTED, DRAWN = 3, 8  # of the best captions, and of the worst
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a model's captions of a split's images against those that people wrote."""
+    """Score a model's captions of a split's images against the reference captions."""
 
     checkpoint: Annotated[Positional[Path | None], arg(metavar="[CHECKPOINT]")] = None
     """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
@@ -113,7 +113,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class References:
-    """What people wrote.
+    """The reference captions.
 
     Attributes:
         captions: the image's row -> its captions that hold a word, at least one.

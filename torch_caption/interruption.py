@@ -55,9 +55,9 @@ class Interrupt:
         return found
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """In the block, what is told may go unheard once this process is asked to stop: who reads it is stopped by the
-        same Ctrl-C, or gone with the terminal."""
+    def printing(self) -> Iterator[None]:
+        """In the block, output that cannot be written is no error once this process was asked to stop: the same Ctrl-C
+        stopped its reader, or its terminal is gone."""
         try:
             yield
         except OSError:

@@ -183,10 +183,11 @@ class SelfCritical:
             said = [unknown.get(idx, idx) for idx in ids if idx not in self._blank]
             references.setdefault(image, []).append(said)
         if not cider_weighs(references.values()):
-            images = "one image alone" if len(references) == 1 else f"{len(references)} images, all with the same"
+            count = len(references)
+            captions = "captions of one image alone" if count == 1 else f"the same captions for all {count} images"
             raise ConfigError(
-                f"--objective scst: {train.name} has captions of {images}, so every reward would be 0: CIDEr weighs "
-                "words by how many images lack them; train on more images"
+                f"--objective scst: {train.name} has {captions}, so every reward would be 0: CIDEr weighs words by how "
+                "many images lack them; train on more images"
             )
         self._reward = CiderReward(references)
 

@@ -68,17 +68,25 @@ def find(out: str | Path, name: str | None = None) -> Path:
         if not run.is_dir():
             raise CheckpointError(f"{pointer} names {run}, which is not there; name another run")
         return run
-    for run in (Path(name), out / name):
+    named = Path(name), out / name
+    for run in named:
         if run.is_dir():
             return run
-        if run.name == LAST and run.is_file():
-            return run.parent
-        if run.is_file():
-            raise CheckpointError(
-                f"{run}: is not a run; `--resume {run.parent}` goes on from its {LAST}, and `--init-from {run}` begins "
-                "another with these weights"
-            )
+    for file in named:
+        if file.is_file() and file.name == LAST:
+            return file.parent
+        if file.is_file():
+            raise CheckpointError(_not_a_run(file))
     raise CheckpointError(f"there is no run {name!r}, here or in {out}")
+
+
+def _not_a_run(file: Path) -> str:
+    advice = ["name the run's folder"]
+    if (file.parent / LAST).is_file():
+        advice = [f"`--resume {file.parent}` resumes the run from its {LAST}"]
+    if file.suffix in (".pt", ".safetensors"):
+        advice.append(f"`--init-from {file}` begins a new run with these weights")
+    return f"{file}: is a file, not a run; {', and '.join(advice)}"
 
 
 def checkpoint(named: Path | None, out: str | Path) -> Path:

@@ -123,7 +123,7 @@ def _weighs(split: Split, images: Iterable[int]) -> bool:
 
 
 def check_scored(config: TrainConfig, val: Split, images: list[int]) -> None:
-    """Say before the first epoch where CIDEr is 0 whatever the captions of the scored images say.
+    """Warn before the first epoch where CIDEr of the scored images is 0 whatever the captions.
 
     Raises:
         ConfigError: in self-critical training, which keeps the weights of the best CIDEr.
@@ -131,11 +131,14 @@ def check_scored(config: TrainConfig, val: Split, images: list[int]) -> None:
     if not images or _weighs(val, images):
         return
     of = "one image alone" if len(images) == 1 else f"{len(images)} images with the same captions"
-    line = f"CIDEr of {of} of {val.name} is 0 whatever the model says: it weighs words by how many images lack them"
+    line = f"CIDEr of {of} of {val.name} is 0 whatever the captions: it weighs words by how many images lack them"
     if config.objective == "scst":
-        raise ConfigError(f"--objective scst keeps the best CIDEr's weights, but {line}; --score-images takes more")
+        raise ConfigError(
+            f"--objective scst keeps the best CIDEr's weights, but {line}; score more images: raise --score-images, or "
+            f"add images to {val.name}"
+        )
     if distributed.first():
-        report.warning(f"{line}; it is left out")
+        report.warning(f"{line}; CIDEr is left out")
 
 
 def count_words(captions: Tensor, null: int) -> int:
@@ -268,11 +271,11 @@ def _train(
                     log.write(record)
                 keeper.save()
                 if distributed.first():
-                    with interrupt.telling():
+                    with interrupt.printing():
                         report.epoch(record, config, best=state.progress.ends_best_epoch())
             if interrupt.agreed:
                 if distributed.first():
-                    with interrupt.telling():
+                    with interrupt.printing():
                         report.interrupted(run, state.progress.step)
                 distributed.wait_for_all()  # as no other may end before rank 0 has saved
                 raise interrupt.stopped()

@@ -47,7 +47,7 @@ def named(directory: Path, manifest: Mapping[str, Any]) -> list[Path]:
 def check(directory: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -> None:
     """Raise DataError for the first of the files that is not as the manifest says; without a mark it may be anything.
 
-    A file that another process is writing is told as that.
+    A file that another process is writing is reported as such.
 
     Args:
         files: of the directory.

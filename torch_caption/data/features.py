@@ -489,7 +489,7 @@ def _download(name: str, entry_name: str = "DEFAULT") -> Path:
         except (OSError, RuntimeError) as error:  # RuntimeError: another content than the name says
             reason = " ".join(str(getattr(error, "reason", None) or error).split())
             raise FeatureError(
-                f"{entry.url}: the weights of {name} were not downloaded ({reason}); bring the file to {path.parent} "
+                f"{entry.url}: the weights of {name} were not downloaded ({reason}); copy the file to {path.parent} "
                 "(TORCH_HOME names another folder), or name one with --weights"
             ) from None
     if not file_sha256(path).startswith(_prefix(entry)):
