@@ -212,6 +212,16 @@ def _is_symbolic(T: int) -> bool:
     return not has_static_value(T)
 
 
+def plain(sizes: Sizes, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """`tensors` as a loop over `sizes` takes them: where T is symbolic, a view of each nn.Parameter.
+
+    A Parameter whose own sizes are symbolic, as make_fx makes it, is an internal error of the compiler in torch's scan.
+    """
+    if isinstance(sizes, int | tuple):
+        return tensors
+    return tuple(x.view_as(x) if isinstance(x, torch.nn.Parameter) else x for x in tensors)
+
+
 def over_time(
     step: Callable[[Rows, Rows], tuple[Rows, Rows]],
     state: Rows,
@@ -331,6 +341,8 @@ def check_packed(
         ValueError: the sizes grow, are more than N or below 1, or do not add up to the rows.
     """
     N, R = letters["N"], letters["R"]
+    if isinstance(sizes, Tensor) and torch.jit.is_tracing():
+        _check_traceable(sizes)
     sizes = sizes if isinstance(sizes, int | SymInt) else tuple(sizes)
     if not isinstance(sizes, tuple):
         _check_traceable(sizes)
