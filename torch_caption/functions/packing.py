@@ -110,7 +110,7 @@ class Uniform(NamedTuple):
 
 
 Steps = tuple[int, ...]
-"""`Sizes` one by one, or `Uniform`."""
+"""How many rows each step has, step by step; or `Uniform`, a tuple too, which says it of all steps at once."""
 
 Rows = tuple[Tensor, ...]
 """The rows of one step, (n_t, ...) each, of several packed sequences."""
@@ -213,13 +213,15 @@ def _is_symbolic(T: int) -> bool:
 
 
 def plain(sizes: Sizes, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """`tensors` as a loop over `sizes` takes them: where T is symbolic, a view of each nn.Parameter.
+    """`tensors` as a loop over `sizes` takes them: a view of each nn.Parameter whose own sizes are symbolic.
 
-    A Parameter whose own sizes are symbolic, as make_fx makes it, is an internal error of the compiler in torch's scan.
+    make_fx makes such Parameters; torch's scan fails on them with an internal error of the compiler.
     """
     if isinstance(sizes, int | tuple):
         return tensors
-    return tuple(x.view_as(x) if isinstance(x, torch.nn.Parameter) else x for x in tensors)
+    return tuple(
+        x.view_as(x) if isinstance(x, torch.nn.Parameter) and isinstance(x.numel(), SymInt) else x for x in tensors
+    )
 
 
 def over_time(
