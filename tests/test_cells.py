@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -192,6 +193,10 @@ def test_recurrent_refuses_sizes(cell_type, sizes, wrong):
         Recurrent(*sizes, cell_type)
 
 
+def test_recurrent_takes_numpys_integers_as_sizes(cell_type):
+    assert Recurrent(np.int64(D), np.int32(H), cell_type).Wh.shape[0] == H
+
+
 def test_recurrent_names_the_input_that_is_wrong(cell_type):
     """Whatever is wrong with x is said of x, and of h0 of h0, under the names that this layer has."""
     layer = Recurrent(D, H, cell_type)
@@ -219,6 +224,6 @@ def test_recurrent_names_the_input_that_is_wrong(cell_type):
                 layer(wrong_x)
 
 
-def test_recurrent_needs_a_place_to_look_at():
-    with pytest.raises(ValueError, match=rf"^Recurrent: h0 must have at least one place, but is \({N}, 0, {H}\)$"):
+def test_recurrent_needs_a_spatial_position():
+    with pytest.raises(ValueError, match=rf"^Recurrent: h0 must have at least one spatial position, but is \({N}, 0,"):
         Recurrent(D, H, "attention")(torch.ones(N, T, D), torch.ones(N, 0, H))

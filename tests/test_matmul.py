@@ -27,6 +27,7 @@ def setting() -> str:
 @pytest.fixture(autouse=True)
 def _put_back() -> Iterator[None]:
     before = setting()
+    torch.backends.mkldnn.matmul.fp32_precision = "none"  # a test that ran train.py may have chosen another
     yield
     torch.backends.mkldnn.matmul.fp32_precision = before
 
@@ -62,6 +63,14 @@ def test_a_library_that_sums_in_another_order_is_chosen(library, times, chosen):
     library(lambda x, w: (torch.mm(x.double(), w.double()) * (1 + times * ERROR)).float())
     assert prefer_onednn() == chosen
     assert (setting() == "bf16") == chosen
+
+
+def test_what_was_allowed_before_makes_no_library_exact(library):
+    """A program, or a test that ran one, may have set bfloat16 already."""
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    library(lambda x, w: torch.mm(x.bfloat16(), w.bfloat16()).float())
+    assert not prefer_onednn()
+    assert setting() == "bf16"
 
 
 def test_a_second_call_says_what_the_first_did(library):

@@ -8,6 +8,7 @@ nobody else asks for the name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from types import ModuleType
 from typing import ClassVar
 
@@ -242,7 +243,7 @@ class Recurrent(nn.Module):
         (h0,) = autocast(h0)
         check_floats("Recurrent", sizes, h0=(h0, "N L H" if self.cell.looks else "N H"), b=(b, gates))
         if 0 in h0.shape[1:]:
-            raise ValueError(f"Recurrent: h0 must have at least one place, but is {tuple(h0.shape)}")
+            raise ValueError(f"Recurrent: h0 must have at least one spatial position, but is {tuple(h0.shape)}")
         return self.cell.sequence(x, self.cell.begin(h0), dict(self.named_parameters()), lengths)
 
 
@@ -253,7 +254,7 @@ def check_sizes(owner: str, **sizes: int) -> None:
         ValueError: one is not an integer of at least 1.
     """
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, Integral) or size < 1:  # NumPy's integers too
             raise ValueError(f"{owner}: {name} must be an integer of at least 1, but is {size!r}")
 
 

@@ -35,8 +35,9 @@ def prefer_onednn() -> bool:
     generator = torch.Generator("cpu").manual_seed(0)
     x, w = (torch.randn(256, 256, generator=generator, dtype=torch.float32, device="cpu") for _ in range(2))
     exact = x.double() @ w.double()
-    allowed = 4 * (x @ w - exact).abs().max()  # bfloat16 inside would err a thousand times more
     before = _MATMUL.fp32_precision
+    _MATMUL.fp32_precision = "ieee"  # float32, whatever was allowed before
+    allowed = 4 * (x @ w - exact).abs().max()  # bfloat16 inside would err a thousand times more
     _MATMUL.fp32_precision = "bf16"
     chosen = bool((x @ w - exact).abs().max() <= allowed)
     if not chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -131,10 +132,31 @@ def test_the_layer_is_exported_with_its_time_open(cell):
     layer = Recurrent(4, 6, cell).double()
     begin = torch.randn(5, 9, 6, dtype=torch.float64) if CELLS[cell].looks else None
     x = torch.randn(5, 3, 4, dtype=torch.float64)
-    program = torch.export.export(layer, (x, begin), dynamic_shapes=({1: Dim.AUTO}, None)).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The .grad attribute of a Tensor that is not a leaf")  # Parameters are leaves
+        program = torch.export.export(layer, (x, begin), dynamic_shapes=({1: Dim.AUTO}, None)).module()
     for T in (3, 2, 5, 8):
         x = torch.randn(5, T, 4, dtype=torch.float64)
         assert_equal(program(x, begin), layer(x, begin))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_make_fx_takes_the_parameters_of_a_layer(cell):
+    """And a state before the first step that is learned. make_fx gives them symbolic sizes: outputs and gradients."""
+
+    def everything(parameters: dict[str, Tensor], x: Tensor, begin: Tensor) -> tuple[Tensor, ...]:
+        h = torch.func.functional_call(layer, parameters, (x, begin))
+        return h, *torch.autograd.grad(h.sum(), [*parameters.values(), begin])
+
+    def inputs(N: int, T: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        begin = torch.randn(N, 9, 6, dtype=torch.float64) if CELLS[cell].looks else torch.randn(N, 6).double()
+        return dict(layer.named_parameters()), torch.randn(N, T, 4, dtype=torch.float64), nn.Parameter(begin)
+
+    layer = Recurrent(4, 6, cell).double()
+    traced = make_fx(everything, tracing_mode="symbolic")(*inputs(3, 5))
+    for N, T in [(3, 5), *TRIED]:
+        given = inputs(N, T)
+        assert_equal(traced(*given), everything(*given))
 
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")  # torch's own
@@ -169,6 +191,18 @@ def test_jit_trace_refuses_a_loop_over_time(cell):
     x, begin = torch.randn(5, 3, 4), torch.randn(5, 9, 6) if CELLS[cell].looks else torch.randn(5, 6)
     with pytest.raises(RuntimeError, match=r"torch.jit.trace cannot record a loop over T time steps: use torch.export"):
         trace_with_jit(Recurrent(4, 6, cell), (x, begin))
+
+
+@OF_JIT_TRACE
+def test_jit_trace_refuses_packed_rows_of_as_many_steps_as_a_shape_says():
+    """And records a loop over steps that are given as numbers."""
+    x, h0, *weights = tensors(cases_of(4, 3)["rnn"])
+    rows = x.transpose(0, 1).reshape(12, -1)
+    with pytest.raises(RuntimeError, match=r"torch.jit.trace cannot record a loop over T time steps: use torch.export"):
+        trace_with_jit(lambda x: functions.packed_rnn(rows, h0, *weights, sizes=x.shape[1]), (x,))
+    for sizes in (3, [4, 4, 4]):
+        traced = trace_with_jit(lambda rows, s=sizes: functions.packed_rnn(rows, h0, *weights, sizes=s), (rows,))
+        assert_equal(traced(-rows), functions.packed_rnn(-rows, h0, *weights, sizes=sizes))
 
 
 @OF_JIT_TRACE

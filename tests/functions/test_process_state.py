@@ -226,6 +226,8 @@ def test_threads_may_read_and_set_the_precision_while_others_compute():
         except Exception as error:
             wrong.append(error)
 
+    settings = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
+    before = [setting.fp32_precision for setting in settings]
     workers = [threading.Thread(target=work, args=pair) for pair in zip(cases, expected, strict=True)]
     turner = threading.Thread(target=turn)
     for thread in (turner, *workers):
@@ -234,5 +236,6 @@ def test_threads_may_read_and_set_the_precision_while_others_compute():
         thread.join()
     done.set()
     turner.join()
-    torch.set_float32_matmul_precision("highest")
+    for setting, precision in zip(settings, before, strict=True):
+        setting.fp32_precision = precision
     assert wrong == []

@@ -179,7 +179,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _mixed(function: str, tensors: dict[str, Tensor]) -> TypeError:
-    """What is said of tensors of several dtypes or devices."""
+    """The error for tensors of mixed dtypes or devices."""
     of = {name: f"is {_short(tensor.dtype)}" for name, tensor in tensors.items()}
     if len(set(of.values())) == 1:
         of = {name: f"is on {tensor.device}" for name, tensor in tensors.items()}
@@ -193,7 +193,7 @@ def _mixed(function: str, tensors: dict[str, Tensor]) -> TypeError:
 
 
 def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], sizes: dict[str, int]) -> ValueError:
-    """What is said of shapes that do not go together."""
+    """The error for shapes that do not agree."""
     for suspect in _suspects(tensors):
         bound, others = dict(sizes), [tensors[name] for name in tensors if name != suspect]
         _bind(others, bound)

@@ -2,7 +2,7 @@
 
 torch has no public names for these, or calls them experimental. Each has a test of its own in
 tests/functions/test_torch_internals.py, which fails by its name where torch takes the name away or gives it another
-meaning. All but `scan` and `end_workers` decide which path a function takes; `_common` asks them at every call.
+meaning. All but `scan` and `end_workers` decide which path a function takes; `_common` and `packing` ask them.
 """
 
 from __future__ import annotations

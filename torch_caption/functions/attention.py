@@ -24,6 +24,7 @@ from .packing import (
     of_each_step,
     over_time,
     per_step,
+    plain,
     previous,
     read,
     resized,
@@ -390,6 +391,7 @@ def _apply(
     index: Tensor | None,
     sizes: Sizes,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    h0, A, Wh, Wattn, c0 = plain(sizes, h0, A, Wh, Wattn, c0)
     notes = take_notes(x, h0, A, Wx, Wh, Wattn, b, c0, index)
     return apply(AttentionLSTM, AttentionLSTMWithJVP, x, h0, A, Wx, Wh, Wattn, b, c0, index, sizes, notes)
 

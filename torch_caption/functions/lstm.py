@@ -21,6 +21,7 @@ from .packing import (
     of_each_step,
     over_time,
     per_step,
+    plain,
     previous,
     read,
     resized,
@@ -323,6 +324,7 @@ def _apply(
     index: Tensor | None,
     sizes: Sizes,
 ) -> tuple[Tensor, Tensor]:
+    h0, Wh, c0 = plain(sizes, h0, Wh, c0)
     return apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, index, sizes, take_notes(x, h0, Wx, Wh, b, c0, index))
 
 

@@ -110,7 +110,7 @@ class Uniform(NamedTuple):
 
 
 Steps = tuple[int, ...]
-"""`Sizes` one by one, or `Uniform`."""
+"""How many rows each step has, step by step; or `Uniform`, a tuple too, which says it of all steps at once."""
 
 Rows = tuple[Tensor, ...]
 """The rows of one step, (n_t, ...) each, of several packed sequences."""
@@ -210,6 +210,18 @@ def _is_symbolic(T: int) -> bool:
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return False
     return not has_static_value(T)
+
+
+def plain(sizes: Sizes, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """`tensors` as a loop over `sizes` takes them: a view of each nn.Parameter whose own sizes are symbolic.
+
+    make_fx makes such Parameters; torch's scan fails on them with an internal error of the compiler.
+    """
+    if isinstance(sizes, int | tuple):
+        return tensors
+    return tuple(
+        x.view_as(x) if isinstance(x, torch.nn.Parameter) and isinstance(x.numel(), SymInt) else x for x in tensors
+    )
 
 
 def over_time(
@@ -331,6 +343,8 @@ def check_packed(
         ValueError: the sizes grow, are more than N or below 1, or do not add up to the rows.
     """
     N, R = letters["N"], letters["R"]
+    if isinstance(sizes, Tensor) and torch.jit.is_tracing():
+        _check_traceable(sizes)
     sizes = sizes if isinstance(sizes, int | SymInt) else tuple(sizes)
     if not isinstance(sizes, tuple):
         _check_traceable(sizes)

@@ -20,6 +20,7 @@ from .packing import (
     first,
     of_each_step,
     over_time,
+    plain,
     previous,
     read,
     resized,
@@ -219,6 +220,7 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
     check_lengths("rnn", lengths, sizes, like=x)
     packed = Packing.of(sizes["N"], sizes["T"], lengths)
     x = packed.pack(blank(x, packed.unread))
+    h0, Wh = plain(packed.sizes, h0, Wh)
     h = apply(RNN, RNNWithJVP, x, packed.sort(h0), Wx, Wh, b, None, packed.sizes, take_notes(x, h0, Wx, Wh, b))
     return blank(packed.unpack(h), packed.unread)
 
@@ -251,6 +253,7 @@ def packed_rnn(
     letters: dict[str, int] = {}
     check_floats("packed_rnn", letters, x=(x, "R D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
     sizes, index = check_packed("packed_rnn", sizes, index, letters, like=x)
+    h0, Wh = plain(sizes, h0, Wh)
     return apply(RNN, RNNWithJVP, x, h0, Wx, Wh, b, index, sizes, take_notes(x, h0, Wx, Wh, b, index))
 
 
