@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,12 @@ settings.register_profile(
 )
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))
 settings.load_profile("torch_caption")
+
+
+# A signal that is ignored, as SIGHUP is under nohup, would be so in every program that a test starts.
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
