@@ -21,19 +21,23 @@ from steppers import (
     C,
     TableStepper,
     captioner,
+    greedy,
     images,
     rows,
+    sample,
     teacher_forced,
 )
 from torch import Tensor
 
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.cells import CELLS
-from torch_caption.decoding import Decoded, greedy, sample, select
+from torch_caption.decoding import Decoded, select
 
 
 class Recurrent(torch.nn.Module):
     """A small random recurrent stepper."""
+
+    constant = 0
 
     def __init__(self, V: int = 11, H: int = 7) -> None:
         super().__init__()

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_caption import functions, reference
-from torch_caption.functions._common import autocast, check_floats, tanh_
+from torch_caption.functions._common import autocast, check_floats
 from torch_caption.functions.attention import attend_
-from torch_caption.functions.lstm import gates_
 
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
@@ -68,6 +67,10 @@ class Cell:
         """The state before the first step, of h0 (N, H), or of places (N, L, H) for a cell that looks."""
         raise NotImplementedError
 
+    def begin_(self, image: Tensor) -> State:
+        """`begin` without a gradient; `image` may become part of the state, which `step_` writes over."""
+        return self.begin(image)
+
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
         """The state after the input x (N, D)."""
         raise NotImplementedError
@@ -103,7 +106,7 @@ class RNNCell(Cell):
 
     def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         (h,) = state
-        h.copy_(tanh_(a.addmm_(h, weights["Wh"])))
+        torch.tanh(a.addmm_(h, weights["Wh"]), out=h)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         (h0,) = state
@@ -165,6 +168,10 @@ class AttentionCell(Cell):
         mean, _ = self.ops.dot_product_attention(torch.zeros_like(image[:, 0]), image.mT)  # who asks nothing sees all
         return mean, mean.clone(), image
 
+    def begin_(self, image: Tensor) -> State:
+        mean = image.mean(1)
+        return mean, mean.clone(), image
+
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
         h, c, places = state
         return *self.ops.attention_lstm_step(x, h, c, places.mT, **weights), places
@@ -188,9 +195,10 @@ class AttentionCell(Cell):
 
 def _lstm_step_(a: Tensor, h: Tensor, c: Tensor) -> None:
     """The next h and c (N, H), written over the last, of the pre-activations a (N, 4H), which are lost."""
-    i, f, o, g = gates_(a)
-    c.mul_(f).addcmul_(i, g)
-    tanh_(h.copy_(c)).mul_(o)
+    H = h.shape[1]
+    i, f, o = a[:, : 3 * H].sigmoid_().chunk(3, dim=1)
+    c.mul_(f).addcmul_(i, a[:, 3 * H :].tanh_())
+    torch.tanh(c, out=h).mul_(o)
 
 
 CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell, "attention": AttentionCell}

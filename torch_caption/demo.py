@@ -8,6 +8,7 @@ uploaded are deleted when the program ends.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -22,15 +23,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from PIL import Image
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import ConfigError, TrainConfig, check_decoding
 from torch_caption.data import recipe as recipes
 from torch_caption.data import scenes
 from torch_caption.data.coco import open_data
 from torch_caption.data.images import MAX_BYTES, load_image
-from torch_caption.description import Describer, Description, Guess
+from torch_caption.decoding import DecodingOptions
+from torch_caption.description import BEST_FIVE, Describer, Description, Guess
 from torch_caption.ending import guarded, is_watched
 from torch_caption.plots import lit
 from torch_caption.sampling import find_checkpoint, recipe_of
@@ -67,6 +69,8 @@ class DemoConfig:
     """A directory that says how the model's features are made, where the checkpoint does not."""
     weights: Annotated[Path | None, arg(metavar="FILE")] = None
     """The weights of the network that looks at photographs, where they are not found by what the checkpoint says."""
+    decoding: Annotated[DecodingOptions, OmitArgPrefixes] = BEST_FIVE
+    """How captions are chosen."""
     host: str = "127.0.0.1"
     """Who can open the page: this machine alone, or 0.0.0.0 for everybody who reaches it."""
     port: int = 7860
@@ -78,6 +82,7 @@ class DemoConfig:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"--port must be from 0 to 65535, not {self.port}")
+        check_decoding(self.decoding)
 
 
 def serve(config: DemoConfig) -> None:
@@ -124,10 +129,12 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
     device = choose_device(config.device)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=device)
     model = checkpoints.build_model(saved, path).to(device).eval()
-    longest = TrainConfig.from_plain(saved.config).max_length
+    trained = TrainConfig.from_plain(saved.config)
+    options = dataclasses.replace(config.decoding, max_length=config.decoding.max_length or trained.max_length)
+    check_decoding(options, model.token_ids())
     encoder = str(recipe["encoder"]).removeprefix("torch_caption.data.")
     about = f"{path}: {model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words, features by {encoder}"
-    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, longest), about
+    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, options), about
 
 
 def built_in() -> list[Path]:

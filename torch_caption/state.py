@@ -182,7 +182,7 @@ class State:
     @contextmanager
     def step(self) -> Iterator[None]:
         """A step. One that fails leaves all as it was, random numbers too; or else `torn`."""
-        device = self.model.W_proj.device
+        device = self.model.device
         drawn = _drawn(device)
         begun: list[bool] = []
         with self.optimizer.register_step_pre_hook(lambda *_: begun.append(True)):
@@ -274,7 +274,7 @@ def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
         model=_model_arguments(config, data),
         progress=dataclasses.asdict(state.progress),
         optimizer=state.optimizer.state_dict(),
-        random=_random(state.model.W_proj.device),
+        random=_random(state.model.device),
         average=None if state.average is None else _weights(state.average),
         data={name: data[name].digest for name in _COMPARED if name in data.splits},
     )
@@ -426,7 +426,7 @@ def restore(state: State, config: TrainConfig, data: CocoData, path: Path) -> Re
         if state.average is not None:
             state.average.load_state_dict(saved.weights if saved.average is None else saved.average)
         _load_optimizer(state.optimizer, saved.optimizer, progress.step)
-        _draw_on(saved.random, state.model.W_proj.device, config.seed, progress.step)
+        _draw_on(saved.random, state.model.device, config.seed, progress.step)
     except CheckpointError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

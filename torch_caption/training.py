@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from torch_caption import distributed, lock, metrics, not_finite, report, runs
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.captioning import describe, some_images
+from torch_caption.captioning import caption_images, some_images
 from torch_caption.cells import CELLS
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
+from torch_caption.decoding import DecodingOptions
 from torch_caption.dropout import dropout
 from torch_caption.ending import Failure, is_watched, one_line, within_memory
 from torch_caption.interruption import Interrupt
@@ -69,12 +70,11 @@ def train_step(
     Raises:
         LossNotFinite: one of the two is infinite or NaN; the weights are as before.
     """
-    weight = model.W_proj
     given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
     share = share or distributed.Share.whole(model, len(captions))
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(weight.device.type, torch.bfloat16, enabled=amp == "bf16"):
-        loss = share.loss(features.to(weight), captions.to(weight.device), **given)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp == "bf16"):
+        loss = share.loss(features.to(model.device, model.dtype), captions.to(model.device), **given)
     loss.backward()
     value = share.received()
     if not math.isfinite(value):
@@ -94,11 +94,10 @@ def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> fl
     """
     training = model.training
     model.eval()
-    weight = model.W_proj
     nats, words = 0.0, 0.0
     ranks = distributed.size()
     for features, captions in batches(split, batch_size * ranks, shuffle=False, share=(distributed.rank(), ranks)):
-        loss = model(features.to(weight), captions.to(weight.device))
+        loss = model(features.to(model.device, model.dtype), captions.to(model.device))
         nats += float(loss) * len(captions)
         words += count_words(captions, model.null)
     model.train(training)
@@ -111,9 +110,9 @@ def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: 
     tell apart (`metrics.cider_weighs`)."""
     training = model.training
     model.eval()
-    captions = describe(model, split, images, max_length=max_length)
+    captions = caption_images(model, split, images, DecodingOptions(max_length=max_length))
     model.train(training)
-    texts = {idx: caption.text for idx, caption in captions.items()}
+    texts = {idx: caption.text for idx, (caption,) in captions.items()}
     scores = metrics.score(texts, {idx: split.references(idx) for idx in images}, tokenizer=split.tokenizer)
     return {name: scores[name] for name in ("BLEU-4", *(["CIDEr"] if _weighs(split, images) else []))}
 
@@ -402,7 +401,7 @@ def _train_batch(
     model, optimizer, progress = state.model, state.optimizer, state.progress
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
-    features = dropout(features, config.feature_dropout).to(model.W_proj)
+    features = dropout(features, config.feature_dropout).to(model.device, model.dtype)
     batch = batch.to(features.device)
     lesson = _lesson(objective, model, features, batch, progress)
     share = share or distributed.Share.whole(model, len(batch))
