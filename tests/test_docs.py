@@ -30,7 +30,7 @@ RUNNABLE = [page for page in PAGES if page.parent.name == "docs" or page.name ==
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"]+)\"")
-COMMAND = re.compile(r"\b(?:(?:python -m torch_caption|torch-caption) ([\w-]+)|python (\w+\.py))([^\n|;&]*)")
+COMMAND = re.compile(r"\b(?:(?:python -m torch_caption|torch-caption) (\w[\w-]*)|python (\w+\.py))([^\n|;&]*)")
 
 
 @dataclass(frozen=True)
