@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
-from torch_caption.decoding import DecodingOptions, TokenIds
-from torch_caption.decoding.filters import excluded
-from torch_caption.files import at_home, from_home
+from torch_caption.io.files import at_home, from_home
 
 LEARNING_RATES = {"xe": 2e-3, "scst": 2e-4}
 """Adam's highest learning rate for each objective, where none is given."""
@@ -207,21 +205,6 @@ class TrainConfig:
         config = cls(**known | paths | {"data": from_home(known.get("data", cls.data))})
         config._check_sizes()
         return config
-
-
-def check_decoding(options: DecodingOptions, ids: TokenIds | None = None) -> None:
-    """Raise ConfigError, naming the flag, on the first option that cannot be used.
-
-    Args:
-        ids: of the model's words, once they are known; `avoid` may name no others.
-    """
-    check_length(options.max_length)
-    try:
-        options.check(lambda name: f"--{name.replace('_', '-')}")
-        if ids is not None:
-            excluded(ids, options, "--avoid")
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def check_length(max_length: int | None) -> None:

@@ -1,0 +1,38 @@
+"""`DecodingOptions` as flags of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch_caption.config import ConfigError, check_length
+from torch_caption.decoding import DecodingOptions, TokenIds
+from torch_caption.decoding.filters import excluded
+
+
+def check_decoding(options: DecodingOptions) -> None:
+    """Raise ConfigError, naming the flag, on the first option that cannot be used."""
+    check_length(options.max_length)
+    _naming_flags(options, None)
+
+
+def for_model(options: DecodingOptions, max_length: int, ids: TokenIds) -> DecodingOptions:
+    """The options for a model: with the maximum length of its training, where none is given.
+
+    Args:
+        ids: of the model's words.
+
+    Raises:
+        ConfigError: they contradict that length, or the model has no such word.
+    """
+    options = dataclasses.replace(options, max_length=options.max_length or max_length)
+    _naming_flags(options, ids)
+    return options
+
+
+def _naming_flags(options: DecodingOptions, ids: TokenIds | None) -> None:
+    try:
+        options.check(lambda name: f"--{name.replace('_', '-')}")
+        if ids is not None:
+            excluded(ids, options, "--avoid")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,122 @@
+"""Captions for the images of a split: features in, words and their log-probabilities out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_caption.data.dataset import Split
+from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.decoding import Decoded, DecodingOptions
+from torch_caption.model.captioner import CaptioningRNN
+
+BATCH = {"greedy": 256, "beam": 64, "sampling": 1}
+"""Images that are decoded at once. A sampled caption depends on its batch, so each image is one of its own."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and the model's log-probability of it, <END> counted.
+
+    Attributes:
+        score: what beam search orders by, the log-probability over the length penalty; None without a search.
+        ended: it came to its <END>, and was not cut off at the maximum length.
+    """
+
+    text: str
+    log_prob: float
+    score: float | None = None
+    ended: bool = True
+
+
+def caption_images(
+    model: CaptioningRNN,
+    split: Split,
+    image_idxs: Iterable[int],
+    options: DecodingOptions | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> dict[int, list[Caption]]:
+    """The captions of images of a split, from their features alone.
+
+    Args:
+        options: see `DecodingOptions`; greedy without any.
+        seed: of random sampling. An image's captions depend on it and on no other image.
+        batch_size: images that are decoded at once; as in `BATCH` without it.
+
+    Returns:
+        for each image its captions, best first: one of greedy decoding, `samples` of sampling, at most `n_best` of beam
+        search.
+
+    Raises:
+        ValueError: as `CaptioningRNN.decode`.
+    """
+    options = options or DecodingOptions()
+    method = options.resolved
+    captions: dict[int, list[Caption]] = {}
+    remaining = iter(image_idxs)
+    while batch := list(islice(remaining, batch_size or BATCH.get(method, 1))):
+        features = split.features_of(batch).to(model.device, model.dtype)
+        generator = None
+        if method == "sampling":
+            generator = torch.Generator(model.device).manual_seed(_mix(seed, split.name, *batch))
+        decoded = model.decode(features, options, generator)
+        captions |= zip(batch, _captions(split, decoded, scored=method == "beam"), strict=True)
+    return captions
+
+
+def looked(model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, texts: Sequence[str]) -> list[np.ndarray]:
+    """Where a model with attention looked for each word of each image's caption.
+
+    Args:
+        features: (N, D, a, a) or (N, D, L), what the captions were made from.
+        texts: N captions, however they were chosen.
+
+    Returns:
+        for each caption weights (words, a, a) or (words, L), of sum 1 for each word.
+
+    Raises:
+        ValueError: the model's cell looks at no places.
+    """
+    ids = [torch.tensor(vocabulary.encode(text.split())[1:-1], dtype=torch.int64, device="cpu") for text in texts]
+    words = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=model.null)
+    weights = model.attention(features.to(model.device, model.dtype), words.to(model.device)).float().cpu().numpy()
+    return [of_image[: len(row)] for of_image, row in zip(weights, ids, strict=True)]
+
+
+def captioned_images(split: Split) -> list[int]:
+    """The images that some caption of the split belongs to, in order."""
+    return split.image_idxs.unique().tolist()
+
+
+def some_images(split: Split, count: int, *, seed: int) -> list[int]:
+    """At most `count` of the images that have a caption, chosen by the seed, in order."""
+    images = captioned_images(split)
+    order = torch.randperm(len(images), generator=torch.Generator("cpu").manual_seed(seed), device="cpu").tolist()
+    return sorted(images[place] for place in order[:count])
+
+
+def _captions(split: Split, decoded: Decoded, *, scored: bool) -> list[list[Caption]]:
+    """Of each image those that there are."""
+    parts = (decoded.words, decoded.log_probs, decoded.scores, decoded.lengths, decoded.ended)
+    images = zip(*(part.tolist() for part in parts), strict=True)
+    return [
+        [
+            Caption(split.vocabulary.decode(words), log_prob, score if scored else None, ended)
+            for words, log_prob, score, length, ended in zip(*image, strict=True)
+            if length
+        ]
+        for image in images
+    ]
+
+
+def _mix(*parts: object) -> int:
+    digest = hashlib.sha256(repr(parts).encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
