@@ -31,7 +31,7 @@ def for_model(options: DecodingOptions, max_length: int, ids: TokenIds) -> Decod
 
 def _naming_flags(options: DecodingOptions, ids: TokenIds | None) -> None:
     try:
-        options.check(lambda name: f"--{name.replace('_', '-')}")
+        options.resolve(lambda name: f"--{name.replace('_', '-')}")
         if ids is not None:
             excluded(ids, options, "--avoid")
     except ValueError as error:

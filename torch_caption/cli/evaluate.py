@@ -353,7 +353,7 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
     images = f"{len(texts):,}" if len(texts) == split.num_images else f"{len(texts):,} of {split.num_images:,}"
     count = sum(map(len, references.captions.values()))
     wordless = f", {references.empty:,} without words left out" if references.empty else ""
-    method = config.decoding.resolved
+    method = config.decoding.resolve()
     decoding = f"beam search, {config.decoding.beam_size} wide" if method == "beam" else method
     length = sum(len(text.split()) for text in texts) / len(texts)
     lines = [

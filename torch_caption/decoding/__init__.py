@@ -72,5 +72,4 @@ def decode(
             (logits that are NaN or infinite, or every word is excluded).
     """
     options = options or DecodingOptions()
-    options.check()
-    return METHODS[options.resolved](stepper, features, ids, options, generator)
+    return METHODS[options.resolve()](stepper, features, ids, options, generator)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from torch_caption.decoding.beam import best_words
-from torch_caption.decoding.filters import Avoid, excluded
+from torch_caption.decoding.filters import LogProbs, excluded
 from torch_caption.decoding.options import DecodingOptions
-from torch_caption.decoding.protocol import LogSoftmax, Stepper, TokenIds, select
+from torch_caption.decoding.protocol import Stepper, TokenIds, select
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def alternatives(stepper: Stepper, features: Tensor, words: Tensor, ids: TokenId
     probs = torch.zeros(others.shape, dtype=torch.float64, device=words.device)
     own = torch.zeros(words.shape, dtype=torch.float64, device=words.device)
     lengths = _lengths(words, ids.end, ids.null)
-    log_softmax = LogSoftmax()
+    log_probs = LogProbs(excluded(ids, DecodingOptions()))
     state, rows = stepper.begin(features), torch.arange(len(words), device=words.device)
     last = torch.full_like(rows, ids.start)
     for t in range(int(lengths.max()) if len(words) else 0):
@@ -63,9 +63,8 @@ def alternatives(stepper: Stepper, features: Tensor, words: Tensor, ids: TokenId
         logits, state = stepper.step(last, state)
         if t == 0:
             _check_ids(words, lengths, logits.shape[1])
-        log_p, last = log_softmax(logits), words[rows, t]
+        log_p, last = log_probs(logits), words[rows, t]
         own[rows, t] = log_p.gather(1, last[:, None]).squeeze(1).double()
-        Avoid(excluded(ids, DecodingOptions()), log_p)(log_p)
         best, values = best_words(log_p, min(k, log_p.shape[1]))
         possible = values > -math.inf
         others[rows, t, : best.shape[1]] = best.where(possible, ids.null)

@@ -42,9 +42,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_caption.decoding.filters import logit_filters
+from torch_caption.decoding.filters import LogProbs, excluded, logit_filters
 from torch_caption.decoding.options import DecodingOptions, LengthPenalty
-from torch_caption.decoding.protocol import Decoded, LogSoftmax, State, Stepper, TokenIds, no_choice, select
+from torch_caption.decoding.protocol import Decoded, State, Stepper, TokenIds, no_choice, select
 
 
 @torch.no_grad()
@@ -72,15 +72,13 @@ def beam_search(
     found = _Found(N, options.beam_size, max_length, ids.null, options.length_penalty)
     live = _Live(np.arange(N), np.full((N, max_length), ids.null), np.zeros(N))
     last = np.full(N, ids.start)  # (r,) the last words
-    log_softmax, filters = LogSoftmax(), []
+    log_probs, filters = LogProbs(excluded(ids, options)), logit_filters(ids, options)
     state = stepper.begin(features)
     for t in range(max_length):
         if len(last) == 0:
             break
         logits, state = stepper.step(torch.from_numpy(last).to(device), state)  # (r, V)
-        log_p = log_softmax(logits)
-        if t == 0:
-            filters = logit_filters(ids, options, log_p)
+        log_p = log_probs(logits)
         for logit_filter in filters:
             logit_filter(log_p, live.words[:, :t])
         rows, last, sums = _extend(log_p, live, found, t)

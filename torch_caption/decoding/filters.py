@@ -1,14 +1,15 @@
 """Logit filters: what each step of decoding excludes or rescales, whatever chooses the words.
 
 A filter changes logits (n, V) in place; -inf excludes a word. Log-probabilities are logits too, and are what decoding
-gives. The options choose the filters: `logit_filters` those of all methods, `sampling_filters` those of sampling alone.
+gives: `LogProbs` takes the logits of a stepper to them. The options choose the filters: `logit_filters` those of all
+methods, `sampling_filters` those of sampling alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,19 +27,44 @@ class LogitFilter(Protocol):
         ...
 
 
-def logit_filters(ids: TokenIds, options: DecodingOptions, logits: Tensor) -> list[LogitFilter]:
-    """The filters that the options ask for, in the order in which they apply.
+class LogProbs:
+    """From logits to log-probabilities, in memory that all steps share, with -inf for the words that are never chosen.
 
     Args:
-        logits: (n, V) of any step, for their V and their device.
-
-    Raises:
-        ValueError: `options.avoid` names a word that `ids.words` lacks.
+        excluded: the ids of those words; ids outside of the vocabulary are ignored.
     """
-    filters: list[LogitFilter] = [Avoid(excluded(ids, options), logits)]
+
+    def __init__(self, excluded: Collection[int]):
+        self._excluded = excluded
+        self._ids: list[int] = []
+        self._memory = self._rows = torch.empty(0, 0, device="cpu")
+        self._host: np.ndarray | None = None  # the same rows on a CPU, where NumPy writes a few numbers sooner
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """log softmax (n, V) of logits (n, V), float32 for half precision; the next call may write over it."""
+        if len(logits) != len(self._rows):
+            self._resize(logits)
+        log_p = torch.log_softmax(logits, 1, dtype=self._rows.dtype, out=self._rows)
+        columns: Any = log_p if self._host is None else self._host
+        for idx in self._ids:
+            columns[:, idx] = -math.inf
+        return log_p
+
+    def _resize(self, logits: Tensor) -> None:
+        n, V = logits.shape
+        if n > len(self._memory):  # of the first step at the latest: V, dtype and device are then known
+            self._memory = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
+            self._ids = sorted(idx for idx in self._excluded if 0 <= idx < V)
+        self._rows = self._memory[:n]
+        self._host = self._rows.numpy() if logits.device.type == "cpu" else None
+
+
+def logit_filters(ids: TokenIds, options: DecodingOptions) -> list[LogitFilter]:
+    """The filters of all methods that the options ask for, in the order in which they apply."""
+    filters: list[LogitFilter] = []
     if options.no_repeat_ngram is not None:
         filters.append(NoRepeatNgram(options.no_repeat_ngram))
-    if options.min_length and ids.end is not None and ids.end < logits.shape[1]:
+    if options.min_length and ids.end is not None:
         filters.append(MinLength(options.min_length, ids.end))
     return filters
 
@@ -74,17 +100,6 @@ def excluded(ids: TokenIds, options: DecodingOptions, name: str = "avoid") -> se
     return ({ids.start, ids.null} - {ids.end}) | unk | {known[word] for word in options.avoid}
 
 
-class Avoid:
-    """Words that are never chosen. Ids outside of the vocabulary are ignored."""
-
-    def __init__(self, ids: Collection[int], logits: Tensor):
-        own = sorted(idx for idx in ids if 0 <= idx < logits.shape[1])
-        self._ids = torch.tensor(own, dtype=torch.int64, device=logits.device)
-
-    def __call__(self, logits: Tensor, words: np.ndarray | None = None) -> None:
-        logits.index_fill_(1, self._ids, -math.inf)
-
-
 class NoRepeatNgram:
     """No n words come twice in a caption in the same order."""
 
@@ -109,7 +124,7 @@ class MinLength:
         self._length, self._end = length, end
 
     def __call__(self, logits: Tensor, words: np.ndarray) -> None:
-        if words.shape[1] < self._length:
+        if words.shape[1] < self._length and self._end < logits.shape[1]:
             logits[:, self._end] = -math.inf
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_caption.decoding.filters import logit_filters
+from torch_caption.decoding.filters import LogProbs, excluded, logit_filters
 from torch_caption.decoding.options import DecodingOptions
-from torch_caption.decoding.protocol import Decoded, LogSoftmax, Stepper, TokenIds, no_choice, select
+from torch_caption.decoding.protocol import Decoded, Stepper, TokenIds, no_choice, select
 
 Choose = Callable[[Tensor, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Filtered log-probabilities (n, V) and the words (n, t) before -> the chosen words (n,) int64 and their
@@ -61,23 +61,20 @@ def word_by_word(
         features = features.repeat_interleave(copies, 0)
     N, T, device = len(features), options.length, features.device
     words, lengths = np.full((N, T), ids.null), np.full(N, T)
-    gained = np.zeros((N, T), dtype=np.float32)  # the words' log-probabilities
     rows = np.arange(N)  # (n,) the captions that have not ended
     last = np.full(N, ids.start)  # (n,) their last words
-    log_softmax, filters = LogSoftmax(), []
+    gained: list[tuple[np.ndarray, np.ndarray]] = []  # of each step those captions, and their words' log-probabilities
+    log_probs, filters = LogProbs(excluded(ids, options)), logit_filters(ids, options)
     state = stepper.begin(features)
     for t in range(T if N else 0):
         logits, state = stepper.step(torch.from_numpy(last).to(device), state)
-        log_p = log_softmax(logits)  # (n, V)
-        if t == 0:
-            filters = logit_filters(ids, options, log_p)
-            if log_p.dtype == torch.float64:
-                gained = gained.astype(np.float64)
-        before = words[rows, :t]
+        log_p = log_probs(logits)  # (n, V)
+        before = words[:, :t] if len(rows) == N else words[rows, :t]
         for logit_filter in filters:
             logit_filter(log_p, before)
-        last, gained[rows, t] = choose(log_p, before)
+        last, values = choose(log_p, before)
         words[rows, t] = last
+        gained.append((rows, values))
         if ids.end in last.tolist():
             lengths[rows[last == ids.end]] = t + 1
             going = (last != ids.end).nonzero()[0]
@@ -85,10 +82,12 @@ def word_by_word(
                 break
             rows, last = rows[going], last[going]
             state = select(state, torch.from_numpy(going).to(device))
-    log_probs = np.add.accumulate(gained, 1)[:, -1]
-    if not (log_probs > -math.inf).all():  # NaN, too
-        t, row = (int(place[0]) for place in (~(gained > -math.inf)).T.nonzero())
-        raise no_choice(row // copies, t)
+    sums = np.zeros(N, dtype=gained[0][1].dtype if gained else np.float32)
+    for t, (rows, values) in enumerate(gained):
+        possible = values > -math.inf  # neither NaN nor excluded
+        if not possible.all():
+            raise no_choice(int(rows[~possible][0]) // copies, t)
+        sums[rows] += values
     ended = words[np.arange(N), lengths - 1] == ids.end
-    parts = words, log_probs, log_probs, lengths, ended
+    parts = words, sums, sums, lengths, ended
     return Decoded(*(torch.from_numpy(part.reshape(N // copies, copies, *part.shape[1:])).to(device) for part in parts))

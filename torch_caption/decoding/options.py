@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -70,22 +71,14 @@ class DecodingOptions:
         """How many captions of an image are decoded side by side."""
         return max(self.beam_size, self.samples)
 
-    @property
-    def resolved(self) -> str:
-        """The method: the one that is named, or else the one that the other options belong to."""
-        return self.method if self.method != "auto" else next(iter(self._given()), "greedy")
-
-    def _given(self) -> dict[str, str]:
-        """The methods that have an option of their own set, and the first of those options."""
-        neutral = _DEFAULTS | {"n_best": 1 if self.n_best == 1 else None}
-        given = ((m, next((o for o in own if getattr(self, o) != neutral[o]), None)) for m, own in METHODS.items())
-        return {method: option for method, option in given if option is not None}
-
-    def check(self, spelling: Callable[[str], str] = str) -> None:
-        """Raise ValueError on the first value out of its range, or on options of two methods.
+    def resolve(self, spelling: Callable[[str], str] = str) -> str:
+        """The method: the one that is named, or else the one that the other options belong to.
 
         Args:
-            spelling: how the message names an option, such as "--top-k" for "top_k".
+            spelling: how a message names an option, such as "--top-k" for "top_k".
+
+        Raises:
+            ValueError: a value is out of its range, or options of two methods are set.
         """
 
         def refuse(name: str, must: str) -> ValueError:
@@ -102,24 +95,26 @@ class DecodingOptions:
         penalty = self.length_penalty
         if penalty != "mean" and not (isinstance(penalty, int | float) and 0 <= penalty < math.inf):
             raise refuse("length_penalty", "0, a positive number or mean")
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise refuse("temperature", "a positive number")
-        for name in ("top_p", "min_p"):
+        for name, most in {"temperature": sys.float_info.max, "top_p": 1, "min_p": 1}.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise refuse(name, "above 0 and at most 1")
-        given = self._given()
-        others = [(method, option) for method, option in given.items() if method != self.resolved]
-        if others:
-            method, option = others[0]
-            clash = spelling(given.get(self.resolved, "method"))
+            if value is not None and not 0 < value <= most:
+                raise refuse(name, "a positive number" if name == "temperature" else "above 0 and at most 1")
+        given = {} if self.method == "auto" else {self.method: "method"}
+        for method, name in _OWN:
+            if getattr(self, name) not in _NEUTRAL[name]:
+                given.setdefault(method, name)
+        if len(given) > 1:
+            (method, name), (other, clash) = list(given.items())[:2]
             raise ValueError(
-                f"{spelling(option)} is an option of {method} decoding, {clash} one of {self.resolved}: use one of them"
+                f"{spelling(clash)} {getattr(self, clash)} is an option of {other}, but {spelling(name)} "
+                f"{getattr(self, name)} of {method}: use one of them"
             )
         if (self.n_best or 1) > self.beam_size:
             raise refuse("n_best", f"at most {spelling('beam_size')}, which is {self.beam_size}")
+        return next(iter(given), "greedy")
 
 
-_DEFAULTS = {name: getattr(DecodingOptions, name) for own in METHODS.values() for name in own}
+_OWN = [(method, name) for method, own in METHODS.items() for name in own]
+_NEUTRAL = {name: (getattr(DecodingOptions, name),) for _, name in _OWN} | {"n_best": (None, 1)}
 _LEAST = dict.fromkeys(("max_length", "no_repeat_ngram", "beam_size", "n_best", "samples", "top_k"), 1)
 _LEAST["min_length"] = 0

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 State = tuple[Tensor, ...]
@@ -76,18 +75,6 @@ class Decoded:
     scores: Tensor
     lengths: Tensor
     ended: Tensor
-
-
-class LogSoftmax:
-    """log softmax (n, V) of logits (n, V), float32 for half precision; the next call may write over the result."""
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, device="cpu")
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        if len(logits) > len(self._memory):
-            self._memory = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
-        return torch.log_softmax(logits, 1, dtype=self._memory.dtype, out=self._memory[: len(logits)])
 
 
 def no_choice(row: int, t: int) -> ValueError:

@@ -59,10 +59,10 @@ def caption_images(
         ValueError: as `CaptioningRNN.decode`.
     """
     options = options or DecodingOptions()
-    method = options.resolved
+    method = options.resolve()
     captions: dict[int, list[Caption]] = {}
     remaining = iter(image_idxs)
-    while batch := list(islice(remaining, batch_size or BATCH.get(method, 1))):
+    while batch := list(islice(remaining, batch_size or BATCH[method])):
         features = split.features_of(batch).to(model.device, model.dtype)
         generator = None
         if method == "sampling":

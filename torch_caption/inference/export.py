@@ -49,7 +49,7 @@ class Greedy(nn.Module):
     def __init__(self, model: CaptioningRNN, max_length: int = 30, *, no_unk: bool = False):
         super().__init__()
         options = DecodingOptions(max_length=max_length, no_unk=no_unk)
-        options.check()
+        options.resolve()
         self.model, self.max_length = model, max_length
         self.ids = model.token_ids()
         ids = [k for k in excluded(self.ids, options) if 0 <= k < model.vocab_size]

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch_caption import functions
 from torch_caption.functions import reference
 from torch_caption.functions._common import autocast, check_floats
-from torch_caption.functions.attention import attend_
 
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
@@ -179,8 +178,8 @@ class AttentionCell(Cell):
 
     def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         h, c, places = state
-        attn = torch.empty_like(h)
-        attend_(h, places.mT, h.new_empty(places.shape[:2]), attn)
+        logits = torch.bmm(places, h.unsqueeze(2)).mul_(h.shape[1] ** -0.5)  # (N, L, 1)
+        attn = torch.bmm(torch.softmax(logits, 1).mT, places).squeeze(1)
         _lstm_step_(a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"]), h, c)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:

@@ -40,21 +40,26 @@ class InferenceStepper:
         self._Wx, self._b = weights["Wx"], weights["b"]
         self._W_proj, self._b_proj = weights["W_proj"], weights["b_proj"]
         self._W_embed, self._b_vocab = weights["W_embed"], weights["b_vocab"]
-        self._W_vocab, self._W_out = weights.get("W_vocab", self._W_embed.T), weights.get("W_out")
+        self._W_vocab = weights.get("W_vocab", self._W_embed.T)
+        self._W_out = weights.get("W_out")
         self._table: Tensor | None = None
         V = len(self._W_embed)
         if words > 2 * V:
             self._table = self._project(self._W_embed, out=self._b.new_empty(V, len(self._b)))
-        self._memory = self._x, self._a, self._logits = self._new_memory(0)
+        self._memory: tuple[Tensor, ...] = ()
+        self._n = 0  # rows of the last step
 
     def _project(self, x: Tensor, out: Tensor) -> Tensor:
         """x Wx + b of word vectors x (n, W), written to `out` (n, GH). (With `out`, autocast changes no dtype.)"""
         return torch.addmm(self._b, x, self._Wx, out=out)
 
-    def _new_memory(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Word vectors (n, W), pre-activations (n, GH) and logits (n, V) of n rows."""
-        W, V = self._W_embed.shape[1], len(self._b_vocab)
-        return self._b.new_empty(n, W), self._b.new_empty(n, len(self._b)), self._b.new_empty(n, V)
+    def _make_room(self, n: int) -> None:
+        """Memory for n rows: word vectors (n, W), pre-activations (n, GH) and logits (n, V)."""
+        if not self._memory or n > len(self._memory[0]):
+            widths = self._W_embed.shape[1], len(self._b), len(self._b_vocab)
+            self._memory = tuple(self._b.new_empty(n, width) for width in widths)
+        self._x, self._a, self._logits = (part[:n] for part in self._memory)
+        self._n = n
 
     @torch.no_grad()
     def begin(self, features: Tensor) -> State:
@@ -70,10 +75,8 @@ class InferenceStepper:
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (n, V) of the word after `words` (n,), and the state then, which is written over `state`."""
         n = len(words)
-        if n != len(self._a):
-            if n > len(self._memory[0]):
-                self._memory = self._new_memory(n)
-            self._x, self._a, self._logits = (part[:n] for part in self._memory)
+        if n != self._n or not self._memory:
+            self._make_room(n)
         a = self._a
         if self._table is not None:
             torch.index_select(self._table, 0, words, out=a)
