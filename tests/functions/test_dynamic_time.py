@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torch_caption import compare, functions
-from torch_caption.agreement import difference, leaves, needs_grad
-from torch_caption.cells import CELLS, Recurrent
+from torch_caption import functions
+from torch_caption.model.cells import CELLS, Recurrent
+from torch_caption.verify import compare
+from torch_caption.verify.gradcheck import difference, leaves, needs_grad
 
 # functional_call lends its parameters to the captioner of a case
 pytestmark = pytest.mark.filterwarnings(
