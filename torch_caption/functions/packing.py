@@ -266,7 +266,7 @@ def _scanned(
     """`over_time` as one operator of a graph, which then holds for every T."""
     xs = [x.reshape(*steps, *x.shape[1:]) for x in sequences]
     state, out = scan(step, state, [x.flip(0) for x in xs] if reverse else xs, constants)
-    out = [x.flip(0) for x in out] if reverse else out
+    out = tuple(x.flip(0) for x in out) if reverse else out
     # Through one axis: merging two axes gives a stride that is known only for N > 0, which torch.export would demand.
     return state, tuple(x.reshape(x.numel()).reshape(steps.T * steps.N, *x.shape[2:]) for x in out)
 
