@@ -481,8 +481,8 @@ def _weighted_sums(weights: Tensor, A: Tensor, steps: Steps) -> Tensor:
     """attn (r, H) of all steps."""
     if isinstance(steps, Uniform):
         return flatten_rows((pad_packed(weights, steps, steps.N) @ A.mT).transpose(0, 1))
-    steps = [_weighted_sum(weights_t, A.narrow(0, 0, weights_t.shape[0])) for weights_t in split_steps(weights, steps)]
-    return cat_steps(steps, like=A[:, :, 0])
+    attn = [_weighted_sum(weights_t, A.narrow(0, 0, weights_t.shape[0])) for weights_t in split_steps(weights, steps)]
+    return cat_steps(attn, like=A[:, :, 0])
 
 
 def _outer_sums(pairs: Sequence[tuple[Tensor, Tensor]], steps: Steps, N: int) -> Tensor:
