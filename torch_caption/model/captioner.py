@@ -153,8 +153,9 @@ class CaptioningRNN(nn.Module):
         real = targets != self.null
         packed = Packing.of(N, targets.shape[1], lengths_from_mask(real))
         x, index = self._vectors(packed.pack_integers(captions[:, :-1] if read is None else read))
-        if packed.sorted_indices is not None:  # rows are looked up in the image as word vectors are in W_embed
-            image = self.cell.ops.word_embedding(packed.sorted_indices.unsqueeze(0), image.flatten(1)).reshape(image.shape)
+        if packed.sorted_indices is not None:  # a lookup of rows, as of word vectors in W_embed
+            order = packed.sorted_indices.unsqueeze(0)
+            image = self.cell.ops.word_embedding(order, image.flatten(1)).reshape(image.shape)
         state = self.cell.begin(image)
         h = self._drop(self.cell.packed(x, state, self.recurrent(), packed.batch_sizes, index))  # (r, H)
         y = packed.pack_integers(targets)
