@@ -13,6 +13,7 @@ from tests.helpers.tiny_data import write_tiny
 from torch_caption.data.checks import DataError
 from torch_caption.data.dataset import open_data
 from torch_caption.data.projection import Projection
+from torch_caption.data.recipe import record
 from torch_caption.encoders import extractor as recipes
 from torch_caption.encoders.torchvision_encoder import IMAGENET, Encoded, Transform
 
@@ -39,7 +40,7 @@ def test_what_is_kept_names_no_folder_of_this_machine(tmp_path: Path, monkeypatc
         "annotations": [str(tmp_path / "captions.json")],
         "notes": str(tmp_path),
     }
-    kept = recipes.record(tmp_path, manifest, tmp_path / "train2014_vgg16_fc7.h5")
+    kept = record(tmp_path, manifest, tmp_path / "train2014_vgg16_fc7.h5")
     assert kept == {
         "encoder": "vgg16",
         "weights": weights | {"path": "~/models/w.pt"},
@@ -103,7 +104,7 @@ def test_a_transform_of_no_pixels_is_named(resize: object, crop: object) -> None
 
 def test_a_projection_without_a_name_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"manifest\.json: projections names ''"):
-        recipes.record(tmp_path, {"projections": {"vector": ""}}, tmp_path / "train2014_vgg16_fc7_pca.h5")
+        record(tmp_path, {"projections": {"vector": ""}}, tmp_path / "train2014_vgg16_fc7_pca.h5")
 
 
 def test_a_projection_of_another_width_is_named(tmp_path: Path) -> None:

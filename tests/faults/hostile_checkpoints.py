@@ -35,11 +35,11 @@ from tests.faults.figures import Family, Figures  # noqa: E402
 from tests.helpers import saved_checkpoint  # noqa: E402
 from torch_caption.checkpoints import checksum as seal  # noqa: E402
 from torch_caption.checkpoints import format as checkpoints  # noqa: E402
-from torch_caption.cli import train as command_line  # noqa: E402
 from torch_caption.config import TrainConfig  # noqa: E402
 from torch_caption.data.dataset import CocoData, Split  # noqa: E402
 from torch_caption.data.vocabulary import Vocabulary  # noqa: E402
 from torch_caption.encoders import extractor as recipes  # noqa: E402
+from torch_caption.io.exits import guarded  # noqa: E402
 from torch_caption.training import state  # noqa: E402
 
 MOST_SECONDS, MOST_MIB = 10.0, 400.0
@@ -935,7 +935,7 @@ def _open_all(paths: list[str]) -> None:
         stderr = io.StringIO()
         with contextlib.redirect_stderr(stderr):
             try:
-                status = command_line.guarded(lambda path=path: _use(Path(path)))
+                status = guarded(lambda path=path: _use(Path(path)))
             except BaseException as error:  # what a user would see as a traceback
                 status = 1
                 print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)

@@ -26,6 +26,7 @@ from torch_caption.cli.sample import run as sample
 from torch_caption.cli.sample import sample_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import open_data
+from torch_caption.data.recipe import record
 from torch_caption.encoders import extractor
 from torch_caption.encoders import torchvision_encoder as features
 from torch_caption.inference import photographs
@@ -551,7 +552,7 @@ def test_features_of_a_training_photograph(kind: str, shared_data: Path, tmp_pat
     prepare.prepare(config)
     data = open_data(out, pca=kind == "vgg16_fc7_pca")
     file = out / f"train2014_{kind}.h5"
-    maker = extractor.maker(extractor.record(out, data.manifest, file), device="cpu")
+    maker = extractor.maker(record(out, data.manifest, file), device="cpu")
     names = [data["train"].image_path(idx) for idx in range(data["train"].num_images)]
     found = photographs.read(
         [str(name) for name in names], maker, data.vocabulary, failed=lambda source, _: pytest.fail(source)

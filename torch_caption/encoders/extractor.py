@@ -21,6 +21,7 @@ from torch_caption.io.text import shown
 from torch_caption.scenes import dataset as scenes
 
 SCENES = "torch_caption.data.scenes.features"
+"""What manifests and checkpoints call the features of the built-in scenes; no module has that name."""
 
 
 class Maker(Protocol):
