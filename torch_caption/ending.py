@@ -71,8 +71,8 @@ class Stopped(KeyboardInterrupt):
         return cls(stopped.number if isinstance(stopped, Stopped) else signal.SIGINT, advice)
 
 
-def one_line(error: BaseException) -> str:
-    """The error's own words on one line."""
+def one_line(error: object) -> str:
+    """The message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

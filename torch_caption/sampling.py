@@ -22,7 +22,8 @@ from torch_caption.checkpoint import Checkpoint
 from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import recipe as recipes
 from torch_caption.data.coco import CocoData, Split
-from torch_caption.data.images import ImageError, is_url, load_image, shown
+from torch_caption.data.images import ImageError, is_url, load_image
+from torch_caption.texts import printable
 from torch_caption.tokenizer import readable
 from torch_caption.training import choose_device, load_data
 from torch_caption.vocabulary import Vocabulary
@@ -254,7 +255,7 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     sources, lacking = _sources(config)
 
     def fail(name: str, error: ImageError) -> None:
-        errors[name] = ImageError(f"{shown(name)}: {lacking[name]}") if name in lacking else error
+        errors[name] = ImageError(f"{printable(name)}: {lacking[name]}") if name in lacking else error
         if len(sources) > 1:
             _say(f"error: {errors[name]}")
 
@@ -304,11 +305,10 @@ def _say(line: str) -> None:
 def _tell_rest(folder: photographs.Folder) -> None:
     """What a folder holds that is not captioned, in a line of each kind."""
     if folder.others:
-        _say(f"skipped {shown(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
+        _say(f"skipped {printable(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
     if folder.folders:
-        _say(
-            f"skipped {shown(folder.path)}: folders, into which --recursive looks: {_some(folder.path, folder.folders)}"
-        )
+        folders = _some(folder.path, folder.folders)
+        _say(f"skipped {printable(folder.path)}: folders, into which --recursive looks: {folders}")
 
 
 def _lacks_pictures(folder: photographs.Folder) -> str:
@@ -318,7 +318,7 @@ def _lacks_pictures(folder: photographs.Folder) -> str:
 
 
 def _some(folder: Path, paths: list[str]) -> str:
-    names = [shown(Path(path).relative_to(folder)) for path in paths[:SOME]]
+    names = [printable(Path(path).relative_to(folder)) for path in paths[:SOME]]
     return ", ".join(names) + (f" and {len(paths) - SOME:,} more" if len(paths) > SOME else "")
 
 
@@ -400,7 +400,7 @@ def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
 
 def _table(described: list[Described], references: bool, *, named: bool) -> str:
     """One row a caption: the image's index or name, log-probability, score if there is one, words; references below."""
-    labels = [shown(image.name) if named else str(image.index) for image in described]
+    labels = [printable(image.name) if named else str(image.index) for image in described]
     width = max(6, *map(len, labels))
     scored = any(caption.score is not None for image in described for caption in image.captions)
     lines = [f"{'image':>{width}}  {'log p':>7}  {'score  ' if scored else ''}caption"]

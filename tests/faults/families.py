@@ -8,7 +8,6 @@ import hostile_checkpoints
 import hostile_hdf5
 import hostile_json
 import hostile_photographs
-import hostile_urls
 import kills_in_training
 import ranks_killed
 import saving
@@ -27,7 +26,6 @@ FAMILIES: tuple[Family, ...] = (
     saving.FULL,
     full_disks.FULL,
     hostile_checkpoints.HOSTILE,
-    hostile_urls.FAMILY,
     hostile_photographs.FAMILY,
     hostile_hdf5.HDF5,
     hostile_json.JSON,

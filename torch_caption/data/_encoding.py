@@ -26,8 +26,8 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import RowFile
 from torch_caption.data.features import Batch, Encoder, stream
-from torch_caption.data.images import shown
 from torch_caption.ending import is_watched, one_line
+from torch_caption.texts import printable
 
 FIT_BYTES = 4 * 2**30
 """Grids of training photographs that the PCA is fitted on, at most (4 GiB, on the disk)."""
@@ -203,7 +203,7 @@ class Encoding:
             for batch in batches:
                 for place in batch.failed:
                     batch.failed[place] += _names.hint(photographs[place].nearest)
-                    tell(f"left out  {shown(photographs[place].file_name)}: {batch.failed[place]}")
+                    tell(f"left out  {printable(photographs[place].file_name)}: {batch.failed[place]}")
                 self._keep(split, batch, vectors, grids)
                 bar.update(batch.stop - bar.n)
                 if time.monotonic() - saved >= SAVE_SECONDS:

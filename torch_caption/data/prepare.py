@@ -48,9 +48,8 @@ from torch_caption.data._errors import DataError
 from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
-from torch_caption.data.images import shown
 from torch_caption.ending import Stopped, guarded, is_watched
-from torch_caption.texts import strange
+from torch_caption.texts import printable, strange
 from torch_caption.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
@@ -217,7 +216,7 @@ def _check_kept(out: Path, folders: Mapping[str | None, Path]) -> None:
     for folder in folders.values():
         unkept = strange(_seen_from(out, folder))
         if unkept:
-            raise DataError(f"--images {shown(folder)}: {unkept!r} in its name is in no text; rename the folder")
+            raise DataError(f"--images {printable(folder)}: {unkept!r} in its name is in no text; rename the folder")
 
 
 def _make(
@@ -387,7 +386,7 @@ def _write(
             _write_text(ready / f"{split}2014_urls.txt", [photograph.url for photograph in photographs])
         _write_json(ready / f"captions_{split}2014.json", _as_written(photographs), None)
     failed = [
-        f"{split} {shown(splits[split][int(place)].file_name)}: {reason}"
+        f"{split} {printable(splits[split][int(place)].file_name)}: {reason}"
         for split in splits
         for place, reason in progress.failed.get(split, {}).items()
     ]
@@ -482,7 +481,7 @@ def _manifest(
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
         },
-        "annotations": [shown(Path(file).name) for file in (*config.annotations, *config.splits)],
+        "annotations": [printable(Path(file).name) for file in (*config.annotations, *config.splits)],
         "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
