@@ -43,7 +43,6 @@ MAY_IMPORT = {
     "curves": set(),
     "distributed": {"ending"},
     "interruption": {"distributed", "ending"},
-    "loading": {"data", "ending", "functions"},
     "files": set(),
     "folders": set(),
     "seal": set(),
@@ -385,7 +384,7 @@ def test_every_private_name_has_a_test_of_its_own():
         "from torch._subclasses import FakeTensorMode",
         "import torch._dynamo",
         "from torch.autograd import forward_ad\nforward_ad._current_level",
-        "loader._shutdown_workers()",
+        "loader._iterator",
         "from torch.utils._python_dispatch import TorchDispatchMode",
     ],
 )

@@ -36,7 +36,7 @@ from torch_caption import distributed, runs, training
 from torch_caption.cells import CELLS
 from torch_caption.command_line import train_config
 from torch_caption.config import TrainConfig
-from torch_caption.data.coco import CocoData, EpochBatches, batches, open_data
+from torch_caption.data.coco import CocoData, batches, open_data
 from torch_caption.dropout import dropout
 from torch_caption.objectives import Lesson, make_objective
 from torch_caption.state import begin
@@ -101,8 +101,7 @@ def steps(config: TrainConfig, optimizer: Callable[..., Optimizer]) -> tuple[lis
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, share=share)
-    order = loader.batch_sampler
-    assert isinstance(order, EpochBatches)
+    order = loader.order
     losses = []
     state.model.train()
     while state.progress.step < STEPS:

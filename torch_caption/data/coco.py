@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 
 from torch_caption.data import _checks, _download, _hdf5, _memory, _names, _stored, _written
 from torch_caption.data import recipe as recipes
-from torch_caption.data._batches import Batch, EpochBatches, batches, generator
+from torch_caption.data._batches import Batch, EpochBatches, Loader, batches, generator
 from torch_caption.data._errors import DataError
 from torch_caption.data._hdf5 import INTEGERS
 from torch_caption.data._stored import FeatureFile
@@ -47,6 +47,7 @@ __all__ = [
     "CocoData",
     "DataError",
     "EpochBatches",
+    "Loader",
     "Split",
     "batches",
     "below",

@@ -7,8 +7,6 @@ meaning. All but `scan` and `end_workers` decide which path a function takes; `_
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
@@ -16,7 +14,6 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 __all__ = [
-    "end_workers",
     "has_static_value",
     "in_forward_mode",
     "in_torch_func",
@@ -64,10 +61,3 @@ def is_traced() -> bool:
     modes = torch._C._TorchDispatchModeKey
     recorded = any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
     return recorded or torch.jit.is_tracing()
-
-
-def end_workers(loader: Any) -> None:
-    """End the processes of a torch.utils.data.DataLoader now, not when it is collected."""
-    if loader._iterator is not None and loader.num_workers:
-        loader._iterator._shutdown_workers()
-        loader._iterator = None
