@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "photographs": {"data", "ending", "vocabulary"},
     "plots": {"data", "folders"},
     "description": {"captioner", "captioning", "data", "tokenizer", "vocabulary"},
-    "config": {"files"},
+    "config": {"files", "texts"},
     "lock": {"files"},
     "curves": set(),
     "distributed": {"ending"},

@@ -23,7 +23,7 @@ from torch_caption.config import ConfigError, TrainConfig, check_length
 from torch_caption.data import recipe as recipes
 from torch_caption.data.coco import CocoData, Split
 from torch_caption.data.images import ImageError, is_url, load_image
-from torch_caption.texts import printable
+from torch_caption.texts import flag_of, printable
 from torch_caption.tokenizer import readable
 from torch_caption.training import choose_device, load_data
 from torch_caption.vocabulary import Vocabulary
@@ -101,7 +101,7 @@ class SampleConfig:
         for name in ("count", "samples", "max_length", "beam_size", "n_best", "no_repeat_ngram"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+                raise ConfigError(f"{flag_of(name)} must be at least 1, not {value}")
         check_length(self.max_length)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")

@@ -92,6 +92,11 @@ def shown(value: Any, most: int = 80) -> str:
         return f"a {type(value).__name__}, nested too deep"
 
 
+def flag_of(name: str) -> str:
+    """The command line's flag of a setting: `--max-length` of `max_length`."""
+    return "--" + name.replace("_", "-")
+
+
 def printable(text: object, most: int = 300) -> str:
     """A text in a message, such as a file's name or a URL: one line, of at most `most` characters, without any that
     controls a terminal. Blanks of any width stay, and what joins two letters or emoji."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -27,6 +26,7 @@ from torch_caption.data._pca import Projection
 from torch_caption.data._rows import RowFile
 from torch_caption.data.features import Batch, Encoder, stream
 from torch_caption.ending import is_watched, one_line
+from torch_caption.files import replace_text
 from torch_caption.texts import printable
 
 FIT_BYTES = 4 * 2**30
@@ -80,12 +80,7 @@ class Progress:
         return [place for place in range(self.done[split]) if str(place) not in self.failed.get(split, {})]
 
     def save(self, folder: Path) -> None:
-        beside = folder / "progress.json.tmp"
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(folder / "progress.json")
+        replace_text(folder / "progress.json", json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> Progress | None:

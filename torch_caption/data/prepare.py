@@ -49,7 +49,8 @@ from torch_caption.data._pca import Projection
 from torch_caption.data._rows import write_hdf5
 from torch_caption.data.features import Encoder
 from torch_caption.ending import Stopped, guarded, is_watched
-from torch_caption.texts import printable, strange
+from torch_caption.files import replace_text
+from torch_caption.texts import flag_of, printable, strange
 from torch_caption.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.vocabulary import NULL, SPECIAL, Vocabulary
 
@@ -131,11 +132,11 @@ class PrepareConfig:
         least = {"min_count": 1, "max_words": 1, "batch_size": 1, "workers": 1, "seed": 0}
         most = {"max_words": _checks.LONGEST - 2, "seed": 2**63 - 1}  # <START> and <END> are columns too
         for name, at_least in least.items():
-            flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
+            value = getattr(self, name)
             if value < at_least:
-                raise DataError(f"{flag} must be at least {at_least}, not {value}")
+                raise DataError(f"{flag_of(name)} must be at least {at_least}, not {value}")
             if value > most.get(name, value):
-                raise DataError(f"{flag} must be at most {most[name]}, not {value}")
+                raise DataError(f"{flag_of(name)} must be at most {most[name]}, not {value}")
         if not 0 < self.val_share < 1:
             raise DataError(f"--val-share must be above 0 and below 1, not {self.val_share}")
         for flag, size in {"--pca": self.pca, "--grid-pca": self.grid_pca}.items():
@@ -504,7 +505,7 @@ def _write_text(path: Path, lines: Sequence[str]) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> None:
-    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    replace_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 # What is said
@@ -587,9 +588,7 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
         "recovered": {"rows": found.rows, "errors": found.errors},
         "versions": {"torch_caption": __version__},
     }
-    beside = directory / f"{MANIFEST}.tmp"
-    _write_json(beside, manifest, 1)
-    beside.replace(directory / MANIFEST)
+    _write_json(directory / MANIFEST, manifest, 1)
     print(f"PCA       {dim:,} -> {count:,}, found from {found.rows:,} rows: {directory / VECTOR_PCA}")
     for split, error in found.errors.items():
         print(f"{split:9} differs from its file by at most {error:.1e} of the standard deviation")
