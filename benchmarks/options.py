@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-from torch_caption.texts import flag_of
+from torch_caption.io.text import flag_of
 
 Part = Literal["step", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"]
 Cell = Literal["rnn", "lstm"]

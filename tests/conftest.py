@@ -13,6 +13,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from tests.helpers.data_directory import coco_directory, replace  # noqa: F401 - fixtures
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same examples in every run, on machines of any speed; nothing is written beside the tests.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import write_tiny
 
-from torch_caption.data._batches import Batch
-from torch_caption.data.coco import DataError, Split, batches, open_data
+from tests.helpers.tiny_data import write_tiny
+from torch_caption.data.batches import Batch
+from torch_caption.data.dataset import DataError, Split, batches, open_data
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent to processes there")
@@ -108,8 +108,8 @@ def test_that_the_one_that_trains_was_killed_is_no_error_of_theirs() -> None:
     code = """
 import socket
 from multiprocessing import resource_sharer
-from torch_caption.data import _batches
-_batches._begin_worker(0)
+from torch_caption.data import batches
+batches._begin_worker(0)
 def give(connection, process):
     raise ZeroDivisionError
 sharer = resource_sharer._resource_sharer

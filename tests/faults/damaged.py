@@ -8,15 +8,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import saved
-from figures import Family, Figures
-from tiny import write_tiny
-
-from torch_caption import checkpoint as checkpoints
-from torch_caption import seal
-from torch_caption.checkpoint import CheckpointError
-from torch_caption.data import _written
-from torch_caption.data.coco import DataError, open_kinds
+from tests.faults.figures import Family, Figures
+from tests.helpers import saved_checkpoint
+from tests.helpers.tiny_data import write_tiny
+from torch_caption.checkpoints import checksum as seal
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints.format import CheckpointError
+from torch_caption.data import manifest as manifests
+from torch_caption.data.dataset import DataError, open_kinds
 
 Region = tuple[str, range]
 
@@ -55,8 +54,8 @@ def data(cases: int, seed: int, folder: Path) -> Figures:
     figures.expect("loaded silently", "tracebacks")
     write_tiny(folder)
     files = {path: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    marks = _written.marks({path.name: path for path in files})
-    (folder / "manifest.json").write_text(json.dumps({_written.ENTRY: marks}), encoding="utf-8")
+    marks = manifests.marks({path.name: path for path in files})
+    (folder / "manifest.json").write_text(json.dumps({manifests.ENTRY: marks}), encoding="utf-8")
     open_kinds(folder)  # whole, it is taken
     for number in range(cases):
         path, whole = rng.choice([*files.items()])
@@ -90,8 +89,8 @@ def _refuse_all(cases: int, folder: Path, damage: Callable[[bytes, list[Region],
     figures = Figures()
     figures.expect("loaded silently", "tracebacks")
     checkpoint, weights = folder / "last.pt", folder / "best.safetensors"
-    checkpoints.save(checkpoint, saved.make())
-    checkpoints.save_weights(weights, saved.make())
+    checkpoints.save(checkpoint, saved_checkpoint.make())
+    checkpoints.save_weights(weights, saved_checkpoint.make())
     files = [(path, path.read_bytes(), _regions(path)) for path in (checkpoint, checkpoint, weights)]
     for path, *_ in files:
         checkpoints.load(path)  # whole, it is taken

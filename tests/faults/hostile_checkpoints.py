@@ -26,19 +26,21 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+    sys.path.insert(0, str(HERE.parents[1]))
 
 import safetensors.torch  # noqa: E402 - the rest is found beside this file
-import saved  # noqa: E402
 import torch  # noqa: E402
-from figures import Family, Figures  # noqa: E402
 
-from torch_caption import checkpoint as checkpoints  # noqa: E402
-from torch_caption import command_line, seal, state  # noqa: E402
+from tests.faults.figures import Family, Figures  # noqa: E402
+from tests.helpers import saved_checkpoint  # noqa: E402
+from torch_caption.checkpoints import checksum as seal  # noqa: E402
+from torch_caption.checkpoints import format as checkpoints  # noqa: E402
 from torch_caption.config import TrainConfig  # noqa: E402
-from torch_caption.data import recipe as recipes  # noqa: E402
-from torch_caption.data.coco import CocoData, Split  # noqa: E402
-from torch_caption.vocabulary import Vocabulary  # noqa: E402
+from torch_caption.data.dataset import CocoData, Split  # noqa: E402
+from torch_caption.data.vocabulary import Vocabulary  # noqa: E402
+from torch_caption.encoders import extractor as recipes  # noqa: E402
+from torch_caption.io.exits import guarded  # noqa: E402
+from torch_caption.training import state  # noqa: E402
 
 MOST_SECONDS, MOST_MIB = 10.0, 400.0
 SPARE = 2**30  # bytes of address space a process may take beyond what it has when it begins
@@ -135,7 +137,7 @@ def content(**changes: Any) -> bytes:
     """A whole checkpoint with some of its parts replaced."""
     file = io.BytesIO()
     sealing = seal.Sealing(file)
-    torch.save(saved.plain(saved.make(manifest={}, data=None), **changes), sealing)
+    torch.save(saved_checkpoint.plain(saved_checkpoint.make(manifest={}, data=None), **changes), sealing)
     sealing.finish()
     return file.getvalue()
 
@@ -526,13 +528,13 @@ def no_archive(rng: random.Random, _: Path) -> bytes:
 
 def changed(**changes: Any) -> dict[str, torch.Tensor]:
     """The weights with some replaced."""
-    return saved.make().weights | changes
+    return saved_checkpoint.make().weights | changes
 
 
 @kind
 def numbers_that_are_none(rng: random.Random, _: Path) -> bytes:
     value = rng.choice((float("nan"), float("inf"), -float("inf")))
-    made = saved.make()
+    made = saved_checkpoint.make()
     part = rng.choice(("weights", "average", "optimizer", "manifest"))
     if part == "manifest":
         return content(manifest={"projection": {"mean": torch.tensor([1.0, value])}})
@@ -581,25 +583,25 @@ def models_of_any_size(rng: random.Random, _: Path) -> bytes:
         {"tied": True},
         {0: 1},
     )
-    return content(model=saved.MODEL | rng.choice((*({argument: size} for size in sizes), *others)))
+    return content(model=saved_checkpoint.MODEL | rng.choice((*({argument: size} for size in sizes), *others)))
 
 
 @kind
 def vocabularies(rng: random.Random, _: Path) -> bytes:
-    many = [*saved.WORDS, *(f"word{k}" for k in range(100_000))]
+    many = [*saved_checkpoint.WORDS, *(f"word{k}" for k in range(100_000))]
     return content(
         words=rng.choice(
             (
-                [*saved.WORDS[:-1], "a"],
+                [*saved_checkpoint.WORDS[:-1], "a"],
                 [],
-                saved.WORDS[1:],
-                [*saved.WORDS, "b"],
+                saved_checkpoint.WORDS[1:],
+                [*saved_checkpoint.WORDS, "b"],
                 many,
                 "abc",
                 None,
-                [*saved.WORDS[:-1], 3],
+                [*saved_checkpoint.WORDS[:-1], 3],
                 {},
-                [*saved.WORDS[:-1], None],
+                [*saved_checkpoint.WORDS[:-1], None],
                 ["<NULL>"] * 7,
             )
         )
@@ -615,7 +617,7 @@ def settings(rng: random.Random, _: Path) -> bytes:
         *({"batch_size": 10**20}, {"hidden_dim": 10**5}, {"wordvec_dim": 10**9}, {"cell_type": "lstm"}),
         *({"tied": True}, {"dtype": "float64"}, {"hidden_dim": 6}),  # than the model's
     )
-    return content(config=saved.SETTINGS | rng.choice(ways))
+    return content(config=saved_checkpoint.SETTINGS | rng.choice(ways))
 
 
 @kind
@@ -633,7 +635,7 @@ def versions(rng: random.Random, _: Path) -> bytes:
 @kind
 def optimizers(rng: random.Random, _: Path) -> bytes:
     """Of another model: torch's fused step would write past the end of a tensor that is too small."""
-    made = saved.make().optimizer or {}
+    made = saved_checkpoint.make().optimizer or {}
     one = made["state"][rng.randrange(8)]
     groups = made["param_groups"][0]
     change = rng.randrange(12)
@@ -681,7 +683,7 @@ def progress(rng: random.Random, _: Path) -> bytes:
         under_way | {"images": 2},
         {"best_epoch": 3},
     )
-    return content(progress=saved.make().progress | rng.choice(ways))
+    return content(progress=saved_checkpoint.make().progress | rng.choice(ways))
 
 
 @kind
@@ -702,7 +704,7 @@ def random_states(rng: random.Random, _: Path) -> bytes:
 @kind
 def digests_of_captions(rng: random.Random, _: Path) -> bytes:
     """In the middle of an epoch they must be those of the data."""
-    progress = saved.make().progress | {"position": 1, "words": 3}
+    progress = saved_checkpoint.make().progress | {"position": 1, "words": 3}
     digest = rng.choice(("", "0" * 64, "x" * 10_000, None, 3, [1], torch.ones(2), {}))
     return content(progress=progress, data=rng.choice(({"train": digest}, [digest], "train", 1)))
 
@@ -752,7 +754,7 @@ def weights_file(header: dict[str, Any] | bytes, body: bytes = b"") -> bytes:
 
 
 def metadata(**changes: Any) -> dict[str, str]:
-    made = saved.make(manifest={})
+    made = saved_checkpoint.make(manifest={})
     plain = {name: json.dumps(getattr(made, name)) for name in ("words", "config", "model", "manifest")}
     plain |= {"kind": checkpoints.FORMAT, "version": str(checkpoints.VERSION), "sha256": seal.NO_DIGITS}
     return {name: value for name, value in (plain | changes).items() if value is not None}
@@ -801,7 +803,7 @@ def safetensors_metadata(rng: random.Random, _: Path) -> bytes:
         {"config": '{"max_length": ' + "9" * 5000 + "}"},
         {"manifest": '{"a": ' + "[" * 90 + "]" * 90 + "}"},
     )
-    weights = saved.make().weights
+    weights = saved_checkpoint.make().weights
     more = rng.choice(
         (
             {},
@@ -822,7 +824,7 @@ def safetensors_dtypes(rng: random.Random, _: Path) -> bytes:
     names = ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "uint16", "uint32", "uint64", "complex64")
     numbers = torch.ones(4).to(getattr(torch, rng.choice(names)))
     place = rng.choice(("manifest/x", "manifest/projection/mean", "Wx", "more"))
-    tensors = saved.make().weights | {place: numbers}
+    tensors = saved_checkpoint.make().weights | {place: numbers}
     entries = metadata(manifest=json.dumps({"projection": {}}))
     return b"".join((b"weights", *seal.sealed_weights(safetensors.torch.save(tensors, entries))))
 
@@ -917,7 +919,7 @@ def _use(path: Path) -> None:
 
 def _data() -> CocoData:
     """What the checkpoints are of: two captions, so that an epoch of theirs has two steps."""
-    vocabulary = Vocabulary(tuple(saved.WORDS))
+    vocabulary = Vocabulary(tuple(saved_checkpoint.WORDS))
     rows = torch.tensor([[1, 4, 2], [1, 5, 2]]), torch.arange(2)
     split = Split("train", vocabulary, *rows, torch.ones(2, 3), (2, 3))
     return CocoData(Path("data"), vocabulary, {}, {}, {"train": split, "val": split})
@@ -933,7 +935,7 @@ def _open_all(paths: list[str]) -> None:
         stderr = io.StringIO()
         with contextlib.redirect_stderr(stderr):
             try:
-                status = command_line.guarded(lambda path=path: _use(Path(path)))
+                status = guarded(lambda path=path: _use(Path(path)))
             except BaseException as error:  # what a user would see as a traceback
                 status = 1
                 print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)

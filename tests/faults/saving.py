@@ -22,15 +22,15 @@ from unittest import mock
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+    sys.path.insert(0, str(HERE.parents[1]))
 
-import saved  # noqa: E402 - the rest is found beside this file
 import torch  # noqa: E402
-from figures import Family, Figures  # noqa: E402
 
-from torch_caption import checkpoint as checkpoints  # noqa: E402
-from torch_caption import files  # noqa: E402
-from torch_caption.checkpoint import Checkpoint, CheckpointError  # noqa: E402
+from tests.faults.figures import Family, Figures  # noqa: E402
+from tests.helpers import saved_checkpoint  # noqa: E402
+from torch_caption.checkpoints import format as checkpoints  # noqa: E402
+from torch_caption.checkpoints.format import Checkpoint, CheckpointError  # noqa: E402
+from torch_caption.io import files  # noqa: E402
 
 POSIX = os.name == "posix"
 
@@ -39,7 +39,13 @@ def generation(number: int, size: int) -> Checkpoint:
     """A checkpoint that says which it is in its progress and in every one of `size` numbers."""
     weights = {name: torch.full((size,), float(number)) for name in ("Wx", "Wh")}
     return Checkpoint(
-        weights, {}, saved.WORDS, {}, saved.MODEL, {"step": number}, random={"state": weights["Wx"].long()}
+        weights,
+        {},
+        saved_checkpoint.WORDS,
+        {},
+        saved_checkpoint.MODEL,
+        {"step": number},
+        random={"state": weights["Wx"].long()},
     )
 
 

@@ -1,0 +1,299 @@
+"""Photographs from files, bytes and http(s) URLs: upright, RGB, 8 bits, and nothing that a hostile one could do.
+
+No temporary file. Formats, bytes and pixels are limited; the pixels are counted from the header, before any is decoded,
+and metadata are taken off before a decoder sees the file. `http` says what holds for URLs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from torch_caption.io.exits import one_line
+from torch_caption.io.http import FetchError, read_url
+from torch_caption.io.strip_metadata import bare
+from torch_caption.io.strip_metadata import orientation as tiff_orientation
+from torch_caption.io.text import printable
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # and HEIC, where pillow-heif is installed
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif"),
+}
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 64 * 2**20
+MAX_SIDE = 2**16 - 1  # as JPEG's; a picture of few, very long rows takes Pillow minutes
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+STRIP = 2**20  # pixels that are laid on white together
+_WARNINGS = threading.Lock()
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_HEADS = re.compile(rb"(?s)\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II\*\0|MM\0\*|....ftyp")
+_BITS, _PHOTOMETRIC = 258, 262  # of a TIFF
+
+
+class ImageError(ValueError):
+    """A photograph that cannot be had; the message is one line and begins with the photograph's name."""
+
+
+def load_image(
+    source: str | Path | bytes,
+    *,
+    allow_private: bool = False,
+    timeout: float = 10.0,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    truncated: Callable[[str], object] | None = None,
+) -> Image.Image:
+    """A photograph as an upright RGB picture of 8 bits a channel, without metadata.
+
+    EXIF rotation is applied, transparency becomes white, CMYK, palettes, grey and 16 bits become RGB; of an animation
+    the first frame is taken, of a TIFF the first page. Colour profiles are ignored.
+
+    Args:
+        source: a file, the bytes of one, or an http(s) URL. JPEG, PNG, WEBP, GIF, BMP, TIFF and AVIF are read, and HEIC
+            where pillow-heif is installed.
+        allow_private, timeout, max_bytes: as in `fetch`; the bytes of a file are limited as well.
+        max_pixels: the most width x height, with no side above 65,535; beside it Pillow refuses twice its own
+            `Image.MAX_IMAGE_PIXELS`.
+        truncated: takes a JPEG whose end is missing, grey where it is, and is given a line that names it; None refuses
+            it.
+
+    Raises:
+        ImageError: the source cannot be read or fetched, is empty, too large, in another format, or damaged.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decoded(bytes(source), "the picture's bytes", max_bytes, max_pixels, truncated)
+    name = printable(source)
+    if isinstance(source, str) and is_url(source):
+        content = fetch(source, allow_private=allow_private, timeout=timeout, max_bytes=max_bytes)
+    else:
+        content = _file_content(Path(source), name, max_bytes)
+    return _decoded(content, name, max_bytes, max_pixels, truncated)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a photograph does that `load_image` reads, or at least is named like one."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        _check_regular(path.stat(), "")
+        with open(path, "rb", opener=_open_now) as file:
+            head = file.read(256)
+    except (OSError, ValueError):
+        return False
+    brands = re.fullmatch(rb"(?s)....ftyp(.*)", head)
+    return bool(_HEADS.match(head)) and (brands is None or bool(_brands(head) & (_AVIF | _HEIC)))
+
+
+def is_url(source: str) -> bool:
+    """Whether `load_image` takes it for a URL, of whatever scheme, and not for a file's name."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
+
+
+def fetch(url: str, *, allow_private: bool = False, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes that an http(s) URL answers, after at most 5 redirects.
+
+    Args:
+        allow_private: also fetch from addresses that are not public (this machine, the local network). Never set it for
+            URLs that come from strangers.
+        timeout: seconds for everything together: the name, all connections, headers, redirects, the last byte.
+        max_bytes: the most the answer may hold.
+
+    Raises:
+        ImageError: not an http(s) URL, one with a user's name in it, an address that is not public, a redirect from
+            https to http, no answer in time, an answer that is not 200, too large, compressed or cut short.
+    """
+    try:
+        return read_url(url, timeout=timeout, most=max_bytes, allow_private=allow_private)
+    except FetchError as error:
+        raise ImageError(f"{printable(url)}: {error}") from error
+
+
+def _file_content(path: Path, name: str, max_bytes: int) -> bytes:
+    try:
+        _check_regular(path.stat(), name)  # before it is opened, for that alone does something to some devices
+        with open(path, "rb", opener=_open_now) as file:
+            _check_regular(os.fstat(file.fileno()), name)  # another may have come into its place
+            return file.read(max_bytes + 1) or b""  # None of a file of the kernel's that has nothing to say
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ImageError(
+            f"{name}: cannot be read: {printable(getattr(error, 'strerror', None) or one_line(error))}"
+        ) from error
+
+
+def _open_now(path: str, flags: int) -> int:
+    """A descriptor; a pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(found: os.stat_result, name: str) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise ImageError(f"{name}: a directory, not a picture")
+    if not stat.S_ISREG(found.st_mode):  # a pipe or device may block or never end
+        raise ImageError(f"{name}: not a regular file")
+
+
+def _decoded(
+    content: bytes, name: str, max_bytes: int, max_pixels: int, truncated: Callable[[str], object] | None
+) -> Image.Image:
+    if not content:
+        raise ImageError(f"{name}: empty")
+    if len(content) > max_bytes:
+        raise ImageError(f"{name}: more than {max_bytes} bytes")
+    try:
+        content, orientation = bare(content)
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}") from None
+    ends = not content.startswith(_JPEG) or content.endswith(_JPEG_END)
+    if not ends and truncated is not None:
+        content += _JPEG_END  # what is missing before it comes out grey
+    with _opened(content, name, max_pixels) as picture:
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise ImageError(f"{name}: {width} x {height} pixels are more than {max_pixels}")
+        if max(width, height) > MAX_SIDE:
+            raise ImageError(f"{name}: {width} x {height} pixels, a side of more than {MAX_SIDE}")
+        deep = any("16" in str(tile.args) for tile in picture.tile)
+        try:
+            picture.load()
+            key = picture.info.get("transparency")
+            if deep and isinstance(key, tuple):  # Pillow has kept the upper 8 of the 16 bits
+                picture.info["transparency"] = tuple(value >> 8 for value in key)
+            if picture.format == "AVIF":  # from how its container turns it, for its own metadata are off
+                orientation = tiff_orientation(picture.info.get("exif", b""))
+            whole: Image.Image = _of_tiff(picture, name) if picture.format == "TIFF" else picture
+            whole = _rgb(whole.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else whole)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(f"{name}: damaged: {printable(one_line(error))}") from error
+    if not ends and truncated is not None:
+        truncated(f"{name}: its end is missing; what it held is grey")
+    return whole
+
+
+def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+    """The picture with its size and mode known, and no pixel decoded."""
+    try:
+        with _quiet():
+            if _is_heic(content):
+                return _heif(name)(io.BytesIO(content))
+            _silence_libtiff()
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            if picture.format == "TIFF":
+                picture.getexif()  # asked for once more where warnings are no longer held back
+            return picture
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture in {', '.join(FORMATS)} or HEIC format") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: more than {min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))} pixels") from None
+    except ImageError:
+        raise
+    except Exception as error:  # a decoder fed with damage raises almost anything
+        raise ImageError(f"{name}: damaged: {printable(one_line(error))}") from error
+
+
+def _is_heic(content: bytes) -> bool:
+    """Whether a file of boxes says in its first one that it holds pictures of HEVC, and not of AV1."""
+    found = _brands(content)
+    return content[4:8] == b"ftyp" and bool(found & _HEIC) and not found & _AVIF
+
+
+def _brands(content: bytes) -> set[bytes]:
+    """Of a file of boxes, the kinds of pictures or films that its first box names."""
+    brands = content[8 : min(int.from_bytes(content[:4]), 256)]
+    return {brands[at : at + 4] for at in range(0, len(brands), 4)}
+
+
+def _heif(name: str) -> type[ImageFile.ImageFile]:
+    """What pillow-heif has for Pillow. It turns pictures itself."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImageError(
+            f"{name}: a HEIC picture, for which pillow-heif is needed: `python -m pip install pillow-heif` installs it"
+        ) from None
+    return pillow_heif.HeifImageFile
+
+
+@cache
+def _silence_libtiff() -> None:
+    """It prints to stderr what it finds wrong, beside telling Pillow, which has no switch for that. Where Pillow hides
+    its own libtiff, as on Windows, it goes on to print."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+def _of_tiff(picture: ImageFile.ImageFile, name: str) -> Image.Image:
+    """Grey of more than 8 bits as 8, which Pillow would cut off; what has no certain black and white is refused."""
+    tags = cast(Any, picture).tag_v2
+    if picture.mode in ("I", "F", "LAB"):
+        held = {"I": "integers that may be negative", "F": "floating-point numbers", "LAB": "CIE L*a*b* colours"}
+        raise ImageError(f"{name}: a TIFF of {held[picture.mode]}; save it as RGB or grey of 8 or 16 bits")
+    if picture.mode == "La":
+        return picture.convert("LA")
+    if not picture.mode.startswith("I;16"):
+        return picture
+    bits = tags.get(_BITS, (16,))[0]
+    grey = np.asarray(picture).astype(np.uint16) >> (bits - 8)
+    return Image.fromarray((255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey).astype(np.uint8))
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """8 bits of red, green and blue, on white where it is transparent."""
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 to white
+        grey, key = np.asarray(picture), picture.info.get("transparency")
+        picture = Image.fromarray((grey >> 8).astype(np.uint8))
+        if key is not None:
+            picture.putalpha(Image.fromarray((grey != key) * np.uint8(255)))
+    picture = _on_white(picture) if picture.has_transparency_data else picture.convert("RGB")
+    picture.info.clear()  # an orientation left behind would turn it again
+    return picture
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """In strips, for whole layers would take the memory of the picture three times more."""
+    whole = Image.new("RGB", picture.size)
+    rows = max(1, STRIP // picture.width)
+    for top in range(0, picture.height, rows):
+        layer = picture.crop((0, top, picture.width, min(top + rows, picture.height))).convert("RGBA")
+        strip = Image.new("RGBA", layer.size, "white")
+        strip.alpha_composite(layer)
+        whole.paste(strip.convert("RGB"), (0, top))
+    return whole
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow's warnings about odd metadata; the filters belong to the whole process, hence the lock."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
