@@ -167,7 +167,7 @@ def test_download(server, source, target, capsys):
     assert server.asked == [(None, None)]
 
 
-def test_a_complete_directory_is_not_brought_again(server, source, target, capsys):
+def test_a_complete_directory_is_not_downloaded_again(server, source, target, capsys):
     server.content = packed(source)
     run(target, server.url, capsys)
     part_of(target).write_bytes(b"left over")
@@ -242,7 +242,7 @@ def test_a_changed_archive_is_not_glued_together(server, source, target, capsys,
     assert contents(target) == contents(source)
 
 
-def test_a_shorter_archive_is_brought_whole(server, source, target, capsys):
+def test_a_shorter_archive_is_downloaded_whole(server, source, target, capsys):
     server.content, server.cut = packed(source, filler=os.urandom(9000)), len(packed(source)) + 5000
     assert_fails(target, server.url, capsys, "cut off")
     server.content, server.cut = packed(source), None  # the server says 416
@@ -310,7 +310,7 @@ def test_interrupted(server, source, target, capsys, monkeypatch, phase):
     )
     status, _, err = run(target, server.url, capsys)
     assert status == 130
-    assert err == f"stopped: {target} keeps what was brought; run the same command again to go on\n"
+    assert err == f"stopped: {target} keeps what was downloaded; run the same command again to go on\n"
     kept = part_of(target).stat().st_size
     assert 0 < kept <= (len(server.content) if phase == "unpack" else 512)
     assert not (target / ".unpacking").exists()
@@ -538,7 +538,7 @@ def test_a_full_disk(server, source, target, capsys, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert run(target, server.url, capsys)[0] == 0
-    assert len(server.asked) == 1  # what was brought is kept
+    assert len(server.asked) == 1  # what was downloaded is kept
 
 
 def test_a_file_in_the_way(tmp_path, server, capsys):
@@ -567,10 +567,10 @@ def test_a_move_that_stops_leaves_no_data(server, source, target, monkeypatch):
         return move(self, to)
 
     monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(DownloadError, match="Input/output error; what was brought is kept"):
-        download.bring(target, server.url, open_data)
+    with pytest.raises(DownloadError, match="Input/output error; what was downloaded is kept"):
+        download.download(target, server.url, open_data)
     assert not (target / "coco2014_captions.h5").exists()
     monkeypatch.setattr(Path, "replace", move)
-    download.bring(target, server.url, open_data)
+    download.download(target, server.url, open_data)
     assert contents(target) == contents(source)
     assert len(server.asked) == 1

@@ -1,4 +1,4 @@
-"""cs231n's archive: brought over HTTP, resumed after a stop, checked, and unpacked all or nothing."""
+"""cs231n's archive: downloaded over HTTP, resumed after a stop, checked, and unpacked all or nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TIMEOUT = 30.0  # seconds without a byte
 
 
 class DownloadError(Failure, OSError):
-    """The archive was not brought, or is not sound; the message says what to do."""
+    """The archive was not downloaded, or is not sound; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Source:
     validator: str | None
 
 
-def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
+def download(directory: Path, url: str, check: Callable[[Path], object]) -> None:
     """Download and unpack cs231n's archive into a directory; data that is there already and sound stays.
 
     Args:
@@ -66,7 +66,7 @@ def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
         check: raises a ValueError that says what is wrong with the data in a directory.
 
     Raises:
-        DownloadError: it cannot be brought or is not sound.
+        DownloadError: it cannot be downloaded or is not sound.
         KeyboardInterrupt: by Ctrl-C; its message says how to go on.
     """
     archive = directory / "coco_captioning.zip.part"
@@ -85,16 +85,16 @@ def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
         fetch(url, archive)
         unpack(archive, directory, check)
     except KeyboardInterrupt as stopped:
-        advice = f"{directory} keeps what was brought; run the same command again to go on"
+        advice = f"{directory} keeps what was downloaded; run the same command again to go on"
         raise Stopped.advising(stopped, advice) from None
     except DownloadError:
         raise
     except OSError as error:
-        raise DownloadError(f"{directory}: {error.strerror or one_line(error)}; what was brought is kept") from None
+        raise DownloadError(f"{directory}: {error.strerror or one_line(error)}; what was downloaded is kept") from None
 
 
 def fetch(url: str, part: Path) -> None:
-    """Bring a URL into the file `part`, from where an earlier try stopped if the server still has the same content.
+    """Download a URL into the file `part`, from where an earlier try stopped if the server still has the same content.
 
     Raises:
         DownloadError: the server refuses, is not reached, stops in the middle, or sends more than the limit.
@@ -186,7 +186,7 @@ def unpack(archive: Path, directory: Path, check: Callable[[Path], object]) -> N
     """Unpack the known files, check them, and only then move them into the directory; the archive goes.
 
     Raises:
-        DownloadError: the archive is damaged or hostile, or its files are not sound; it is removed, to be brought anew.
+        DownloadError: the archive is damaged or hostile, or its files are not sound; it is removed.
     """
     folder = directory / ".unpacking"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed

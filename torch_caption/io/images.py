@@ -76,7 +76,10 @@ def load_image(
     Args:
         source: a file, the bytes of one, or an http(s) URL. JPEG, PNG, WEBP, GIF, BMP, TIFF and AVIF are read, and HEIC
             where pillow-heif is installed.
-        allow_private, timeout, max_bytes: as in `fetch`; the bytes of a file are limited as well.
+        allow_private: also read from addresses that are not public (this machine, the local network). Never set it for
+            URLs that come from strangers.
+        timeout: seconds that a URL may take in all.
+        max_bytes: the most that a file or a URL may hold.
         max_pixels: the most width x height, with no side above 65,535; beside it Pillow refuses twice its own
             `Image.MAX_IMAGE_PIXELS`.
         truncated: takes a JPEG whose end is missing, grey where it is, and is given a line that names it; None refuses
@@ -89,7 +92,10 @@ def load_image(
         return _decoded(bytes(source), "the picture's bytes", max_bytes, max_pixels, truncated)
     name = printable(source)
     if isinstance(source, str) and is_url(source):
-        content = fetch(source, allow_private=allow_private, timeout=timeout, max_bytes=max_bytes)
+        try:
+            content = read_url(source, timeout=timeout, most=max_bytes, allow_private=allow_private)
+        except FetchError as error:
+            raise ImageError(f"{name}: {error}") from error
     else:
         content = _file_content(Path(source), name, max_bytes)
     return _decoded(content, name, max_bytes, max_pixels, truncated)
@@ -112,25 +118,6 @@ def is_picture(path: Path) -> bool:
 def is_url(source: str) -> bool:
     """Whether `load_image` takes it for a URL, of whatever scheme, and not for a file's name."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
-
-
-def fetch(url: str, *, allow_private: bool = False, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes that an http(s) URL answers, after at most 5 redirects.
-
-    Args:
-        allow_private: also fetch from addresses that are not public (this machine, the local network). Never set it for
-            URLs that come from strangers.
-        timeout: seconds for everything together: the name, all connections, headers, redirects, the last byte.
-        max_bytes: the most the answer may hold.
-
-    Raises:
-        ImageError: not an http(s) URL, one with a user's name in it, an address that is not public, a redirect from
-            https to http, no answer in time, an answer that is not 200, too large, compressed or cut short.
-    """
-    try:
-        return read_url(url, timeout=timeout, most=max_bytes, allow_private=allow_private)
-    except FetchError as error:
-        raise ImageError(f"{printable(url)}: {error}") from error
 
 
 def _file_content(path: Path, name: str, max_bytes: int) -> bytes:
