@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_caption.training.workers import WorkerLost
 
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import format as checkpoints
@@ -38,7 +37,7 @@ from torch_caption.model.cells import CELLS
 from torch_caption.training import report, trainer
 from torch_caption.training import run_folder as runs
 from torch_caption.training.state import Progress, State, begin, restore, snapshot
-from torch_caption.training.trainer import LossNotFinite, fit, learning_rate, score, train_step, validate
+from torch_caption.training.trainer import LossNotFinite, WorkerLost, fit, learning_rate, score, train_step, validate
 
 CPU = torch.device("cpu")
 SCST: dict[str, Any] = {"objective": "scst", "init_from": Path("somewhere")}
