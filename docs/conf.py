@@ -1,4 +1,4 @@
-"""The documentation site: `sphinx-build -W docs build/docs`. Its pages are the Markdown of docs/, which a code host shows.
+"""The documentation site: `sphinx-build -W docs build/docs`. The pages are the Markdown of docs/, which a code host shows too.
 
 Written at the start of a build, ignored by git: `api/`, a page for each public module, and `project/`, copies of the
 pages at the root of the repository.
@@ -77,7 +77,7 @@ def write_pages() -> None:
 
 
 def adapt_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Show an indented block after an empty line, a formula or a drawing, as written; `Returns:` is followed by text."""
+    """Show an indented block after an empty line, a formula or a drawing, as written. What follows `Returns:` is text."""
     for at in range(len(lines) - 1, 0, -1):
         if lines[at - 1].strip() in ("Returns:", "Yields:"):
             lines[at] = re.sub(r"(?=\S)", ": ", lines[at], count=1)  # an empty type: the signature has it
