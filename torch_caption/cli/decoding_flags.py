@@ -7,6 +7,7 @@ import dataclasses
 from torch_caption.config import ConfigError, check_length
 from torch_caption.decoding import DecodingOptions, TokenIds
 from torch_caption.decoding.filters import excluded
+from torch_caption.io.text import flag_of
 
 
 def check_decoding(options: DecodingOptions) -> None:
@@ -31,7 +32,7 @@ def for_model(options: DecodingOptions, max_length: int, ids: TokenIds) -> Decod
 
 def _naming_flags(options: DecodingOptions, ids: TokenIds | None) -> None:
     try:
-        options.resolve(lambda name: f"--{name.replace('_', '-')}")
+        options.resolve(flag_of)
         if ids is not None:
             excluded(ids, options, "--avoid")
     except ValueError as error:

@@ -6,7 +6,7 @@ for good, and the search of an image is over when all its slots hold hypotheses 
 (Sutskever et al. 2014, "Sequence to Sequence Learning with Neural Networks"). So those that compete for a slot are
 always equally long, and lengths are compared only in the end, among what was found, by the scores.
 
-The score of a caption Y is log P(Y) / lp(|Y|), with |Y| its number of words, <END> counted:
+The score of a caption Y is `log P(Y) / lp(|Y|)`, with `|Y|` its number of words, <END> counted:
 
     lp(n) = 1                        length_penalty 0: the likeliest caption, which tends to be a short one
     lp(n) = ((5 + n) / 6)^alpha      length_penalty alpha > 0: eq. 14 of Wu et al. 2016, "Google's Neural Machine
