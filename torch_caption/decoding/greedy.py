@@ -83,11 +83,11 @@ def word_by_word(
             rows, last = rows[going], last[going]
             state = select(state, torch.from_numpy(going).to(device))
     sums = np.zeros(N, dtype=gained[0][1].dtype if gained else np.float32)
-    for t, (rows, values) in enumerate(gained):
-        possible = values > -math.inf  # neither NaN nor excluded
-        if not possible.all():
-            raise no_choice(int(rows[~possible][0]) // copies, t)
+    for rows, values in gained:
         sums[rows] += values
+    if not (sums > -math.inf).all():  # NaN, or an excluded word where there was no other
+        bad = ((t, rows[~(values > -math.inf)]) for t, (rows, values) in enumerate(gained))
+        raise next(no_choice(int(those[0]) // copies, t) for t, those in bad if len(those))
     ended = words[np.arange(N), lengths - 1] == ids.end
     parts = words, sums, sums, lengths, ended
     return Decoded(*(torch.from_numpy(part.reshape(N // copies, copies, *part.shape[1:])).to(device) for part in parts))
