@@ -20,8 +20,8 @@ import torch
 from tests.helpers.saved_checkpoint import MODEL, WORDS, make, plain, write
 from torch_caption.checkpoints import checksum as seal
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import CheckpointError
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.errors import CheckpointError
 from torch_caption.io import files
 from torch_caption.io.exits import Stopped
 

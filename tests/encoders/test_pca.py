@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from torch_caption.data._errors import DataError
 from torch_caption.data.projection import Projection
 from torch_caption.encoders import pca
 from torch_caption.encoders.pca import Moments, fit, recover
+from torch_caption.errors import DataError
 
 N, D, K = 300, 12, 5
 

@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from PIL import Image
 
 from tests.helpers.usage import descriptors, memory
+from torch_caption.errors import ImageError
 from torch_caption.io import images
-from torch_caption.io.images import ImageError, load_image, shown
+from torch_caption.io.images import load_image, shown
 
 PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.2"
 NAMES = {

@@ -19,8 +19,9 @@ import pytest
 
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data
+from torch_caption.errors import DownloadError
 from torch_caption.io import download
-from torch_caption.io.download import DownloadError, Source
+from torch_caption.io.download import Source
 
 
 @dataclass

@@ -34,8 +34,9 @@ from tests.helpers.photo_server import (
     server_context,
     serving,
 )
+from torch_caption.errors import ImageError
 from torch_caption.io import images
-from torch_caption.io.images import ImageError, fetch, is_public, load_image
+from torch_caption.io.images import fetch, is_public, load_image
 
 
 def rows_of_16_bits(*values: int) -> bytes:

@@ -22,9 +22,10 @@ from torch_caption import cs231n
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.errors import ImageError
 from torch_caption.inference import photographs
 from torch_caption.io.exits import Stopped
-from torch_caption.io.images import ImageError, load_image
+from torch_caption.io.images import load_image
 from torch_caption.training import run_folder as runs
 from torch_caption.training import trainer
 from torch_caption.training.trainer import train_step

@@ -320,7 +320,7 @@ def check_a_loss_that_is_no_number_stops_all(folder: Path, size: int) -> None:
     features, captions = data["train"].__getitems__([0, 1])
     if distributed.rank() == 1:
         features[0, 0] = math.nan
-    with pytest.raises(trainer.LossNotFinite, match="the loss is nan"):
+    with pytest.raises(trainer.NonFiniteError, match="the loss is nan"):
         train_step(state.model, state.optimizer, features, captions, share=share)
     assert all(torch.equal(weight, before[name]) for name, weight in state.model.state_dict().items())
 

@@ -33,6 +33,7 @@ from torch_caption.checkpoints import archive
 from torch_caption.checkpoints import checksum as seal
 from torch_caption.config import OF_THE_MODEL, TrainConfig
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.errors import CheckpointError
 from torch_caption.io import files
 from torch_caption.io.files import previous
 from torch_caption.model.captioner import CaptioningRNN
@@ -46,10 +47,6 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = frozenset(archive.STORAGES.values())
 _SHARED = ("words", "config", "model", "manifest")  # what captions need beside the weights
 _INSIDE = "manifest/"  # before the names of the recipe's own tensors, in safetensors
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line that names the file and says why."""
 
 
 class NumberNotFinite(CheckpointError):

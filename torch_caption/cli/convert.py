@@ -15,8 +15,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import CheckpointError
 from torch_caption.cli.sample import find_checkpoint
+from torch_caption.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ def train_config(args: Sequence[str], prog: str | None = None) -> TrainConfig:
     `--init-from` those of the checkpoint's that its weights and data fix.
 
     Raises:
-        ValueError: there is no run to resume, no checkpoint to begin with, or its settings are not of its model.
+        UsageError, InputError: there is no run to resume, no checkpoint to begin with, or its settings are not of its
+            model.
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     args = _name_the_run(args)

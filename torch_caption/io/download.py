@@ -18,7 +18,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from torch_caption.io.exits import Failure, Stopped, is_watched, one_line
+from torch_caption.errors import DownloadError
+from torch_caption.io.exits import Stopped, is_watched, one_line
 
 ARCHIVE = "http://cs231n.stanford.edu/coco_captioning.zip"
 
@@ -38,10 +39,6 @@ LIST_LIMIT = 2**20
 
 _CHUNK = 2**18
 _TIMEOUT = 30.0  # seconds without a byte
-
-
-class DownloadError(Failure, OSError):
-    """The archive was not brought, or is not sound; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from torch_caption.errors import ImageError
 from torch_caption.io.strip_metadata import bare
 from torch_caption.io.strip_metadata import orientation as tiff_orientation
 
@@ -70,10 +71,6 @@ _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _HEADS = re.compile(rb"(?s)\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II\*\0|MM\0\*|....ftyp")
 _BITS, _PHOTOMETRIC = 258, 262  # of a TIFF
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
-
-
-class ImageError(ValueError):
-    """A photograph that cannot be had; the message is one line and begins with the photograph's name."""
 
 
 def load_image(

@@ -30,7 +30,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_caption.io.exits import SIGNALS, Failure
+from torch_caption.errors import ConfigError, RankError, TorchCaptionError
+from torch_caption.io.exits import SIGNALS, exit_status, one_line
 
 T = TypeVar("T")
 COUNTS = 4
@@ -40,10 +41,6 @@ SILENCE = timedelta(minutes=10)
 Longer than what rank 0 does alone while the others wait: scoring, drawing, writing."""
 PATIENCE = 5.0
 """Seconds in which a rank that has lost another finds out which one, and why."""
-
-
-class RankError(Failure):
-    """What went wrong on a rank; the message says on which, where it is not the same on all."""
 
 
 # Who they are --------------------------------------------------------------------------------------------------------
@@ -86,13 +83,13 @@ def gpu() -> torch.device:
     """The rank's own GPU, which is made the current one.
 
     Raises:
-        ValueError: this machine has fewer GPUs than ranks.
+        ConfigError: this machine has fewer GPUs than ranks.
     """
     if size() == 1:
         return torch.device("cuda")
     place, ranks = _local()
     if ranks > torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"{ranks} processes on a machine with {torch.cuda.device_count()} GPUs; start no more of them "
             "(--nproc-per-node), or take --device cpu"
         )
@@ -130,7 +127,7 @@ def from_first(make: Callable[[], T]) -> T:
     """What `make` returns on rank 0, which alone calls it.
 
     Raises:
-        Failure: what it raises there ends the other ranks too, with the same message.
+        RankError: what it raises there ends the other ranks too, with the same message.
     """
     if size() == 1:
         return make()
@@ -141,12 +138,12 @@ def from_first(make: Callable[[], T]) -> T:
             made[0] = make()
         except Exception as raised:
             error = raised
-            made[1] = _line(raised), _status(raised)
+            made[1] = one_line(raised), exit_status(raised)
     dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
     if error is not None:
         raise error
     if made[1] is not None:
-        raise Failure(*made[1])
+        raise RankError(*made[1])
     return cast(T, made[0])
 
 
@@ -304,7 +301,7 @@ def several(main: Callable[[], object]) -> None:
             ranks.end(error)
         except dist.DistError:  # the store ends with torchrun, and then there is nothing to agree on
             if isinstance(error, Exception) and _is_loss_of_a_rank(error):
-                line = f"rank {ranks.rank} has lost another, and where they meet is gone: {_line(error)}"
+                line = f"rank {ranks.rank} has lost another, and where they meet is gone: {one_line(error)}"
                 raise RankError(line, 1) from error
         raise
     dist.destroy_process_group()
@@ -332,7 +329,7 @@ class _Ranks:
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, timeout=SILENCE, store=group, rank=self.rank, world_size=self.size)
         except (RuntimeError, ValueError) as error:
-            raise RankError(f"the processes do not find each other: {_line(error)}", 1) from error
+            raise RankError(f"the processes do not find each other: {one_line(error)}", 1) from error
 
     def end(self, error: BaseException) -> None:
         """End by an error, or because another rank has ended; return to raise the error itself."""
@@ -346,24 +343,24 @@ class _Ranks:
             away = ", ".join(str(k) for k in silent if self._get("pid", k)[1] != self.machine)
             if away:
                 raise RankError(f"rank {away}: on another machine, and not heard of any more", 1)
-            raise RankError(f"rank {self.rank} has lost another: {_line(error)}")
+            raise RankError(f"rank {self.rank} has lost another: {one_line(error)}")
         # Told to stop, or a command line that is wrong or asks for help: so it is on all.
 
     def end_with(self, error: Exception) -> NoReturn:
         """End by an error of this rank's own, or of all."""
         self._stay()
-        line = _line(error)
+        line = one_line(error)
         self._set("word", self.rank, line)
         self._wait(self._all_have_ended, seconds=3)
         same = [k for k in range(self.size) if self._has("word", k) and self._get("word", k) == line]
         if isinstance(error, BrokenPipeError) and self.rank == 0:
             raise error
         if same[0] != self.rank:
-            raise SystemExit(_status(error))
-        if not isinstance(error, (ValueError, OSError, ArithmeticError, Failure)):
+            raise SystemExit(exit_status(error))
+        if not isinstance(error, (TorchCaptionError, OSError)):
             raise error  # a mistake of the program's: the traceback says where
         message = line if len(same) == self.size else f"rank {self.rank}: {line}"
-        raise RankError(message, _status(error)) from error
+        raise RankError(message, exit_status(error)) from error
 
     def end_without(self) -> bool:
         """End as all others do, or because another has; return if none has more to say than this one.
@@ -439,13 +436,3 @@ def _is_gone(pid: int) -> bool:
     except PermissionError:
         pass
     return False
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _status(error: Exception) -> int:
-    if isinstance(error, Failure):
-        return error.status
-    return 2 if isinstance(error, (ValueError, OSError)) else 1

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import Checkpoint, CheckpointError
+from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.config import OF_THE_MODEL, TrainConfig
 from torch_caption.data.dataset import CocoData, generator
+from torch_caption.errors import CheckpointError, NonFiniteError
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.training import distributed
 from torch_caption.training import run_folder as runs
-from torch_caption.training.non_finite import LossNotFinite
 from torch_caption.training.objectives import rows_of_epoch
 
 
@@ -333,7 +333,7 @@ class Keeper:
         writes; all have to call it.
 
         Raises:
-            LossNotFinite: what a step or the optimizer has come to is no number any more.
+            NonFiniteError: what a step or the optimizer has come to is no number any more.
             OSError: it cannot be written; what was saved before is as it was.
         """
         self._tried = self._state.progress.step
@@ -342,7 +342,7 @@ class Keeper:
             try:
                 checkpoints.save(self._run / runs.LAST, saved)
             except checkpoints.NumberNotFinite as error:
-                raise LossNotFinite(f"after step {self._tried}: {error}") from error
+                raise NonFiniteError(f"after step {self._tried}: {error}") from error
         self.step = self._tried
         if distributed.first() and self._state.progress.ends_best_epoch():
             self._keep_best(saved)

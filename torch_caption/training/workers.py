@@ -15,16 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torch_caption.data.dataset import EpochBatches
+from torch_caption.errors import WorkerLost
 from torch_caption.functions._torch_internals import end_workers
-from torch_caption.io.exits import TO_ALL, Failure, one_line
+from torch_caption.io.exits import TO_ALL, one_line
 
 Batch = tuple[Tensor, Tensor]
 _LOST = "DataLoader worker (pid"  # so torch's own message begins, and none of a worker's
 _CAUGHT = re.compile(r"Caught (\S+) in DataLoader worker process \d+\.\n")
-
-
-class WorkerLost(Failure):
-    """A process that loads batches was killed."""
 
 
 class Loading:
