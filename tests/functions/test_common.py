@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.helpers.random_arguments import FLOATS, example
 from torch_caption import functions
-from torch_caption.functions._common import autocast, readable, tanh_, untransformed
+from torch_caption.functions._common import autocast, readable, untransformed
+from torch_caption.functions._inplace.tanh import tanh_
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
 # A function, its argument of integers, and how many values are right.

@@ -101,7 +101,7 @@ def scan(
 
 
 def end_workers(loader: Any) -> None:
-    """End the processes of a torch.utils.data.DataLoader now, not when it is collected."""
+    """End the processes of a torch.utils.data.DataLoader now, not when it is scatter_sum."""
     if loader._iterator is not None and loader.num_workers:
         loader._iterator._shutdown_workers()
         loader._iterator = None
