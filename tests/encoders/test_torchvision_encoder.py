@@ -380,7 +380,7 @@ TRANSFORM = {"resize": 256, "crop": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
 def test_recipes_of_harm(weights: dict[str, object], transform: dict[str, object], reason: str) -> None:
     """A recipe comes with a checkpoint, and so from a stranger."""
     recipe = {"encoder": "resnet18", "weights": {"name": "w.pt"} | weights, "transform": TRANSFORM | transform}
-    with pytest.raises(EncoderError, match=f"not a recipe of features: ValueError .*{reason}"):
+    with pytest.raises(EncoderError, match=f"not a recipe of features: .*{reason}"):
         from_recipe(recipe)
 
 

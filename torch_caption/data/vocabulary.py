@@ -92,7 +92,7 @@ class Vocabulary:
         """Read `coco2014_vocab.json`: `{"idx_to_word": [word, ...], "word_to_idx": {word: id, ...}}`.
 
         Raises:
-            DataError: the file is missing or not such JSON, or its two halves disagree; the message names the file and
+            InputError: the file is missing or not such JSON, or its two halves disagree; the message names the file and
                 the entry.
         """
         path = Path(path)

@@ -131,7 +131,7 @@ def load(directory: str | Path) -> dict[str, list[Scene]] | None:
     """The scenes of each split in the order of their images; None if the directory holds no scenes.
 
     Raises:
-        DataError: `scenes.json` is not what `ensure` writes.
+        InputError: `scenes.json` is not what `ensure` writes.
     """
     path = Path(directory) / SCENES
     if not path.is_file():

@@ -374,15 +374,15 @@ def check(config: CompareConfig) -> None:
     """Check what would only fail at the end, or not clearly.
 
     Raises:
-        ConfigError: a size is below 1, a device is not there, or a file has no folder to be in.
+        ConfigError: a size is out of range, a device is not there, or a file has no folder to be in.
     """
     try:
         torch.zeros(1, device=config.device).item()  # the meta device has no numbers to compare
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         raise ConfigError(f"--device {config.device}: {one_line(error)}") from None
     for name in (*LETTERS, "repeat"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, but is {getattr(config, name)}")
+        if not 1 <= getattr(config, name) < 2**31:
+            raise ConfigError(f"--{name} must be at least 1 and below 2^31, but is {getattr(config, name)}")
     for path in (config.json, config.plot):
         if path and not path.parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}")
