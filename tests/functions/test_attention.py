@@ -351,8 +351,8 @@ def right(function: str) -> dict:
     ("A", "error", "message"),
     [
         (torch.ones(2, 5), ValueError, r"A must be \(N, H, L\) with (N = 2|N = 2, H = 5|H = 5), but is \(2, 5\)"),
-        (torch.ones(2, 5, 0), ValueError, r"A must have at least one place, but is \(2, 5, 0\)"),
-        (torch.ones(2, 5, 3, 0), ValueError, r"A must have at least one place, but is \(2, 5, 3, 0\)"),
+        (torch.ones(2, 5, 0), ValueError, r"A must have at least one position, but is \(2, 5, 0\)"),
+        (torch.ones(2, 5, 3, 0), ValueError, r"A must have at least one position, but is \(2, 5, 3, 0\)"),
         (
             *(torch.ones(3, 5, 2), ValueError),
             r"(A must be \(N, H, L\) with N = 2, .* but is \(3, 5, 2\)|h0 must be \(N, H\) with N = 3)",

@@ -49,7 +49,7 @@ class Stopped(KeyboardInterrupt):
         return cls(stopped.number if isinstance(stopped, Stopped) else signal.SIGINT, advice)
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: object) -> str:
     """The message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
