@@ -217,7 +217,7 @@ def test_a_directory_may_say_it_instead(photo_run: tuple[Path, Path], tmp_path: 
 
 
 def change(recipe: dict[str, Any], **entries: Any) -> dict[str, Any]:
-    return {**extractor, **entries}
+    return {**recipe, **entries}
 
 
 RECIPES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
