@@ -309,7 +309,7 @@ def _wait(x: Tensor) -> None:
 
 
 def gradient_norms(T: int = 64, N: int = 32, H: int = 128) -> dict[str, list[float]]:
-    """|dL/dh_t| of each t, averaged over the batch, for a loss that reads the last hidden state alone.
+    """`|dL/dh_t|` of each t, averaged over the batch, for a loss that reads the last hidden state alone.
 
     Weights are drawn as the captioner draws them. The third curve is the LSTM with its forget gate biased to stay open,
     b_f = 3, which keeps the gradient alive (Gers et al. 2000; Jozefowicz et al. 2015): an LSTM as it is first drawn
