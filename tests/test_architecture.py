@@ -388,7 +388,7 @@ def test_every_private_name_has_a_test_of_its_own():
         "from torch._subclasses import FakeTensorMode",
         "import torch._dynamo",
         "from torch.autograd import forward_ad\nforward_ad._current_level",
-        "loader._shutdown_workers()",
+        "loader._iterator",
         "from torch.utils._python_dispatch import TorchDispatchMode",
     ],
 )
