@@ -12,7 +12,7 @@ def main() -> None:
     from torch_caption.training import fit
 
     prefer_onednn()
-    several(lambda: fit(train_config(sys.argv[1:])))
+    several(lambda: fit(*train_config(sys.argv[1:])))
 
 
 if __name__ == "__main__":

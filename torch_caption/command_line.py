@@ -7,39 +7,39 @@ from collections.abc import Sequence
 
 import tyro
 
-from torch_caption import checkpoint as checkpoints
-from torch_caption import runs
+from torch_caption.checkpoint import Found
 from torch_caption.config import OF_THE_DATA, OF_THE_MODEL, TrainConfig
 from torch_caption.distributed import first_alone_speaks
 from torch_caption.ending import guarded
+from torch_caption.runs import find
 from torch_caption.sampling import SampleConfig
+from torch_caption.state import source
 
 __all__ = ["guarded", "sample_config", "train_config"]
 
 
-def train_config(args: Sequence[str]) -> TrainConfig:
+def train_config(args: Sequence[str]) -> tuple[TrainConfig, Found | None]:
     """The flags of `train.py`. With `--resume` the named run's own settings, or the last one's, are the defaults; with
     `--init-from` those of the checkpoint's that its weights and data fix.
 
+    Returns:
+        The settings, and the checkpoint that was read for them: the arguments of `training.fit`.
+
     Raises:
-        ValueError: there is no run to resume, no checkpoint to begin with, or its settings are not of its model.
+        ValueError: there is no run to resume, or no checkpoint to begin with.
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     args = _name_the_run(args)
     config = _train_config(args)
-    if config.resume is None and config.init_from is None:
-        return config
+    found = source(config)
+    if found is None:
+        return config, None
+    saved = found.checkpoint.config
     if config.resume is None:
-        path = runs.checkpoint(config.init_from, config.out)
-        saved = checkpoints.load(path)
-        checkpoints.check_sizes(saved, path)
-        kept = {name: saved.config[name] for name in (*OF_THE_MODEL, *OF_THE_DATA) if name in saved.config}
-        return _train_config(args, TrainConfig.from_plain(kept))
-    run = runs.find(config.out, config.resume)
-    saved, path, _ = checkpoints.load_latest(run / runs.LAST)
-    checkpoints.check_sizes(saved, path)
-    config = _train_config(args, TrainConfig.from_plain(saved.config))
-    return dataclasses.replace(config, out=run.parent, resume=str(run))
+        kept = TrainConfig(**{name: getattr(saved, name) for name in (*OF_THE_MODEL, *OF_THE_DATA)})
+        return _train_config(args, kept), found
+    run = find(config.out, config.resume)
+    return dataclasses.replace(_train_config(args, saved), out=run.parent, resume=str(run)), found
 
 
 def _train_config(args: Sequence[str], default: TrainConfig | None = None) -> TrainConfig:

@@ -25,7 +25,7 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from torch_caption import checkpoint as checkpoints
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import ConfigError
 from torch_caption.data import recipe as recipes
 from torch_caption.data import scenes
 from torch_caption.data.coco import open_data
@@ -124,10 +124,9 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
     device = choose_device(config.device)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=device)
     model = checkpoints.build_model(saved, path).to(device).eval()
-    longest = TrainConfig.from_plain(saved.config).max_length
     encoder = str(recipe["encoder"]).removeprefix("torch_caption.data.")
     about = f"{path}: {model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words, features by {encoder}"
-    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, longest), about
+    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, saved.config.max_length), about
 
 
 def built_in() -> list[Path]:

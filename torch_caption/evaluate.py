@@ -23,7 +23,7 @@ from torch_caption import java, metrics, plots, report
 from torch_caption.beam import LengthPenalty
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import LENGTH_PENALTY, Caption, captioned_images, describe
-from torch_caption.config import ConfigError, TrainConfig, check_length
+from torch_caption.config import ConfigError, check_length
 from torch_caption.data import _annotations, _names, _written
 from torch_caption.data._annotations import Photograph
 from torch_caption.data._names import Names
@@ -247,7 +247,7 @@ def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningR
     """The checkpoint's path, its model, the data for it, and the longest caption it is to write."""
     path = find_checkpoint(named)
     saved = checkpoints.load(path)
-    trained = TrainConfig.from_plain(saved.config)
+    trained = saved.config
     data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
     checkpoints.check_fits(
         saved, data.vocabulary, data[config.split].feature_dim, data.recipe, path=path, data=data.directory

@@ -27,7 +27,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from torch_caption import __version__
 from torch_caption import checkpoint as checkpoints
 from torch_caption.captioner import CaptioningRNN
-from torch_caption.config import ConfigError, TrainConfig, check_length
+from torch_caption.config import ConfigError, check_length
 from torch_caption.decoding import never_chosen
 from torch_caption.ending import guarded
 from torch_caption.sampling import find_checkpoint
@@ -174,7 +174,7 @@ def run(config: ExportConfig) -> None:
     path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
     model = checkpoints.build_model(saved, path)
-    max_length = config.max_length or TrainConfig.from_plain(saved.config).max_length
+    max_length = config.max_length or saved.config.max_length
     save(trace(model, max_length, no_unk=config.no_unk), config.out, about(saved, max_length))
     kind = str(model.W_proj.dtype).removeprefix("torch.")
     size = config.out.stat().st_size / 1e6

@@ -24,6 +24,8 @@ from torch_caption import distributed, lock, metrics, not_finite, report, runs
 from torch_caption.captioner import CaptioningRNN
 from torch_caption.captioning import describe, some_images
 from torch_caption.cells import CELLS
+from torch_caption.checkpoint import Found
+from torch_caption.checkpointing import CheckpointManager
 from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import scenes
 from torch_caption.data.coco import CocoData, Split, batches, open_data
@@ -33,7 +35,8 @@ from torch_caption.interruption import Interrupt
 from torch_caption.loading import Loading, WorkerLost
 from torch_caption.not_finite import LossNotFinite
 from torch_caption.objectives import Lesson, Objective, make_objective
-from torch_caption.state import Keeper, Progress, State, begin, restore
+from torch_caption.progress import Progress
+from torch_caption.state import State, begin, resume, source
 from torch_caption.tokenizer import TOKENIZERS
 
 OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
@@ -164,15 +167,19 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return lr * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
 
 
-def fit(config: TrainConfig) -> Path:
+def fit(config: TrainConfig, found: Found | None = None) -> Path:
     """Train as the configuration says and return the run's directory, which holds all that came of it.
 
     The run seeds torch's global generator and draws from it: it is that of its seed if nothing else in the process
     draws from that generator or seeds it meanwhile. At the end the generator is as it was before.
 
+    Args:
+        found: the checkpoint that the run resumes or begins with, where it has been read (`state.source`); it is read
+            again only if the file has been replaced since.
+
     Raises:
-        ValueError: a setting, the data or the checkpoint to go on from cannot be used, or another process trains in the
-            run's directory, or another thread of this process trains.
+        ValueError: a setting, the data or the checkpoint cannot be used, or another process trains in the run's
+            directory, or another thread of this process trains.
         LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
         OutOfMemory: the model or a batch of it takes more memory than there is.
         WorkerLost: a process that loads batches was killed.
@@ -192,31 +199,32 @@ def fit(config: TrainConfig) -> Path:
         stack.enter_context(within_memory(*OF_THE_MEMORY))
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
+        if found is None or not found.is_current():
+            found = source(config)
         data = load_data(config)
         report.check(data)
         objective = make_objective(config, data["train"])
         scored = some_images(data["val"], config.score_images, seed=config.seed)
         check_scored(config, data["val"], scored)
-        state = begin(config, data, device)
+        if config.resume is not None and found is not None:
+            state, warnings = resume(config, data, device, found)
+            for line in warnings if distributed.first() else ():
+                report.warning(line)
+        else:
+            state = begin(config, data, device, found)
+            name = f"{runs.data_name(config.data)}-{config.cell_type}"
+            run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
         if config.compile:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
-        restored = None
-        if config.resume is not None:
-            restored = restore(state, config, data, run / runs.LAST)
-            for line in restored.warnings if distributed.first() else ():
-                report.warning(line)
-        else:
-            name = f"{runs.data_name(config.data)}-{config.cell_type}"
-            run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
-        keeper = Keeper(run, state, config, data)
-        keeper.begin(restored)
+        manager = CheckpointManager(run, state, config, data)
+        manager.begin(found if config.resume is not None else None)
         distributed.from_first(lambda: runs.point_to(run))
         try:
-            with within_memory(*OF_THE_MEMORY, kept=lambda: keeper.kept):
-                _train(run, state, config, data, objective, scored, keeper)
+            with within_memory(*OF_THE_MEMORY, kept=lambda: manager.kept):
+                _train(run, state, config, data, objective, scored, manager)
         except LossNotFinite as error:
-            raise LossNotFinite(f"{error}; {keeper.kept}; {error.advice}") from error
+            raise LossNotFinite(f"{error}; {manager.kept}; {error.advice}") from error
         if distributed.first():
             report.closing(run, config, data, device)
         distributed.wait_for_all()
@@ -240,7 +248,7 @@ def _train(
     data: CocoData,
     objective: Objective,
     scored: list[int],
-    keeper: Keeper,
+    manager: CheckpointManager,
 ) -> None:
     """Train from where the state is to the end, or until this process is told to stop."""
     replica = distributed.Replica(state.model)
@@ -258,18 +266,18 @@ def _train(
         while not finished(state.progress, config):
             record = None
             try:
-                _train_epoch(state, config, objective, replica, loading, interrupt, keeper)
+                _train_epoch(state, config, objective, replica, loading, interrupt, manager)
             except Exception as error:
-                _save_whole_steps(error, run, state, keeper, interrupt)
+                _save_whole_steps(error, run, state, manager, interrupt)
                 raise
-            keeper.save_steps()  # so that they are kept whatever becomes of what follows
+            manager.save_steps()  # so that they are kept whatever becomes of what follows
             if not interrupt.agreed:
                 record = interrupt.unless_asked(lambda: _judge(state, config, data, scored))
             if record is not None:
                 state.progress = state.progress.end_epoch(record, config.objective)
                 if log is not None:  # before the checkpoint, which would not write it again
                     log.write(record)
-                keeper.save()
+                manager.save()
                 if distributed.first():
                     with interrupt.printing():
                         report.epoch(record, config, best=state.progress.ends_best_epoch())
@@ -281,7 +289,9 @@ def _train(
                 raise interrupt.stopped()
 
 
-def _save_whole_steps(error: Exception, run: Path, state: State, keeper: Keeper, interrupt: Interrupt) -> None:
+def _save_whole_steps(
+    error: Exception, run: Path, state: State, manager: CheckpointManager, interrupt: Interrupt
+) -> None:
     """Save what was done before an error, if the state is that of a whole step, and say how to go on.
 
     Of several ranks the others are in the middle of a step. What has led to a loss that is no number is not kept.
@@ -289,13 +299,13 @@ def _save_whole_steps(error: Exception, run: Path, state: State, keeper: Keeper,
     Raises:
         Stopped: all processes of the program were told to stop, and one that loads batches was the first to end.
     """
-    if distributed.size() > 1 or state.torn or isinstance(error, LossNotFinite):
+    if distributed.size() > 1 or state.inconsistent or isinstance(error, LossNotFinite):
         return
     try:
-        keeper.save_steps()
+        manager.save_steps()
     except Exception as second:  # which must not hide the first
         report.warning(f"step {state.progress.step} is not saved: {one_line(second)}")
-    if keeper.step == state.progress.step:
+    if manager.step == state.progress.step:
         with suppress(OSError):  # nor may this, if nobody reads on
             report.interrupted(run, state.progress.step)
         if isinstance(error, WorkerLost) and interrupt.asked:
@@ -356,7 +366,7 @@ def _train_epoch(
     replica: distributed.Replica,
     loading: Loading,
     interrupt: Interrupt,
-    keeper: Keeper,
+    manager: CheckpointManager,
 ) -> None:
     """What remains of the epoch under way, or as much of it as goes before this process is told to stop."""
     progress, order = state.progress, loading.order
@@ -387,7 +397,7 @@ def _train_epoch(
             if interrupt.agreed:
                 break
             if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
-                keeper.save()
+                manager.save()
 
 
 def _train_batch(
@@ -400,8 +410,9 @@ def _train_batch(
     share: distributed.Share | None = None,
 ) -> None:
     model, optimizer, progress = state.model, state.optimizer, state.progress
+    lr = learning_rate(config, progress.step, steps_per_epoch)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
+        group["lr"] = lr
     features = dropout(features, config.feature_dropout).to(model.W_proj)
     batch = batch.to(features.device)
     lesson = _lesson(objective, model, features, batch, progress)
@@ -424,6 +435,7 @@ def _train_batch(
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, round(words), rewards)
+    progress.lr = lr
 
 
 def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, progress: Progress) -> Lesson:
@@ -455,7 +467,7 @@ def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int])
         "step": progress.step,
         **progress.means(),
         "val_loss": validate(state.judged, val),
-        "lr": state.optimizer.param_groups[0]["lr"],
+        "lr": progress.lr,
         "gradient_norm": progress.norms / progress.position,
         "seconds": round(progress.seconds, 1),
     }

@@ -38,7 +38,7 @@ def lost(cases: int, seed: int, folder: Path) -> Figures:
 def _by_kill(figures: Figures, name: str, folder: Path, ranks: int, rank: int, moment: float) -> None:
     process, own = _start(folder, figures.cases, ranks)
     try:
-        _wait(lambda: any(own.glob("runs/*/last.pt")), process)
+        _wait(lambda: any(own.glob("runs/*/last.safetensors")), process)
         time.sleep(moment)
         pid = ranked.pids(own)[rank]
         begun = time.monotonic()
@@ -53,7 +53,7 @@ def _by_kill(figures: Figures, name: str, folder: Path, ranks: int, rank: int, m
 def _by_error(figures: Figures, name: str, folder: Path, ranks: int, rank: int, moment: float) -> None:
     process, own = _start(folder, figures.cases, ranks, f"{rank} {10 + int(40 * moment)} features.h5: cannot be read")
     try:
-        _wait(lambda: any(own.glob("runs/*/last.pt")), process)
+        _wait(lambda: any(own.glob("runs/*/last.safetensors")), process)
         _end(figures, name, process, own, time.monotonic(), f"rank {rank}: features.h5: cannot be read")
         figures.saw("failed")
     finally:
@@ -65,7 +65,7 @@ def _by_orphaning(figures: Figures, name: str, folder: Path, ranks: int, rank: i
     """Without torchrun the ranks save and stop."""
     process, own = _start(folder, figures.cases, ranks)
     try:
-        _wait(lambda: any(own.glob("runs/*/last.pt")), process)
+        _wait(lambda: any(own.glob("runs/*/last.safetensors")), process)
         time.sleep(moment)
         begun = time.monotonic()
         process.kill()
@@ -103,7 +103,7 @@ def _end(figures: Figures, name: str, process: subprocess.Popen[str], own: Path,
     if left:
         figures.wrong("orphans", f"{name}: {left}")
     try:
-        (last,) = own.glob("runs/*/last.pt")
+        (last,) = own.glob("runs/*/last.safetensors")
         checkpoints.load(last)
     except ValueError as error:
         figures.wrong("checkpoints lost", f"{name}: {error}")

@@ -38,8 +38,9 @@ POSIX = os.name == "posix"
 def generation(number: int, size: int) -> Checkpoint:
     """A checkpoint that says which it is in its progress and in every one of `size` numbers."""
     weights = {name: torch.full((size,), float(number)) for name in ("Wx", "Wh")}
+    random_state = torch.full((size,), number % 256, dtype=torch.uint8)
     return Checkpoint(
-        weights, {}, saved.WORDS, {}, saved.MODEL, {"step": number}, random={"state": weights["Wx"].long()}
+        weights, saved.CONFIG, saved.WORDS, {}, saved.D, {"step": number}, random={"0/torch": random_state}
     )
 
 
@@ -50,11 +51,8 @@ def of(path: Path) -> int | None:
     except CheckpointError:
         return None
     number = found.progress["step"]
-    return number if all(bool((numbers == number).all()) for numbers in _numbers(found)) else None
-
-
-def _numbers(found: Checkpoint) -> list[torch.Tensor]:
-    return [*found.weights.values(), *(found.random or {}).values()]
+    whole = all(bool((weight == number).all()) for weight in found.weights.values())
+    return number if whole and bool((found.random["0/torch"] == number % 256).all()) else None
 
 
 # No room -------------------------------------------------------------------------------------------------------------
@@ -98,7 +96,7 @@ def _fill(begin: list[str], cases: int, seed: int, folder: Path, how: str) -> Fi
 def _run_out_of_room(cases: int, seed: int, folder: Path, how: str) -> Figures:
     figures, rng = Figures(), random.Random(seed)
     figures.expect("lost", "left behind", "tracebacks")
-    path = folder / "last.pt"
+    path = folder / "last.safetensors"
     for number in (1, 2):
         checkpoints.save(path, generation(number, 1000))
     whole = path.stat().st_size
@@ -176,7 +174,7 @@ def killed(cases: int, seed: int, folder: Path) -> Figures:
     """A process saves one generation after the other and is killed: after a time, or at a step of the file system."""
     figures, rng = Figures(), random.Random(seed)
     figures.expect("lost", "left behind", "wrong generation")
-    path = folder / "run" / "last.pt"
+    path = folder / "run" / "last.safetensors"
     path.parent.mkdir()
     context = multiprocessing.get_context("forkserver" if POSIX else "spawn")
     if POSIX:  # torch is imported once, and each process is a fork of that
@@ -212,7 +210,7 @@ def _look(figures: Figures, path: Path, begun: int, done: int, what: str) -> int
     number = (latest or begun) + 1
     checkpoints.save(path, generation(number, SIZE))
     left = sorted(file.name for file in path.parent.iterdir())
-    if left != ["last.previous.pt", "last.pt"]:
+    if left != ["last.previous.safetensors", "last.safetensors"]:
         figures.wrong("left behind", f"{what}: {left}")
     return number
 
