@@ -2,9 +2,7 @@
 
 import sys
 
-from torch_caption.command_line import sample_config
-from torch_caption.ending import guarded
-from torch_caption.sampling import run
+from torch_caption.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: run(sample_config(sys.argv[1:])), ["--beam-size", "--samples"]))
+    sys.exit(main(["sample", *sys.argv[1:]]))

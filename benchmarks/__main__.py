@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 
 from benchmarks.options import THREAD_VARIABLES, Options
-from torch_caption.ending import guarded
+from torch_caption.io.exits import guarded
 
 
 def main(args: Sequence[str] | None = None) -> int:

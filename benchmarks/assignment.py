@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy import ndarray as Array
 
-from torch_caption.captioner import CaptioningRNN
+from torch_caption.model.captioner import CaptioningRNN
 
 
 class Assignment:

@@ -15,14 +15,14 @@ from benchmarks.step import module_step
 from benchmarks.tables import Column, Table
 from benchmarks.timing import QUICK, Contender, Effort, race
 from benchmarks.workload import LARGE, SMALL, TINY, Shape, new_batch, new_model, word_to_idx
-from torch_caption import checkpoint as checkpoints
-from torch_caption import distributed
-from torch_caption.checkpoint import Checkpoint
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.config import TrainConfig
-from torch_caption.interruption import Interrupt
-from torch_caption.objectives import Lesson
-from torch_caption.state import State
-from torch_caption.training import count_words, train_step
+from torch_caption.training import distributed
+from torch_caption.training.interrupt import Interrupt
+from torch_caption.training.objectives import Lesson
+from torch_caption.training.state import State
+from torch_caption.training.trainer import count_words, train_step
 
 CLIP = 5.0
 GUARDED, PLAIN = "as train.py takes it", "without looking"

@@ -18,8 +18,8 @@ from benchmarks.step import OURS
 from benchmarks.tables import Column, Table
 from benchmarks.timing import QUICK, Contender, Effort, race
 from benchmarks.workload import IDS, Shape, new_model
-from torch_caption.captioner import CaptioningRNN
-from torch_caption.vocabulary import END, NULL, START
+from torch_caption.data.vocabulary import END, NULL, START
+from torch_caption.model.captioner import CaptioningRNN
 
 STEPS = 30
 WORDS = 11.0  # of a caption on average, <END> counted

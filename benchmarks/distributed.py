@@ -24,8 +24,8 @@ from torch.optim import AdamW
 from benchmarks.options import Options
 from benchmarks.tables import Column, Table
 from benchmarks.workload import SHAPES, TINY, Shape, new_batch, new_model
-from torch_caption.distributed import Replica
-from torch_caption.training import train_step
+from torch_caption.training.distributed import Replica
+from torch_caption.training.trainer import train_step
 
 LINKS = {"10 GbE": 1.25e9, "100 GbE": 12.5e9, "NVLink": 450e9}
 """Bytes a second in one direction; NVLink as an H100 has it."""

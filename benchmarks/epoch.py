@@ -25,11 +25,11 @@ from benchmarks.step import OURS
 from benchmarks.tables import Column, Table
 from benchmarks.timing import onednn, products_note
 from benchmarks.workload import TINY
-from torch_caption import training
 from torch_caption.config import TrainConfig
-from torch_caption.data.coco import CocoData, EpochBatches, batches
-from torch_caption.objectives import Objective, make_objective
-from torch_caption.state import State, begin
+from torch_caption.data.dataset import CocoData, EpochBatches, batches
+from torch_caption.training import trainer
+from torch_caption.training.objectives import Objective, make_objective
+from torch_caption.training.state import State, begin
 
 TURN = 10  # steps of one contender before it is the other's turn
 COLUMNS = (
@@ -56,7 +56,7 @@ class Runner:
         begun, sizes = time.perf_counter(), []
         with onednn() if self.name.startswith(OURS) else nullcontext():
             for features, captions in islice(stream, TURN):
-                training._train_batch(self.state, self.config, self.objective, features, captions, steps_an_epoch)
+                trainer._train_batch(self.state, self.config, self.objective, features, captions, steps_an_epoch)
                 sizes.append(len(captions))
         if sizes:
             self.seconds.append(time.perf_counter() - begun)
@@ -79,7 +79,7 @@ def measure(options: Options) -> Table:
     rows: list[tuple[Any, ...]] = []
     for cell in options.cells:
         config = configuration(options, cell)
-        data = training.load_data(config)
+        data = trainer.load_data(config)
         runners = contenders(config, data)
         for epoch in tqdm(range(config.epochs), desc=f"epoch, {cell}", unit="epoch", leave=False, disable=None):
             one_epoch(runners, data, epoch)
@@ -151,7 +151,7 @@ def one_epoch(runners: list[Runner], data: CocoData, epoch: int) -> None:
 
 def table_rows(cell: str, runners: list[Runner], data: CocoData) -> list[tuple[Any, ...]]:
     """A line of each; the first turn of each is a warm-up where there are more."""
-    losses = [training.validate(runner.state.model, data["val"]) for runner in runners]
+    losses = [trainer.validate(runner.state.model, data["val"]) for runner in runners]
     rates = [np.divide(runner.captions, runner.seconds)[len(runner.seconds) > 1 :] for runner in runners]
     theirs, their_loss = float(np.median(rates[-1])), losses[-1]
     rows = []

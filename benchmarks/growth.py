@@ -18,7 +18,7 @@ from benchmarks.tables import Column, Table
 from benchmarks.timing import QUICK, Contender, Effort, Key, Times, peak, peak_contenders, products_note, race
 from benchmarks.workload import Shape, layer_flops, new_batch, new_lengths, new_model, step_flops
 from torch_caption import functions
-from torch_caption.cells import make_cell
+from torch_caption.model.cells import make_cell
 
 PATIENCE = 1.0  # seconds: packed sequences of 1024 steps take a minute
 LAYER_PEERS: tuple[type[PaddedLayer], ...] = (PaddedLayer, PackedLayer, LoopLayer)

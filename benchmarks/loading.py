@@ -20,8 +20,8 @@ from benchmarks.step import OURS, module_step
 from benchmarks.tables import Column, Table
 from benchmarks.timing import QUICK, Contender, Effort, race
 from benchmarks.workload import MEDIUM, TINY, Shape, new_batch, new_captions, new_model
-from torch_caption.data.coco import batches, open_data
-from torch_caption.vocabulary import SPECIAL, Vocabulary
+from torch_caption.data.dataset import batches, open_data
+from torch_caption.data.vocabulary import SPECIAL, Vocabulary
 
 COLUMNS = (
     Column("who"),

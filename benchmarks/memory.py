@@ -25,7 +25,7 @@ from benchmarks.step import OURS
 from benchmarks.tables import Column, Table
 from benchmarks.workload import IDS, new_captions
 from torch_caption import functions
-from torch_caption.vocabulary import NULL
+from torch_caption.data.vocabulary import NULL
 
 MIB = 2**20
 A = "(a) nn.Linear, F.cross_entropy"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from torch_caption.captioner import CaptioningRNN
+from torch_caption.model.captioner import CaptioningRNN
 
 
 def gradient(parameter: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from benchmarks.timing import (
     race,
 )
 from benchmarks.workload import SHAPES, TINY, Batch, Shape, new_batch, new_model, step_flops
-from torch_caption.captioner import CaptioningRNN
+from torch_caption.model.captioner import CaptioningRNN
 
 OURS = "ours"
 COMPILED = "(e) (a) by torch.compile"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from torch_caption.matmul import prefer_onednn
+from torch_caption.functions.matmul import prefer_onednn
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def onednn_is_exact() -> bool:
 def products_note() -> str:
     """Whose products a race of training steps is of."""
     ours = "oneDNN's, as train.py chooses" if onednn_is_exact() else "torch's default"
-    return f"float32 products: ours are {ours} (torch_caption.matmul), those of the others torch's default"
+    return f"float32 products: ours are {ours} (torch_caption.functions.matmul), those of the others torch's default"
 
 
 @functools.cache

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_caption.captioner import CaptioningRNN
-from torch_caption.cells import CELLS
-from torch_caption.vocabulary import END, NULL, SPECIAL, START
+from torch_caption.data.vocabulary import END, NULL, SPECIAL, START
+from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.model.cells import CELLS
 
 NULL_SHARE = 0.35  # of the positions that could hold a word, in COCO's captions as cs231n stores them
 IDS = {name: SPECIAL.index(name) for name in (NULL, START, END)}

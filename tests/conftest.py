@@ -15,6 +15,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from tests.helpers.data_directory import coco_directory, replace  # noqa: F401 - fixtures
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same examples in every run, on machines of any speed; nothing is written beside the tests.
@@ -96,7 +98,7 @@ def windows_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     if sys.platform == "win32" or not Path("/proc/self/maps").exists():
         return
-    unlink, rename, replace = os.unlink, os.rename, os.replace
+    unlink, rename, replace = os.unlink, os.rename, os.replace  # noqa: F811
 
     def removed(path: Any, *, dir_fd: int | None = None) -> None:
         _refuse_open(path, dir_fd)

@@ -21,7 +21,7 @@ from benchmarks.options import PARTS, Options
 from benchmarks.tables import Column, Table
 from benchmarks.timing import Contender, Effort, Times
 from benchmarks.workload import IDS, Shape
-from torch_caption.vocabulary import END, NULL, START
+from torch_caption.data.vocabulary import END, NULL, START
 
 
 class Ran(NamedTuple):
@@ -431,7 +431,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_the_data_directory_is_sound(data):
-    from torch_caption.data.coco import open_data
+    from torch_caption.data.dataset import open_data
 
     split = open_data(data)["train"]
     assert len(split) == 20

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_caption import functions, reference
-from torch_caption.captioner import CaptioningRNN
+from torch_caption import functions
+from torch_caption.functions import reference
+from torch_caption.model.captioner import CaptioningRNN
 
 HALF_A_DIGIT = 5e-9  # of the eighth decimal, by which a printed value may be off
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import write_tiny
 
-from torch_caption import checkpoint as checkpoints
-from torch_caption import runs
-from torch_caption.command_line import train_config
-from torch_caption.training import fit
+from tests.helpers.tiny_data import write_tiny
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.cli.train import train_config
+from torch_caption.training import run_folder as runs
+from torch_caption.training.trainer import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*ROOT.glob("torch_caption/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("*.py")])
@@ -204,7 +204,8 @@ def test_every_program_has_its_guard() -> None:
     """Workers that are spawned import the program's file anew: it must not start once more."""
     for path in SOURCES:
         source = path.read_text(encoding="utf-8")
-        if path.parent == ROOT or path.name == "__main__.py" or re.search(r"^def main\(", source, re.MULTILINE):
+        begins = path.parent.name != "cli" and re.search(r"^def main\(", source, re.MULTILINE)
+        if path.parent == ROOT or path.name == "__main__.py" or begins:
             assert re.search(r'^if __name__ == "__main__":$', source, re.MULTILINE), path
 
 
@@ -221,8 +222,9 @@ SPAWNING = """
 import multiprocessing
 import sys
 
-from torch_caption.command_line import guarded, train_config
-from torch_caption.training import fit
+from torch_caption.io.exits import guarded
+from torch_caption.cli.train import train_config
+from torch_caption.training.trainer import fit
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
-from torch_caption.files import at_home, from_home
+from torch_caption.io.files import at_home, from_home
 
 LEARNING_RATES = {"xe": 2e-3, "scst": 2e-4}
 """Adam's highest learning rate for each objective, where none is given."""

@@ -42,10 +42,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_caption import captioner, functions
-from torch_caption.data import coco
-from torch_caption.data.images import ImageError, load_image
-from torch_caption.vocabulary import END, NULL, START
+from torch_caption import functions
+from torch_caption.data import dataset
+from torch_caption.data.vocabulary import END, NULL, START
+from torch_caption.io.images import ImageError, load_image
+from torch_caption.model import captioner
 
 __all__ = [
     "CaptioningRNN",
@@ -341,7 +342,7 @@ def _random_seed() -> int:
 
 
 class CaptioningRNN:
-    """The assignment's captioner: NumPy parameters in a dictionary, over `torch_caption.captioner.CaptioningRNN`.
+    """The assignment's captioner: NumPy parameters in a dictionary, over `torch_caption.model.captioner.CaptioningRNN`.
 
     Args:
         word_to_idx: word -> id, with <NULL>, and <START> where captions are sampled. V is its length; ids beyond V are
@@ -556,7 +557,7 @@ def load_coco_data(
 
     Args:
         base_dir: the directory; by default where the assignment unpacks its archive, which
-            `python -m torch_caption.data.coco --download DIR` brings.
+            `python -m torch_caption download DIR` brings.
         max_train: keep this many training captions, drawn at random.
         pca_features: read `*_vgg16_fc7_pca.h5`, else `*_vgg16_fc7.h5`.
 
@@ -567,9 +568,10 @@ def load_coco_data(
         empty.
 
     Raises:
-        torch_caption.data.coco.DataError: a file is missing or wrong; the message names file, dataset, row and value.
+        torch_caption.data.dataset.DataError: a file is missing or wrong; the message names file, dataset, row and
+            value.
     """
-    source = coco.open_data(base_dir, pca=pca_features, max_train=max_train, in_memory="no", seed=_random_seed())
+    source = dataset.open_data(base_dir, pca=pca_features, max_train=max_train, in_memory="no", seed=_random_seed())
     data: dict[str, Any] = {}
     for name, split in source.splits.items():
         images = range(split.num_images)
@@ -632,7 +634,7 @@ def image_from_url(url: str | Path, *, allow_private: bool = False) -> np.ndarra
     """The picture at a URL or path as (h, w, 3) uint8.
 
     Many of the assignment's links are dead by now. For a picture that cannot be had, the reason is printed and a plain
-    grey one is returned, so that a notebook goes on. `torch_caption.data.images.load_image` raises instead.
+    grey one is returned, so that a notebook goes on. `torch_caption.io.images.load_image` raises instead.
 
     Args:
         allow_private: also fetch from addresses of the local network.

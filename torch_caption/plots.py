@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from torch_caption import folders
-from torch_caption.data.images import ImageError, load_image
+from torch_caption.io import cache_folder
+from torch_caption.io.images import ImageError, load_image
 
-os.environ |= folders.for_matplotlib()  # which looks for its folders when it is imported; workers inherit them
+os.environ |= cache_folder.for_matplotlib()  # which looks for its folders when it is imported; workers inherit them
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from torch_caption.data import _checks
-from torch_caption.data.coco import DataError, open_data
+from torch_caption.data import checks
+from torch_caption.data.dataset import DataError, open_data
 
 CAPTIONS = "coco2014_captions.h5"
 VOCAB = "coco2014_vocab.json"
@@ -226,14 +226,14 @@ def test_without_train(coco_directory):
 
 
 def test_without_a_directory(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such folder; `python -m torch_caption\.data\.coco --download"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; `python -m torch_caption download DIR"):
         open_data(tmp_path / "nowhere")
 
 
 def test_the_row_of_a_fault_in_a_later_block(coco_directory, replace, monkeypatch):
     directory = coco_directory({"train": 50})
     set_at("features", (33, 2), np.nan, file=FEATURES)(directory, replace)
-    monkeypatch.setattr(_checks, "BLOCK_BYTES", 128)
+    monkeypatch.setattr(checks, "BLOCK_BYTES", 128)
     with pytest.raises(DataError, match=r"features\[33, 2\] is nan"):
         open_data(directory, in_memory="no")
 

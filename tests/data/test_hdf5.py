@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from torch_caption.data import _hdf5, _written
-from torch_caption.data._hdf5 import FLOATS, dataset, opened
-from torch_caption.data.coco import DataError, batches, open_data
+from torch_caption.data import hdf5
+from torch_caption.data import manifest as manifests
+from torch_caption.data.dataset import DataError, batches, open_data
+from torch_caption.data.hdf5 import FLOATS, dataset, opened
 
 FEATURES = "train2014_vgg16_fc7_pca.h5"
 
@@ -76,15 +77,15 @@ def test_declared_sizes_are_held_against_what_is_stored(tmp_path: Path, monkeypa
     stored = zlib.compress(bytes(2**20))
     path = write(tmp_path / "a.h5", (2**12, 256), (2**10, 256), stored, compression="gzip")
     assert not read(path).any()  # small enough to be as it is
-    monkeypatch.setattr(_hdf5, "INFLATED_LIMIT", 2**21)
+    monkeypatch.setattr(hdf5, "INFLATED_LIMIT", 2**21)
     with pytest.raises(DataError, match=r"\(4096, 256\): [\d,]+ bytes that would unpack to 4,194,304"):
         read(path)
-    monkeypatch.setattr(_hdf5, "RATIO_LIMIT", 2000)
+    monkeypatch.setattr(hdf5, "RATIO_LIMIT", 2000)
     assert not read(path).any()
 
 
 def test_a_chunk_is_no_larger_than_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hdf5, "CHUNK_LIMIT", 2**20)
+    monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**20)
     path = write(tmp_path / "a.h5", (256, 256), (256, 256), zlib.compress(bytes(2**18)), compression="gzip")
     assert not read(path).any()
     long = zlib.compress(np.random.default_rng(0).bytes(2**18 - 2**17) + bytes(2**22))
@@ -103,7 +104,7 @@ def test_a_checksum_of_chunks_is_no_part_of_their_stream(tmp_path: Path, monkeyp
     values = np.random.default_rng(0).standard_normal((256, 256)).astype("f4")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("features", data=values, chunks=(256, 256), compression="gzip", fletcher32=True)
-    monkeypatch.setattr(_hdf5, "CHUNK_LIMIT", 2**18)
+    monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**18)
     assert np.array_equal(read(tmp_path / "a.h5"), values)
 
 
@@ -145,7 +146,7 @@ def test_no_plugin_is_loaded(tmp_path: Path, coco_directory: Callable[..., Path]
     path = unknown_filter(directory / FEATURES)
     plain = f"import h5py\ntry: h5py.File({str(path)!r})['features'][()]\nexcept OSError: pass"
     for command, loaded in (
-        ([sys.executable, "-m", "torch_caption.data.check", str(directory)], False),
+        ([sys.executable, "-m", "torch_caption", "check-data", str(directory)], False),
         ([sys.executable, "-c", plain], True),  # the trap works
     ):
         subprocess.run(command, env=environment, capture_output=True, check=False)
@@ -253,7 +254,7 @@ def test_a_chunk_that_one_filter_left_out_is_unpacked_no_further(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int
 ) -> None:
     """The mask's first bit leaves out the shuffle; HDF5 undoes the deflate all the same."""
-    monkeypatch.setattr(_hdf5, "CHUNK_LIMIT", 2**12)
+    monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**12)
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         features = file.create_dataset("features", (7, 3), "<f4", chunks=(7, 3), shuffle=True, compression="gzip")
@@ -263,7 +264,7 @@ def test_a_chunk_that_one_filter_left_out_is_unpacked_no_further(
 
 
 def test_a_chunk_that_every_packing_left_out_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hdf5, "CHUNK_LIMIT", 2**12)
+    monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**12)
     values = np.random.default_rng(0).standard_normal((7, 3)).astype("<f4")
     for packing in ("gzip", "lzf"):
         with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -327,12 +328,12 @@ def test_a_file_that_changes_while_a_writer_has_it_open_is_not_called_damaged(tm
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["features"] = [[2.0]]
-    marks = {_written.ENTRY: _written.marks({"a.h5": path})}
-    _written.check(tmp_path, marks, [path])
+    marks = {manifests.ENTRY: manifests.marks({"a.h5": path})}
+    manifests.check(tmp_path, marks, [path])
     with writer(path, "w"), pytest.raises(DataError, match="another process has it open for writing"):
-        _written.check(tmp_path, marks, [path])
+        manifests.check(tmp_path, marks, [path])
     with pytest.raises(DataError, match=r"manifest\.json says; it was damaged"):
-        _written.check(tmp_path, marks, [path])
+        manifests.check(tmp_path, marks, [path])
 
 
 def test_a_file_whose_writer_was_ended_says_how_to_open_it(tmp_path: Path) -> None:
@@ -353,6 +354,6 @@ def test_a_file_whose_writer_was_ended_says_how_to_open_it(tmp_path: Path) -> No
 )
 def test_what_the_system_refuses_is_not_called_damage(tmp_path: Path, number: int, text: str, message: str) -> None:
     (tmp_path / "a.h5").touch()
-    with pytest.raises(DataError, match=message) as error, _hdf5.examined(tmp_path / "a.h5"):
+    with pytest.raises(DataError, match=message) as error, hdf5.examined(tmp_path / "a.h5"):
         raise OSError(number, text)
     assert "not a readable HDF5 file" not in str(error.value)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny import write_tiny
 
+from tests.helpers.tiny_data import write_tiny
 from torch_caption.data import _memory
-from torch_caption.data.coco import DataError, open_data
+from torch_caption.data.dataset import DataError, open_data
 
 GIB = 2**30
 

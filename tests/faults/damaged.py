@@ -7,15 +7,14 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import saved
-from figures import Family, Figures
-from tiny import write_tiny
-
-from torch_caption import checkpoint as checkpoints
-from torch_caption import checksum
-from torch_caption.checkpoint import CheckpointError
-from torch_caption.data import _written
-from torch_caption.data.coco import DataError, open_kinds
+from tests.faults.figures import Family, Figures
+from tests.helpers import saved_checkpoint
+from tests.helpers.tiny_data import write_tiny
+from torch_caption.checkpoints import checksum
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints.format import CheckpointError
+from torch_caption.data import manifest as manifests
+from torch_caption.data.dataset import DataError, open_kinds
 
 Region = tuple[str, range]
 
@@ -54,8 +53,8 @@ def data(cases: int, seed: int, folder: Path) -> Figures:
     figures.expect("loaded silently", "tracebacks")
     write_tiny(folder)
     files = {path: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    marks = _written.marks({path.name: path for path in files})
-    (folder / "manifest.json").write_text(json.dumps({_written.ENTRY: marks}), encoding="utf-8")
+    marks = manifests.marks({path.name: path for path in files})
+    (folder / "manifest.json").write_text(json.dumps({manifests.ENTRY: marks}), encoding="utf-8")
     open_kinds(folder)  # whole, it is taken
     for number in range(cases):
         path, whole = rng.choice([*files.items()])
@@ -89,7 +88,7 @@ def _refuse_all(cases: int, folder: Path, damage: Callable[[bytes, list[Region],
     figures = Figures()
     figures.expect("loaded silently", "tracebacks")
     path = folder / "last.safetensors"
-    checkpoints.save(path, saved.make())
+    checkpoints.save(path, saved_checkpoint.make())
     checkpoints.load(path)  # whole, it is taken
     whole = path.read_bytes()
     regions = _regions(whole)

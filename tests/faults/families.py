@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import damaged
-import full_disks
-import hostile_checkpoints
-import hostile_hdf5
-import hostile_json
-import hostile_photographs
-import hostile_urls
-import kills_in_training
-import ranks_killed
-import saving
-import second_runs
-from figures import Family
+from tests.faults import (
+    damaged,
+    full_disks,
+    hostile_checkpoints,
+    hostile_hdf5,
+    hostile_json,
+    hostile_photographs,
+    hostile_urls,
+    kills_in_training,
+    ranks_killed,
+    saving,
+    second_runs,
+)
+from tests.faults.figures import Family
 
 FAMILIES: tuple[Family, ...] = (
     kills_in_training.KILLED,

@@ -11,15 +11,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+    sys.path.insert(0, str(HERE.parents[1]))
 
-from figures import Family, Figures  # noqa: E402 - the rest is found beside this file
-from kills_in_training import differences  # noqa: E402
-from programs import Program, Programs  # noqa: E402
-from saving import Room, small_disk  # noqa: E402
-from tiny import write_tiny  # noqa: E402
-
-from torch_caption import runs  # noqa: E402
+from tests.faults.figures import Family, Figures  # noqa: E402
+from tests.faults.kills_in_training import differences  # noqa: E402
+from tests.faults.programs import Program, Programs  # noqa: E402
+from tests.faults.saving import Room, small_disk  # noqa: E402
+from tests.helpers.tiny_data import write_tiny  # noqa: E402
+from torch_caption.training import run_folder as runs  # noqa: E402
 
 SMALL = (
     "--data tiny --hidden-dim 24 --wordvec-dim 8 --batch-size 5 --lr 0.01 --max-length 6 --score-images 0 --epochs 3"

@@ -24,19 +24,20 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+    sys.path.insert(0, str(HERE.parents[1]))
 
 import safetensors.torch  # noqa: E402 - the rest is found beside this file
 import torch  # noqa: E402
-from figures import Family, Figures  # noqa: E402
-from saved import CONFIG, WORDS, forged, framed, make, sealed  # noqa: E402
 
-from torch_caption import checkpoint as checkpoints  # noqa: E402
-from torch_caption import command_line, state  # noqa: E402
-from torch_caption.checksum import HEADER_LIMIT  # noqa: E402
-from torch_caption.data import recipe as recipes  # noqa: E402
-from torch_caption.data.coco import CocoData, Split  # noqa: E402
-from torch_caption.vocabulary import Vocabulary  # noqa: E402
+from tests.faults.figures import Family, Figures  # noqa: E402
+from tests.helpers.saved_checkpoint import CONFIG, WORDS, forged, framed, make, sealed  # noqa: E402
+from torch_caption.checkpoints import format as checkpoints  # noqa: E402
+from torch_caption.checkpoints.checksum import HEADER_LIMIT  # noqa: E402
+from torch_caption.data.dataset import CocoData, Split  # noqa: E402
+from torch_caption.data.vocabulary import Vocabulary  # noqa: E402
+from torch_caption.encoders import extractor as recipes  # noqa: E402
+from torch_caption.io.exits import guarded  # noqa: E402
+from torch_caption.training import state  # noqa: E402
 
 MOST_SECONDS, MOST_MIB = 10.0, 400.0
 SPARE = 2**30  # bytes of address space a process may take beyond what it has when it begins
@@ -450,7 +451,7 @@ def _open_all(paths: list[str]) -> None:
         stderr = io.StringIO()
         with contextlib.redirect_stderr(stderr):
             try:
-                status = command_line.guarded(lambda path=path: _use(Path(path)))
+                status = guarded(lambda path=path: _use(Path(path)))
             except BaseException as error:  # what a user would see as a traceback
                 status = 1
                 print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)

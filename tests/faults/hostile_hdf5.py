@@ -12,11 +12,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import victims
-from figures import Family, Figures
 from h5py import h5d, h5p, h5s, h5t
-from tiny import D, write_tiny
-from victims import Case
+
+from tests.faults import victims
+from tests.faults.figures import Family, Figures
+from tests.faults.victims import Case
+from tests.helpers.tiny_data import D, write_tiny
 
 CAPTIONS, FEATURES = "coco2014_captions.h5", "train2014_vgg16_fc7.h5"
 SECONDS, MIB = 20.0, 1000.0

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import victims
-from figures import Family, Figures
-from hostile_hdf5 import mutate
-from tiny import write_tiny
-from victims import Case
+from tests.faults import victims
+from tests.faults.figures import Family, Figures
+from tests.faults.hostile_hdf5 import mutate
+from tests.faults.victims import Case
+from tests.helpers.tiny_data import write_tiny
 
 VOCABULARY, MANIFEST, ANNOTATIONS = "coco2014_vocab.json", "manifest.json", "annotations.json"
 FILES = {VOCABULARY: "check", MANIFEST: "check", ANNOTATIONS: "prepare", "references.json": "references"}

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from figures import Family, Figures
-from hostile_photos import QUICK, SLOW, SOUND
+from tests.faults.figures import Family, Figures
+from tests.helpers.hostile_photos import QUICK, SLOW, SOUND
 
 CLIENT = Path(__file__).with_name("photo_client.py")
 SECONDS = 20.0  # of any file; those of 67 million pixels take most

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import photo_server
-from figures import Family, Figures
-from photo_server import PHOTO, Server, serving
+from tests.faults.figures import Family, Figures
+from tests.helpers import photo_server
+from tests.helpers.photo_server import PHOTO, Server, serving
 
 CLIENT = Path(__file__).with_name("url_client.py")
 TIMEOUT = 1.0  # seconds that a fetch is given

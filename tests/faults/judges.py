@@ -29,8 +29,9 @@ from typing import Any
 
 import pytest
 import torch
-from mutations import Mutant, flat
-from transplant import transplant
+
+from tests.faults.mutations import Mutant, flat
+from tests.faults.transplant import transplant
 
 ROOT = Path(__file__).resolve().parents[2]
 FUNCTIONS = ROOT / "torch_caption" / "functions"
@@ -163,7 +164,7 @@ class Cache:
         return functions_of(ROOT / file).get(name.partition("[")[0]) if (ROOT / file).is_file() else None
 
     def _state(self, file: str) -> str:
-        return state_of(*FUNCTIONS.glob("*.py"), ROOT / file, ROOT / "tests" / "functions" / "drawn.py")
+        return state_of(*FUNCTIONS.glob("*.py"), ROOT / file, ROOT / "tests" / "helpers" / "random_arguments.py")
 
 
 def judged(changes: Sequence[Change], kept: Cache, jobs: int, most: float) -> list[Verdict]:
@@ -184,7 +185,7 @@ def judged(changes: Sequence[Change], kept: Cache, jobs: int, most: float) -> li
         court = Court(left, kept, jobs, most)
         torch.set_num_threads(1)  # and so no other thread that a fork would lose
         os.chdir(ROOT)
-        options = [*OPTIONS, "-o", "addopts=--strict-markers"]
+        options = [*OPTIONS, "-o", "addopts=--strict-markers --import-mode=importlib"]
         status = pytest.main([*options, *kept.tests], plugins=[court])
         if court.broken or status != pytest.ExitCode.OK:
             raise Broken(f"without any change these fail: {', '.join(court.broken) or 'collecting the tests'}")

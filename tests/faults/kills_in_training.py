@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import Family, Figures
-from programs import Program, Programs
-from tiny import write_tiny
 from torch import Tensor
 
-from torch_caption import checkpoint as checkpoints
-from torch_caption import runs
-from torch_caption.checkpoint import Checkpoint, CheckpointError
+from tests.faults.figures import Family, Figures
+from tests.faults.programs import Program, Programs
+from tests.helpers.tiny_data import write_tiny
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints.format import Checkpoint, CheckpointError
+from torch_caption.training import run_folder as runs
 
 SMALL = "--data tiny --hidden-dim 16 --wordvec-dim 8 --batch-size 5 --lr 0.01 --max-length 6 --score-images 6"
 EPOCHS = 12

@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hostile_photos import SOUND, damaged, made  # noqa: E402 - found in this checkout
-from taken import descriptors, forget_the_peak, memory  # noqa: E402
-
-from torch_caption.data.images import ImageError, load_image  # noqa: E402
+from tests.helpers.hostile_photos import SOUND, damaged, made
+from tests.helpers.usage import descriptors, forget_the_peak, memory
+from torch_caption.io.images import ImageError, load_image
 
 ADDRESS_SPACE = 4 * 2**30
 RUNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile")

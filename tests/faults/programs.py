@@ -177,14 +177,16 @@ def load() -> None:
     """Load what train.py loads, some of it only when it is first used."""
     import torch
 
-    from torch_caption import command_line, curves, plots, training
+    from torch_caption import plots
+    from torch_caption.cli import train as command_line
+    from torch_caption.training import tensorboard, trainer
 
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.zeros(1)])
     plots.loss_curves([{"epoch": 1, "step": 1, "train_loss": 1.0, "val_loss": 1.0}], os.devnull, "")
     assert command_line.train_config
-    assert curves.Curves
-    assert training.fit
+    assert tensorboard.Curves
+    assert trainer.fit
 
 
 if __name__ == "__main__":

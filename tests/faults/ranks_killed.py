@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ranked
-from figures import Family, Figures
-from tiny import write_tiny
-
-from torch_caption import checkpoint as checkpoints
+from tests.faults.figures import Family, Figures
+from tests.helpers import torchrun
+from tests.helpers.tiny_data import write_tiny
+from torch_caption.checkpoints import format as checkpoints
 
 SOON = 30.0
 PATIENCE = 120.0
@@ -40,7 +39,7 @@ def _by_kill(figures: Figures, name: str, folder: Path, ranks: int, rank: int, m
     try:
         _wait(lambda: any(own.glob("runs/*/last.safetensors")), process)
         time.sleep(moment)
-        pid = ranked.pids(own)[rank]
+        pid = torchrun.pids(own)[rank]
         begun = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         _end(figures, name, process, own, begun, f"rank {rank}: its process, {pid}, was killed or ended without a word")
@@ -80,7 +79,7 @@ def _start(folder: Path, number: int, ranks: int, fail: str = "") -> tuple[subpr
     own = folder / f"case-{number}"
     own.mkdir()
     flags = ("--data", str(folder / "tiny"), "--epochs", "100000", "--patience", "0")
-    return ranked.start(own, *flags, ranks=ranks, fail=fail), own
+    return torchrun.start(own, *flags, ranks=ranks, fail=fail), own
 
 
 def _wait(until: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -93,12 +92,12 @@ def _end(figures: Figures, name: str, process: subprocess.Popen[str], own: Path,
     """Wait for all to end, whose output is open until then, and look at what they leave."""
     _, stderr = process.communicate(timeout=PATIENCE)
     figures.measured("s to end", time.monotonic() - begun, SOON)
-    if ranked.errors(stderr) != [f"error: {line}" for line in expected] or 'train.py", line' in stderr:
-        figures.wrong("not named", f"{name}: {ranked.errors(stderr)} where {expected} is expected; {stderr[-300:]!r}")
+    if torchrun.errors(stderr) != [f"error: {line}" for line in expected] or 'train.py", line' in stderr:
+        figures.wrong("not named", f"{name}: {torchrun.errors(stderr)} where {expected} is expected; {stderr[-300:]!r}")
     if process.returncode == 0:
         figures.wrong("status 0", name)
     end = time.monotonic() + 5  # an orphan that has ended stays in the table until somebody asks for its status
-    while (left := [pid for pid in ranked.pids(own).values() if _lives(pid)]) and time.monotonic() < end:
+    while (left := [pid for pid in torchrun.pids(own).values() if _lives(pid)]) and time.monotonic() < end:
         time.sleep(0.05)
     if left:
         figures.wrong("orphans", f"{name}: {left}")

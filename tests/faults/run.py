@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+sys.path.insert(0, str(HERE.parents[1]))
 
-from families import FAMILIES  # noqa: E402 - found beside this file
-from figures import Figures, table  # noqa: E402
+from tests.faults.families import FAMILIES  # noqa: E402
+from tests.faults.figures import Figures, table  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,15 +22,14 @@ from unittest import mock
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+    sys.path.insert(0, str(HERE.parents[1]))
 
-import saved  # noqa: E402 - the rest is found beside this file
 import torch  # noqa: E402
-from figures import Family, Figures  # noqa: E402
 
-from torch_caption import checkpoint as checkpoints  # noqa: E402
-from torch_caption import files  # noqa: E402
-from torch_caption.checkpoint import Checkpoint, CheckpointError  # noqa: E402
+from tests.faults.figures import Family, Figures  # noqa: E402
+from torch_caption.checkpoints import format as checkpoints  # noqa: E402
+from torch_caption.checkpoints.format import Checkpoint, CheckpointError  # noqa: E402
+from torch_caption.io import files  # noqa: E402
 
 POSIX = os.name == "posix"
 
@@ -40,7 +39,13 @@ def generation(number: int, size: int) -> Checkpoint:
     weights = {name: torch.full((size,), float(number)) for name in ("Wx", "Wh")}
     random_state = torch.full((size,), number % 256, dtype=torch.uint8)
     return Checkpoint(
-        weights, saved.CONFIG, saved.WORDS, {}, saved.D, {"step": number}, random={"0/torch": random_state}
+        weights,
+        CONFIG,
+        WORDS,
+        {},
+        D,
+        {"step": number},
+        random={"0/torch": random_state},
     )
 
 
@@ -178,7 +183,7 @@ def killed(cases: int, seed: int, folder: Path) -> Figures:
     path.parent.mkdir()
     context = multiprocessing.get_context("forkserver" if POSIX else "spawn")
     if POSIX:  # torch is imported once, and each process is a fork of that
-        context.set_forkserver_preload(["__main__", "saving"])
+        context.set_forkserver_preload(["__main__", "tests.faults.saving"])
         with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
             forkserver.ensure_running()
     number = 1

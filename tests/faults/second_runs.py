@@ -13,15 +13,14 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from figures import Family, Figures
-from kills_in_training import SMALL, epochs_of
-from programs import Program, Programs
-from tiny import write_tiny
-
-from torch_caption import runs
+from tests.faults.figures import Family, Figures
+from tests.faults.kills_in_training import SMALL, epochs_of
+from tests.faults.programs import Program, Programs
+from tests.helpers.tiny_data import write_tiny
 from torch_caption.config import TrainConfig
-from torch_caption.ending import Stopped
-from torch_caption.training import fit
+from torch_caption.io.exits import Stopped
+from torch_caption.training import run_folder as runs
+from torch_caption.training.trainer import fit
 
 FOREVER = [*SMALL.split(), "--epochs", "100000", "--patience", "0", "--no-tensorboard"]
 

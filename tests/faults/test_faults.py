@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from families import FAMILIES
-from figures import Family, Figures, table
+
+from tests.faults.families import FAMILIES
+from tests.faults.figures import Family, Figures, table
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

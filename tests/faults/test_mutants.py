@@ -8,10 +8,10 @@ import sys
 import types
 from pathlib import Path
 
-import mutants
-import mutations
 import pytest
-from transplant import transplant
+
+from tests.faults import mutants, mutations
+from tests.faults.transplant import transplant
 
 MODES = "tests/functions/test_modes.py::"
 QUICK = [

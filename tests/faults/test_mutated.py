@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hostile_json
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from tiny import write_tiny
 
-from torch_caption.data import _annotations, _checks
-from torch_caption.data.coco import CocoData, DataError, batches, open_data
+from tests.faults import hostile_json
+from tests.helpers.tiny_data import write_tiny
+from torch_caption.data import caption_files, checks
+from torch_caption.data.dataset import CocoData, DataError, batches, open_data
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 NUMBERS = st.one_of(
@@ -34,9 +34,9 @@ NUMBERS = st.one_of(
     arrays.byte_string_dtypes(max_len=5),
 )
 READERS: dict[str, Callable[[Path], Any]] = {
-    hostile_json.VOCABULARY: _checks.read_vocabulary,
-    hostile_json.MANIFEST: _checks.read_manifest,
-    hostile_json.ANNOTATIONS: _annotations.read,
+    hostile_json.VOCABULARY: checks.read_vocabulary,
+    hostile_json.MANIFEST: checks.read_manifest,
+    hostile_json.ANNOTATIONS: caption_files.read,
 }
 
 

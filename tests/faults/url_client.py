@@ -21,10 +21,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from PIL import Image
-from taken import descriptors, memory
 
-from torch_caption.data import images
-from torch_caption.data.images import ImageError, load_image, shown
+from tests.helpers.usage import descriptors, memory
+from torch_caption.io import images
+from torch_caption.io.images import ImageError, load_image, shown
 
 PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.2"
 NAMES = {

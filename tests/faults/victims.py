@@ -23,9 +23,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+    sys.path.insert(0, str(HERE.parents[1]))
 
-from figures import Figures  # noqa: E402 - found beside this file
+from tests.faults.figures import Figures  # noqa: E402
 
 HANGS = 120.0  # seconds of the clock, on a machine that does other things as well
 ADDRESS_SPACE = 2**34
@@ -127,10 +127,10 @@ def digest(directory: str) -> str:
     """Of all that a directory holds, read as training reads it: from memory, and in slices, which must agree."""
     import torch
 
-    from torch_caption.data import coco
+    from torch_caption.data import dataset
 
     found = hashlib.sha256()
-    whole, sliced = (coco.open_data(directory, in_memory=how) for how in ("yes", "no"))
+    whole, sliced = (dataset.open_data(directory, in_memory=how) for how in ("yes", "no"))
     for name, split in whole.splits.items():
         features = split.features_of(range(split.num_images))
         assert torch.isfinite(features).all()
@@ -143,26 +143,26 @@ def digest(directory: str) -> str:
 
 def check(directory: str) -> tuple[int, str]:
     """The program that checks; what it accepts is then read."""
-    from torch_caption.data import check as program
+    from torch_caption.__main__ import main
 
-    status = program.main([directory])
+    status = main(["check-data", directory])
     return status, digest(directory) if status == 0 else ""
 
 
 def prepare(annotations: str, images: str, out: str) -> int:
     """What `data.prepare` makes of annotations before it looks at a photograph."""
-    from torch_caption.data import _annotations
-    from torch_caption.data import prepare as program
-    from torch_caption.ending import guarded
+    from torch_caption.data import caption_files
+    from torch_caption.io.exits import guarded
+    from torch_caption.prepare import prepare as program
 
     config = program.PrepareConfig(
         images=(images,), annotations=(annotations,), out=Path(out), min_count=1, val_share=0.4
     )
 
     def main() -> None:
-        splits = _annotations.read_splits(config.annotations, config.val_share, config.seed)
+        splits = caption_files.read_splits(config.annotations, config.val_share, config.seed)
         captions = program.encode_captions(splits, config)
-        located = _annotations.locate(splits, {None: Path(images)})
+        located = caption_files.locate(splits, {None: Path(images)})
         for split, photographs in located.items():
             text = json.dumps(program._as_written(photographs), ensure_ascii=False)
             (Path(out) / f"{split}.json").write_text(text, encoding="utf-8")
@@ -173,9 +173,9 @@ def prepare(annotations: str, images: str, out: str) -> int:
 
 def references(file: str, directory: str) -> int:
     """What `evaluate --references` reads."""
-    from torch_caption import evaluate
-    from torch_caption.data.coco import open_data
-    from torch_caption.ending import guarded
+    from torch_caption.cli import evaluate
+    from torch_caption.data.dataset import open_data
+    from torch_caption.io.exits import guarded
 
     data = open_data(directory)
     config = evaluate.EvaluateConfig(references=Path(file))
@@ -273,11 +273,11 @@ def main(folder: Path) -> None:
 
 def _warm_up(programs: set[str]) -> None:
     """Import what they import, so that no child counts it."""
-    import torch_caption.data.check
-    import torch_caption.data.prepare
+    import torch_caption.cli.check_data
+    import torch_caption.prepare.prepare
 
     if "references" in programs:
-        import torch_caption.evaluate  # noqa: F401
+        import torch_caption.cli.evaluate  # noqa: F401
 
 
 if __name__ == "__main__":

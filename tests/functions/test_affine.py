@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from drawn import arguments, assert_all_agree, tensor, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from torch_caption import reference
-from torch_caption.agreement import assert_agrees, assert_derivatives
-from torch_caption.functions import affine, temporal_affine
+from tests.helpers.random_arguments import arguments, assert_all_agree, tensor, tiny
+from torch_caption.functions import affine, reference, temporal_affine
+from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives
 
 
 @given(arguments("affine"))

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from drawn import LAYOUTS, arguments, assert_all_agree, example, tangents, tensor, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from torch_caption import reference
-from torch_caption.agreement import assert_agrees, assert_derivatives
+from tests.helpers.random_arguments import LAYOUTS, arguments, assert_all_agree, example, tangents, tensor, tiny
 from torch_caption.functions import (
     AttentionLSTM,
     attention_lstm,
@@ -19,8 +17,10 @@ from torch_caption.functions import (
     dot_product_attention,
     lstm_step,
     packed_attention_lstm,
+    reference,
 )
 from torch_caption.functions.packing import of_each_step
+from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives
 
 N, T, D, H, L = 2, 3, 4, 5, 7  # of `example`
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import FLOATS, example
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.helpers.random_arguments import FLOATS, example
 from torch_caption import functions
 from torch_caption.functions._common import autocast, readable, tanh_, untransformed
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from drawn import arguments, assert_all_agree, tiny
 from hypothesis import given
 from torch import nn
 
-from torch_caption import reference
-from torch_caption.agreement import assert_agrees, assert_derivatives
-from torch_caption.functions import word_embedding
+from tests.helpers.random_arguments import arguments, assert_all_agree, tiny
+from torch_caption.functions import reference, word_embedding
+from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives
 
 
 @given(arguments("word_embedding"))

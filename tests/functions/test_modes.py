@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import assert_same, flat, mixed, scalar
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from watched import Watch
 
-from torch_caption import compare
-from torch_caption.agreement import (
+from tests.helpers.operator_log import Watch
+from tests.helpers.random_arguments import assert_same, flat, mixed, scalar
+from torch_caption.verify import compare
+from torch_caption.verify.gradcheck import (
     MODES,
     assert_agrees,
     assert_derivatives,

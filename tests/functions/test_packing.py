@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from drawn import LAYOUTS, assert_all_agree, example, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_caption import functions, reference
-from torch_caption.agreement import assert_agrees, assert_derivatives
+from tests.helpers.random_arguments import LAYOUTS, assert_all_agree, example, tensor
+from torch_caption import functions
+from torch_caption.functions import reference
 from torch_caption.functions.packing import (
     Pack,
     Packing,
@@ -22,6 +22,7 @@ from torch_caption.functions.packing import (
     previous,
     steps_of,
 )
+from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives
 
 LENGTHS = torch.tensor([2, 4, 3])
 

@@ -13,28 +13,33 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import FLOATS, example
-from tiny import write_tiny
 from torch import Tensor
 
+from tests.helpers.random_arguments import FLOATS, example
+from tests.helpers.tiny_data import write_tiny
 from torch_caption import functions
-from torch_caption.agreement import leaves
+from torch_caption.verify.gradcheck import leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 # Everything that computes, in a process of its own: the setting is made before the package is imported.
 EVERYTHING = """
 import sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {functions!r}]
 import torch
 {setting}
-from torch_caption import captioning, checkpoint, compare, cs231n, decoding, evaluate, runs, sampling
-from torch_caption import training
-from torch_caption.agreement import assert_agrees
-from torch_caption.cells import CELLS
+from torch_caption.inference import captions as captioning
+from torch_caption.checkpoints import format as checkpoint
+from torch_caption.verify import compare
+from torch_caption import cs231n
+from torch_caption.decoding import greedy as decoding
+from torch_caption.cli import evaluate, sample as sampling
+from torch_caption.training import run_folder as runs
+from torch_caption.training import trainer as training
+from torch_caption.verify.gradcheck import assert_agrees
+from torch_caption.model.cells import CELLS
 from torch_caption.config import TrainConfig
-from torch_caption.data.coco import batches, open_data
-from torch_caption.dropout import dropout
+from torch_caption.data.dataset import batches, open_data
+from torch_caption.model.dropout import dropout
 
 cpu, directory, out = torch.device("cpu"), Path({directory!r}), Path({out!r})
 sizes = dict(N=2, T=3, D=4, H=5, V=6, L=7)
@@ -90,8 +95,6 @@ print("FOUND", {{str(k): v for k, v in found.items()}})
 def everything(directory: Path, out: Path, setting: str) -> dict[str, Any]:
     """What `EVERYTHING` finds under a setting."""
     script = EVERYTHING.format(
-        tests=str(ROOT / "tests"),
-        functions=str(ROOT / "tests" / "functions"),
         setting=setting,
         directory=str(directory),
         out=str(out),
@@ -130,8 +133,8 @@ def test_the_default_dtype_is_that_of_no_result(directory, tmp_path):
 
 def test_modules_begin_on_the_default_device_in_the_default_dtype():
     """As torch.nn's do: it is how a model is made on a GPU, or of its sizes alone."""
-    from torch_caption.captioner import CaptioningRNN
-    from torch_caption.cells import CELLS, Recurrent
+    from torch_caption.model.captioner import CaptioningRNN
+    from torch_caption.model.cells import CELLS, Recurrent
 
     words = {"<NULL>": 0, "<START>": 1, "<END>": 2}
     before = torch.get_default_dtype()

@@ -1,7 +1,7 @@
 """What test_modes.py tries on fixed cases, on random sizes, layouts, lengths, masks and choices of what requires grad.
 
 A hundred examples a function and mode; fewer where torch traces, which takes up to a second. The oracle is
-`torch_caption.reference`, outside of the mode that is tried.
+`torch_caption.functions.reference`, outside of the mode that is tried.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import FLOATS, arguments, assert_same, expanded_inside, flat, mixed, scalar, tangents
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,9 +20,20 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torch_caption import functions, reference
-from torch_caption.agreement import gradients, leaves, needs_grad, random_like
-from torch_caption.compare import Case
+from tests.helpers.random_arguments import (
+    FLOATS,
+    arguments,
+    assert_same,
+    expanded_inside,
+    flat,
+    mixed,
+    scalar,
+    tangents,
+)
+from torch_caption import functions
+from torch_caption.functions import reference
+from torch_caption.verify.compare import Case
+from torch_caption.verify.gradcheck import gradients, leaves, needs_grad, random_like
 
 WEIGHTS = {"w", "W", "b", "Wx", "Wh", "Wattn"}  # shared by all rows of a batch
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from drawn import arguments, assert_all_agree, example, tangents, tiny
 from hypothesis import given
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from torch_caption import reference
-from torch_caption.agreement import assert_agrees, assert_derivatives
-from torch_caption.functions import rnn, rnn_step
+from tests.helpers.random_arguments import arguments, assert_all_agree, example, tangents, tiny
+from torch_caption.functions import reference, rnn, rnn_step
+from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives
 
 
 @given(arguments("rnn_step"))

@@ -6,15 +6,29 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import arguments, assert_all_agree, example, second_derivatives, tangents, tensor, tiny
 from hypothesis import given
 from torch import Tensor
 from torch.nn import functional as F
-from watched import Watch
 
-from torch_caption import functions, reference
-from torch_caption.agreement import assert_agrees, assert_derivatives, difference
-from torch_caption.functions import softmax, temporal_affine, temporal_affine_softmax_loss, temporal_softmax_loss
+from tests.helpers.operator_log import Watch
+from tests.helpers.random_arguments import (
+    arguments,
+    assert_all_agree,
+    example,
+    second_derivatives,
+    tangents,
+    tensor,
+    tiny,
+)
+from torch_caption import functions
+from torch_caption.functions import (
+    reference,
+    softmax,
+    temporal_affine,
+    temporal_affine_softmax_loss,
+    temporal_softmax_loss,
+)
+from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives, difference
 
 LOSSES = ["temporal_softmax_loss", "temporal_affine_softmax_loss"]
 MASKS = {

@@ -109,14 +109,31 @@ def test_has_static_value():
     assert said == [[True, False]]
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_scan(reverse):
-    """A running sum, over leading slices, forwards or from the last."""
-    x = torch.arange(6.0).reshape(3, 2)
-    last, sums = internals.scan(lambda s, x_t: (s + x_t, s + x_t), torch.zeros(2), x, reverse=reverse)
-    expected = x.flip(0).cumsum(0).flip(0) if reverse else x.cumsum(0)
-    assert torch.equal(sums, expected)
-    assert torch.equal(last, x.sum(0))
+class Sums(torch.nn.Module):
+    """Sums of c * x up to each row: the last, and all."""
+
+    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        def step(state: tuple, rows: tuple, constants: tuple) -> tuple[tuple, tuple]:
+            total = state[0] + constants[0] * rows[0]
+            return (total,), (total,)
+
+        (last,), (sums,) = internals.scan(step, (torch.zeros_like(c),), (x,), (c,))
+        return last, sums
+
+
+@pytest.mark.parametrize("strict", [None, False, True])
+def test_scan(strict):
+    """Eager, and as one operator of an exported program, which Dynamo makes where it is strict."""
+    x, c, sums = torch.arange(6.0).reshape(3, 2), torch.tensor([1.0, -2.0]), Sums()
+    if strict is not None:
+        shapes = ({0: torch.export.Dim.DYNAMIC}, None)
+        program = torch.export.export(sums, (x, c), dynamic_shapes=shapes, strict=strict)
+        assert "higher_order.scan" in program.graph_module.code
+        sums = program.module()
+    for rows in (x, torch.ones(5, 2)):
+        last, every = sums(rows, c)
+        assert torch.equal(every, (c * rows).cumsum(0))
+        assert torch.equal(last, (c * rows).sum(0))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning", "ignore:`torch.jit.trace:FutureWarning")

@@ -7,11 +7,13 @@ meaning. All but `scan` and `end_workers` decide which path a function takes; `_
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.scan import scan as scan_of_dynamo
+from torch._higher_order_ops.scan import scan_op
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
@@ -64,6 +66,38 @@ def is_traced() -> bool:
     modes = torch._C._TorchDispatchModeKey
     recorded = any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
     return recorded or torch.jit.is_tracing()
+
+
+def scan(
+    step: Callable[[tuple, tuple, tuple], tuple[tuple, tuple]],
+    state: tuple[Tensor, ...],
+    sequences: Sequence[Tensor],
+    constants: tuple[Tensor, ...],
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Carry a state along the first axis of `sequences`, as one operator of a graph.
+
+    `step` takes the state, one row of each sequence and the constants; it returns the next state and its outputs.
+    torch's own scan compiles the step with Dynamo and keeps what it compiled, with the guards of that trace. Outside of
+    Dynamo the operator is therefore called as such.
+
+    Returns:
+        the last state, and the outputs of all steps, stacked.
+    """
+
+    def body(state: tuple, rows: tuple, constants: tuple = constants) -> tuple[tuple, tuple]:
+        state, out = step(state, rows, constants)
+        return state, tuple(x.clone() for x in out)  # scan takes no tensor as state and output
+
+    if torch.compiler.is_dynamo_compiling():
+        return scan_of_dynamo(body, state, tuple(sequences))
+    n, m = len(state), len(state) + len(sequences)
+
+    def flat(*args: Tensor) -> list[Tensor]:
+        state, out = body(args[:n], args[n:m], args[m:])
+        return [*state, *out]
+
+    results = tuple(scan_op(flat, [*state], [*sequences], constants))
+    return results[:n], results[n:]
 
 
 def end_workers(loader: Any) -> None:

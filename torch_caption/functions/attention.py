@@ -12,6 +12,7 @@ from torch.autograd import Function
 from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, rows, take_notes
 from .lstm import gates_of, last_state, step, step_, step_backward, step_backward_, step_jvp
 from .packing import (
+    Constants,
     Packing,
     Rows,
     Sizes,
@@ -24,7 +25,6 @@ from .packing import (
     of_each_step,
     over_time,
     per_step,
-    plain,
     previous,
     read,
     resized,
@@ -212,8 +212,9 @@ class AttentionLSTMWithJVP(AttentionLSTM):
         direct = read(tx @ Wx + x @ tWx + tb, index) + prev_h @ tWh + attn @ tWattn  # (r, 4H)
         gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh + attn @ Wattn)
 
-        def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-            (tprev_h, tprev_c), (direct_t, prev_h_t, prev_c_t, weights_t, *gates_t, tanh_c_t) = state, rows
+        def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+            (tprev_h, tprev_c), (A, tA, Wh, Wattn) = state, constants
+            direct_t, prev_h_t, prev_c_t, weights_t, *gates_t, tanh_c_t = rows
             n = prev_h_t.shape[0]
             tattn, tweights = _attend_jvp(tprev_h, resized(tA, n), prev_h_t, resized(A, n), weights_t)
             ta = direct_t + tprev_h @ Wh + tattn @ Wattn
@@ -221,7 +222,7 @@ class AttentionLSTMWithJVP(AttentionLSTM):
             return state, (*state, tweights)
 
         sequences = direct, prev_h, prev_c, weights, *gates, torch.tanh(c)
-        th, tc, tweights = over_time(body, (th0, tc0), sequences, sizes)[1]
+        th, tc, tweights = over_time(body, (th0, tc0), sequences, (A, tA, Wh, Wattn), sizes)[1]
         return th, tc, tweights
 
 
@@ -391,7 +392,6 @@ def _apply(
     index: Tensor | None,
     sizes: Sizes,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    h0, A, Wh, Wattn, c0 = plain(sizes, h0, A, Wh, Wattn, c0)
     notes = take_notes(x, h0, A, Wx, Wh, Wattn, b, c0, index)
     return apply(AttentionLSTM, AttentionLSTMWithJVP, x, h0, A, Wx, Wh, Wattn, b, c0, index, sizes, notes)
 
@@ -496,13 +496,13 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h and c (r, H) and weights (r, L) of x Wx + b (r, 4H)."""
 
-    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-        (prev_h, prev_c), (a_t,) = state, rows
+    def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+        (prev_h, prev_c), (a_t,), (A, Wh, Wattn) = state, rows, constants
         attn, weights = _attend(prev_h, resized(A, prev_h.shape[0]))
         state = step(a_t + prev_h @ Wh + attn @ Wattn, prev_c)  # (n, H) each
         return state, (*state, weights)
 
-    _, (h, c, weights) = over_time(body, (h0, c0), (a,), sizes)
+    _, (h, c, weights) = over_time(body, (h0, c0), (a,), (A, Wh, Wattn), sizes)
     return h, c, weights
 
 
@@ -554,8 +554,9 @@ def _through_time(
 ) -> tuple[Tensor, ...]:
     """da (r, 4H), dattn (r, H), ds (r, L), and dprev_h and dprev_c (n_1, H) of the first step."""
 
-    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-        (dprev_h, dprev_c), (dh_t, dc_t, dweights_t, prev_c_t, weights_t, *gates_t, tanh_c_t) = state, rows
+    def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+        (dprev_h, dprev_c), (A, Wh, Wattn) = state, constants
+        dh_t, dc_t, dweights_t, prev_c_t, weights_t, *gates_t, tanh_c_t = rows
         A_t = resized(A, dh_t.shape[0])
         da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t)
         dattn = da @ Wattn.T
@@ -565,7 +566,7 @@ def _through_time(
 
     zeros = (torch.zeros_like(first(prev_c, sizes)), torch.zeros_like(first(prev_c, sizes)))
     sequences = dh, dc, dweights, prev_c, weights, *gates, tanh_c
-    (dprev_h, dprev_c), (da, dattn, ds) = over_time(body, zeros, sequences, sizes, reverse=True)
+    (dprev_h, dprev_c), (da, dattn, ds) = over_time(body, zeros, sequences, (A, Wh, Wattn), sizes, reverse=True)
     return da, dattn, ds, dprev_h, dprev_c
 
 

@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, take_notes, tanh_, tanh_slope
 from .packing import (
+    Constants,
     Packing,
     Rows,
     Sizes,
@@ -21,7 +22,6 @@ from .packing import (
     of_each_step,
     over_time,
     per_step,
-    plain,
     previous,
     read,
     resized,
@@ -190,12 +190,12 @@ class LSTMWithJVP(LSTM):
         direct = read(tx @ Wx + x @ tWx + tb, index) + prev_h @ tWh  # (r, 4H)
         gates = gates_of(read(x @ Wx + b, index) + prev_h @ Wh)
 
-        def step(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-            (tprev_h, tprev_c), (direct_t, prev_c_t, *gates_t, tanh_c_t) = state, rows
+        def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+            (tprev_h, tprev_c), (direct_t, prev_c_t, *gates_t, tanh_c_t), (Wh,) = state, rows, constants
             tangents = step_jvp(direct_t + tprev_h @ Wh, tprev_c, prev_c_t, gates_t, tanh_c_t)
             return tangents, tangents
 
-        th, tc = over_time(step, (th0, tc0), (direct, prev_c, *gates, torch.tanh(c)), sizes)[1]
+        th, tc = over_time(step, (th0, tc0), (direct, prev_c, *gates, torch.tanh(c)), (Wh,), sizes)[1]
         return th, tc
 
 
@@ -324,7 +324,6 @@ def _apply(
     index: Tensor | None,
     sizes: Sizes,
 ) -> tuple[Tensor, Tensor]:
-    h0, Wh, c0 = plain(sizes, h0, Wh, c0)
     return apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, index, sizes, take_notes(x, h0, Wx, Wh, b, c0, index))
 
 
@@ -416,12 +415,12 @@ def last_state(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
 def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, sizes: Steps) -> tuple[Tensor, Tensor]:
     """h and c (r, H) of x Wx + b (r, 4H)."""
 
-    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-        (prev_h, prev_c), (a_t,) = state, rows
+    def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+        (prev_h, prev_c), (a_t,), (Wh,) = state, rows, constants
         state = step(a_t + prev_h @ Wh, prev_c)  # (n, H) each
         return state, state
 
-    _, (h, c) = over_time(body, (h0, c0), (a,), sizes)
+    _, (h, c) = over_time(body, (h0, c0), (a,), (Wh,), sizes)
     return h, c
 
 
@@ -455,13 +454,13 @@ def _through_time(
 ) -> tuple[Tensor, Tensor]:
     """da (r, 4H), and dprev_c (n_1, H) of the first step."""
 
-    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-        (dprev_h, dprev_c), (dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t) = state, rows
+    def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+        (dprev_h, dprev_c), (dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t), (Wh,) = state, rows, constants
         da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t)
         return (da @ Wh.T, dprev_c), (da,)
 
     zeros = (torch.zeros_like(first(prev_c, sizes)), torch.zeros_like(first(prev_c, sizes)))
-    (_, dprev_c), (da,) = over_time(body, zeros, (dh, dc, prev_c, *gates, tanh_c), sizes, reverse=True)
+    (_, dprev_c), (da,) = over_time(body, zeros, (dh, dc, prev_c, *gates, tanh_c), (Wh,), sizes, reverse=True)
     return da, dprev_c
 
 

@@ -115,6 +115,12 @@ Steps = tuple[int, ...]
 Rows = tuple[Tensor, ...]
 """The rows of one step, (n_t, ...) each, of several packed sequences."""
 
+Constants = tuple[Tensor, ...]
+"""What is the same at every step: weights, and the images of the sequences."""
+
+Step = Callable[[Rows, Rows, Constants], tuple[Rows, Rows]]
+"""One step of a recurrence, as `over_time` takes it."""
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -212,33 +218,23 @@ def _is_symbolic(T: int) -> bool:
     return not has_static_value(T)
 
 
-def plain(sizes: Sizes, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """`tensors` as a loop over `sizes` takes them: a view of each nn.Parameter whose own sizes are symbolic.
-
-    make_fx makes such Parameters; torch's scan fails on them with an internal error of the compiler.
-    """
-    if isinstance(sizes, int | tuple):
-        return tensors
-    return tuple(
-        x.view_as(x) if isinstance(x, torch.nn.Parameter) and isinstance(x.numel(), SymInt) else x for x in tensors
-    )
-
-
 def over_time(
-    step: Callable[[Rows, Rows], tuple[Rows, Rows]],
+    step: Step,
     state: Rows,
     sequences: Rows,
+    constants: Constants,
     steps: Steps,
     reverse: bool = False,
 ) -> tuple[Rows, Rows]:
     """Carry a state through packed sequences.
 
     Args:
-        step: takes the state (n_t, ...) and the rows of step t of each sequence, and returns the next state and the
-            outputs of step t. A recurrence goes on with the leading rows of its state. In reverse, what comes back
-            through time is zero for the rows that end at step t.
+        step: takes the state (n_t, ...), the rows of step t of each sequence and the constants, and returns the next
+            state and the outputs of step t; it reads no other tensor. A recurrence goes on with the leading rows of its
+            state. In reverse, what comes back through time is zero for the rows that end at step t.
         state: (N, ...) each, the state before the step that is taken first.
         sequences: (r, ...) each.
+        constants: passed to each step.
         steps: how many rows each step has.
         reverse: begin with the last step.
 
@@ -246,29 +242,27 @@ def over_time(
         the state after the step that is taken last, and the outputs (r, ...) in the order of the steps.
     """
     if isinstance(steps, Uniform):
-        return _scanned(step, state, sequences, steps, reverse)
+        return _scanned(step, state, sequences, constants, steps, reverse)
     order = range(len(steps))
     rows_of_steps = per_step(steps, *sequences)
     outputs: list[Rows] = []
     for t in reversed(order) if reverse else order:
-        state, out = step(tuple(resized(part, steps[t]) for part in state), rows_of_steps[t])
+        state, out = step(tuple(resized(part, steps[t]) for part in state), rows_of_steps[t], constants)
         outputs.append(out)
     if not steps:  # a step of no rows knows the widths of the outputs
-        _, out = step(tuple(resized(part, 0) for part in state), tuple(x.narrow(0, 0, 0) for x in sequences))
+        _, out = step(tuple(resized(part, 0) for part in state), tuple(x.narrow(0, 0, 0) for x in sequences), constants)
         return state, out
     return state, tuple(map(torch.cat, zip(*(reversed(outputs) if reverse else outputs), strict=True)))
 
 
 def _scanned(
-    step: Callable[[Rows, Rows], tuple[Rows, Rows]], state: Rows, sequences: Rows, steps: Uniform, reverse: bool
+    step: Step, state: Rows, sequences: Rows, constants: Constants, steps: Uniform, reverse: bool
 ) -> tuple[Rows, Rows]:
     """`over_time` as one operator of a graph, which then holds for every T."""
 
-    def body(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-        state, out = step(state, rows)
-        return state, tuple(x.clone() for x in out)  # scan takes no tensor as state and output
-
-    state, out = scan(body, state, tuple(x.reshape(*steps, *x.shape[1:]) for x in sequences), reverse=reverse)
+    xs = [x.reshape(*steps, *x.shape[1:]) for x in sequences]
+    state, out = scan(step, state, [x.flip(0) for x in xs] if reverse else xs, constants)
+    out = [x.flip(0) for x in out] if reverse else out
     # By way of one axis: two axes merged have a stride that is known for N > 0 alone, which torch.export would demand.
     return state, tuple(x.reshape(x.numel()).reshape(steps.T * steps.N, *x.shape[2:]) for x in out)
 

@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, take_notes, tanh_, tanh_slope
 from .packing import (
+    Constants,
     Packing,
     Rows,
     Sizes,
@@ -20,7 +21,6 @@ from .packing import (
     first,
     of_each_step,
     over_time,
-    plain,
     previous,
     read,
     resized,
@@ -162,12 +162,12 @@ class RNNWithJVP(RNN):
         sizes = of_each_step(ctx.sizes, h0)
         direct = read(tx @ Wx + x @ tWx + tb, index) + previous(h0, h, sizes) @ tWh  # (r, H)
 
-        def step(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-            (tprev_h,), (direct_t, slope_t) = state, rows
+        def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+            (tprev_h,), (direct_t, slope_t), (Wh,) = state, rows, constants
             th = (direct_t + tprev_h @ Wh) * slope_t
             return (th,), (th,)
 
-        (th,) = over_time(step, (th0,), (direct, _slope(h)), sizes)[1]
+        (th,) = over_time(step, (th0,), (direct, _slope(h)), (Wh,), sizes)[1]
         return th
 
 
@@ -220,7 +220,6 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
     check_lengths("rnn", lengths, sizes, like=x)
     packed = Packing.of(sizes["N"], sizes["T"], lengths)
     x = packed.pack(blank(x, packed.unread))
-    h0, Wh = plain(packed.sizes, h0, Wh)
     h = apply(RNN, RNNWithJVP, x, packed.sort(h0), Wx, Wh, b, None, packed.sizes, take_notes(x, h0, Wx, Wh, b))
     return blank(packed.unpack(h), packed.unread)
 
@@ -253,7 +252,6 @@ def packed_rnn(
     letters: dict[str, int] = {}
     check_floats("packed_rnn", letters, x=(x, "R D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
     sizes, index = check_packed("packed_rnn", sizes, index, letters, like=x)
-    h0, Wh = plain(sizes, h0, Wh)
     return apply(RNN, RNNWithJVP, x, h0, Wx, Wh, b, index, sizes, take_notes(x, h0, Wx, Wh, b, index))
 
 
@@ -268,12 +266,12 @@ def _slope(h: Tensor) -> Tensor:
 def _run(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
     """h (r, H) of x Wx + b (r, H)."""
 
-    def step(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-        (prev_h,), (a_t,) = state, rows
+    def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+        (prev_h,), (a_t,), (Wh,) = state, rows, constants
         h = torch.tanh(a_t + prev_h @ Wh)  # (n, H)
         return (h,), (h,)
 
-    _, (h,) = over_time(step, (h0,), (a,), sizes)
+    _, (h,) = over_time(step, (h0,), (a,), (Wh,), sizes)
     return h
 
 
@@ -288,12 +286,12 @@ def _run_(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
 def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
     """da (r, H)."""
 
-    def step(state: Rows, rows: Rows) -> tuple[Rows, Rows]:
-        (dprev_h,), (dh_t, slope_t) = state, rows
+    def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
+        (dprev_h,), (dh_t, slope_t), (Wh,) = state, rows, constants
         da = (dh_t + dprev_h) * slope_t  # (n, H)
         return (da @ Wh.T,), (da,)
 
-    _, (da,) = over_time(step, (torch.zeros_like(first(h, sizes)),), (dh, _slope(h)), sizes, reverse=True)
+    _, (da,) = over_time(step, (torch.zeros_like(first(h, sizes)),), (dh, _slope(h)), (Wh,), sizes, reverse=True)
     return da
 
 

@@ -1,0 +1,64 @@
+"""One entry for every command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from torch_caption.__main__ import COMMANDS, main
+from torch_caption.io.program import typed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_table_has_every_module_of_cli() -> None:
+    modules = {path.stem for path in (ROOT / "torch_caption" / "cli").glob("[!_]*.py")}
+    assert {command.replace("-", "_") for command in COMMANDS} == modules
+
+
+def test_help_lists_every_command_and_does_not_import_torch() -> None:
+    code = "import sys; from torch_caption.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == [*COMMANDS]
+
+
+@pytest.mark.parametrize("args", [[], ["trian"], ["--data", "x"]])
+def test_an_unknown_command_is_one_line_that_names_the_commands(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    assert capsys.readouterr().err == (
+        f"error: there is no command {args[0] if args else ''!r}; use one of {', '.join(COMMANDS)}\n"
+    )
+
+
+def test_the_console_script_is_the_same_entry() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"torch-caption": f"{main.__module__}:{main.__name__}"}
+
+
+@pytest.mark.parametrize(
+    ("started", "command", "form"),
+    [
+        ("bin/torch-caption", "train", "torch-caption train"),
+        ("Scripts/torch-caption.exe", "compare", "torch-caption compare"),
+        ("checkout/train.py", "train", "python train.py"),
+        ("checkout/train.py", "sample", "python sample.py"),
+        ("checkout/sample.py", "evaluate", "python -m torch_caption evaluate"),
+        ("torch_caption/__main__.py", "train", "python -m torch_caption train"),
+        ("", "train", "python -m torch_caption train"),
+    ],
+)
+def test_help_and_advice_have_the_form_in_which_the_program_was_started(
+    started: str, command: str, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started])
+    assert typed(command) == form
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {form} [-h]")

@@ -1,0 +1,531 @@
+"""The loader of cs231n's file layout: what it reads, in which order, by how many workers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from torch_caption.data import checks, dataset
+from torch_caption.data.dataset import DataError, EpochBatches, batches, open_data
+
+CAPTIONS = "coco2014_captions.h5"
+VOCAB = "coco2014_vocab.json"
+FEATURES = "train2014_vgg16_fc7_pca.h5"
+
+
+def stored(directory: Path, file: str, name: str) -> np.ndarray:
+    with h5py.File(directory / file, "r") as content:
+        return content[name][()]
+
+
+def epoch_of(loader, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    loader.batch_sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def assert_same(batches_, others):
+    assert len(batches_) == len(others)
+    for (features, captions), (other_features, other_captions) in zip(batches_, others, strict=True):
+        assert torch.equal(features, other_features)
+        assert torch.equal(captions, other_captions)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("in_memory", ["auto", "yes", "no"])
+def test_open_data(coco_directory, in_memory):
+    directory = coco_directory()
+    data = open_data(directory, in_memory=in_memory)
+    assert list(data.splits) == ["train", "val"]
+    assert len(data.vocabulary) == 10
+    assert data.manifest == {}
+    for name, images in (("train", 7), ("val", 4)):
+        split = data[name]
+        assert split.in_memory == (in_memory != "no")
+        assert (split.name, split.num_images, split.feature_dim, len(split)) == (name, images, 3, 3 * images)
+        assert (split.captions.dtype, split.image_idxs.dtype) == (torch.int64, torch.int64)
+        features = stored(directory, f"{name}2014_vgg16_fc7_pca.h5", "features")
+        for row, (feature, caption) in enumerate(split):
+            assert feature.dtype == torch.float32
+            assert np.array_equal(feature, features[split.image_idxs[row]])
+            assert np.array_equal(caption, stored(directory, CAPTIONS, f"{name}_captions")[row])
+
+
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_a_batch_in_any_order_and_repeated(coco_directory, in_memory):
+    directory = coco_directory()
+    split = open_data(directory, in_memory=in_memory)["train"]
+    features = stored(directory, FEATURES, "features")
+    rows = [20, 3, 3, 0, 11, 20]
+    got, captions = split.__getitems__(rows)
+    assert np.array_equal(got, features[split.image_idxs[rows]])
+    assert torch.equal(captions, split.captions[rows])
+    assert got.is_contiguous()
+    idxs = [6, 0, 6, 2]
+    assert np.array_equal(split.features_of(idxs), features[idxs])
+    assert np.array_equal(split.features_of(torch.tensor(idxs)), features[idxs])
+    assert split.features_of([]).shape == (0, 3)
+    assert torch.equal(split[-1][1], split.captions[20])
+
+
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+@pytest.mark.parametrize("row", [21, -22])
+def test_a_row_outside(coco_directory, in_memory, row):
+    split = open_data(coco_directory(), in_memory=in_memory)["train"]
+    with pytest.raises(IndexError, match=f"train: row {row} of 21"):
+        split[row]
+
+
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+@pytest.mark.parametrize("image", [7, -1])
+def test_an_image_outside(coco_directory, in_memory, image):
+    split = open_data(coco_directory(), in_memory=in_memory)["train"]
+    ask = (lambda i: split.features_of([0, i]), split.references, split.image_name, split.image_path, split.file_name)
+    for call in ask:
+        with pytest.raises(DataError, match=f"train: there is no image {image}; choose one of 0 to 6"):
+            call(image)
+
+
+def test_an_unknown_split(coco_directory):
+    with pytest.raises(DataError, match=r"data: no split 'test'; choose one of train, val"):
+        open_data(coco_directory())["test"]
+
+
+def test_splits_are_discovered(coco_directory):
+    images = {"novel": 2, "val": 3, "test": 4, "extra": 1, "train": 5}
+    data = open_data(coco_directory(images))
+    assert {name: split.num_images for name, split in data.splits.items()} == images
+    assert list(data.splits) == ["train", "val", "test", "extra", "novel"]
+    assert list(open_data(coco_directory({"train": 2}, name="alone")).splits) == ["train"]
+
+
+def test_pca(coco_directory):
+    directory = coco_directory(kinds=("", "_pca"))
+    full = stored(directory, "train2014_vgg16_fc7.h5", "features")
+    projected = stored(directory, FEATURES, "features")
+    for pca, expected in ((None, projected), (True, projected), (False, full)):
+        assert np.array_equal(open_data(directory, pca=pca)["train"].features_of(range(7)), expected)
+    (directory / "val2014_vgg16_fc7_pca.h5").unlink()  # one kind for every split
+    assert np.array_equal(open_data(directory)["train"].features_of(range(7)), full)
+    with pytest.raises(DataError, match=r"val2014_vgg16_fc7_pca\.h5: no such file"):
+        open_data(directory, pca=True)
+    (directory / "train2014_vgg16_fc7.h5").unlink()
+    with pytest.raises(DataError, match=r"val2014_vgg16_fc7_pca\.h5 or .*train2014_vgg16_fc7\.h5: no such file"):
+        open_data(directory)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4", ">f8"])
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_features_are_converted(coco_directory, dtype, in_memory):
+    directory = coco_directory(dtype=dtype)
+    features = stored(directory, FEATURES, "features")
+    got = open_data(directory, in_memory=in_memory)["train"].features_of(range(7))
+    assert got.dtype == torch.float32
+    assert np.array_equal(got, features.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">i4", "<u2", "<u8", ">u8", "i1"])
+def test_integers_are_converted(coco_directory, replace, dtype):
+    directory = coco_directory()
+    expected = open_data(directory)["train"]
+    for name in ("train_captions", "train_image_idxs"):
+        replace(directory / CAPTIONS, name, stored(directory, CAPTIONS, name).astype(dtype))
+    split = open_data(directory)["train"]
+    assert torch.equal(split.captions, expected.captions)
+    assert torch.equal(split.image_idxs, expected.image_idxs)
+    assert split.captions.dtype == split.image_idxs.dtype == torch.int64
+
+
+def test_chunked_and_compressed(coco_directory):
+    directory = coco_directory()
+    features = stored(directory, FEATURES, "features")
+    with h5py.File(directory / FEATURES, "w") as file:
+        file.create_dataset("features", data=features, chunks=(2, 2), compression="gzip")
+    split = open_data(directory, in_memory="no")["train"]
+    assert np.array_equal(split.features_of([5, 1]), features[[5, 1]])
+
+
+def test_auto_holds_what_fits(coco_directory, monkeypatch):
+    directory = coco_directory()  # (7 + 4) x 3 float32
+    monkeypatch.setattr(dataset, "IN_MEMORY_LIMIT", 132)
+    assert open_data(directory)["train"].in_memory
+    monkeypatch.setattr(dataset, "IN_MEMORY_LIMIT", 131)
+    assert not open_data(directory)["train"].in_memory
+    assert open_data(directory, in_memory="yes")["train"].in_memory
+
+
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_features_are_read_in_blocks(coco_directory, monkeypatch, in_memory):
+    directory = coco_directory({"train": 100})
+    features = stored(directory, FEATURES, "features")
+    sizes = []
+    read = checks.read_rows
+    monkeypatch.setattr(checks, "BLOCK_BYTES", 128)
+    monkeypatch.setattr(checks, "read_rows", lambda *args: sizes.append(len(read(*args))) or read(*args))
+    split = open_data(directory, in_memory=in_memory)["train"]
+    assert sizes == [10] * 10  # 10 rows of 12 bytes
+    assert np.array_equal(split.features_of(range(100)), features)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("in_memory", "maybe"), ("max_train", 0), ("max_train", -3)])
+def test_arguments(coco_directory, argument, value):
+    with pytest.raises(ValueError, match=f"{argument} is '?{value}"):
+        open_data(coco_directory(), **{argument: value})
+
+
+def test_max_train(coco_directory):
+    directory = coco_directory({"train": 40, "val": 4})
+    whole = open_data(directory)
+    part = open_data(directory, max_train=30, seed=5)
+    assert len(part["train"]) == 30
+    assert len(part["val"]) == len(whole["val"])
+    assert part["train"].num_images == 40
+    rows = [tuple(row) for row in torch.cat([whole["train"].captions, whole["train"].image_idxs[:, None]], 1).tolist()]
+    kept = torch.cat([part["train"].captions, part["train"].image_idxs[:, None]], 1).tolist()
+    places = iter(rows)
+    assert all(tuple(row) in places for row in kept)  # a subsequence: drawn without repetition, in order
+    again, other = (open_data(directory, max_train=30, seed=seed)["train"].image_idxs for seed in (5, 6))
+    assert torch.equal(again, part["train"].image_idxs)
+    assert not torch.equal(other, again)
+    assert torch.equal(open_data(directory, max_train=10**6)["train"].captions, whole["train"].captions)
+
+
+# Grids
+
+GRID = "train2014_grid.h5"
+
+
+@pytest.mark.parametrize("grid", [(4, 2), (5,)])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_grids(coco_directory, grid, dtype, in_memory):
+    """Features of places, as they are stored but in float32; a batch in any order and repeated."""
+    directory = coco_directory(grid=grid, dtype=dtype)
+    features = stored(directory, GRID, "features").astype(np.float32)
+    data = open_data(directory, grids=True, in_memory=in_memory)
+    split = data["train"]
+    assert (split.num_images, split.feature_dim, split.grid) == (7, 3, grid)
+    assert open_data(directory)["train"].grid == ()
+    rows = [20, 3, 3, 0, 11, 20]
+    for got, idxs in ((split.__getitems__(rows)[0], split.image_idxs[rows]), (split.features_of([6, 0, 6]), [6, 0, 6])):
+        assert got.dtype == torch.float32
+        assert np.array_equal(got, features[idxs])
+        assert got.flatten(2).mT.is_contiguous()  # a projection of each place reads it so
+    assert split.features_of([]).shape == (0, 3, *grid)
+    assert np.array_equal(split[2][0], features[split.image_idxs[2]])
+    (first, _), *_ = epoch_of(batches(data["val"], 5, shuffle=False), 0)
+    assert first.shape == (5, 3, *grid)
+
+
+def test_half_precision_is_held_as_it_is_stored(coco_directory, monkeypatch):
+    directory = coco_directory(grid=(2, 2), dtype="<f2")  # (7 + 4) x 3 x 4 float16
+    monkeypatch.setattr(dataset, "IN_MEMORY_LIMIT", 264)
+    split = open_data(directory, grids=True)["train"]
+    assert split.in_memory
+    assert split._features.dtype == torch.float16
+    monkeypatch.setattr(dataset, "IN_MEMORY_LIMIT", 263)
+    assert not open_data(directory, grids=True)["train"].in_memory
+
+
+def test_grids_and_vectors_are_not_taken_for_each_other(coco_directory):
+    vectors, grids = coco_directory(), coco_directory(kinds=(), grid=(2, 2), name="grids")
+    with pytest.raises(DataError, match=r"train2014_grid\.h5: no such file; .* a grid of features, at which the cell "):
+        open_data(vectors, grids=True)
+    with pytest.raises(DataError, match=r"fc7\.h5: no such file; .*; the grids that are there are for the cell atten"):
+        open_data(grids)
+    with pytest.raises(ValueError, match=r"^grids of features have no PCA; leave pca to cells that take one vector"):
+        open_data(grids, pca=True, grids=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.ones((4, 3), np.float32), "val2014_grid.h5: features has the shape (4, 3); it takes 3 or 4 axes"),
+        (np.ones((4, 3, 2, 0), np.float32), "val2014_grid.h5: features is empty"),
+        (
+            np.ones((4, 3, 3, 3), np.float32),
+            "has 3 columns at 3 x 3 places, but train2014_grid.h5 has 3 columns at 2 x",
+        ),
+        (
+            np.ones((4, 5, 2, 2), np.float32),
+            "has 5 columns at 2 x 2 places, but train2014_grid.h5 has 3 columns at 2 x",
+        ),
+        (
+            np.ones((4, 3, 2, 2), np.int32),
+            "val2014_grid.h5: features holds int32; write it as floating-point numbers",
+        ),
+    ],
+)
+def test_grids_that_do_not_fit(coco_directory, replace, value, message):
+    directory = coco_directory(grid=(2, 2))
+    replace(directory / "val2014_grid.h5", "features", value)
+    with pytest.raises(DataError, match=re.escape(message)):
+        open_data(directory, grids=True)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f8"])
+def test_a_place_that_is_not_finite_is_named(coco_directory, replace, monkeypatch, dtype):
+    monkeypatch.setattr(checks, "BLOCK_BYTES", 100)
+    directory = coco_directory(grid=(2, 2), dtype=dtype)
+
+    def spoil(features: np.ndarray) -> np.ndarray:
+        features[5, 2, 0, 1] = np.inf
+        return features
+
+    replace(directory / GRID, "features", spoil)
+    message = rf"{GRID}: features\[5, 2, 0, 1\] is inf, not a finite float32; extract the features again"
+    with pytest.raises(DataError, match=message):
+        open_data(directory, grids=True)
+
+
+def test_sliced_and_whole_grids_give_the_same_batches(coco_directory):
+    directory = coco_directory(grid=(3, 3), dtype="<f2")
+    sliced, whole = (open_data(directory, grids=True, in_memory=m)["train"] for m in ("no", "yes"))
+    assert_same(epoch_of(batches(sliced, 5, seed=2), 1), epoch_of(batches(whole, 5, seed=2), 1))
+    twin = pickle.loads(pickle.dumps(sliced))
+    assert torch.equal(twin.features_of([3, 1]), whole.features_of([3, 1]))
+
+
+# Texts and pictures
+
+
+def test_references(coco_directory):
+    split = open_data(coco_directory())["train"]
+    for image in range(7):
+        rows = [row for row in range(21) if split.image_idxs[row] == image]
+        assert split.references(image) == [split.vocabulary.decode(split.captions[row].tolist()) for row in rows]
+        assert len(rows) == 3
+    alone = open_data(coco_directory(name="other"), max_train=1)["train"]
+    counts = [len(alone.references(image)) for image in range(7)]
+    assert sorted(counts) == [0] * 6 + [1]
+
+
+def test_image_name(coco_directory):
+    directory = coco_directory()
+    assert open_data(directory)["train"].image_name(3) is None
+    names = [f"{i}.jpg" for i in range(7)]
+    (directory / "train2014_images.txt").write_text("\n".join(names), encoding="utf-8")  # no newline at the end
+    assert [open_data(directory)["train"].image_name(i) for i in range(7)] == names
+    urls = [f"http://host/é{i}.jpg" if i else "" for i in range(7)]
+    (directory / "train2014_urls.txt").write_bytes("".join(f"{url}\r\n" for url in urls).encode())
+    split = open_data(directory)["train"]
+    assert [split.image_name(i) for i in range(7)] == [None, *urls[1:]]
+    assert open_data(directory)["val"].image_name(0) is None
+
+
+def test_image_path(coco_directory, tmp_path):
+    directory = coco_directory()
+    (directory / "images" / "below").mkdir(parents=True)
+    (directory / "images" / "a.png").touch()
+    (directory / "images" / "below" / "b.png").touch()
+    (tmp_path / "secret.png").touch()
+    names = ["a.png", "below/b.png", "missing.png", "below", "", "../images/a.png", "../../secret.png"]
+    (directory / "train2014_images.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    split = open_data(directory)["train"]
+    found = [split.image_path(i) for i in range(7)]
+    assert found == [directory / "images" / "a.png", directory / "images" / "below" / "b.png", *[None] * 5]
+    assert open_data(directory)["val"].image_path(0) is None
+    assert [split.file_name(i) for i in range(7)] == [name or None for name in names]
+    assert open_data(directory)["val"].file_name(0) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{root}/secret.png",
+        "//{root}/secret.png",
+        "below/../../../secret.png",
+        "below\\..\\..\\..\\secret.png",
+        "C:\\secret.png",
+        "C:secret.png",
+        "\\\\host\\share\\x.png",
+        "a\0.png",
+        ".",
+    ],
+)
+def test_image_path_stays_inside(coco_directory, tmp_path, name):
+    directory = coco_directory({"train": 1})
+    (directory / "images" / "below").mkdir(parents=True)
+    (tmp_path / "secret.png").touch()
+    (directory / "train2014_images.txt").write_text(name.format(root=tmp_path) + "\n", encoding="utf-8")
+    assert open_data(directory)["train"].image_path(0) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links take a privilege on Windows")
+def test_image_path_does_not_follow_links_out(coco_directory, tmp_path):
+    directory = coco_directory({"train": 1})
+    (tmp_path / "secret.png").touch()
+    (directory / "images").mkdir()
+    (directory / "images" / "link.png").symlink_to(tmp_path / "secret.png")
+    (directory / "train2014_images.txt").write_text("link.png\n", encoding="utf-8")
+    assert open_data(directory)["train"].image_path(0) is None
+
+
+def test_manifest(coco_directory, tmp_path):
+    directory = coco_directory({"train": 1})
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.png").touch()
+    (directory / "train2014_images.txt").write_text("a.png\n", encoding="utf-8")
+    for images in ("../photographs", str(tmp_path / "photographs")):
+        manifest = {"encoder": "vgg16", "images": images}
+        (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        data = open_data(directory)
+        assert data.manifest == manifest
+        assert data["train"].image_path(0).samefile(tmp_path / "photographs" / "a.png")
+
+
+# Order and workers
+
+
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_an_epoch_takes_each_caption_once(coco_directory, in_memory):
+    directory = coco_directory({"train": 9})
+    split = open_data(directory, in_memory=in_memory)["train"]
+    got = epoch_of(batches(split, 4), 0)
+    assert [len(captions) for _, captions in got] == [4] * 6 + [3]
+    pairs = sorted(
+        (*f.tolist(), *c.tolist()) for features, captions in got for f, c in zip(features, captions, strict=True)
+    )
+    expected = sorted((*f.tolist(), *c.tolist()) for f, c in split)
+    assert pairs == expected
+
+
+def test_the_order_is_of_seed_and_epoch():
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        sampler = EpochBatches(50, 8, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in range(4) for epoch in range(4)}
+    assert len({str(rows) for rows in orders.values()}) == 16
+    for (seed, epoch), rows in orders.items():
+        assert order(seed, epoch) == rows
+        assert sorted(row for batch in rows for row in batch) == list(range(50))
+    assert orders[0, 0] == list(EpochBatches(50, 8, seed=0))  # the first epoch is 0
+    plain = EpochBatches(5, 2, shuffle=False)
+    plain.set_epoch(3)
+    assert list(plain) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_start_gives_the_tail(start):
+    whole, tail = EpochBatches(50, 8, seed=3), EpochBatches(50, 8, seed=3, start=start)
+    whole.set_epoch(2)
+    tail.set_epoch(2)
+    assert list(tail) == list(whole)[start:]
+    assert len(tail) == 7 - start
+    assert list(tail) == list(whole)[start:]  # as often as it is asked
+    tail.set_epoch(3)  # the next epoch is whole
+    whole.set_epoch(3)
+    assert list(tail) == list(whole)
+    tail.set_epoch(4, start=start)
+    whole.set_epoch(4)
+    assert list(tail) == list(whole)[start:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"start": 8}, "start is 8, but an epoch has 7 batches"),
+        ({"start": -1}, "start is -1"),
+        ({"seed": -1}, "a seed is -1"),
+    ],
+)
+def test_batches_refuses(coco_directory, arguments, message):
+    split = open_data(coco_directory({"train": 7}))["train"]  # 21 captions
+    with pytest.raises(ValueError, match=message):
+        batches(split, **{"batch_size": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("context", "in_memory"), [("fork", "no"), ("spawn", "no"), ("forkserver", "no"), ("spawn", "yes")]
+)
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_give_the_same_batches(coco_directory, context, in_memory):
+    if context not in torch.multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {context} on {sys.platform}")
+    split = open_data(coco_directory(), in_memory=in_memory)["train"]
+    split.features_of([0])  # the parent's handle is open when the workers start
+    plain = batches(open_data(coco_directory(name="same"), in_memory="yes")["train"], 4, seed=1)
+    state = torch.get_rng_state()
+    loader = batches(split, 4, seed=1, workers=2 if context == "fork" else 1, start=2, context=context)
+    assert_same(epoch_of(loader, 5), epoch_of(plain, 5)[2:])
+    assert_same(epoch_of(loader, 6), epoch_of(plain, 6))  # workers that persist see the new epoch
+    split.features_of([1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_sliced_and_whole_give_the_same_batches(coco_directory):
+    directory = coco_directory()
+    sliced, whole = (batches(open_data(directory, in_memory=m)["train"], 5, seed=2) for m in ("no", "yes"))
+    for epoch in (0, 1):
+        assert_same(epoch_of(sliced, epoch), epoch_of(whole, epoch))
+    assert not torch.equal(epoch_of(whole, 0)[0][1], epoch_of(whole, 1)[0][1])
+
+
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_a_split_is_pickled_without_its_handle(coco_directory, in_memory):
+    split = open_data(coco_directory(), in_memory=in_memory)["train"]
+    before = split.features_of([3, 1])
+    twin = pickle.loads(pickle.dumps(split))
+    assert torch.equal(twin.features_of([3, 1]), before)
+    assert twin.references(2) == split.references(2)
+
+
+def test_a_sliced_file_that_goes_away(coco_directory):
+    directory = coco_directory()
+    split = open_data(directory, in_memory="no")["train"]
+    (directory / FEATURES).write_bytes(b"")
+    with pytest.raises(DataError, match=r"train2014_vgg16_fc7_pca\.h5: not a readable HDF5 file .*again"):
+        split.features_of([0])
+
+
+# Real data
+
+
+@pytest.mark.realdata
+def test_flickr8k(shared_data):
+    directory = shared_data / "flickr8k_cs231n"
+    data = open_data(directory)
+    train, val = data["train"], data["val"]
+    assert (len(train), train.num_images, train.feature_dim) == (26767, 6000, 512)
+    assert (len(val), val.num_images, val.feature_dim) == (4414, 1000, 512)
+    assert train.image_name(0) == "2513260012_03d33305cf.jpg"
+    assert train.references(0)[0] == "a black dog is running after a white dog in the snow"
+    assert sum(len(val.references(image)) for image in range(1000)) == 4414
+    sliced = open_data(directory, in_memory="no", max_train=2000)
+    whole = open_data(directory, in_memory="yes", max_train=2000)
+    assert_same(epoch_of(batches(sliced["train"], 128), 1), epoch_of(batches(whole["train"], 128), 1))
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_cs231n(shared_data, tmp_path, in_memory):
+    """The course's own features and vocabulary, under captions written here."""
+    shutil.copyfile(shared_data / "cs231n" / VOCAB, tmp_path / VOCAB)
+    shutil.copyfile(shared_data / "cs231n" / "train2014_vgg16_fc7_pca_first1614.h5", tmp_path / FEATURES)
+    with h5py.File(tmp_path / CAPTIONS, "w") as file:
+        file["train_captions"] = np.array([[1, 4, 142, 2, 0], [1, 1003, 5, 4, 2]], np.int32)
+        file["train_image_idxs"] = np.array([1613, 0], np.int32)
+    split = open_data(tmp_path, in_memory=in_memory)["train"]
+    features = stored(tmp_path, FEATURES, "features")
+    assert (split.num_images, split.feature_dim) == (1614, 512)
+    assert np.array_equal(split.__getitems__([0, 1])[0], features[[1613, 0]])
+    assert split.references(1613)[0].startswith("a ")
+
+
+def test_a_name_longer_than_any_file_is_no_image(tmp_path):
+    assert dataset.below(tmp_path, "x" * 5000) is None
+    assert dataset.below(tmp_path / ("x" * 5000), "a") is None

@@ -1,0 +1,553 @@
+"""Photographs to features: layers, transforms, weights, recipes, streams."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from torch_caption.encoders import torchvision_encoder as features
+from torch_caption.encoders.torchvision_encoder import (
+    BACKBONES,
+    CAFFE,
+    IMAGENET,
+    Encoder,
+    FeatureError,
+    build,
+    from_recipe,
+    stream,
+)
+from torch_caption.io.images import load_image
+
+SHAPES = {  # of vectors and grids
+    "vgg16": ((4096,), (512, 7, 7)),
+    "resnet18": ((512,), (512, 7, 7)),
+    "resnet50": ((2048,), (2048, 7, 7)),
+    "resnet101": ((2048,), (2048, 7, 7)),
+    "mobilenet_v2": ((1280,), (1280, 7, 7)),
+    "regnet_y_400mf": ((440,), (440, 7, 7)),
+    "vit_b_16": ((768,), (768, 14, 14)),
+}
+
+
+def vision() -> object:
+    return features._torchvision()
+
+
+def plain_model(name: str, seed: int) -> nn.Module:
+    """torchvision's own model, as `build` draws it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return vision().models.get_model(name, weights=None).eval()
+
+
+def of_the_same_weights(encoder: Encoder) -> nn.Module:
+    """torchvision's own model with the encoder's weights; the layers that it does not use are left out."""
+    model = vision().models.get_model(encoder.name, weights=None).eval()
+    model.load_state_dict(encoder._model.state_dict(), strict=False, assign=True)
+    return model
+
+
+def whole_forward(name: str, model: nn.Module, x: Tensor) -> Tensor:
+    """The vector by the model's own forward, its last layer taken off."""
+    if name == "vgg16":
+        model.classifier = model.classifier[:5]
+    else:
+        head = {"mobilenet_v2": "classifier", "vit_b_16": "heads"}.get(name, "fc")
+        setattr(model, head, nn.Identity())
+    with torch.inference_mode():
+        return model(x)
+
+
+def picture(width: int = 300, height: int = 260, seed: int = 0) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def line(error: pytest.ExceptionInfo[FeatureError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Encoder:
+    return build("resnet18", "random")
+
+
+# Layers
+
+
+def test_every_backbone_is_tried() -> None:
+    assert SHAPES.keys() == BACKBONES.keys()
+
+
+def assert_near(ours: Tensor, theirs: Tensor) -> None:
+    """To 1e-4 of the greatest: random weights make small features."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_layers_are_those_of_the_whole_model(name: str) -> None:
+    encoder = build(name, "random")
+    model = of_the_same_weights(encoder)
+    x = torch.stack([encoder.prepare(picture(seed=seed)) for seed in range(2)])
+    encoded = encoder.encode(x)
+    assert (encoded.vectors.shape[1:], encoded.grids.shape[1:]) == SHAPES[name]
+    assert encoded.vectors.dtype == encoded.grids.dtype == torch.float32
+    expected = whole_forward(name, model, x)
+    assert_near(encoded.vectors, expected)
+    with pytest.raises(AssertionError):
+        assert_near(expected[:1], expected[1:])
+    if name == "vgg16":
+        assert encoded.vectors.min() == 0  # fc7 is taken after its ReLU
+        assert encoded.vectors.max() > 0
+    elif name == "vit_b_16":  # tokens become a grid row by row
+        with torch.inference_mode():
+            tokens = model.encoder(torch.cat([model.class_token.expand(2, -1, -1), model._process_input(x)], 1))
+        assert_near(encoded.grids[:, :, 2, 5], tokens[:, 1 + 2 * 14 + 5])
+    else:
+        assert_near(encoded.grids.mean((2, 3)), expected)
+    assert encoder.encode(x[:1], grids=False).grids is None
+
+
+# Transforms
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_transforms_are_torchvisions_own_bit_for_bit(name: str) -> None:
+    for entry in vision().models.get_model_weights(name):
+        ours = features._transform(entry, "auto")
+        for size in ((300, 260), (97, 412), (224, 224), (16, 250)):
+            theirs = entry.transforms()(picture(*size))
+            assert torch.equal(ours(picture(*size)), theirs)
+
+
+def test_caffe_is_blue_green_red_without_the_mean() -> None:
+    x = CAFFE(picture())
+    rgb = IMAGENET(picture()) * torch.tensor(IMAGENET.std).view(3, 1, 1) + torch.tensor(IMAGENET.mean).view(3, 1, 1)
+    bgr = 255 * rgb.flip(0) - torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1)
+    torch.testing.assert_close(x, bgr, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1), (40, 4_000)])
+def test_a_very_long_picture_is_not_resized_whole(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    resized = []
+    resize = Image.Image.resize
+
+    def watch(self: Image.Image, size: tuple[int, int], *args: object, **options: object) -> Image.Image:
+        resized.append(size)
+        return resize(self, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", watch)
+    assert IMAGENET(Image.new("RGB", size, (9, 9, 9))).shape == (3, 224, 224)
+    assert [max(size) for size in resized] == [256 * 16]
+
+
+# Weights
+
+
+def save_weights(path: Path, change: Callable[[dict[str, Tensor]], object] | None = None, seed: int = 1) -> Path:
+    state = plain_model("resnet18", seed).state_dict()
+    changed = change(state) if change else None
+    torch.save(state if changed is None else changed, path)
+    return path
+
+
+def drop(*names: str) -> Callable[[dict[str, Tensor]], None]:
+    def change(state: dict[str, Tensor]) -> None:
+        for name in names:
+            del state[name]
+
+    return change
+
+
+KINDS: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "as torchvision saves it": lambda state: None,
+    "without the layer that classifies": drop("fc.weight", "fc.bias"),
+    "another number of classes": lambda state: state.update(
+        {"fc.weight": torch.zeros(7, 512), "fc.bias": torch.ones(7)}
+    ),
+    "of a parallel model": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "within a checkpoint": lambda state: {"epoch": 3, "state_dict": state},
+    "without counts of batches": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+}
+
+
+@pytest.mark.usefixtures("windows_files")
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_from_a_file(kind: str, tmp_path: Path) -> None:
+    encoder = build("resnet18", save_weights(tmp_path / "w.pt", KINDS[kind]))
+    x = torch.stack([encoder.prepare(picture())])
+    expected = whole_forward("resnet18", plain_model("resnet18", 1), x)
+    torch.testing.assert_close(encoder.encode(x).vectors, expected, rtol=1e-4, atol=1e-5)
+    assert encoder.weights.name == "w.pt"
+    assert encoder.weights.sha256 == features.file_sha256(tmp_path / "w.pt")
+    assert encoder.transform == IMAGENET
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("open('taken', 'w')",)
+
+
+BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no file": (lambda path: None, "there is no such file of weights"),
+    "text": (lambda path: path.write_text("weights"), "refused, for it is damaged or holds more than tensors"),
+    "code": (lambda path: torch.save({"w": Hostile()}, path), "refused, for it is damaged or holds more than tensors"),
+    "a list": (lambda path: torch.save([1, 2], path), "not a state dict of resnet18"),
+    "numbers": (lambda path: torch.save({"lr": 0.1}, path), "not a state dict of resnet18"),
+    "missing": (
+        lambda path: save_weights(path, drop("conv1.weight", "bn1.bias")),
+        "not the weights of resnet18; missing: conv1.weight, bn1.bias",
+    ),
+    "unexpected": (
+        lambda path: save_weights(path, lambda state: state.update({f"extra.{k}": torch.zeros(1) for k in range(5)})),
+        "not the weights of resnet18; unexpected: extra.0, extra.1, extra.2 and 2 more",
+    ),
+    "of another backbone": (
+        lambda path: torch.save(plain_model("mobilenet_v2", 0).state_dict(), path),
+        "missing: conv1.weight, bn1.weight, bn1.bias and ",
+    ),
+    "another shape": (
+        lambda path: save_weights(path, lambda state: state.update({"conv1.weight": torch.zeros(64, 1, 7, 7)})),
+        "conv1.weight has the shape (64, 1, 7, 7), not (64, 3, 7, 7)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_WEIGHTS)
+def test_bad_weights_are_one_line(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, message = BAD_WEIGHTS[kind]
+    make(tmp_path / "w.pt")
+    with pytest.raises(FeatureError) as error:
+        build("resnet18", tmp_path / "w.pt")
+    assert line(error).startswith(str(tmp_path / "w.pt"))
+    assert message in line(error)
+    assert not (tmp_path / "taken").exists()
+
+
+def test_weights_that_are_not_numbers_are_found_out(tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "w.pt", lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)})
+    encoder = build("resnet18", path)
+    with pytest.raises(FeatureError, match=r"features that are not finite.*--weights") as error:
+        encoder.encode(torch.zeros(1, 3, 224, 224))
+    line(error)
+
+
+def test_random_weights_depend_on_the_seed_alone() -> None:
+    state = torch.get_rng_state()
+    digests = [build("resnet18", "random", seed=seed).weights.sha256 for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("arguments", [{"name": "resnet9"}, {"name": "resnet18", "transform": "other"}])
+def test_names_that_are_not(arguments: dict[str, str]) -> None:
+    with pytest.raises(FeatureError, match="choose one of"):
+        build(**arguments)
+
+
+# torchvision's own weights
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch's cache, empty, and a server that has the weights of seed 1."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    weights = save_weights(tmp_path / "published.pt")
+    monkeypatch.setattr(features, "_prefix", lambda entry: features.file_sha256(weights)[:8])
+
+    def download(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+        assert url.startswith("https://download.pytorch.org/models/resnet18-")
+        Path(path).write_bytes(weights.read_bytes())
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_default_weights_are_fetched_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build("resnet18")
+    assert encoder.weights.name == "IMAGENET1K_V1"
+    assert encoder.weights.path is None
+    monkeypatch.delattr(torch.hub, "download_url_to_file")
+    assert build("resnet18").weights == encoder.weights
+    assert from_recipe(encoder.recipe).weights == encoder.weights
+    (file,) = cache.iterdir()
+    assert build("resnet18", file).weights == encoder.weights  # known by its content
+    file.write_bytes(b"half")
+    with pytest.raises(FeatureError, match="damaged, its SHA-256 is not that of its name; remove it"):
+        build("resnet18")
+
+
+def test_without_a_home_no_folder_of_that_name_is_made(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch leaves the ~ of a user without a home as it is."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "~/.cache/torch/hub")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FeatureError, match="no home folder for the weights; set TORCH_HOME, or name"):
+        build("resnet18")
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_folder_of_weights_that_cannot_be_made_is_told_with_what_to_set(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
+    with pytest.raises(FeatureError, match=r"were not downloaded \(.*\(TORCH_HOME names another folder\)"):
+        build("resnet18")
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for failure in (urllib.error.URLError("no route to host"), RuntimeError("invalid hash value")):
+
+        def download(*args: object, error: Exception = failure, **options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+        with pytest.raises(
+            FeatureError, match=r"the weights of resnet18 were not downloaded \((no route|invalid)"
+        ) as e:
+            build("resnet18")
+        assert "--weights" in line(e)
+
+
+# Recipes
+
+
+def test_a_recipe_makes_the_same_encoder(tmp_path: Path) -> None:
+    for transform in ("imagenet", "caffe"):
+        encoder = build("resnet18", save_weights(tmp_path / "w.pt"), transform=transform)
+        again = from_recipe(encoder.recipe)
+        assert again.recipe == encoder.recipe
+        x = torch.stack([again.prepare(picture())])
+        assert torch.equal(x[0], encoder.prepare(picture()))
+        assert torch.equal(encoder.encode(x).vectors, again.encode(x).vectors)
+
+
+def test_weights_are_found_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_weights(tmp_path / "w.pt")
+    recipe = build("resnet18", path).recipe
+    near = tmp_path / "near"
+    near.mkdir()
+    save_weights(path, seed=2)  # others, at the place where they were
+    with pytest.raises(FeatureError, match=r"the weights of resnet18, w.pt \(SHA-256 \w{12}...\), are not found") as e:
+        from_recipe(recipe, near=[near])
+    assert "--weights" in line(e)
+    with pytest.raises(FeatureError, match="other weights than the features were made with"):
+        from_recipe(recipe, weights=path)
+    save_weights(near / "w.pt")
+    assert from_recipe(recipe, near=[near]).weights.sha256 == recipe["weights"]["sha256"]
+    moved = (near / "w.pt").rename(near / "another name.pt")
+    assert from_recipe(recipe, weights=moved).weights.sha256 == recipe["weights"]["sha256"]
+
+
+@pytest.mark.parametrize("recipe", [{}, {"encoder": "resnet18"}, {"encoder": "resnet18", "weights": {"x": 1}}])
+def test_what_is_no_recipe(recipe: dict[str, object]) -> None:
+    with pytest.raises(FeatureError, match="not a recipe of features"):
+        from_recipe(recipe)
+
+
+TRANSFORM = {"resize": 256, "crop": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    ("weights", "transform", "reason"),
+    [
+        ({"name": "../w.pt"}, {}, r"weights are called '\.\./w\.pt'"),
+        ({"name": "a\\w.pt"}, {}, "weights are called"),
+        ({"name": ""}, {}, "weights are called ''"),
+        ({"name": 3}, {}, "name of its weights is 3"),
+        ({"path": 3}, {}, "path of its weights is 3"),
+        ({"sha256": 3}, {}, "sha256 of its weights is 3"),
+        ({"seed": -1}, {}, "with seed -1"),
+        ({"seed": "x"}, {}, "seed of its weights is 'x'"),
+        ({}, {"resize": 10**9}, "resize 1000000000 and crop 224; 4096 pixels are the most"),
+        ({}, {"crop": 0}, "crop 0"),
+        ({}, {"crop": 300}, "crop 300"),
+        ({}, {"resize": 256.5}, r"resize 256\.5"),
+        ({}, {"mean": [0.5]}, "not three numbers"),
+        ({}, {"std": [float("nan")] * 3}, "not three numbers"),
+        ({}, {"std": [0.5, 0.5, 0]}, "std"),
+        ({}, {"channels": "GBR"}, "channels 'GBR'"),
+        ({}, {"interpolation": "best"}, "interpolation 'best'"),
+    ],
+)
+def test_recipes_of_harm(weights: dict[str, object], transform: dict[str, object], reason: str) -> None:
+    """A recipe comes with a checkpoint, and so from a stranger."""
+    recipe = {"encoder": "resnet18", "weights": {"name": "w.pt"} | weights, "transform": TRANSFORM | transform}
+    with pytest.raises(FeatureError, match=f"not a recipe of features: ValueError .*{reason}"):
+        from_recipe(recipe)
+
+
+@pytest.mark.parametrize("path", ["//host/share/w.pt", r"\\host\share\w.pt", "/dev/zero", "~nobody/w.pt", "w\0.pt"])
+def test_no_other_machine_is_asked_for_weights(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows would say who asks."""
+    asked: list[Path] = []
+    is_file = Path.is_file
+
+    def noted(path: Path) -> bool:
+        asked.append(path)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", noted)
+    recipe = {"encoder": "resnet18", "weights": {"name": "w.pt", "path": path}, "transform": TRANSFORM}
+    with pytest.raises(FeatureError, match="are not found; name their file with --weights"):
+        from_recipe(recipe)
+    assert not any("host" in str(path) for path in asked)
+
+
+def test_weights_in_the_users_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    recipe = build("resnet18", save_weights(tmp_path / "w.pt")).recipe
+    recipe["weights"] |= {"path": "~/w.pt"}
+    assert from_recipe(recipe).weights.sha256 == recipe["weights"]["sha256"]
+
+
+def test_random_weights_come_back(resnet: Encoder) -> None:
+    for encoder in (resnet, build("resnet18", "random", seed=1)):
+        assert from_recipe(encoder.recipe).weights == encoder.weights
+    recipe = {**resnet.recipe, "weights": {"name": "random", "sha256": "0" * 64, "seed": 0}}
+    with pytest.raises(FeatureError, match="random: other weights than the features were made with"):
+        from_recipe(recipe)
+
+
+# Streams
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path | None]:
+    """Seven, of which the second is text and the fifth not there."""
+    folder = tmp_path_factory.mktemp("photographs")
+    paths: list[Path | None] = [folder / f"{place}.png" for place in range(7)]
+    for place, path in enumerate(paths):
+        picture(60, 50, seed=place).save(path)
+    paths[1].write_text("a dog", encoding="utf-8")
+    paths[4] = None
+    return paths
+
+
+@pytest.mark.usefixtures("windows_files")
+def test_a_stream_tells_of_bad_photographs_and_goes_on(resnet: Encoder, photographs: list[Path | None]) -> None:
+    batches = list(stream(resnet, photographs, batch_size=3))
+    assert [batch.stop for batch in batches] == [3, 6, 7]
+    assert [batch.kept for batch in batches] == [[0, 2], [3, 5], [6]]
+    failed = {place: reason for batch in batches for place, reason in batch.failed.items()}
+    assert failed == {1: "not a picture in JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC format", 4: "no such file"}
+    for batch in batches:
+        for row, place in enumerate(batch.kept):
+            x = torch.stack([resnet.prepare(load_image(photographs[place]))])
+            torch.testing.assert_close(batch.encoded.vectors[row], resnet.encode(x).vectors[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_stream_may_begin_anywhere(resnet: Encoder, photographs: list[Path | None]) -> None:
+    whole = list(stream(resnet, photographs, batch_size=2))
+    for start in (2, 4, 6):
+        for ours, theirs in zip(
+            stream(resnet, photographs, batch_size=2, start=start), whole[start // 2 :], strict=True
+        ):
+            assert (ours.kept, ours.stop, ours.failed) == (theirs.kept, theirs.stop, theirs.failed)
+            assert (ours.encoded is None) == (not ours.kept)
+            if ours.encoded is not None:
+                assert torch.equal(ours.encoded.grids, theirs.encoded.grids)
+
+
+def test_a_batch_of_bad_photographs_alone(resnet: Encoder) -> None:
+    (batch,) = stream(resnet, [None, None], batch_size=3)
+    assert (batch.encoded, batch.kept, len(batch.failed)) == (None, [], 2)
+
+
+def test_a_stream_reads_no_more_than_two_batches_ahead(
+    resnet: Encoder, photographs: list[Path | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, lock = [0], threading.Lock()
+
+    def count(path: Path, **options: object) -> Image.Image:
+        with lock:
+            begun[0] += 1
+        return picture(30, 30)
+
+    monkeypatch.setattr(features, "load_image", count)
+    batches = stream(resnet, [photographs[0]] * 40, batch_size=2, grids=False)
+    for done, _ in enumerate(batches, 1):
+        assert begun[0] <= 2 * (done + 2)
+        if done == 5:
+            break
+    batches.close()
+    assert begun[0] <= 14
+
+
+# torchvision
+
+
+def run_python(code: str, *, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    setting = f"import sys; sys.path.insert(0, {str(path)!r})\n" if path else ""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", setting + code], capture_output=True, text=True, check=False
+    )
+
+
+def test_torchvision_is_imported_when_it_is_needed() -> None:
+    code = "import sys\nimport torch_caption.encoders.torchvision_encoder, torch_caption.cli.sample\n"
+    code += "assert 'torchvision' not in sys.modules"
+    assert run_python(code).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "raise RuntimeError('operator torchvision::roi_align does not exist')",
+            "importing it fails: operator .*roi_align",
+        ),
+        ("raise ImportError('no such library')", "cannot be imported: no such library"),
+    ],
+)
+def test_only_the_one_known_fault_of_torchvision_is_mended(fault: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(fault, encoding="utf-8")
+    code = f"""
+import re, torch
+from torch_caption.encoders import torchvision_encoder as features
+torch.library.define = lambda *args: 1 / 0
+try:
+    features.build("resnet18", "random")
+except features.FeatureError as error:
+    assert re.search({message!r}, str(error)), error
+"""
+    result = run_python(code, path=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# Real photographs
+
+
+@pytest.mark.realdata
+def test_real_weights_know_a_dog(shared_data: Path) -> None:
+    """Features of the same weights, kept with the data, are near those of the photographs, which were saved again."""
+    import h5py
+
+    folder = shared_data / "flickr8k_cs231n"
+    encoder = build("mobilenet_v2", shared_data / "weights" / "mobilenet_v2.pt")
+    names = (folder / "train2014_images.txt").read_text(encoding="utf-8").split()[:16]
+    basis = np.load(folder / "pca.npz")
+    with h5py.File(folder / "train2014_vgg16_fc7_pca.h5") as file:
+        kept = file["features"][: len(names)]
+    pictures = torch.stack([encoder.prepare(load_image(shared_data / "flickr8k" / "images" / name)) for name in names])
+    ours = (encoder.encode(pictures).vectors.numpy() - basis["mean"]) @ basis["components"]
+    cosines = (ours @ kept.T) / np.outer(np.linalg.norm(ours, axis=1), np.linalg.norm(kept, axis=1))
+    assert np.diag(cosines).mean() > 0.9
+    assert (cosines.argmax(1) == np.arange(len(names))).all()

@@ -1,0 +1,620 @@
+"""The download of cs231n's archive, from a server on this machine that can be made to misbehave."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import socket
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torch_caption.__main__ import main
+from torch_caption.data.dataset import open_data
+from torch_caption.io import download
+from torch_caption.io.download import DownloadError, Source
+
+
+@dataclass
+class Server:
+    """What the server does, and what it was asked.
+
+    Attributes:
+        content: what it serves.
+        etag, modified: validators, sent and honoured where given.
+        ranges: whether it serves ranges; "blindly" also when If-Range forbids it.
+        cut: bytes after which it hangs up; None never.
+        length: what it says of the length; None the truth, "" nothing.
+        status, location: of an answer other than the content.
+        asked: the Range and If-Range of each request.
+    """
+
+    content: bytes = b""
+    etag: str | None = '"one"'
+    modified: str | None = None
+    ranges: bool | str = True
+    cut: int | None = None
+    length: str | None = None
+    status: int = 200
+    location: str | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+    url: str = ""
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers["Range"], request.headers["If-Range"]
+        self.asked.append(asked)
+        if self.status != 200:
+            request.send_response(self.status)
+            if self.location is not None:
+                request.send_header("Location", self.location)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        start, status = 0, 200
+        valid = asked[1] in (None, self.etag, self.modified) or self.ranges == "blindly"
+        if asked[0] and self.ranges and valid:
+            start, status = int(asked[0].removeprefix("bytes=").removesuffix("-")), 206
+        if status == 206 and start >= len(self.content):
+            request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(self.content)}")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        self._send(request, start, status)
+
+    def _send(self, request: BaseHTTPRequestHandler, start: int, status: int) -> None:
+        body = self.content[start:]
+        headers = {"Content-Length": str(len(body)) if self.length is None else self.length, "ETag": self.etag}
+        headers["Last-Modified"] = self.modified
+        if status == 206:
+            headers["Content-Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+        request.send_response(status)
+        for name, value in {**headers, **self.extra}.items():
+            if value:
+                request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(body if self.cut is None else body[: self.cut])
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    behaviour = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            behaviour.answer(self)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        behaviour.url = f"http://127.0.0.1:{http.server_port}/coco_captioning.zip"
+        yield behaviour
+        http.shutdown()
+        thread.join()
+
+
+def packed(directory: Path, folder: str = "coco_captioning/", **extra: bytes) -> bytes:
+    """The archive of a data directory; `extra` holds further entries."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        if folder:
+            archive.writestr(folder, b"")
+        for path in sorted(directory.iterdir()):
+            archive.writestr(folder + path.name, path.read_bytes())
+        for name, content in extra.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+@pytest.fixture
+def source(coco_directory: Callable[..., Path]) -> Path:
+    directory = coco_directory({"train": 200, "val": 20}, name="source")
+    (directory / "val2014_urls.txt").write_text("http://host/x.jpg\n" * 20, encoding="utf-8")
+    return directory
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "coco"
+
+
+def contents(directory: Path) -> Mapping[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
+
+
+def part_of(target: Path) -> Path:
+    return target / "coco_captioning.zip.part"
+
+
+def run(target: Path, url: str, capsys) -> tuple[int, str, str]:
+    status = main(["download", str(target), "--url", url])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return status, said.out, said.err
+
+
+def assert_fails(target: Path, url: str, capsys, message: str, status: int = 1) -> None:
+    """The command fails in one line, and leaves nothing that would be taken for data."""
+    found, out, err = run(target, url, capsys)
+    assert (found, out) == (status, "")
+    assert re.fullmatch(rf"error: [^\n]*({message})[^\n]*\n", err), err
+    assert not (target / "coco2014_captions.h5").exists()
+    assert not (target / ".unpacking").exists()
+
+
+# From a server that does its duty
+
+
+@pytest.mark.usefixtures("windows_files")
+def test_download(server, source, target, capsys):
+    server.content = packed(source)
+    status, out, err = run(target, server.url, capsys)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{target}: sound, 10 words\n")
+    assert contents(target) == contents(source)  # the archive and its note are gone
+    assert server.asked == [(None, None)]
+
+
+@pytest.mark.usefixtures("windows_files")
+def test_a_complete_directory_is_not_brought_again(server, source, target, capsys):
+    server.content = packed(source)
+    run(target, server.url, capsys)
+    part_of(target).write_bytes(b"left over")
+    status, out, _ = run(target, server.url, capsys)
+    assert status == 0
+    assert out.startswith(f"{target} is complete: nothing to download\n")
+    assert len(server.asked) == 1
+    assert contents(target) == contents(source)
+
+
+@pytest.mark.parametrize("folder", ["", "coco_captioning/", "other/"])
+def test_only_known_files_are_unpacked(server, source, target, capsys, folder):
+    extra = {"readme.txt": b"x", "__MACOSX/._a.h5": b"x", "a/b/coco2014_vocab.json": b"{}", f"{folder}evil.py": b"x"}
+    server.content = packed(source, folder, **extra)
+    assert run(target, server.url, capsys)[0] == 0
+    assert contents(target) == contents(source)
+
+
+def test_files_of_others_stay(server, source, target, capsys):
+    server.content = packed(source)
+    target.mkdir(parents=True)
+    (target / "notes.txt").write_text("mine", encoding="utf-8")
+    assert run(target, server.url, capsys)[0] == 0
+    assert (target / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert {**contents(source), "notes.txt": contents(target)["notes.txt"]} == contents(target)
+
+
+def test_redirected(server, source, target, capsys):
+    with ThreadingHTTPServer(("127.0.0.1", 0), redirector(server.url)) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        server.content = packed(source)
+        status, _, _ = run(target, f"http://127.0.0.1:{http.server_port}/", capsys)
+        http.shutdown()
+        thread.join()
+    assert status == 0
+    assert contents(target) == contents(source)
+
+
+def redirector(url: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", url)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+# Going on after a stop
+
+
+@pytest.mark.parametrize(
+    ("etag", "modified", "asked"),
+    [
+        ('"one"', None, '"one"'),
+        ('"one"', "Mon, 01 Jan 2024 00:00:00 GMT", '"one"'),
+        (None, "Mon, 01 Jan 2024 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 GMT"),
+        ('W/"one"', None, None),  # a weak one does not promise the same bytes
+        (None, None, None),
+    ],
+)
+def test_goes_on_after_a_cut(server, source, target, capsys, etag, modified, asked):
+    server.content, server.etag, server.modified, server.cut = packed(source), etag, modified, 1000
+    assert_fails(target, server.url, capsys, rf"cut off after 1,000 of {len(server.content):,} bytes; run the same")
+    assert part_of(target).read_bytes() == server.content[:1000]
+    server.cut = 700
+    assert_fails(target, server.url, capsys, r"cut off after 1,700 of")
+    server.cut = None
+    assert run(target, server.url, capsys)[0] == 0
+    assert contents(target) == contents(source)
+    assert server.asked == [(None, None), ("bytes=1000-", asked), ("bytes=1700-", asked)]
+
+
+def test_a_server_without_ranges_starts_anew(server, source, target, capsys):
+    server.content, server.cut, server.ranges = packed(source), 1000, False
+    assert_fails(target, server.url, capsys, "cut off after 1,000")
+    server.cut = None
+    assert run(target, server.url, capsys)[0] == 0
+    assert contents(target) == contents(source)
+
+
+@pytest.mark.usefixtures("windows_files")
+@pytest.mark.parametrize("ranges", [True, "blindly"])
+@pytest.mark.parametrize("same_etag", [True, False])
+def test_a_changed_archive_is_not_glued_together(server, source, target, capsys, ranges, same_etag):
+    server.content, server.cut, server.ranges = packed(source, "old/"), 1000, ranges
+    assert_fails(target, server.url, capsys, "cut off after 1,000")
+    server.content, server.cut = packed(source, "much_newer/"), None
+    if not same_etag:
+        server.etag = '"two"'
+    assert run(target, server.url, capsys)[0] == 0
+    assert contents(target) == contents(source)
+
+
+def test_a_shorter_archive_is_brought_whole(server, source, target, capsys):
+    server.content, server.cut = packed(source, filler=os.urandom(9000)), len(packed(source)) + 5000
+    assert_fails(target, server.url, capsys, "cut off after")
+    server.content, server.cut = packed(source), None  # the server says 416
+    assert run(target, server.url, capsys)[0] == 0
+    assert contents(target) == contents(source)
+    assert [bool(range_) for range_, _ in server.asked] == [False, True, False]
+
+
+def test_another_url_starts_anew(server, source, target, capsys):
+    server.content, server.cut = packed(source), 1000
+    assert_fails(target, server.url, capsys, "cut off")
+    server.cut = None
+    assert run(target, server.url + "?other", capsys)[0] == 0
+    assert server.asked == [(None, None), (None, None)]
+
+
+@pytest.mark.parametrize("note", [None, "", "[]", '{"url": 1}', '{"url": "URL", "length": "9", "validator": []}'])
+def test_a_part_without_its_note_starts_anew(server, source, target, capsys, note):
+    server.content = packed(source)
+    target.mkdir(parents=True)
+    part_of(target).write_bytes(b"rubbish")
+    if note is not None:
+        part_of(target).with_name("coco_captioning.zip.part.json").write_text(note.replace("URL", server.url))
+    assert run(target, server.url, capsys)[0] == 0
+    assert contents(target) == contents(source)
+
+
+@pytest.mark.usefixtures("windows_files")
+def test_a_whole_part_is_only_unpacked(server, source, target, capsys):
+    content = packed(source)
+    target.mkdir(parents=True)
+    part_of(target).write_bytes(content)
+    download._write_source(part_of(target), Source(server.url, len(content), None))
+    (target / ".unpacking").mkdir()  # of a run that was killed
+    (target / ".unpacking" / "coco2014_vocab.json").write_bytes(b"half")
+    (target / "coco2014_vocab.json").write_bytes(b"half")
+    assert run(target, server.url, capsys)[0] == 0
+    assert server.asked == []
+    assert contents(target) == contents(source)
+
+
+class _InterruptedBar:
+    """A progress bar at which the user presses Ctrl-C."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __enter__(self) -> _InterruptedBar:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def update(self, size: int) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("windows_files")
+@pytest.mark.parametrize("phase", ["download", "unpack"])
+def test_interrupted(server, source, target, capsys, monkeypatch, phase):
+    server.content = packed(source)
+    bar = download.tqdm
+    monkeypatch.setattr(download, "_CHUNK", 512)
+    monkeypatch.setattr(
+        download, "tqdm", lambda **kwargs: (_InterruptedBar if kwargs["desc"] == phase else bar)(**kwargs)
+    )
+    status, _, err = run(target, server.url, capsys)
+    assert status == 130
+    assert err == f"stopped: {target} keeps what was brought; run the same command again to go on\n"
+    kept = part_of(target).stat().st_size
+    assert 0 < kept <= (len(server.content) if phase == "unpack" else 512)
+    assert not (target / ".unpacking").exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert run(target, server.url, capsys)[0] == 0
+    assert contents(target) == contents(source)
+    assert server.asked[1:] == ([] if phase == "unpack" else [(f"bytes={kept}-", '"one"')])
+
+
+# What can go wrong
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ({"status": 404}, "the server answers 404 Not Found; choose another --url"),
+        ({"status": 500}, "the server answers 500 Internal Server Error"),
+        ({"status": 206}, "the server sends a part of it unasked"),
+        ({"status": 302, "location": "file:///etc/passwd"}, "the server answers 302"),
+        ({"status": 302, "location": "ftp://127.0.0.1/x"}, "not reached: unknown url type: ftp"),
+        ({"status": 302, "location": "/coco_captioning.zip"}, "the server answers 302 .*infinite loop"),
+        ({"length": "99999999999999999"}, r"99,999,999,999,999,999 bytes are more than the 4,294,967,296"),
+        ({"length": "40"}, "not a sound archive .*not a zip file"),
+        ({"length": "200000"}, "cut off after .* of 200,000 bytes; run the same command again to go on"),
+        ({"length": "", "extra": {"Transfer-Encoding": "chunked"}}, "cut off: .*; run the same command again"),
+        ({"length": "", "cut": 1000}, "not a sound archive .*; it is removed: run again"),
+    ],
+)
+def test_a_server_that_misbehaves(server, source, target, capsys, behaviour, message):
+    server.content = packed(source)
+    for name, value in behaviour.items():
+        setattr(server, name, value)
+    assert_fails(target, server.url, capsys, message)
+    server.__dict__.update(Server(content=server.content, url=server.url).__dict__)
+    assert run(target, server.url, capsys)[0] == 0  # and nothing of it stays
+    assert contents(target) == contents(source)
+
+
+def test_a_length_that_is_not_said(server, source, target, capsys):
+    server.content, server.length = packed(source), ""
+    assert run(target, server.url, capsys)[0] == 0
+    assert contents(target) == contents(source)
+
+
+def test_nobody_answers(target, capsys, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    assert_fails(target, f"http://127.0.0.1:{port}/x.zip", capsys, "not reached: .*; run the same command again later")
+
+
+@pytest.mark.parametrize("silent", ["before the answer", "after it"])
+def test_a_server_that_falls_silent(target, capsys, monkeypatch, silent):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connections = []
+
+        def accept() -> None:
+            connection, _ = listener.accept()
+            connections.append(connection)
+            if silent == "after it":
+                connection.recv(10_000)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome")
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.zip"
+        assert_fails(target, url, capsys, "(not reached|cut off): .*timed out; run the same command again")
+        thread.join()
+        connections[0].close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://host/x", "x.zip", "", "http://", "http://[", "http://a b/", "http://127.0.0.1/é"],
+)
+def test_an_address_that_is_none(target, capsys, url):
+    assert_fails(target, url, capsys, "not an address|not an http or https address|not reached")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../coco2014_captions.h5",
+        "coco_captioning/../../coco2014_vocab.json",
+        "/coco2014_vocab.json",
+        "/etc/x",
+        "..\\coco2014_vocab.json",
+        "C:\\coco2014_vocab.json",
+        "C:coco2014_vocab.json",
+        "../../x.txt",
+    ],
+)
+def test_names_that_lead_out(server, source, target, tmp_path, capsys, name):
+    before = sorted(tmp_path.rglob("*"))
+    server.content = packed(source, **{name: b"hostile"})
+    assert_fails(target, server.url, capsys, r"the entry '[^\n]*' leads out of the directory")
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [target.parent, target]
+
+
+def test_a_link_in_the_archive_is_a_file(server, source, target, capsys):
+    out = io.BytesIO(packed(source))
+    with zipfile.ZipFile(out, "a") as archive:
+        info = zipfile.ZipInfo("train2014_images.txt")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    server.content = out.getvalue()
+    assert_fails(
+        target, server.url, capsys, r"not a sound archive \(train2014_images.txt: has 1 lines, but .* 200 rows"
+    )
+
+
+def repeated(source: Path) -> bytes:
+    return packed(source, **{"other/coco2014_vocab.json": b"{}"})
+
+
+def flipped(source: Path) -> bytes:
+    """One byte in the packed data of the captions."""
+    content = bytearray(packed(source))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        info = archive.getinfo("coco_captioning/coco2014_captions.h5")
+    content[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 0xFF
+    return bytes(content)
+
+
+def encrypted(source: Path) -> bytes:
+    content = bytearray(packed(source, ""))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(re.escape(signature), bytes(content)):
+            content[found.start() + offset] |= 1
+    return bytes(content)
+
+
+def packed_by_bzip2(source: Path) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("coco2014_vocab.json", b"{}")
+    return out.getvalue()
+
+
+def unsound(source: Path) -> bytes:
+    (source / "val2014_urls.txt").write_text("one line\n", encoding="utf-8")
+    return packed(source)
+
+
+def without_captions(source: Path) -> bytes:
+    (source / "coco2014_captions.h5").unlink()
+    return packed(source)
+
+
+@pytest.mark.usefixtures("windows_files")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (repeated, "it has coco2014_vocab.json twice"),
+        (flipped, "Bad CRC-32 for file|Error -3 while decompressing"),
+        (encrypted, "encrypted, password required"),
+        (packed_by_bzip2, "it has coco2014_vocab.json packed by method 12"),
+        (unsound, r"\(val2014_urls.txt: has 1 lines, but the split's features have 20 rows"),
+        (without_captions, r"\(coco2014_captions.h5: no such file"),
+        (lambda source: packed(source)[:-30], "not a zip file"),
+        (lambda source: b"", "not a zip file"),
+        (lambda source: b"<html>moved</html>", "not a zip file"),
+        (lambda source: packed(source.parent / "nothing"), "it has none of cs231n's files"),
+    ],
+)
+def test_an_archive_that_is_not_sound(server, source, target, capsys, make, message):
+    (source.parent / "nothing").mkdir()
+    good = packed(source)
+    server.content = make(source)
+    assert_fails(target, server.url, capsys, f"not a sound archive .*({message}).*it is removed: run again to fetch it")
+    assert list(target.iterdir()) == []
+    server.content = good
+    assert run(target, server.url, capsys)[0] == 0
+
+
+def test_archives_of_random_damage(server, source, target, capsys):
+    content = packed(source)
+    generator = np.random.default_rng(0)
+    whole = 0
+    for place in generator.integers(0, len(content), 60):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << generator.integers(8)
+        server.content = bytes(damaged)
+        status, _, err = run(target, server.url, capsys)
+        if status == 0:  # a date or a comment, not a byte of a file
+            assert contents(target) == contents(source)
+            whole += 1
+            for path in target.iterdir():
+                path.unlink()
+        else:
+            assert status == 1
+            assert re.fullmatch(r"error: [^\n]*not a sound archive[^\n]*\n", err), err
+    assert whole < 30
+
+
+def test_limits(server, source, target, capsys, monkeypatch):
+    server.content = packed(source)
+    monkeypatch.setattr(download, "UNPACKED_LIMIT", 10_000)
+    assert_fails(target, server.url, capsys, r"its files would take [\d,]+ bytes, more than the 10,000 allowed")
+    monkeypatch.setattr(download, "ARCHIVE_LIMIT", 1000)
+    assert_fails(target, server.url, capsys, r"[\d,]+ bytes are more than the 1,000 that an archive may have")
+    server.length = ""
+    assert_fails(target, server.url, capsys, "more than the 1,000 bytes that an archive may have")
+
+
+def test_a_list_of_very_many_entries(server, source, target, capsys):
+    """It would be read into memory: a GiB of it takes ten."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for number in range(22_000):
+            archive.writestr(f"{number}", b"")
+    server.content = out.getvalue()
+    assert_fails(target, server.url, capsys, r"its list of entries takes 1,\d{3},\d{3} bytes, more than the 1,048,576")
+    whole = bytearray(packed(source))
+    whole[-10:-6] = (2**31).to_bytes(4, "little")
+    server.content = bytes(whole)
+    assert_fails(target, server.url, capsys, r"its list of entries takes 2,147,483,648 bytes")
+
+
+def test_data_that_says_it_is_small(server, source, target, capsys):
+    """Of a bomb no more is unpacked than it says, and its checksum is then another."""
+    whole = bytearray(packed(source, **{"coco_captioning/train2014_urls.txt": bytes(50_000_000)}))
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        for found in re.finditer(re.escape(signature), bytes(whole)):
+            if int.from_bytes(whole[found.start() + offset : found.start() + offset + 4], "little") == 50_000_000:
+                whole[found.start() + offset : found.start() + offset + 4] = (100).to_bytes(4, "little")
+    server.content = bytes(whole)
+    assert_fails(target, server.url, capsys, "not a sound archive .*Bad CRC-32")
+
+
+def test_a_full_disk(server, source, target, capsys, monkeypatch):
+    server.content = packed(source)
+    usage = download.shutil._ntuple_diskusage(10_000, 9_000, 1_000)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    assert_fails(target, server.url, capsys, r"the files take [\d,]+ bytes, but 1,000 are free; make room")
+    monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert run(target, server.url, capsys)[0] == 0
+    assert len(server.asked) == 1  # what was brought is kept
+
+
+def test_a_file_in_the_way(tmp_path, server, capsys):
+    (tmp_path / "coco").write_text("mine", encoding="utf-8")
+    assert_fails(tmp_path / "coco", server.url, capsys, "coco: File exists")
+
+
+def test_data_that_is_not_sound_is_left_alone(server, source, target, capsys):
+    server.content = packed(source)
+    target.mkdir(parents=True)
+    (target / "coco2014_vocab.json").write_text("mine", encoding="utf-8")
+    assert_fails(
+        target, server.url, capsys, r"coco2014_vocab.json: not JSON in UTF-8: .*; or download into another folder"
+    )
+    assert (target / "coco2014_vocab.json").read_text(encoding="utf-8") == "mine"
+    assert server.asked == []
+
+
+@pytest.mark.usefixtures("windows_files")
+def test_a_move_that_stops_leaves_no_data(server, source, target, monkeypatch):
+    server.content = packed(source)
+    move = Path.replace
+
+    def stop(self: Path, to: Path) -> Path:
+        if self.name == "coco2014_vocab.json":
+            raise OSError(5, "Input/output error")
+        return move(self, to)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(DownloadError, match="Input/output error; what was brought is kept"):
+        download.bring(target, server.url, open_data)
+    assert not (target / "coco2014_captions.h5").exists()
+    monkeypatch.setattr(Path, "replace", move)
+    download.bring(target, server.url, open_data)
+    assert contents(target) == contents(source)
+    assert len(server.asked) == 1

@@ -1,0 +1,726 @@
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import random
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from tests.helpers import photo_server
+from tests.helpers.hostile_photos import QUICK, damaged, longs, made, shorts, tiff
+from tests.helpers.photo_server import (
+    BLUE,
+    GREEN,
+    PHOTO,
+    RED,
+    WHITE,
+    Server,
+    encoded,
+    png,
+    quarters,
+    server_context,
+    serving,
+)
+from torch_caption.io import images
+from torch_caption.io.images import ImageError, fetch, is_public, load_image
+
+
+def rows_of_16_bits(*values: int) -> bytes:
+    """One row of pixels with its filter byte."""
+    return b"\0" + struct.pack(f">{len(values)}H", *values)
+
+
+# What pictures become
+
+
+def animation(kind: str) -> bytes:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in (RED, GREEN, BLUE)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
+
+
+def palette(transparent: bool) -> bytes:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([*RED, *GREEN])
+    picture.putpixel((1, 0), 1)
+    return encoded(picture, "PNG", **({"transparency": 1} if transparent else {}))
+
+
+def grey_alpha() -> Image.Image:
+    return Image.merge("LA", [Image.new("L", (2, 1), 100), Image.fromarray(np.array([[255, 0]], np.uint8))])
+
+
+def grey_16() -> Image.Image:
+    return Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
+
+
+def rgba() -> Image.Image:
+    return Image.fromarray(np.array([[(*RED, 255), (*RED, 0), (0, 0, 0, 128)]], np.uint8))
+
+
+KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = {  # bytes, the first pixels, tolerance
+    "jpeg": (lambda: encoded(Image.new("RGB", (9, 9), RED), "JPEG", quality=95), [RED], 4),
+    "jpeg grey": (lambda: encoded(Image.new("L", (9, 9), 77), "JPEG"), [(77, 77, 77)], 4),
+    "jpeg cmyk": (lambda: encoded(Image.new("RGB", (9, 9), RED).convert("CMYK"), "JPEG", quality=95), [RED], 8),
+    "jpeg of several pictures": (lambda: animation("MPO"), [RED], 8),
+    "png": (lambda: PHOTO, [RED], 0),
+    "png grey": (lambda: encoded(Image.new("L", (3, 3), 77), "PNG"), [(77, 77, 77)], 0),
+    "png black and white": (lambda: encoded(Image.new("1", (3, 3), 1), "PNG"), [WHITE], 0),
+    "png palette": (lambda: palette(False), [RED, GREEN], 0),
+    "png palette with a transparent colour": (lambda: palette(True), [RED, WHITE], 0),
+    "png with a transparent colour": (lambda: encoded(quarters(), "PNG", transparency=RED), [WHITE], 0),
+    "png alpha": (lambda: encoded(rgba(), "PNG"), [RED, WHITE, (127, 127, 127)], 1),
+    "png grey alpha": (lambda: encoded(grey_alpha(), "PNG"), [(100, 100, 100), WHITE], 0),
+    "png grey 16": (lambda: encoded(grey_16(), "PNG"), [(0,) * 3, (100,) * 3, WHITE], 0),
+    "png colour 16": (lambda: png(1, 1, 16, 2, rows_of_16_bits(51400, 7710, 5140)), [RED], 1),
+    "png alpha 16": (lambda: png(2, 1, 16, 6, rows_of_16_bits(0, 0, 0, 0, 51400, 7710, 5140, 65535)), [WHITE, RED], 1),
+    "png grey 16 with a transparent colour": (
+        lambda: png(3, 1, 16, 0, rows_of_16_bits(1000, 1001, 25700), struct.pack(">H", 1000)),
+        [WHITE, (3, 3, 3), (100, 100, 100)],
+        0,
+    ),
+    "png colour 16 with a transparent colour": (
+        lambda: png(
+            2, 1, 16, 2, rows_of_16_bits(1000, 2000, 3000, 51400, 7710, 5140), struct.pack(">3H", 1000, 2000, 3000)
+        ),
+        [WHITE, RED],
+        1,
+    ),
+    "webp": (lambda: encoded(quarters(), "WEBP", lossless=True), [RED], 0),
+    "webp alpha": (lambda: encoded(rgba(), "WEBP", lossless=True), [RED, WHITE], 0),
+    "webp animation": (lambda: animation("WEBP"), [RED], 20),
+    "gif": (lambda: encoded(Image.new("RGB", (3, 3), RED), "GIF"), [RED], 0),
+    "gif animation": (lambda: animation("GIF"), [RED], 0),
+    "bmp": (lambda: encoded(quarters(), "BMP"), [RED], 0),
+    "tiff": (lambda: encoded(quarters(), "TIFF"), [RED], 0),
+    "tiff lzw": (lambda: encoded(quarters(), "TIFF", compression="tiff_lzw"), [RED], 0),
+    "tiff deflate": (lambda: encoded(quarters(), "TIFF", compression="tiff_adobe_deflate"), [RED], 0),
+    "tiff jpeg": (lambda: encoded(Image.new("RGB", (32, 32), RED), "TIFF", compression="jpeg", quality=95), [RED], 8),
+    "tiff cmyk": (lambda: encoded(Image.new("RGB", (9, 9), RED).convert("CMYK"), "TIFF"), [RED], 1),
+    "tiff alpha": (lambda: encoded(rgba(), "TIFF"), [RED, WHITE, (127, 127, 127)], 1),
+    "tiff palette": (lambda: encoded(quarters().convert("P"), "TIFF"), [RED], 60),
+    "tiff grey 16": (lambda: encoded(grey_16(), "TIFF"), [(0,) * 3, (100,) * 3, WHITE], 0),
+    "tiff grey 16, white is 0": (
+        lambda: tiff(
+            {256: shorts(3), 257: shorts(1), 258: shorts(16), 262: shorts(0)}, struct.pack("<3H", 65535, 39835, 0)
+        ),
+        [(0,) * 3, (100,) * 3, WHITE],
+        0,
+    ),
+    "tiff grey 12": (
+        lambda: tiff({256: shorts(2), 257: shorts(1), 258: shorts(12)}, bytes([0x64, 0x0F, 0xFF])),
+        [(100,) * 3, WHITE],
+        0,
+    ),
+    "tiff colour 16": (
+        lambda: tiff(
+            {
+                256: shorts(1),
+                257: shorts(1),
+                258: (3, 3, struct.pack("<L", 8)),
+                262: shorts(2),
+                273: longs(14),
+                277: shorts(3),
+            },
+            struct.pack("<3H", 16, 16, 16) + struct.pack("<3H", 51400, 7710, 5140),
+        ),
+        [RED],
+        1,
+    ),
+    "tiff of several pages": (lambda: animation("TIFF"), [RED], 0),
+    "avif": (lambda: encoded(Image.new("RGB", (32, 32), RED), "AVIF", quality=95), [RED], 4),
+    "avif alpha": (lambda: encoded(Image.new("RGBA", (32, 32), (*RED, 0)), "AVIF", quality=95), [WHITE], 1),
+    "avif animation": (lambda: animation("AVIF"), [RED], 20),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_becomes_rgb(kind: str) -> None:
+    make, colours, tolerance = KINDS[kind]
+    picture = load_image(make())
+    assert picture.mode == "RGB"
+    for x, colour in enumerate(colours):
+        assert np.abs(np.subtract(picture.getpixel((x, 0)), colour)).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
+    inverse = {6: 8, 8: 6}.get(orientation, orientation)
+    exif = Image.Exif()
+    exif[0x0112] = inverse
+    turned = encoded(quarters(), "PNG", exif=exif)
+    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(turned)))  # as the camera wrote it
+    exif[0x0112] = orientation
+    picture = load_image(encoded(Image.fromarray(np.asarray(stored)), kind, exif=exif, quality=100))
+    assert picture.size == (12, 8)
+    wrong = np.abs(np.asarray(picture).astype(int) - np.asarray(quarters()))
+    assert np.median(wrong) <= 2  # lossy kinds blur the edges of the quarters
+    assert ImageOps.exif_transpose(picture).tobytes() == picture.tobytes()
+
+
+def test_damaged_exif_data_leave_the_picture_as_it_is() -> None:
+    photo = encoded(quarters(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03")
+    assert load_image(photo).size == (12, 8)
+
+
+def test_a_file_by_path_and_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a photo é.PNG"
+    path.write_bytes(PHOTO)
+    for source in (path, str(path), PHOTO, bytearray(PHOTO)):
+        assert load_image(source).tobytes() == quarters().tobytes()
+
+
+# Bad files
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
+    "missing": (lambda at: at / "none.jpg", "none.jpg: no such file"),
+    "missing folder": (lambda at: str(at / "none" / "a.jpg"), "no such file"),
+    "directory": (lambda at: at, "a directory, not a picture"),
+    "null byte": (lambda at: "a\0.jpg", "cannot be read: .*null"),
+    "empty": (lambda at: write(at / "a.jpg", b""), "a.jpg: empty"),
+    "empty bytes": (lambda at: b"", "the picture's bytes: empty"),
+    "text": (
+        lambda at: write(at / "a.jpg", b"a man on a horse\n" * 9),
+        "a.jpg: not a picture in JPEG, .*, AVIF or HEIC format",
+    ),
+    "page": (lambda at: write(at / "a.png", b"<!DOCTYPE html><html></html>"), "not a picture"),
+    "vector": (lambda at: write(at / "a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
+    "format that is not allowed": (lambda at: encoded(quarters(), "PPM"), "not a picture"),
+    "tiff of floating-point numbers": (
+        lambda at: encoded(Image.new("F", (3, 3)), "TIFF"),
+        "a TIFF of floating-point numbers; save it as RGB or grey of 8 or 16 bits",
+    ),
+    "tiff of 32 bits": (lambda at: encoded(Image.new("I", (3, 3)), "TIFF"), "a TIFF of integers that may be negative"),
+    "tiff in L*a*b*": (lambda at: encoded(Image.new("LAB", (3, 3)), "TIFF"), r"a TIFF of CIE L\*a\*b\* colours"),
+    "tiff of another compression": (
+        lambda at: encoded(quarters(), "TIFF", compression="zstd"),
+        "a TIFF of the compression 50000, which is not read; save it with LZW or deflate",
+    ),
+    "bigtiff": (lambda at: made("bigtiff"), "such as BigTIFF; save it as plain TIFF"),
+    "truncated tiff": (lambda at: encoded(quarters(), "TIFF", compression="tiff_lzw")[:-30], "damaged"),
+    "truncated avif": (lambda at: encoded(quarters(), "AVIF")[:-30], "damaged|not a picture"),
+    "film": (lambda at: made("film"), "not a picture"),
+    "icon": (lambda at: encoded(Image.new("RGB", (32, 32)), "ICO"), "not a picture"),
+    "first bytes only": (lambda at: encoded(quarters(), "JPEG")[:3], "not a picture"),
+    "truncated jpeg": (
+        lambda at: write(at / "a.jpg", encoded(quarters(), "JPEG")[:-40]),
+        "a.jpg: damaged: .*truncated",
+    ),
+    "truncated png": (lambda at: PHOTO[:-30], "damaged"),
+    "truncated bmp": (lambda at: encoded(quarters(), "BMP")[:-30], "damaged"),
+    "truncated webp": (lambda at: encoded(quarters(), "WEBP")[:-30], "damaged|not a picture"),
+    "wrong checksum": (lambda at: PHOTO[:60] + bytes([PHOTO[60] ^ 255]) + PHOTO[61:], "damaged"),
+    "huge": (lambda at: png(30_000, 30_000, 8, 2), "more than 67108864 pixels"),
+    "large": (lambda at: png(9_000, 9_000, 8, 2), "9000 x 9000 pixels are more than 67108864"),
+    "thin": (lambda at: png(2**31 - 1, 1, 8, 2), "pixels"),
+    "long": (lambda at: png(2**16, 4, 8, 2), "65536 x 4 pixels, a side of more than 65535"),
+    "no pixels": (lambda at: png(0, 5, 8, 2), "damaged|not a picture"),
+    "other scheme": (lambda at: "file:///etc/passwd", "only http and https"),
+    "ftp": (lambda at: "ftp://example.com/a.jpg", "only http and https"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files_are_one_line(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    make, message = BAD_FILES[kind]
+    source = make(tmp_path)
+    with pytest.raises(ImageError, match=message) as error:
+        load_image(source)
+    assert "\n" not in str(error.value)
+    assert not recwarn.list
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_that_comes_in_between_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is exchanged for a pipe after it was looked at."""
+    path = write(tmp_path / "a.png", PHOTO)
+    checked = images._check_regular
+
+    def exchange(found: os.stat_result, name: str) -> None:
+        checked(found, name)
+        path.unlink()
+        os.mkfifo(path)
+
+    monkeypatch.setattr(images, "_check_regular", exchange)
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/dev/zero", "not a regular file"),
+        ("/dev/random", "not a regular file"),
+        ("/dev/tty", "not a regular file|cannot be read"),
+        ("/proc/kmsg", "empty|cannot be read|not a regular file|no such file|not a picture"),
+        ("/proc/self/mem", "cannot be read|no such file"),
+        ("/proc/self/fd", "a directory"),
+        ("/sys/kernel/notes", "not a picture|no such file"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
+def test_what_is_no_file(path: str, message: str) -> None:
+    with pytest.raises(ImageError, match=f"^{path}: ({message})"):
+        load_image(path)
+
+
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no name for the standard input")
+def test_the_standard_input(tmp_path: Path) -> None:
+    """A file that it is read from is one; a pipe or terminal is not waited for."""
+    code = "import sys; from torch_caption.io.images import load_image; print(load_image('/dev/stdin').size)"
+    environment = os.environ | {"PYTHONPATH": str(Path(images.__file__).parents[2])}
+    run = functools.partial(
+        subprocess.run, [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    with write(tmp_path / "a.png", PHOTO).open("rb") as file:
+        assert run(stdin=file).stdout == "(12, 8)\n"
+    there, here = os.pipe()
+    refused = run(stdin=there, timeout=60)
+    os.close(there)
+    os.close(here)
+    assert refused.stderr.rstrip().endswith("ImageError: /dev/stdin: not a regular file")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names and kinds of files that Windows has not")
+def test_links_sockets_and_long_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "lost").symlink_to("nowhere")
+    write(tmp_path / "real", PHOTO)
+    (tmp_path / "link").symlink_to("real")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("socket")
+        with pytest.raises(ImageError, match=r"^socket: not a regular file"):
+            load_image("socket")
+    for name, message in (("a", "cannot be read"), ("lost", "no such file"), ("x" * 300, "cannot be read: File name")):
+        with pytest.raises(ImageError, match=f"{name[:50]}.*: {message}"):
+            load_image(name)
+    assert load_image("link").size == (12, 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+@pytest.mark.parametrize(
+    "name", ["a\nb", "\x1b[31m", "\x7f", "\u202egnp", "\udcff", "-a", "*", "a b", "~", "$HOME", "http:", "é🦊"]
+)
+def test_names_of_any_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """They are taken as they are, and shown so that a terminal and a line bear them."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageError) as error:
+        load_image(name)
+    assert str(error.value).isprintable()
+    assert str(error.value).endswith(": no such file")
+    write(tmp_path / name, PHOTO)
+    assert load_image(name).size == (12, 8)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", PHOTO).chmod(0)
+    with pytest.raises(ImageError, match="cannot be read: Permission denied"):
+        load_image(tmp_path / "a.png")
+
+
+def test_limits_on_bytes_and_pixels(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", PHOTO)
+    for source in (path, PHOTO):
+        load_image(source, max_bytes=len(PHOTO), max_pixels=96)
+        with pytest.raises(ImageError, match=f"more than {len(PHOTO) - 1} bytes"):
+            load_image(source, max_bytes=len(PHOTO) - 1)
+        with pytest.raises(ImageError, match="12 x 8 pixels are more than 95"):
+            load_image(source, max_pixels=95)
+
+
+def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(ImageError, match="are more than"):
+        load_image(PHOTO, max_pixels=10)
+
+
+@pytest.mark.parametrize(
+    "kind", ["jpeg", "png", "png alpha", "webp", "gif animation", "bmp", "tiff lzw", "tiff", "avif"]
+)
+def test_damage_is_never_another_error(kind: str) -> None:
+    photo, draw = KINDS[kind][0](), random.Random(0)
+    for _ in range(60):
+        changed = bytearray(photo[: draw.randint(1, len(photo))])
+        for _ in range(draw.randint(0, 4)):
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+        with contextlib.suppress(ImageError):
+            assert load_image(bytes(changed), max_pixels=2**20).mode == "RGB"
+
+
+def test_a_damaged_tiff_is_not_told_by_its_decoder_too(capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff prints to the descriptor of stderr by itself."""
+    whole = encoded(quarters().resize((120, 80)), "TIFF", compression="tiff_adobe_deflate")
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(whole[:40] + bytes(40) + whole[80:])
+    if sys.platform == "linux":
+        assert capfd.readouterr().err == ""
+
+
+def test_hostile_tiffs_make_no_noise(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+    for kind in QUICK:
+        if "tiff" in kind:
+            with contextlib.suppress(ImageError):
+                load_image(made(kind))
+    assert not recwarn.list
+    if sys.platform == "linux":
+        assert capfd.readouterr().err == ""
+
+
+# Pictures whose end is missing
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [1, 2, 3, 300])
+def test_a_jpeg_whose_end_is_missing_is_taken_where_that_is_allowed(missing: int, progressive: bool) -> None:
+    whole = encoded(quarters().resize((240, 160)), "JPEG", quality=95, progressive=progressive)
+    with pytest.raises(ImageError, match=r"damaged: .*truncated"):
+        load_image(whole[:-missing])
+    told: list[str] = []
+    picture = load_image(whole[:-missing], truncated=told.append)
+    assert told == ["the picture's bytes: its end is missing; what it held is grey"]
+    assert picture.size == (240, 160)
+    assert np.abs(np.subtract(picture.getpixel((10, 10)), RED)).max() <= 12
+    told.clear()
+    load_image(whole, truncated=told.append)
+    assert not told
+
+
+def test_of_a_jpeg_that_is_allowed_to_lack_its_end_something_must_be_there() -> None:
+    whole = encoded(quarters(), "JPEG")
+    with pytest.raises(ImageError, match=r"damaged|not a picture"):
+        load_image(whole[:60], truncated=lambda line: None)
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(PHOTO[:-30], truncated=lambda line: None)
+
+
+# HEIC
+
+
+@pytest.fixture
+def heic() -> Callable[..., bytes]:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC is read where pillow-heif is installed")
+
+    def make(picture: Image.Image, **options: object) -> bytes:
+        file = io.BytesIO()
+        pillow_heif.from_pillow(picture).save(file, quality=95, **options)
+        return file.getvalue()
+
+    return make
+
+
+def test_heic(heic: Callable[..., bytes]) -> None:
+    picture = load_image(heic(quarters().resize((120, 80))))
+    assert (picture.mode, picture.size) == ("RGB", (120, 80))
+    assert np.abs(np.subtract(picture.getpixel((10, 10)), RED)).max() <= 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_turned_once(heic: Callable[..., bytes], orientation: int) -> None:
+    picture = quarters().resize((120, 80), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(picture, "PNG", exif=exif))))
+    found = load_image(heic(picture, exif=exif.tobytes()))
+    assert found.size == expected.size
+    assert np.median(np.abs(np.asarray(found).astype(int) - np.asarray(expected))) <= 4
+
+
+def test_heic_has_the_limits_of_others(heic: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    content = heic(quarters().resize((120, 80)))
+    with pytest.raises(ImageError, match="120 x 80 pixels are more than 9599"):
+        load_image(content, max_pixels=9599)
+    draw = random.Random(0)
+    for _ in range(60):
+        with contextlib.suppress(ImageError):
+            load_image(damaged(content, draw), max_pixels=2**20)
+
+
+def test_heic_without_pillow_heif_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match="a HEIC picture, for which pillow-heif is needed: `python -m pip install"):
+        load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+
+
+# URLs, from a server on this machine
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "path", ["photo", "unmeasured", "chunked", "hops/1", "hops/5", "photo?size=large&name=a b é#top"]
+)
+def test_a_photograph_from_a_url(server: Server, path: str) -> None:
+    assert load_image(f"{server.url}/{path}", allow_private=True).tobytes() == quarters().tobytes()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(server: Server, status: int) -> None:
+    for target in (f"{server.url}/photo", "/photo", f"//127.0.0.1:{server.server_port}/photo", "../../photo"):
+        assert fetch(f"{server.url}/to/{status}?url={target}", allow_private=True) == PHOTO
+
+
+def test_what_is_asked(server: Server) -> None:
+    fetch(f"{server.url}/photo/a b%20c/é?q=1 2&r=[3]#part", allow_private=True)
+    path, headers = server.requests[-1]
+    assert path == "/photo/a%20b%20c/%C3%A9?q=1%202&r=[3]"
+    assert headers["Host"] == f"127.0.0.1:{server.server_port}"
+    assert headers["Accept-Encoding"] == "identity"
+    assert "torch_caption" in headers["User-Agent"]
+    assert "Authorization" not in headers
+
+
+BAD_ANSWERS = {
+    "missing": ("nothing", "the server answers 404 Not Found"),
+    "empty": ("empty", "empty$"),
+    "page": ("page", "not a picture in JPEG"),
+    "short": ("short", f"cut short after {len(PHOTO)} of {len(PHOTO) + 1} bytes"),
+    "short chunk": ("short_chunk", "cannot be fetched: IncompleteRead"),
+    "compressed": ("compressed", r"sent compressed \(gzip\)"),
+    "giant": ("giant", "more than 200000 bytes"),
+    "endless": ("endless", "more than 200000 bytes"),
+    "endless chunks": ("endless_chunks", "more than 200000 bytes"),
+    "nonsense": ("nonsense", "cannot be fetched"),
+    "hangup": ("hangup", "cannot be fetched: Remote end closed connection"),
+    "six redirects": ("hops/6", "more than 5 redirects"),
+    "redirects in a round": ("round", "more than 5 redirects"),
+    "redirect without a target": ("lost", "the server answers 302 Found"),
+    "redirect to a file": ("to/302?url=file:///etc/passwd", "redirected to file:///etc/passwd: only http and https"),
+    "redirect to ftp": ("to/302?url=ftp://example.com/a.jpg", "only http and https"),
+    "redirect to no host": ("to/302?url=https:///a.jpg", "a URL without a host"),
+    "redirect to no URL": ("to/302?url=http://[::1/a.jpg", "redirected to what is no URL"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ANSWERS)
+def test_bad_answers_are_one_line(server: Server, kind: str) -> None:
+    path, message = BAD_ANSWERS[kind]
+    with pytest.raises(ImageError, match=message) as error:
+        load_image(f"{server.url}/{path}", allow_private=True, max_bytes=200_000)
+    assert str(error.value).isprintable()  # one line, and nothing that a terminal would obey
+    assert str(error.value).startswith(f"{server.url}/{path}")
+
+
+@pytest.mark.parametrize("path", ["drip", "drip_headers", "drip_headers/lines", "silence"])
+def test_the_time_limit_is_for_the_whole_fetch(server: Server, path: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ImageError, match=r"not here within 0\.3 seconds"):
+        fetch(f"{server.url}/{path}", allow_private=True, timeout=0.3)
+    assert time.monotonic() - begin < 5  # the server would go on for ever
+
+
+def test_the_time_limit_holds_for_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
+    with pytest.raises(ImageError, match=r"not here within 0\.2 seconds"):
+        fetch("http://slow.example/a.jpg", timeout=0.2)
+    release.set()
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(ImageError, match="cannot be fetched"):
+            fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/", allow_private=True)
+
+
+# Only public addresses
+
+PRIVATE = [
+    "127.0.0.1", "127.1.2.3", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+    "198.18.0.1", "192.0.2.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fc00::1",
+    "fec0::1", "ff02::1", "2001:db8::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
+    "2001:0:1::1", "64:ff9b::7f00:1", "64:ff9b:1::1", "192.0.0.8", "192.0.0.9", "192.88.99.1", "3fff::1", "5f00::1",
+    "::ffff:192.0.0.8",
+]  # fmt: skip
+PUBLIC = ["8.8.8.8", "1.1.1.1", "2001:4860:4860::8888", "::ffff:8.8.8.8", "2002:808:808::", "64:ff9b::808:808"]
+
+
+@pytest.mark.parametrize(("address", "public"), [*((a, False) for a in PRIVATE), *((a, True) for a in PUBLIC)])
+def test_is_public(address: str, public: bool) -> None:
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "2130706433", "0x7f000001",
+     "0x7f.1", "0177.0.0.1", "127.1", "0", "LOCALHOST", "\uff11\uff12\uff17.0.0.1",
+     "127\u30020\u30020\u30021"],
+)  # fmt: skip
+def test_addresses_that_are_not_public_are_refused(server: Server, host: str) -> None:
+    """Some spellings are names that no system resolves; on others they are this machine: never an answer."""
+    asked = len(server.requests)
+    with pytest.raises(ImageError, match=r"not a public address|no address is known"):
+        load_image(f"http://{host}:{server.server_port}/photo", timeout=60)
+    assert len(server.requests) == asked
+
+
+class Names:
+    """A name service of our own: host -> its addresses, one list for each time it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **hosts: list[list[str]]) -> None:
+        self.hosts = {name.replace("_", "."): answers for name, answers in hosts.items()}
+        self.asked: list[str] = []
+        monkeypatch.setattr(socket, "getaddrinfo", self)
+        monkeypatch.setattr(images, "is_public", lambda address: address == "127.0.0.1")
+
+    def __call__(self, host: str, port: int, **options: object) -> list[tuple]:
+        self.asked.append(host)
+        addresses = self.hosts[host].pop(0) if host in self.hosts else [host]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+
+def test_the_checked_address_is_the_one_connected_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is public when checked and private when asked again is asked once."""
+    names = Names(monkeypatch, photos_example=[["127.0.0.1"], ["127.0.0.2"]])
+    assert fetch(f"http://photos.example:{server.server_port}/photo") == PHOTO
+    assert names.asked == ["photos.example"]
+    assert server.requests[-1][1]["Host"] == f"photos.example:{server.server_port}"
+
+
+def test_one_private_address_among_public_ones_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch, photos_example=[["127.0.0.1", "10.0.0.1"]])
+    asked = len(server.requests)
+    with pytest.raises(ImageError, match=r"photos\.example is 10\.0\.0\.1, not a public address"):
+        fetch(f"http://photos.example:{server.server_port}/photo")
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize("target", ["http://10.0.0.1/", "http://127.0.0.2/photo", "//inside.example/photo"])
+def test_redirects_are_checked_again(server: Server, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    Names(monkeypatch, photos_example=[["127.0.0.1"]], inside_example=[["192.168.0.7"]])
+    with pytest.raises(ImageError, match=r"redirected to http://.*not a public address"):
+        fetch(f"http://photos.example:{server.server_port}/to/302?url={target}")
+    assert fetch(f"http://127.0.0.1:{server.server_port}/to/302?url=/photo") == PHOTO
+
+
+def test_the_next_address_is_tried(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        addresses = [("127.0.0.1", taken.getsockname()[1]), ("127.0.0.1", server.server_port)]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+        assert fetch("http://photos.example/photo", allow_private=True) == PHOTO
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://", "a URL without a host"),
+        ("http://a b/", "a URL without a host"),
+        ("http://a:port/", "not a URL"),
+        ("http://a:99999/", "not a URL"),
+        ("http://[::1", "not a URL"),
+        ("http://" + "a" * 64 + ".example/", "no address is known"),
+        ("gopher://example.com/", "only http and https"),
+        ("photo.jpg", "only http and https"),
+    ],
+)
+def test_what_is_no_url(url: str, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        fetch(url, timeout=60)
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of our own for photos.example."""
+    path = photo_server.certificate(tmp_path_factory.mktemp("tls"))
+    if path is None:
+        pytest.skip("no openssl program that makes a certificate with a subjectAltName")
+    return path
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[Server]:
+    with serving(context=server_context(certificate)) as server:
+        yield server
+
+
+def test_tls_checks_the_name_of_the_url(secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch, photos_example=[["127.0.0.1"]] * 2, other_example=[["127.0.0.1"]])
+    with pytest.raises(ImageError, match="the certificate is not valid"):
+        fetch(f"https://photos.example:{secure.server_port}/photo")
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+    assert fetch(f"https://photos.example:{secure.server_port}/photo") == PHOTO
+    with pytest.raises(ImageError, match=r"the certificate is not valid: .*other\.example"):
+        fetch(f"https://other.example:{secure.server_port}/photo")
+
+
+def test_tls_where_there_is_none(server: Server) -> None:
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        fetch(f"https://127.0.0.1:{server.server_port}/photo", allow_private=True)
+
+
+def test_a_handshake_that_never_ends_is_in_the_time_limit() -> None:
+    expected = pytest.raises(ImageError, match=r"not here within 0\.3 seconds")
+    with socket.create_server(("127.0.0.1", 0)) as silent, expected:
+        fetch(f"https://127.0.0.1:{silent.getsockname()[1]}/", allow_private=True, timeout=0.3)
+
+
+# Nothing is left behind
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted on Linux")
+def test_no_descriptor_and_no_file_is_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    photo = write(tmp_path / "a.png", PHOTO)
+    sources = [photo, PHOTO, PHOTO[:-30], tmp_path, f"{server.url}/photo", f"{server.url}/hops/3"]
+    sources += [f"{server.url}/{path}" for path in ("short", "nothing", "endless", "nonsense", "to/302?url=file:///x")]
+    sources += [f"https://127.0.0.1:{server.server_port}/photo"]
+
+    def load_all() -> None:
+        for source in sources:
+            with contextlib.suppress(ImageError):
+                load_image(source, allow_private=True, max_bytes=100_000)
+
+    def open_here() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    load_all()
+    before = open_here()
+    for _ in range(5):
+        load_all()
+    until = time.monotonic() + 10  # the server's own ends are closed when its threads get to it
+    while open_here() > before and time.monotonic() < until:
+        time.sleep(0.05)
+    assert open_here() <= before
+    assert list(tmp_path.iterdir()) == [photo]

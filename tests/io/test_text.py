@@ -1,0 +1,118 @@
+"""Text and JSON that may be anybody's."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_caption.io.text import read_json, read_text, shown, strange
+
+
+def test_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"é": [1, 2.5, null, {"a": 1}], "b": {"a": 2}}', encoding="utf-8")
+    assert read_json(path) == {"é": [1, 2.5, None, {"a": 1}], "b": {"a": 2}}
+    assert read_text(path, path.stat().st_size).startswith('{"é"')
+
+
+def test_a_byte_order_mark_at_the_head_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"\ufeffa": 1}', encoding="utf-8-sig")
+    assert read_json(path) == {"\ufeffa": 1}
+    assert read_text(path) == '{"\ufeffa": 1}'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON in UTF-8: Expecting value"),
+        (b'{"a": 1', "not JSON in UTF-8: Expecting ',' delimiter: line 1 column 8"),
+        ("é".encode("latin-1"), "not a text in UTF-8: .* byte 0xe9 in position 0"),
+        ('{"a": 1}'.encode("utf-16"), "not a text in UTF-8"),
+        (b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}', "not JSON in UTF-8: Unexpected UTF-8 BOM"),
+        (b"[" * 100_000, "not JSON in UTF-8: nested too deep"),
+        (b'{"a": NaN}', "NaN is no number of JSON"),
+        (b"[-Infinity]", "-Infinity is no number of JSON"),
+        (b'[{"a": 1, "b": 2, "a": [3]}]', r"an object has the key 'a' twice, with 1 and with \[3\]"),
+        (b"9" * 5000, "not JSON in UTF-8: Exceeds the limit"),
+    ],
+)
+def test_what_is_no_json(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_json(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[1,2]")
+    assert read_json(path, 5) == [1, 2]
+    with pytest.raises(ValueError, match=r"a\.json: has 5 bytes, more than the 4 that it may"):
+        read_json(path, 4)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.json: cannot be read: No such file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"not a file$"):
+        read_json(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes among the files here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"not a file$"):
+        read_text(tmp_path / "pipe")
+
+
+def test_strange_characters() -> None:
+    assert strange("a dog's café, 日本\n\t\u200d\x92") is None
+    assert strange("a\x1b[2J") == "\x1b"
+    assert strange("\ud83d") == "\ud83d"
+    assert strange("a\0") == "\0"
+
+
+def test_shown_is_short() -> None:
+    assert shown("a") == "'a'"
+    assert shown(list(range(1000)), 10) == "[0, 1, ..."
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep) == "a list, nested too deep"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(VALUES)
+def test_whatever_is_json_is_read_as_such(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert read_json(path) == value
+
+
+def test_keys_that_occur_twice_are_found_at_once_and_named_in_short(tmp_path: Path) -> None:
+    """A file may have millions of keys, and each of them may be as long as the file."""
+    path = tmp_path / "a.json"
+    path.write_text("{" + "".join(f'"{i}": 0,' for i in range(200_000)) + '"199999": 1}', encoding="utf-8")
+    started = time.process_time()
+    with pytest.raises(ValueError, match="the key '199999' twice, with 0 and with 1"):
+        read_json(path)
+    assert time.process_time() - started < 10  # a look through the ones before, for each, takes minutes
+    path.write_text(f'{{"{"x" * 10**6}": 1, "{"x" * 10**6}": 2}}', encoding="utf-8")
+    with pytest.raises(ValueError, match="twice, with 1 and with 2") as caught:
+        read_json(path)
+    assert len(str(caught.value)) < 500

@@ -1,0 +1,323 @@
+"""What training learns from: words of the model's own, and captions of its own with their rewards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.tiny_data import write_tiny
+from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.data.dataset import CocoData, batches, open_data
+from torch_caption.decoding import greedy as decoding
+from torch_caption.inference.captions import limits
+from torch_caption.metrics.scores import CiderReward
+from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.model.cells import CELLS
+from torch_caption.training.objectives import CaptionedImages, Likelihood, SelfCritical, make_objective, own_words
+from torch_caption.training.trainer import train_step
+
+SCST = TrainConfig(objective="scst", init_from=Path("somewhere"), max_length=6)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", grids=True)
+
+
+@pytest.fixture
+def data(request: pytest.FixtureRequest, directory: Path) -> CocoData:
+    """With the features that the test's cell looks at."""
+    cell_type = request.getfixturevalue("cell_type") if "cell_type" in request.fixturenames else "rnn"
+    return open_data(directory, grids=CELLS[cell_type].looks)
+
+
+@pytest.fixture(params=CELLS)
+def cell_type(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def model_of(data: CocoData, cell_type: str = "rnn", **options: Any) -> CaptioningRNN:
+    """A float64 model whose weights are not as small as at first, so that everything matters."""
+    torch.manual_seed(0)
+    model = CaptioningRNN(data.vocabulary.word_to_idx, 8, 6, 16, cell_type, **options).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(1.5 * torch.randn_like(p) / p.shape[0] ** 0.5)
+    return model
+
+
+def whole_batch(data: CocoData) -> tuple[Tensor, Tensor]:
+    features, captions = next(iter(batches(data["train"], 100, shuffle=False)))
+    return features.double(), captions
+
+
+# Scheduled sampling --------------------------------------------------------------------------------------------------
+
+
+def test_no_share_reads_the_captions(data: CocoData) -> None:
+    features, captions = whole_batch(data)
+    assert torch.equal(own_words(model_of(data), features, captions, 0.0), captions[:, :-1])
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_own_words_stand_where_a_word_is_read(data: CocoData, share: float) -> None:
+    """Never in the place of <START>, nor in padding; never <START> or <NULL>; the share is that of the places."""
+    model, (features, captions) = model_of(data), whole_batch(data)
+    given = captions.clone()
+    places = captions[:, 1:-1].ne(model.null) & captions[:, 2:].ne(model.null)
+    different, drawn = 0, 0
+    for seed in range(30):
+        torch.manual_seed(seed)
+        read = own_words(model, features, captions, share)
+        assert torch.equal(read[:, 0], captions[:, 0])
+        assert torch.equal(read[:, 1:][~places], captions[:, 1:-1][~places])
+        assert not ((read[:, 1:] == model.start) | (read[:, 1:] == model.null))[places].any()
+        different += int((read[:, 1:] != captions[:, 1:-1])[places].sum())
+        drawn += int(places.sum())
+    assert torch.equal(captions, given)
+    assert 0 < different <= drawn
+    if share < 1:  # at most the share differs; the model hits a true word only now and then
+        error = (drawn * share * (1 - share)) ** 0.5
+        assert 0.6 * drawn * share < different < drawn * share + 4 * error
+
+
+def test_own_words_follow_what_has_been_read(data: CocoData) -> None:
+    """A model that is sure of the next word, which depends on the last: its own words follow its own words."""
+    model, (features, captions) = model_of(data), whole_batch(data)
+    with torch.no_grad():
+        model.W_vocab.mul_(10_000)
+    read = own_words(model, features, captions, 1.0)
+    state = model.begin(features)
+    word = captions[:, 0]
+    for t in range(1, read.shape[1]):
+        scores, state = model.step(word, state)
+        scores[:, [model.null, model.start]] = -math.inf
+        going = captions[:, t + 1] != model.null
+        word = torch.where(going, scores.argmax(1), captions[:, t])
+        assert torch.equal(read[:, t], word)
+
+
+def test_own_words_are_drawn_from_the_models_distribution(data: CocoData) -> None:
+    """Of the word after <START>, over many rows of one image."""
+    model, (features, captions) = model_of(data), whole_batch(data)
+    n = 20_000
+    pictures, rows = features[:1].expand(n, -1), captions[1:2].expand(n, -1)
+    torch.manual_seed(0)
+    counts = torch.bincount(own_words(model, pictures, rows, 1.0)[:, 1], minlength=model.vocab_size) / n
+    scores, _ = model.step(rows[:1, 0], model.begin(features[:1]))
+    scores[:, [model.null, model.start]] = -math.inf
+    p = scores.softmax(1)[0].detach()
+    assert ((counts - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+
+
+def test_the_share_rises_epoch_by_epoch(data: CocoData) -> None:
+    config = TrainConfig(scheduled_sampling=0.5, epochs=5)
+    objective, model, (features, captions) = Likelihood(config, data["train"]), model_of(data), whole_batch(data)
+    assert objective.lesson(model, features, captions, 0).read is None
+    shares = []
+    for epoch in (1, 2, 4, 9):
+        changed = total = 0
+        for _ in range(20):
+            read = objective.lesson(model, features, captions, epoch).read
+            assert read is not None
+            places = captions[:, 1:-1].ne(model.null) & captions[:, 2:].ne(model.null)
+            changed += int((read[:, 1:] != captions[:, 1:-1])[places].sum())
+            total += int(places.sum())
+        shares.append(changed / total)
+    hit = shares[2] / 0.5  # what of the drawn words differs from the true ones
+    for share, expected in zip(shares, (0.125, 0.25, 0.5, 0.5), strict=True):
+        assert share == pytest.approx(expected * hit, abs=0.05)
+    without = Likelihood(replace(config, scheduled_sampling=0.0), data["train"])
+    assert without.lesson(model, features, captions, 4).read is None
+    alone = Likelihood(replace(config, epochs=1), data["train"])
+    assert alone.lesson(model, features, captions, 0).read is None
+
+
+# Self-critical training ----------------------------------------------------------------------------------------------
+
+
+def lesson_of(objective: SelfCritical, model: CaptioningRNN, data: CocoData, images: Tensor, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return objective.lesson(model, data["train"].features_of(images).double(), images, 0)
+
+
+def test_an_epoch_goes_through_the_images_once(data: CocoData) -> None:
+    objective = make_objective(SCST, data["train"])
+    assert isinstance(objective, SelfCritical)
+    loader = batches(objective.rows, 5, seed=3)
+    seen = [(features, images) for features, images in loader]
+    assert [len(images) for _, images in seen] == [5, 5, 2]
+    assert sorted(torch.cat([images for _, images in seen]).tolist()) == list(range(12))
+    for features, images in seen:
+        assert torch.equal(features, data["train"].features_of(images))
+    features, image = CaptionedImages(data["train"])[4]
+    assert (int(image), features.shape) == (4, (8,))
+
+
+def test_only_images_with_captions_are_gone_through(data: CocoData, tmp_path: Path) -> None:
+    few = open_data(write_tiny(tmp_path / "few"), max_train=3)
+    images = few["train"].image_idxs.unique()
+    assert len(images) < 12
+    rows = CaptionedImages(few["train"])
+    assert torch.equal(rows.__getitems__(list(range(len(rows))))[1], images)
+
+
+def test_drawn_captions_are_weighted_by_their_advantage(data: CocoData, cell_type: str) -> None:
+    """Captions from the model, reward and baseline from CIDEr-D over the training captions, <END> being a token."""
+    model, objective = model_of(data, cell_type), SelfCritical(SCST, data["train"])
+    images = torch.tensor([7, 0, 3, 3])
+    lesson = lesson_of(objective, model, data, images)
+    features = data["train"].features_of(images).double()
+    torch.manual_seed(0)
+    stepper = model.stepper(10**6)
+    drawn = decoding.sample(stepper, features, **limits(model, 6)).words
+    greedy = decoding.greedy(stepper, features, **limits(model, 6)).words
+    assert torch.equal(lesson.captions[:, 1:], drawn)
+    assert (lesson.captions[:, 0] == model.start).all()
+    references = {image: [[*text.split(), "<END>"] for text in data["train"].references(image)] for image in range(12)}
+    reward = CiderReward(references)
+
+    def scored(words: Tensor) -> np.ndarray:
+        texts = [data.vocabulary.decode(row).split() for row in words.tolist()]
+        ended = [model.end in row for row in words.tolist()]
+        return reward(images.tolist(), [[*t, *["<END>"] * e] for t, e in zip(texts, ended, strict=True)])
+
+    advantage = scored(drawn) - scored(greedy)
+    assert len(set(advantage.tolist())) > 1
+    assert lesson.weights.dtype == torch.float64
+    for n in range(4):
+        np.testing.assert_allclose(lesson.weights[n].numpy(), advantage[n], rtol=1e-12)
+    assert lesson.reward == pytest.approx(scored(drawn).mean(), rel=1e-12)
+    assert lesson.greedy_reward == pytest.approx(scored(greedy).mean(), rel=1e-12)
+
+
+def test_a_caption_that_breaks_off_loses_by_it(data: CocoData) -> None:
+    objective, vocabulary = SelfCritical(SCST, data["train"]), data.vocabulary
+    text = data["train"].references(5)[1]
+    whole = vocabulary.encode(text.split())[1:]
+    rows = [whole, whole[:-1], whole[:-2]]
+    words = torch.tensor([row + [0] * (8 - len(row)) for row in rows])
+    rewards = objective.reward([5, 5, 5], words)
+    assert rewards.dtype == torch.float64
+    assert rewards[0] > rewards[1] > rewards[2] > 0
+
+
+def test_rewards_that_would_all_be_0_are_refused(tmp_path: Path) -> None:
+    """As those of one image alone, and of images with the same captions."""
+    one = open_data(write_tiny(tmp_path / "one"), max_train=1)["train"]
+    with pytest.raises(ConfigError, match="train has captions of one image alone, so every reward would be 0"):
+        SelfCritical(SCST, one)
+    same = open_data(tmp_path / "one")["train"]
+    same.captions[:] = same.captions[0]
+    with pytest.raises(ConfigError, match="the same captions for all 12 images, so every reward would be 0"):
+        SelfCritical(SCST, same)
+
+
+def test_an_unknown_word_is_rewarded_nowhere(tmp_path: Path) -> None:
+    """A reference's <UNK> was some word that no caption can have said."""
+    data = open_data(write_tiny(tmp_path / "tiny"))
+    split, unknown = data["train"], data.vocabulary.word_to_idx["<UNK>"]
+    red = data.vocabulary.word_to_idx["red"]
+    split.captions[split.captions == red] = unknown
+    objective = SelfCritical(SCST, split)
+    row = split.captions[split.image_idxs == 0][0]
+    assert unknown in row
+    said = row[1:].unsqueeze(0)
+    strange = torch.where(said == unknown, 999, said)
+    assert objective.reward([0], said) == objective.reward([0], strange)
+    matching = CiderReward({image: [[*t.split(), "<END>"] for t in split.references(image)] for image in range(12)})
+    assert objective.reward([0], said).item() < matching([0], [[*split.references(0)[0].split(), "<END>"]])[0]
+
+
+def test_the_gradient_is_that_of_reinforce(data: CocoData, cell_type: str) -> None:
+    """By torch.autograd alone, of -(r - b) log p of the drawn captions, word by word through the step."""
+    model, objective = model_of(data, cell_type, dropout=0.5, label_smoothing=0.1), SelfCritical(SCST, data["train"])
+    images = torch.arange(12)
+    lesson = lesson_of(objective, model, data, images)
+    features = data["train"].features_of(images).double()
+    names, params = zip(*model.named_parameters(), strict=True)
+    model.train(objective.drops)  # as training has it
+    loss = model(features, lesson.captions, weights=lesson.weights)
+    found = torch.autograd.grad(loss, params)
+
+    auto = model_of(data, cell_type, gradients="auto")
+    expected_loss = torch.zeros((), dtype=torch.float64)
+    for n in range(12):
+        state, log_p = auto.begin(features[n : n + 1]), torch.zeros((), dtype=torch.float64)
+        for t in range(lesson.captions.shape[1] - 1):
+            scores, state = auto.step(lesson.captions[n : n + 1, t], state)
+            word = lesson.captions[n, t + 1]
+            if word == auto.null:
+                break
+            log_p = log_p + scores.log_softmax(1)[0, word]
+        expected_loss = expected_loss - lesson.weights[n, 0] * log_p / 12
+    expected = torch.autograd.grad(expected_loss, tuple(auto.parameters()))
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
+    for name, ours, theirs in zip(names, found, expected, strict=True):
+        assert theirs.abs().max() > 0, name
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()), msg=name)
+
+
+def test_the_mean_gradient_is_that_of_the_expected_reward(data: CocoData) -> None:
+    """Of captions of at most two words, whose expected reward can be summed over all of them and differentiated."""
+    model = model_of(data)
+    with torch.no_grad():  # <START> and <NULL> cannot be drawn: let them have no probability
+        model.b_vocab[[model.null, model.start]] = -60
+    objective = SelfCritical(replace(SCST, max_length=2), data["train"])
+    features = data["train"].features_of([4]).double()
+    words = [w for w in range(model.vocab_size) if w not in (model.null, model.start)]
+    both = [[w, v] for w in words if w != model.end for v in words] + [[model.end, model.null]]
+    rewards = objective.reward([4] * len(both), torch.tensor(both))
+    captions = torch.tensor([[model.start, *pair] for pair in both])
+    log_p = torch.stack([-model(features, row.unsqueeze(0)) for row in captions])
+    assert log_p.exp().sum().item() == pytest.approx(1, rel=1e-12)
+    names, params = zip(*model.named_parameters(), strict=True)
+    exact = torch.autograd.grad((log_p.exp() * rewards).sum(), params)
+    n = 40_000
+    torch.manual_seed(1)
+    lesson = objective.lesson(model, features.expand(n, -1), torch.full((n,), 4), 0)
+    drawn = torch.autograd.grad(-model(features.expand(n, -1), lesson.captions, weights=lesson.weights), params)
+    assert lesson.reward == pytest.approx((log_p.exp() * rewards).sum().item(), rel=0.05)
+    whole, estimate = (torch.cat([g.flatten() for g in gradients]) for gradients in (exact, drawn))
+    assert torch.nn.functional.cosine_similarity(whole, estimate, dim=0) > 0.98
+    assert (estimate.norm() / whole.norm()).item() == pytest.approx(1, abs=0.1)
+    assert names
+
+
+def test_the_expected_reward_rises(data: CocoData, cell_type: str) -> None:
+    """From a model that has seen each caption a few times."""
+    torch.manual_seed(0)
+    model = CaptioningRNN(data.vocabulary.word_to_idx, 8, 16, 32, cell_type)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    features, captions = (x.float() if x.is_floating_point() else x for x in whole_batch(data))
+    for _ in range(40):
+        train_step(model, optimizer, features, captions, clip=5.0)
+    objective, images = SelfCritical(SCST, data["train"]), torch.arange(12).repeat(16)
+    pictures = data["train"].features_of(images)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train(objective.drops)
+    rewards = []
+    for _ in range(120):
+        lesson = objective.lesson(model, pictures, images, 0)
+        train_step(model, optimizer, pictures, lesson.captions, weights=lesson.weights, clip=5.0)
+        rewards.append(lesson.reward)
+    assert np.mean(rewards[-10:]) > 1.3 * np.mean(rewards[:10])
+
+
+def test_nothing_is_learnt_where_drawn_and_greedy_are_the_same(data: CocoData) -> None:
+    model, objective = model_of(data), SelfCritical(SCST, data["train"])
+    with torch.no_grad():
+        model.W_vocab.mul_(1000)
+    lesson = lesson_of(objective, model, data, torch.arange(12))
+    assert not lesson.weights.any()
+    loss = model(data["train"].features_of(range(12)).double(), lesson.captions, weights=lesson.weights)
+    assert loss.item() == 0
+    loss.backward()
+    assert not any(p.grad.any() for p in model.parameters())

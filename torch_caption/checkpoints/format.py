@@ -1,0 +1,401 @@
+"""Checkpoints: what a run needs to resume, and what a model needs to caption, in one safetensors file.
+
+Tensors (weights, their moving average, the optimizer's moments, the random state) are the file's tensors; vocabulary,
+settings, recipe of the features and progress are JSON in its metadata. The header has a SHA-256 of the whole file
+(`torch_caption.checkpoints.checksum`), which `load` verifies before it uses anything. Nothing in such a file can run,
+and nothing in it can ask for more memory than its bytes take.
+
+A file is written beside its place, flushed to the disk and renamed, and the one before is kept
+(`torch_caption.io.files`): a run that is killed while saving leaves a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_caption import __version__
+from torch_caption.checkpoints import checksum
+from torch_caption.config import TrainConfig
+from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.io import files
+from torch_caption.io.files import previous
+from torch_caption.io.text import parse_json, shown
+from torch_caption.model.captioner import CaptioningRNN
+
+KIND = "torch_caption checkpoint"
+VERSION = 1
+SIZE_LIMIT = 8 * 2**30
+"""The most bytes of a file that is written or read."""
+DEPTH_LIMIT = 32
+"""The most levels of lists and objects in the metadata."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter."""
+_PARTS = ("average", "optimizer", "random", "manifest")  # whose tensors have their part's name before their own
+_JSON = {"words": list, "config": dict, "manifest": dict, "input_dim": int, "progress": dict, "data": dict}
+_RANDOM = re.compile(r"\d{1,6}/(torch|cuda)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line that names the file and says why."""
+
+
+class NonFiniteTensor(CheckpointError):
+    """One of its tensors holds NaN or infinity."""
+
+
+@dataclass
+class Checkpoint:
+    """Attributes:
+    weights: the model's parameters by name, all of `config.dtype`.
+    config: the run's settings.
+    words: the vocabulary, in the order of the ids.
+    manifest: how the features were made, the recipe of `torch_caption.data.recipe`, as far as the data says.
+    input_dim: D, the width of the features.
+    progress: how far training has come (`torch_caption.training.progress.Progress.plain`).
+    average: the moving average of the weights, by the same names; empty where training keeps none.
+    optimizer: AdamW's state, "W_embed/exp_avg" and so on (`MOMENTS`); empty before the first step.
+    random: the random state of each rank, "0/torch" and "0/cuda" and so on, uint8; empty where training is not to be
+        resumed.
+    data: by the name of a split, the digest of its captions that training is to be resumed with (`Split.digest`).
+    """
+
+    weights: dict[str, Tensor]
+    config: TrainConfig
+    words: list[str]
+    manifest: dict[str, Any]
+    input_dim: int
+    progress: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    random: dict[str, Tensor] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+
+
+class Found(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        path: its file.
+        warning: why it is not the one that was asked for, but the one before it; None otherwise.
+        version: what tells whether the file has been replaced since.
+    """
+
+    checkpoint: Checkpoint
+    path: Path
+    warning: str | None
+    version: tuple[int, int]
+
+    def is_current(self) -> bool:
+        """Whether the file is still the one that was read."""
+        return self.version == _version(self.path)
+
+
+def save(path: str | Path, checkpoint: Checkpoint, *, keep: bool = True) -> None:
+    """Write the checkpoint in place of whatever is at `path`, all of it or nothing.
+
+    Without a random state it is not for resuming but for others to read, and its settings are written without the
+    folders of this machine (`TrainConfig.shared`).
+
+    Args:
+        keep: leave the checkpoint that was there, if it is whole, at `previous(path)`.
+
+    Raises:
+        CheckpointError: it holds what would be refused when it is read.
+        OSError: the file cannot be written; the message says how large it is.
+    """
+    path = Path(path)
+    try:
+        _check(checkpoint)
+        pieces = checksum.encode(*_flat(checkpoint))
+    except (TypeError, ValueError) as error:
+        kind = NonFiniteTensor if isinstance(error, NonFiniteTensor) else CheckpointError
+        raise kind(f"{path}: not saved: {error}") from error
+    size = sum(map(len, pieces))
+    if size > SIZE_LIMIT:
+        raise CheckpointError(f"{path}: not saved: {_megabytes(size)}; at most {_megabytes(SIZE_LIMIT)} are written")
+    with files.writing(path, f"it takes {_megabytes(size)}"):
+        files.replace(path, lambda file: file.writelines(pieces), keep=checksum.is_whole if keep else None)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU. It takes up to twice the file's size of memory.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged or not a checkpoint, of another version, or holds NaN
+            or infinity, or parts that do not belong together.
+    """
+    path = Path(path)
+    data = _read(path)
+    try:
+        checkpoint = _from_flat(*checksum.decode(data))
+        _check(checkpoint)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return checkpoint
+
+
+def find(path: str | Path) -> Found:
+    """`load`, with the file."""
+    version = _version(Path(path))
+    return Found(load(path), Path(path), None, version)
+
+
+def find_latest(path: str | Path) -> Found:
+    """The checkpoint at `path`, or the one before it where that is missing or cannot be used.
+
+    Raises:
+        CheckpointError: neither can be used; the message says why.
+    """
+    try:
+        return find(path)
+    except CheckpointError as error:
+        before = previous(path)
+        if not before.exists():
+            raise
+        try:
+            found = find(before)
+        except CheckpointError as other:
+            raise CheckpointError(f"{error}; nor can the one before it be used: {other}") from error
+        step = found.checkpoint.progress.get("step")
+        return found._replace(warning=f"{error}; using the one before it, {before}, of step {short(step)}")
+
+
+def build_model(checkpoint: Checkpoint, path: str | Path = "checkpoint") -> CaptioningRNN:
+    """The model with the checkpoint's weights, on the CPU, in the weights' own precision.
+
+    Raises:
+        CheckpointError: settings, vocabulary and weights do not fit together; `path` names the file in the message.
+    """
+    try:
+        word_to_idx = Vocabulary(tuple(checkpoint.words)).word_to_idx
+        with torch.device("meta"):  # sizes only: nothing is allocated before the weights are known to fit
+            model = CaptioningRNN(word_to_idx, checkpoint.input_dim, **checkpoint.config.model_arguments())
+        model.load_state_dict(checkpoint.weights, assign=True)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: settings, vocabulary and weights do not fit together: {reason}") from error
+    return model
+
+
+def check_fits(
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    feature_dim: int,
+    recipe: Mapping[str, Any],
+    *,
+    path: object,
+    data: object,
+) -> None:
+    """Raise CheckpointError unless vocabulary and features of the data are those the model was trained with.
+
+    Args:
+        feature_dim: the width of the data's features.
+        recipe: how they were made; what it or the checkpoint does not say is not compared.
+    """
+    if tuple(checkpoint.words) != vocabulary.words:
+        raise CheckpointError(f"{path}: its vocabulary is not that of {data}: {_difference(checkpoint, vocabulary)}")
+    width = checkpoint.input_dim
+    if width != feature_dim:
+        raise CheckpointError(f"{path}: trained on features of width {width}, but those of {data} have {feature_dim}")
+    ours, theirs = _made_by(checkpoint.manifest), _made_by(recipe)
+    for name in ours:  # in an order that every process has
+        if name in theirs and ours[name] != theirs[name]:
+            raise CheckpointError(
+                f"{path}: trained on features with {name} {short(ours[name])}, but those of {data} have "
+                f"{short(theirs[name])}"
+            )
+    if not _same_projection(checkpoint.manifest.get("projection"), recipe.get("projection")):
+        raise CheckpointError(f"{path}: trained on features of another projection than those of {data}")
+
+
+def _made_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells features apart, by what a message calls it."""
+    weights = recipe.get("weights")
+    told = {"encoder": recipe.get("encoder"), "kind": recipe.get("features"), "transform": recipe.get("transform")}
+    told["recipe of scenes"] = recipe.get("recipe")
+    told["weights of SHA-256"] = weights.get("sha256") if isinstance(weights, Mapping) else None
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _same_projection(ours: Any, theirs: Any) -> bool:
+    """But for what another machine rounds otherwise; True where one of them is not known."""
+    if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
+        return True
+    pairs = [(ours.get(name), theirs.get(name)) for name in ("mean", "components")]
+    return all(_near(x, y) for x, y in pairs if isinstance(x, Tensor) and isinstance(y, Tensor))
+
+
+def _near(x: Tensor, y: Tensor) -> bool:
+    x, y = x.double(), y.double()
+    return x.shape == y.shape and (not x.numel() or bool((x - y).abs().max() <= 0.01 * x.abs().max()))
+
+
+def _difference(checkpoint: Checkpoint, vocabulary: Vocabulary) -> str:
+    if len(checkpoint.words) != len(vocabulary):
+        return f"{len(checkpoint.words)} words against {len(vocabulary)}"
+    pairs = enumerate(zip(checkpoint.words, vocabulary.words, strict=True))
+    idx, (ours, theirs) = next((idx, pair) for idx, pair in pairs if pair[0] != pair[1])
+    return f"word {idx} is {ours!r} against {theirs!r}"
+
+
+# Content of a file ---------------------------------------------------------------------------------------------------
+
+
+def _flat(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and its metadata.
+
+    Raises:
+        TypeError, ValueError: something else than a tensor is not JSON.
+    """
+    arrays, manifest = _split(checkpoint.manifest, "manifest/")
+    tensors = {**_tensors(checkpoint), **arrays}
+    config = checkpoint.config.plain() if checkpoint.random else checkpoint.config.shared()
+    plain = {name: getattr(checkpoint, name) for name in _JSON} | {"manifest": manifest, "config": config}
+    metadata = {"format": "pt", "kind": KIND, "version": str(VERSION), "library": __version__}
+    return tensors, metadata | {name: json.dumps(value, allow_nan=False) for name, value in plain.items()}
+
+
+def _from_flat(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
+    """The inverse of `_flat`."""
+    if metadata.get("kind") != KIND:
+        raise ValueError("not a checkpoint of torch_caption")
+    if metadata.get("version") != str(VERSION):
+        raise ValueError(
+            f"of format version {shown(metadata.get('version'))}, written by torch_caption "
+            f"{shown(metadata.get('library'))}; this is torch_caption {__version__}, which reads version {VERSION}"
+        )
+    plain: dict[str, Any] = {}
+    for name, kind in _JSON.items():
+        if name not in metadata:
+            raise ValueError(f"its metadata lack {name!r}")
+        plain[name] = parse_json(metadata[name], f"its {name}")
+        if type(plain[name]) is not kind:
+            raise ValueError(f"its {name} is of type {type(plain[name]).__name__}, not {kind.__name__}")
+    parts: dict[str, Any] = {"weights": {}, **{name: {} for name in _PARTS}}
+    for name, tensor in tensors.items():
+        part, slash, rest = name.partition("/")
+        if slash and part not in _PARTS:
+            raise ValueError(f"unknown tensor {shown(name)}")
+        parts[part if slash else "weights"][rest or name] = tensor
+    _join(plain["manifest"], parts.pop("manifest"))
+    plain["config"] = TrainConfig.from_plain(plain["config"])
+    return Checkpoint(**parts, **plain)
+
+
+def _split(tree: Mapping[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of dicts within dicts, named by the keys that lead to them, and the rest."""
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}{key}"] = value
+        elif isinstance(value, Mapping):
+            inner, rest[key] = _split(value, f"{prefix}{key}/")
+            tensors |= inner
+        else:
+            rest[key] = value
+    return tensors, rest
+
+
+def _join(tree: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors back in the places that their names say."""
+    for name, tensor in tensors.items():
+        *keys, last = name.split("/")
+        inner: Any = tree
+        for key in keys:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or last in inner:
+            raise ValueError(f"its manifest has no place for the tensor {shown('manifest/' + name)}")
+        inner[last] = tensor
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All but those of the manifest, by the names that they have in a file."""
+    others = ("average", "optimizer", "random")
+    named = {f"{part}/{name}": x for part in others for name, x in getattr(checkpoint, part).items()}
+    return {**checkpoint.weights, **named}
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless all tensors are finite and of the names, shapes and dtypes that the weights imply."""
+    Vocabulary(tuple(checkpoint.words))
+    _check_depth(checkpoint.manifest)
+    dtype = getattr(torch, checkpoint.config.dtype)
+    shapes = {name: tuple(weight.shape) for name, weight in checkpoint.weights.items()}
+    moments = {f"{name}/{moment}": shape for name, shape in shapes.items() for moment in MOMENTS}
+    moments |= {name: () for name in moments if name.endswith("/step")}
+    for part, wanted in {"weights": shapes, "average": shapes, "optimizer": moments}.items():
+        found = getattr(checkpoint, part)
+        for name in sorted(wanted.keys() | found.keys()) if found else ():
+            named = f"tensor {shown(name if part == 'weights' else f'{part}/{name}')}"
+            if name not in wanted or name not in found:
+                raise ValueError(f"unknown {named}" if name in found else f"the {named} is missing")
+            tensor, shape = found[name], tuple(found[name].shape)
+            if shape != wanted[name]:
+                raise ValueError(f"the {named} has shape {shape}, not {wanted[name]}")
+            if tensor.dtype != dtype and not (name.endswith("/step") and tensor.is_floating_point()):
+                raise ValueError(f"the {named} is of {tensor.dtype}, not {dtype}")
+    for name, state in checkpoint.random.items():
+        if not _RANDOM.fullmatch(name) or f"{name.partition('/')[0]}/torch" not in checkpoint.random:
+            raise ValueError(f"unknown tensor {shown(f'random/{name}')}")
+        if state.dtype != torch.uint8:
+            raise ValueError(f"the tensor {shown(f'random/{name}')} is of {state.dtype}, not {torch.uint8}")
+    for name, tensor in {**_tensors(checkpoint), **_split(checkpoint.manifest, "manifest/")[0]}.items():
+        if tensor.dtype not in checksum.DTYPES or tensor.layout is not torch.strided:
+            raise ValueError(f"the tensor {shown(name)} is of {tensor.dtype} and {tensor.layout}, which is not saved")
+        if tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
+            raise NonFiniteTensor(f"the tensor {shown(name)} holds NaN or infinity")
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > DEPTH_LIMIT:
+        raise ValueError(f"its manifest is nested more than {DEPTH_LIMIT} levels deep")
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        _check_depth(inner, depth + 1)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Without a temporary of its size."""
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    """All of the file, once: what is verified is what is used."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > SIZE_LIMIT:
+                raise CheckpointError(f"{path}: {_megabytes(size)}; at most {_megabytes(SIZE_LIMIT)} are read")
+            return file.read(size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: {_megabytes(size)} do not fit into memory") from error
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What a file has of its own: another one in its place has another."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

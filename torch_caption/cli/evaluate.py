@@ -1,0 +1,465 @@
+"""How good a model's captions of a split are: `python -m torch_caption evaluate CHECKPOINT`.
+
+Every image is captioned from its features alone; the reference captions are read after that, all of an image's
+at once, and only the scorer sees them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from torch_caption import plots
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.cli.sample import find_checkpoint
+from torch_caption.config import ConfigError, check_length
+from torch_caption.data import caption_files, file_names
+from torch_caption.data import manifest as manifests
+from torch_caption.data.caption_files import Photograph
+from torch_caption.data.dataset import CocoData, DataError, Split, below
+from torch_caption.data.file_names import Names
+from torch_caption.data.tokenizer import TOKENIZERS, readable, tokenize
+from torch_caption.decoding.beam import LengthPenalty
+from torch_caption.functions.matmul import prefer_onednn
+from torch_caption.inference.captions import LENGTH_PENALTY, Caption, captioned_images, describe
+from torch_caption.io.exits import is_watched, within_memory
+from torch_caption.metrics import java
+from torch_caption.metrics import scores as metrics
+from torch_caption.metrics.scores import Interval, Scores
+from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.plots import GalleryItem
+from torch_caption.training import report
+from torch_caption.training.trainer import choose_device, load_data
+
+ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+RANKED_BY = "CIDEr", "ROUGE-L"  # the first there is
+_TOKENS = {
+    "words": "by torch_caption",
+    "characters": "by torch_caption, characters",
+    "whitespace": "as they are between blanks",
+    "ptb": "by Stanford PTB",
+}
+PRINTED, DRAWN = 3, 8  # of the best captions, and of the worst
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a model's captions of a split's images against the reference captions."""
+
+    checkpoint: Annotated[Positional[Path | None], arg(metavar="[CHECKPOINT]")] = None
+    """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
+    data: Annotated[str | None, arg(metavar="STR")] = None
+    """`scenes` or a directory in cs231n's layout; the data the model was trained on without it."""
+    split: str = "val"
+    """The split to caption."""
+    references: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Reference captions in a format of `prepare --annotations`, found by the names in {split}2014_images.txt; of a
+    file that says its splits, those of the split alone. Without it captions_{split}2014.json of the data where that is
+    there; else the captions that the model is trained on, which lack long ones and have <UNK> in place of rare
+    words."""
+
+    beam_size: int = 5
+    """Hypotheses of beam search; 1 is the greedy choice."""
+    length_penalty: Annotated[LengthPenalty, arg(metavar="FLOAT|mean")] = LENGTH_PENALTY
+    """Of beam search: 0 finds the likeliest caption, which tends to be a short one; see the help of `sample`."""
+    no_unk: Annotated[bool, FlagCreatePairsOff] = False
+    """Never say <UNK>."""
+    max_length: Annotated[int | None, arg(metavar="INT")] = None
+    """Longest caption, in words; as in training without it."""
+
+    meteor: Literal["auto", "yes", "no"] = "auto"
+    """Score by METEOR too: where there is Java, always, or never."""
+    tokenizer: Literal[("auto", *TOKENIZERS, "ptb")] = "auto"  # type: ignore[valid-type]
+    """What splits captions and references into the tokens that are compared: as the data was prepared (auto, words
+    unless its manifest says otherwise), one of `prepare --tokenizer`, or COCO's own (ptb), which needs Java."""
+    against: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None
+    """A second model, to be compared with the first on the same images."""
+    draws: int = 1000
+    """Draws of the bootstrap, which the intervals come from."""
+    seed: int = 0
+    """Decides those draws."""
+
+    format: Literal["table", "json"] = "table"
+    """What to print."""
+    json: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Write the captions to this file in COCO's result format: [{"image_id": ..., "caption": ...}, ...]."""
+    gallery: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Draw the images with the best captions and with the worst into this PNG file."""
+    images: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of the photographs for the gallery; the data's own without it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the flag, on the first value that cannot be used."""
+        least = {"beam-size": (self.beam_size, 1), "max-length": (self.max_length, 1), "draws": (self.draws, 2)}
+        for name, (value, at_least) in {**least, "seed": (self.seed, 0)}.items():
+            if value is not None and value < at_least:
+                raise ConfigError(f"--{name} must be at least {at_least}, not {value}")
+        check_length(self.max_length)
+        for flag, path in {"--json": self.json, "--gallery": self.gallery}.items():
+            if path is not None and not path.parent.is_dir():
+                raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
+        wanted = {"--meteor yes": self.meteor == "yes", "--tokenizer ptb": self.tokenizer == "ptb"}
+        asked = [flag for flag, wants in wanted.items() if wants]
+        if asked and not java.available():
+            raise ConfigError(f"{asked[0]} needs Java, which is not here; install a Java runtime, or leave it out")
+
+
+@dataclass(frozen=True)
+class References:
+    """The reference captions.
+
+    Attributes:
+        captions: the image's row -> its captions that hold a word, at least one.
+        ids: the image's row -> what a result file calls it: its id in the annotations, or else its row.
+        source: where they are from.
+        empty: captions without words, which are left out.
+    """
+
+    captions: dict[int, list[str]]
+    ids: dict[int, int | str]
+    source: str
+    empty: int = 0
+
+    @classmethod
+    def of(cls, captions: dict[int, list[str]], ids: dict[int, int | str], source: str, tokenizer: str) -> References:
+        """Those that hold a word, by a tokenizer of `TOKENIZERS`, and the images that have one.
+
+        Raises:
+            DataError: none does.
+        """
+        worded = {idx: [text for text in texts if TOKENIZERS[tokenizer](text)] for idx, texts in captions.items()}
+        kept = {idx: texts for idx, texts in worded.items() if texts}
+        if not kept:
+            raise DataError(f"{source}: no caption holds a word")
+        empty = sum(map(len, captions.values())) - sum(map(len, worded.values()))
+        return cls(kept, {idx: ids[idx] for idx in kept}, source, empty)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's captions, and what they are worth.
+
+    Attributes:
+        path: the model's checkpoint.
+        captions: the image's row -> what the model says.
+        scores, intervals: the scores, and their 95 % bootstrap intervals over the images.
+    """
+
+    path: Path
+    captions: dict[int, Caption]
+    scores: Scores[int]
+    intervals: dict[str, Interval]
+
+    @property
+    def ranked_by(self) -> str:
+        """The score that orders the images."""
+        return next(name for name in RANKED_BY if name in self.scores.each)
+
+    @property
+    def ranked(self) -> list[tuple[int, float]]:
+        """The images with the scores of their captions, the best first."""
+        pairs = zip(self.scores.images, self.scores.each[self.ranked_by].tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `run` found.
+
+    Attributes:
+        differences: the intervals of first - second, where there is a second model.
+    """
+
+    first: Judged
+    references: References
+    second: Judged | None = None
+    differences: dict[str, Interval] = dataclasses.field(default_factory=dict)
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """Caption and score as the configuration says: prints a table or JSON, and writes the files it names.
+
+    Raises:
+        ValueError: a setting, a checkpoint, the data or the references cannot be used, or they do not fit together.
+    """
+    config.check()
+    path, model, data, limit = _open(config, config.checkpoint)
+    split = data[config.split]
+    if config.tokenizer == "auto":
+        config = dataclasses.replace(config, tokenizer=split.tokenizer)
+    _check_tokenizer(config, data, split)
+    references = read_references(config, data, split)
+    if config.gallery is not None and not any(_picture(config, split, idx) for idx in references.captions):
+        where = config.images or data.directory
+        raise ConfigError(f"--gallery: {where} holds no pictures of {split.name}; --images names their folder")
+    rival = None if config.against is None else _open(config, config.against)
+    if rival is not None:
+        _check_tokenizer(config, rival[2], rival[2][config.split])
+        _check_same(split, rival[2][config.split], f"--against {rival[0]}: {data.directory} and {rival[2].directory}")
+    first = _judge(config, path, _caption(config, model, split, references, limit), references)
+    second, differences = None, {}
+    if rival is not None:
+        path, model, other, limit = rival
+        second = _judge(config, path, _caption(config, model, other[config.split], references, limit), references)
+        differences = first.scores.interval(second.scores, draws=config.draws, seed=config.seed)
+    evaluation = Evaluation(first, references, second, differences)
+    _tell(config, data, split, evaluation)
+    return evaluation
+
+
+def _check_tokenizer(config: EvaluateConfig, data: CocoData, split: Split) -> None:
+    """Raise ConfigError where a model says characters and references are to be split into something else."""
+    if split.tokenizer == "characters" and config.tokenizer != "characters":
+        raise ConfigError(
+            f"--tokenizer {config.tokenizer}: the captions of {data.directory} are of characters, and references split "
+            "otherwise would have none of them; use --tokenizer characters"
+        )
+
+
+def _check_same(split: Split, other: Split, which: str) -> None:
+    """Raise ConfigError unless the rows of two splits are the same images: by their names, or else by their
+    captions; of two vocabularies by how long those are, which stays when rare words become <UNK>."""
+    images = range(split.num_images)
+    named = all(s.file_name(i) for s in (split, other) for i in range(s.num_images))
+    if split.num_images != other.num_images:
+        same = False
+    elif named:
+        same = all(split.file_name(i) == other.file_name(i) for i in images)
+    else:
+        look = Split.references if split.vocabulary.words == other.vocabulary.words else _lengths
+        same = all(look(split, i) == look(other, i) for i in images)
+    if not same:
+        raise ConfigError(f"{which}, the data of the two models, differ in the images of {split.name}")
+
+
+def _lengths(split: Split, idx: int) -> list[int]:
+    return [len(caption.split()) for caption in split.references(idx)]
+
+
+def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningRNN, CocoData, int]:
+    """The checkpoint's path, its model, the data for it, and the longest caption it is to write."""
+    path = find_checkpoint(named)
+    saved = checkpoints.load(path)
+    trained = saved.config
+    data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
+    checkpoints.check_fits(
+        saved, data.vocabulary, data[config.split].feature_dim, data.recipe, path=path, data=data.directory
+    )
+    model = checkpoints.build_model(saved, path).to(choose_device(config.device)).eval()
+    return path, model, data, config.max_length or trained.max_length
+
+
+def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> References:
+    """All captions of each image: the named file's, else the data's annotations, else those of its HDF5 file.
+
+    Raises:
+        DataError: the file is in no format that is read, or has none of the split's images.
+    """
+    own = data.directory / f"captions_{split.name}2014.json"
+    path = config.references or (own if own.is_file() else None)
+    tokenizer = config.tokenizer if config.tokenizer in TOKENIZERS else split.tokenizer
+    if path is None:
+        images = captioned_images(split)
+        source = f"{data.directory / 'coco2014_captions.h5'}, as the model learns them"
+        captions = {idx: split.references(idx) for idx in images}
+        return References.of(captions, {idx: idx for idx in images}, source, tokenizer)
+    if path == own:
+        manifests.check(data.directory, data.manifest, [own])
+    photographs = caption_files.of_split(caption_files.read(path), split.name, path)
+    names = {idx: split.file_name(idx) for idx in range(split.num_images)}
+    if not any(names.values()):
+        raise DataError(
+            f"{data.directory / f'{split.name}2014_images.txt'}: no such file; the captions of {path} are found by the "
+            "images' names"
+        )
+    pairs = _paired({idx: name for idx, name in names.items() if name}, photographs)
+    known = {idx: photograph for idx, photograph in pairs.items() if photograph.captions}
+    if not known:
+        nearest = Names([photograph.file_name for photograph in photographs]).nearest(names[0] or "", guess=True)
+        raise DataError(
+            f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}"
+            + file_names.hint(nearest, "it has captions of")
+        )
+    captions = {idx: [text for _, text in photograph.captions] for idx, photograph in known.items()}
+    ids = {idx: photograph.id for idx, photograph in known.items()}
+    return References.of(captions, ids, str(path), tokenizer)
+
+
+def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph]:
+    """The annotations of each image, by its name, else by the last part of it where one side has folders before it and
+    the other has not, as COCO's own annotations; none that two images share."""
+    found = {photograph.file_name: photograph for photograph in photographs}
+    theirs, ours = Names([*found]), Names([*names.values()])
+    pairs = {idx: found[meant[0]] for idx, name in names.items() if len(meant := theirs.meant(name)) == 1}
+    taken = {photograph.file_name for photograph in pairs.values()}
+    others = {idx: theirs.in_folders(name) or theirs.without_folders(name, ours) for idx, name in names.items()}
+    further = {idx: meant[0] for idx, meant in others.items() if idx not in pairs and len(meant) == 1}
+    images = Counter(further.values())
+    pairs |= {idx: found[name] for idx, name in further.items() if images[name] == 1 and name not in taken}
+    return dict(sorted(pairs.items()))
+
+
+def _caption(
+    config: EvaluateConfig, model: CaptioningRNN, split: Split, references: References, max_length: int
+) -> dict[int, Caption]:
+    """The model's caption of each image that has references; of those only the images are looked at."""
+    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_watched())
+    return describe(
+        model,
+        split,
+        images,
+        max_length=max_length,
+        beam_size=config.beam_size,
+        length_penalty=config.length_penalty,
+        no_unk=config.no_unk,
+    )
+
+
+def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], references: References) -> Judged:
+    """Score the captions; without CIDEr where it is 0 whatever they say."""
+    by_meteor = config.meteor == "yes" or (config.meteor == "auto" and java.available())
+    tokens = TOKENIZERS.get(config.tokenizer, tokenize)  # Java's tokens tell the same images apart
+    weighs = metrics.cider_weighs([list(map(tokens, texts)) for texts in references.captions.values()])
+    scores = metrics.score_each(
+        {idx: caption.text for idx, caption in captions.items()},
+        references.captions,
+        ("BLEU", *(["METEOR"] if by_meteor else []), "ROUGE-L", *(["CIDEr"] if weighs else [])),
+        config.tokenizer,
+    )
+    return Judged(path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
+
+
+# What it says ---------------------------------------------------------------------------------------------------------
+
+
+def _tell(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Evaluation) -> None:
+    if config.format == "json":
+        plain = _plain(config, data, split, evaluation)
+        print(report.json_text(plain, indent=2, encoding=sys.stdout.encoding))
+    else:
+        print(_table(config, data, split, evaluation))
+    if config.json is not None:
+        ids, captions = evaluation.references.ids, evaluation.first.captions
+        results = [{"image_id": ids[idx], "caption": caption.text} for idx, caption in captions.items()]
+        config.json.write_text(report.json_text(results) + "\n", encoding="utf-8", newline="\n")
+    if config.gallery is not None:
+        _draw(config, split, evaluation, config.gallery)
+
+
+def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Evaluation) -> str:
+    first, references = evaluation.first, evaluation.references
+    texts = [caption.text for caption in first.captions.values()]
+    images = f"{len(texts):,}" if len(texts) == split.num_images else f"{len(texts):,} of {split.num_images:,}"
+    count = sum(map(len, references.captions.values()))
+    wordless = f", {references.empty:,} without words left out" if references.empty else ""
+    decoding = f"beam search, {config.beam_size} wide" if config.beam_size > 1 else "greedy"
+    length = sum(len(text.split()) for text in texts) / len(texts)
+    lines = [
+        f"model       {first.path}, {decoding}",
+        f"images      {images} of {split.name} of {data.directory}",
+        f"references  {count:,}, {count / len(texts):.1f} an image, from {references.source}{wordless}",
+        f"captions    {len(set(texts)):,} different ones, {length:.1f} words on average",
+        f"tokens      {_TOKENS[config.tokenizer]}",
+    ]
+    if evaluation.second is not None:
+        lines.insert(1, f"against     {evaluation.second.path}")
+    return "\n".join([*lines, "", *_scores(evaluation), "", *_extremes(first)])
+
+
+def _scores(evaluation: Evaluation) -> list[str]:
+    """A row a score."""
+    first, second = evaluation.first, evaluation.second
+    head = f"{'':9}  {'score':>6}  {'95 % interval':>16}"
+    if second is not None:
+        head += f"  {'against':>7}  {'difference':>10}  {'95 % interval':>18}"
+    lines = [head]
+    for name in [name for name in ORDER if name in first.scores.overall]:
+        value, interval = first.scores.overall[name], first.intervals[name]
+        line = f"{name:9}  {value:6.4f}  {f'{interval.low:.4f} to {interval.high:.4f}':>16}"
+        if second is not None:
+            other, gain = second.scores.overall[name], evaluation.differences[name]
+            line += f"  {other:7.4f}  {value - other:+10.4f}  {f'{gain.low:+.4f} to {gain.high:+.4f}':>18}"
+        lines.append(line)
+    if "CIDEr" not in first.scores.overall:
+        of = "one image alone" if len(first.captions) == 1 else "images with the same references"
+        lines.append(f"CIDEr      is 0 of {of}, whatever the captions: it weighs words by how many images lack them")
+    return lines
+
+
+def _extremes(judged: Judged) -> list[str]:
+    """The best captions and the worst."""
+    ranked = judged.ranked
+    shown = min(PRINTED, len(ranked) // 2)
+    lines = []
+    for what, pairs in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
+        lines += [f"{what} by {judged.ranked_by}"] if pairs else []
+        lines += [
+            f"{score:8.3f}  image {idx:<5} {readable(judged.captions[idx].text) or '(no words)'}"
+            for idx, score in pairs
+        ]
+    return lines
+
+
+def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Evaluation) -> dict[str, Any]:
+    first, second = evaluation.first, evaluation.second
+    plain: dict[str, Any] = {
+        "checkpoint": str(first.path),
+        "data": str(data.directory),
+        "split": split.name,
+        "images": len(first.captions),
+        "references": evaluation.references.source,
+        "reference_count": sum(map(len, evaluation.references.captions.values())),
+        "beam_size": config.beam_size,
+        "length_penalty": config.length_penalty,
+        "tokenizer": config.tokenizer,
+        "scores": first.scores.overall | ({} if "CIDEr" in first.scores.overall else {"CIDEr": None}),
+        "intervals": {name: [interval.low, interval.high] for name, interval in first.intervals.items()},
+    }
+    if second is not None:
+        plain["against"] = {
+            "checkpoint": str(second.path),
+            "scores": second.scores.overall,
+            "differences": {name: [gain.low, gain.high] for name, gain in evaluation.differences.items()},
+        }
+    return plain
+
+
+def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Path) -> None:
+    """The best captions, then the worst, of the images that have a picture."""
+    seen = [(idx, score) for idx, score in evaluation.first.ranked if _picture(config, split, idx)]
+    shown = min(DRAWN, (len(seen) + 1) // 2)
+    items = [
+        GalleryItem(
+            _picture(config, split, idx),
+            readable(evaluation.first.captions[idx].text),
+            tuple(evaluation.references.captions[idx]),
+            note=f"{evaluation.first.ranked_by} {score:.2f}",
+        )
+        for idx, score in dict.fromkeys([*seen[:shown], *seen[-shown:]])
+    ]
+    plots.gallery(items, path)
+
+
+def _picture(config: EvaluateConfig, split: Split, idx: int) -> Path | None:
+    if config.images is None:
+        return split.image_path(idx)
+    name = split.file_name(idx)
+    return None if name is None else below(config.images, name)
+
+
+def main(args: Sequence[str], prog: str) -> None:
+    config = tyro.cli(EvaluateConfig, args=args, prog=prog)
+    prefer_onednn()
+    with within_memory("--beam-size"):
+        run(config)

@@ -1,0 +1,61 @@
+"""A trained captioner as one file that runs without this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.cli.sample import find_checkpoint
+from torch_caption.config import ConfigError, check_length
+from torch_caption.inference import export
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained captioner to one file that runs without this package: features in, word ids out."""
+
+    checkpoint: Annotated[Path | None, Positional, arg(metavar="CHECKPOINT")] = None
+    """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("captioner.onnx")
+    """The file to write, .onnx or .pt2."""
+    max_length: Annotated[int | None, arg(metavar="INT")] = None
+    """Longest caption, in words; as in training without it."""
+    no_unk: Annotated[bool, FlagCreatePairsOff] = False
+    """Never say <UNK>."""
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the flag, on the first value that cannot be used."""
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"--max-length must be at least 1, not {self.max_length}")
+        check_length(self.max_length)
+        if not self.out.parent.is_dir():
+            raise ConfigError(f"--out {self.out}: there is no folder {self.out.parent}")
+        export.check_kind(self.out)
+
+
+def run(config: ExportConfig) -> None:
+    """Export as the configuration says, and print what the file takes and gives.
+
+    Raises:
+        ValueError: a setting or the checkpoint cannot be used.
+    """
+    config.check()
+    path = find_checkpoint(config.checkpoint)
+    saved = checkpoints.load(path)
+    model = checkpoints.build_model(saved, path)
+    max_length = config.max_length or saved.config.max_length
+    export.save(export.trace(model, max_length, no_unk=config.no_unk), config.out, export.about(saved, max_length))
+    kind = str(model.W_proj.dtype).removeprefix("torch.")
+    size = config.out.stat().st_size / 1e6
+    shape = f"(N, {model.input_dim}{', L' if model.cell.looks else ''})"
+    print(f"{config.out}: {export.FEATURES} {shape} {kind} -> {export.IDS} (N, {max_length}) int64, {size:.1f} MB")
+
+
+def main(args: Sequence[str], prog: str) -> None:
+    run(tyro.cli(ExportConfig, args=args, prog=prog))

@@ -1,0 +1,478 @@
+"""A trained captioner at work: captions of a split's images or of new photographs, as a table, JSON and a gallery."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from PIL import Image
+from tqdm import tqdm
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from torch_caption import plots
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints.format import Checkpoint
+from torch_caption.config import ConfigError, TrainConfig, check_length
+from torch_caption.data.dataset import CocoData, Split
+from torch_caption.data.tokenizer import readable
+from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.decoding.beam import LengthPenalty
+from torch_caption.encoders import extractor as recipes
+from torch_caption.inference import photographs
+from torch_caption.inference.captions import LENGTH_PENALTY, Caption, describe, draw, looked, search, some_images
+from torch_caption.io.exits import within_memory
+from torch_caption.io.images import ImageError, is_url, load_image, shown
+from torch_caption.io.program import typed
+from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.training import report
+from torch_caption.training import run_folder as runs
+from torch_caption.training.trainer import choose_device, load_data
+
+SOME = 5  # names in a line that tells what was skipped
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Caption images with a trained model: greedily, by beam search (--beam-size), or drawn at random where a flag of
+    chance is given."""
+
+    photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO|FOLDER|URL...")] = ()
+    """Photographs to caption: files, folders of files, and http(s) URLs. Without any, images of a split are
+    captioned."""
+    recursive: Annotated[bool, FlagCreatePairsOff] = False
+    """Look into the folders inside of a folder, too."""
+    checkpoint: Annotated[Path | None, arg(metavar="PATH")] = None
+    """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
+    data: Annotated[str | None, arg(metavar="STR")] = None
+    """`scenes` or a directory in cs231n's layout; the data the model was trained on without it. With photographs, the
+    directory that says how features are made, where the checkpoint does not."""
+    split: Annotated[str | None, arg(metavar="STR")] = None
+    """The split to caption; test where there is one, else val."""
+    images: tuple[int, ...] = ()
+    """Images by their index in the split; some chosen by the seed without it."""
+    count: int = 8
+    """How many images, where --images names none."""
+
+    beam_size: int = 1
+    """Hypotheses of beam search; 1 is the greedy choice."""
+    length_penalty: Annotated[LengthPenalty, arg(metavar="FLOAT|mean")] = LENGTH_PENALTY
+    """Beam search divides a log-probability by ((5 + words) / 6)^FLOAT (Wu et al. 2016): 0 finds the likeliest caption,
+    which tends to be a short one. `mean` divides by the number of words."""
+    n_best: int = 1
+    """Captions per image that beam search shows, best first."""
+    no_repeat_ngram: Annotated[int | None, arg(metavar="INT")] = None
+    """No so many words may come twice in a caption in the same order."""
+    no_unk: Annotated[bool, FlagCreatePairsOff] = False
+    """Never say <UNK>, whichever way captions are found."""
+
+    samples: int = 1
+    """Captions per image; more than one are drawn at random."""
+    temperature: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Draw at random: below 1 likely words gain, above 1 unlikely ones do (1 where only other flags ask for chance)."""
+    top_k: Annotated[int | None, arg(metavar="INT")] = None
+    """Draw at random among the k likeliest words."""
+    top_p: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Draw at random among the fewest words that have this probability together."""
+    seed: int = 0
+    """Decides the images and the random draws."""
+    max_length: Annotated[int | None, arg(metavar="INT")] = None
+    """Longest caption, in words; as in training without it."""
+
+    allow_private: bool = False
+    """Fetch URLs from addresses that are not public, too: this machine, the local network."""
+    weights: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Weights of the encoder, where they are not found where they were when the features were made."""
+
+    references: bool = False
+    """Show the captions that people wrote beside them."""
+    format: Literal["table", "json"] = "table"
+    """What to print."""
+    json: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Write the captions to this file as JSON."""
+    gallery: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Draw the pictures with their captions into this PNG file."""
+    show_attention: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Draw where a model with attention looked for each word of each caption into this PNG file."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the flag, on the first value that cannot be used."""
+        for name in ("count", "samples", "max_length", "beam_size", "n_best", "no_repeat_ngram"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        check_length(self.max_length)
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")
+        if self.n_best > self.beam_size:
+            raise ConfigError(f"--n-best {self.n_best} needs a --beam-size of as many, not {self.beam_size}")
+        if self.length_penalty != "mean" and not 0 <= self.length_penalty < float("inf"):
+            raise ConfigError(f"--length-penalty must be 0, a positive number or mean, not {self.length_penalty}")
+        if self.random and (self.beam_size > 1 or self.no_repeat_ngram is not None):
+            flag = "--beam-size" if self.beam_size > 1 else "--no-repeat-ngram"
+            raise ConfigError(f"{flag} is of beam search, which draws nothing at random: leave out either")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"--temperature must be a positive number, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"--top-k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
+        of_a_split = {"split": self.split is not None, "images": bool(self.images), "references": self.references}
+        for name, given in of_a_split.items():
+            if self.photographs and given:
+                raise ConfigError(f"--{name} is for the images of a split, not for photographs")
+        if self.recursive and not self.photographs:
+            raise ConfigError("--recursive is for a folder of photographs: name one")
+
+    @property
+    def random(self) -> bool:
+        """A flag of chance is given."""
+        return self.samples > 1 or any(flag is not None for flag in (self.temperature, self.top_k, self.top_p))
+
+
+@dataclass(frozen=True)
+class Described:
+    """An image, its captions and what people wrote.
+
+    Attributes:
+        index: its row in the split; of photographs, its place among those that could be read.
+        name: of its file, or its URL.
+    """
+
+    index: int
+    name: str | None
+    captions: list[Caption]
+    references: list[str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is captioned.
+
+    Attributes:
+        split: it holds the images.
+        images: those of them that are meant.
+        recipe: how its features are made, as far as anybody says.
+        data: what the split is of; None of photographs.
+        failed: photographs that could not be read, and why.
+    """
+
+    split: Split
+    images: list[int]
+    recipe: Mapping[str, Any]
+    data: CocoData | None
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run(config: SampleConfig) -> list[Described]:
+    """Caption as the configuration says: prints a table or JSON, and writes the files it names.
+
+    Raises:
+        ValueError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
+    """
+    config.check()
+    path = find_checkpoint(config.checkpoint)
+    saved = checkpoints.load(path)
+    trained = saved.config
+    device = choose_device(config.device)
+    _check_files(config)
+    find = _photographs if config.photographs else _images
+    subject = find(config, path, saved, trained)
+    split, images = subject.split, subject.images
+    model = checkpoints.build_model(saved, path).to(device).eval()
+    if config.show_attention is not None:
+        _check_looks(model, split, path)
+    max_length = config.max_length or trained.max_length
+    captions = _decode(config, model, split, images, max_length)
+    described = [
+        Described(idx, split.image_name(idx), captions[idx], split.references(idx) if config.references else [])
+        for idx in images
+    ]
+    _tell(config, path, subject, described)
+    if config.show_attention is not None:
+        _draw_attention(model, subject, described, config.show_attention)
+    return described
+
+
+def _decode(
+    config: SampleConfig, model: CaptioningRNN, split: Split, images: list[int], max_length: int
+) -> dict[int, list[Caption]]:
+    """The captions of each image, found as the configuration says."""
+    if config.random:
+        return draw(
+            model,
+            split,
+            images,
+            samples=config.samples,
+            max_length=max_length,
+            no_unk=config.no_unk,
+            temperature=1.0 if config.temperature is None else config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=config.seed,
+        )
+    if config.beam_size > 1 or config.no_repeat_ngram is not None:
+        return search(
+            model,
+            split,
+            images,
+            beam_size=config.beam_size,
+            max_length=max_length,
+            length_penalty=config.length_penalty,
+            n_best=config.n_best,
+            no_unk=config.no_unk,
+            no_repeat_ngram=config.no_repeat_ngram,
+        )
+    greedy = describe(model, split, images, max_length=max_length, no_unk=config.no_unk)
+    return {idx: [caption] for idx, caption in greedy.items()}
+
+
+def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
+    """Images of a split: those that are named, or some."""
+    data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
+    split = _choose_split(config, data)
+    checkpoints.check_fits(saved, data.vocabulary, split.feature_dim, data.recipe, path=path, data=data.directory)
+    images = list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
+    for flag, picture in _pictures(config).items():
+        if picture is not None and not any(split.image_path(idx) for idx in images):
+            raise ConfigError(f"{flag}: {data.directory} holds no pictures of {split.name}")
+    return Subject(split, images, data.recipe, data)
+
+
+def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
+    """The photographs with the features that the model learnt from.
+
+    Each that cannot be read is a line on stderr, as is what a folder holds beside photographs; only if none can be
+    read, it is an error.
+
+    Raises:
+        ValueError: no photograph can be read, nobody says how their features are made, or the encoder is not to be had.
+    """
+    recipe, source = recipe_of(path, saved, config.data)
+    maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
+    errors: dict[str, ImageError] = {}
+    sources, lacking = _sources(config)
+
+    def fail(name: str, error: ImageError) -> None:
+        errors[name] = ImageError(f"{shown(name)}: {lacking[name]}") if name in lacking else error
+        if len(sources) > 1:
+            _say(f"error: {errors[name]}")
+
+    found = photographs.read(
+        sources,
+        maker,
+        Vocabulary(tuple(saved.words)),
+        allow_private=config.allow_private,
+        keep=any(_pictures(config).values()),
+        failed=fail,
+        truncated=lambda line: _say(f"warning: {line}"),
+    )
+    if found is None:
+        if len(sources) == 1:
+            raise errors[sources[0]]
+        raise ConfigError(f"none of the {len(sources)} photographs can be captioned")
+    if found.feature_dim != saved.input_dim:
+        raise ConfigError(f"{path}: takes features of width {saved.input_dim}, but {source} makes {found.feature_dim}")
+    return Subject(
+        found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
+    )
+
+
+def _sources(config: SampleConfig) -> tuple[list[str], dict[str, str]]:
+    """The photographs that are named, those of folders among them, and what is to be said of folders without any."""
+    sources: list[str] = []
+    lacking: dict[str, str] = {}
+    for name in config.photographs:
+        if is_url(name) or not Path(name).is_dir():
+            sources.append(name)
+            continue
+        folder = photographs.look_into(Path(name), recursive=config.recursive)
+        sources += folder.pictures or [name]
+        if folder.pictures:
+            _tell_rest(folder)
+        else:
+            lacking[name] = _lacks_pictures(folder)
+    return sources, lacking
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _tell_rest(folder: photographs.Folder) -> None:
+    """What a folder holds that is not captioned, in a line of each kind."""
+    if folder.others:
+        _say(f"skipped {shown(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
+    if folder.folders:
+        _say(
+            f"skipped {shown(folder.path)}: folders, into which --recursive looks: {_some(folder.path, folder.folders)}"
+        )
+
+
+def _lacks_pictures(folder: photographs.Folder) -> str:
+    rest = f", only {_some(folder.path, folder.others)}" if folder.others else ""
+    inside = f"; --recursive looks into its folders: {_some(folder.path, folder.folders)}" if folder.folders else ""
+    return f"a folder without a picture in it{rest}{inside}"
+
+
+def _some(folder: Path, paths: list[str]) -> str:
+    names = [shown(Path(path).relative_to(folder)) for path in paths[:SOME]]
+    return ", ".join(names) + (f" and {len(paths) - SOME:,} more" if len(paths) > SOME else "")
+
+
+def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[Mapping[str, Any], Path]:
+    """How the features of pictures are made for a checkpoint, and who says so: itself, or the directory that is named.
+
+    Raises:
+        ValueError: nobody does, or the directory is not fit for the checkpoint.
+    """
+    recipe, source = saved.manifest, path
+    if named is not None:
+        data = load_data(dataclasses.replace(saved.config, data=named, max_train=None, in_memory="no"))
+        checkpoints.check_fits(
+            saved, data.vocabulary, data["train"].feature_dim, data.recipe, path=path, data=data.directory
+        )
+        recipe, source = data.recipe, data.directory
+    if not recipes.is_one(recipe):
+        raise ConfigError(
+            f"{source}: does not say how its features were made, so photographs cannot be given the same; name a "
+            f"directory that does with --data (for cs231n's own, `{typed('prepare')} --recover-pca`)"
+        )
+    return recipe, source
+
+
+def _tell(config: SampleConfig, path: Path, subject: Subject, described: list[Described]) -> None:
+    data, split = subject.data, subject.split
+    plain = _plain(path, subject, described)
+    if config.format == "json":
+        print(report.json_text(plain, indent=2, encoding=sys.stdout.encoding))
+    else:
+        print(f"{path}, {split.name} of {data.directory}" if data else f"{path}")
+        print(_table(described, config.references, named=data is None))
+    if config.json is not None:
+        config.json.write_text(report.json_text(plain, indent=2) + "\n", encoding="utf-8", newline="\n")
+    if config.gallery is not None:
+        captions = {image.index: [caption.text for caption in image.captions] for image in described}
+        report.gallery(data, split, captions, config.gallery, references=config.references)
+
+
+def _draw_attention(model: CaptioningRNN, subject: Subject, described: list[Described], path: Path) -> None:
+    """Each caption with where the model looked for its words."""
+    split = subject.split
+    pairs = [(image.index, caption.text) for image in described for caption in image.captions]
+    features = split.features_of([index for index, _ in pairs])
+    weights = looked(model, split.vocabulary, features, [text for _, text in pairs])
+    items = [
+        plots.AttentionItem(_seen(subject, index), text.split(), of_words)
+        for (index, text), of_words in zip(pairs, weights, strict=True)
+    ]
+    plots.attention(items, path)
+
+
+def _seen(subject: Subject, index: int) -> Image.Image | None:
+    """The part of an image that the model sees; None where there is no picture of it."""
+    picture = subject.split.picture(index)
+    if isinstance(picture, Path):
+        try:
+            picture = load_image(picture, truncated=lambda line: None)
+        except ImageError:
+            return None
+    return None if picture is None else recipes.seen(subject.recipe, picture)
+
+
+def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
+    """There are weights, and they have rows and columns.
+
+    Raises:
+        ConfigError: the model looks at no places, or at places in a row.
+    """
+    if not model.cell.looks:
+        raise ConfigError(
+            f"--show-attention: {path} is of the cell {model.cell_type}, which looks at no places; "
+            f"`{typed('train')} --cell-type attention` makes one that does"
+        )
+    if len(split.grid) != 2:
+        raise ConfigError(f"--show-attention: the features of {split.name} are of places without rows and columns")
+
+
+def _table(described: list[Described], references: bool, *, named: bool) -> str:
+    """One row a caption: the image's index or name, log-probability, score if there is one, words; references below."""
+    labels = [shown(image.name) if named else str(image.index) for image in described]
+    width = max(6, *map(len, labels))
+    scored = any(caption.score is not None for image in described for caption in image.captions)
+    lines = [f"{'image':>{width}}  {'log p':>7}  {'score  ' if scored else ''}caption"]
+    for label, image in zip(labels, described, strict=True):
+        for place, caption in enumerate(image.captions):
+            score = "" if caption.score is None else f"{caption.score:5.2f}  "
+            lines.append(
+                f"{label if place == 0 else '':>{width}}  {caption.log_prob:7.2f}  {score}{readable(caption.text)}"
+            )
+        blank = " " * 7 if scored else ""
+        lines += [f"{'':{width}}  {'people':>7}  {blank}{readable(reference)}" for reference in image.references]
+    return "\n".join(lines)
+
+
+def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str, Any]:
+    failed = [{"name": name, "error": error} for name, error in subject.failed.items()]
+    return {
+        "checkpoint": str(path),
+        "split": subject.split.name,
+        "images": [
+            {
+                "index": image.index,
+                "name": image.name,
+                "captions": [_plain_caption(caption) for caption in image.captions],
+                **({"references": [*map(readable, image.references)]} if image.references else {}),
+            }
+            for image in described
+        ],
+        **({"failed": failed} if failed else {}),
+    }
+
+
+def _plain_caption(caption: Caption) -> dict[str, Any]:
+    plain = {"caption": readable(caption.text), "log_prob": caption.log_prob, "ended": caption.ended}
+    return plain if caption.score is None else plain | {"score": caption.score}
+
+
+def find_checkpoint(named: Path | None) -> Path:
+    """The checkpoint that is named, or the best one of the last run where the programs keep them."""
+    return runs.checkpoint(named, TrainConfig.out)
+
+
+def _choose_split(config: SampleConfig, data: CocoData) -> Split:
+    if config.split is not None:
+        return data[config.split]
+    return data["test" if "test" in data.splits else "val"]
+
+
+def _check_files(config: SampleConfig) -> None:
+    """The files that are asked for can be written, known before any work is done."""
+    for flag, path in {"--json": config.json, **_pictures(config)}.items():
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
+
+
+def _pictures(config: SampleConfig) -> dict[str, Path | None]:
+    return {"--gallery": config.gallery, "--show-attention": config.show_attention}
+
+
+def sample_config(args: Sequence[str], prog: str | None = None) -> SampleConfig:
+    """The flags of `sample`.
+
+    Raises:
+        SystemExit: a flag is misspelt (status 2), or help was asked for (0).
+    """
+    return tyro.cli(SampleConfig, prog=prog, args=args)
+
+
+def main(args: Sequence[str], prog: str) -> None:
+    with within_memory("--beam-size", "--samples"):
+        run(sample_config(args, prog))

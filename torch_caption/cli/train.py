@@ -1,0 +1,61 @@
+"""Training: flags into a configuration, and the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import tyro
+
+from torch_caption.checkpoints.format import Found
+from torch_caption.config import OF_THE_DATA, OF_THE_MODEL, TrainConfig
+from torch_caption.functions.matmul import prefer_onednn
+from torch_caption.training.distributed import first_alone_speaks, several
+from torch_caption.training.run_folder import find
+from torch_caption.training.state import source
+from torch_caption.training.trainer import fit
+
+
+def train_config(args: Sequence[str], prog: str | None = None) -> tuple[TrainConfig, Found | None]:
+    """The flags of `train`. With `--resume` the named run's own settings, or the last one's, are the defaults; with
+    `--init-from` those of the checkpoint's that its weights and data fix.
+
+    Returns:
+        The settings, and the checkpoint that was read for them: the arguments of `training.fit`.
+
+    Raises:
+        ValueError: there is no run to resume, or no checkpoint to begin with.
+        SystemExit: a flag is misspelt (status 2), or help was asked for (0).
+    """
+    args = _name_the_run(args)
+    config = _train_config(args, prog)
+    found = source(config)
+    if found is None:
+        return config, None
+    saved = found.checkpoint.config
+    if config.resume is None:
+        kept = TrainConfig(**{name: getattr(saved, name) for name in (*OF_THE_MODEL, *OF_THE_DATA)})
+        return _train_config(args, prog, kept), found
+    run = find(config.out, config.resume)
+    return dataclasses.replace(_train_config(args, prog, saved), out=run.parent, resume=str(run)), found
+
+
+def _train_config(args: Sequence[str], prog: str | None, default: TrainConfig | None = None) -> TrainConfig:
+    with first_alone_speaks():
+        return tyro.cli(TrainConfig, prog=prog, args=args, default=default or TrainConfig())
+
+
+def _name_the_run(args: Sequence[str]) -> list[str]:
+    """`--resume` alone means the last run."""
+    named = []
+    for place, arg in enumerate(args):
+        named.append(arg)
+        if arg == "--resume" and (place + 1 == len(args) or args[place + 1].startswith("--")):
+            named.append("last")
+    return named
+
+
+def main(args: Sequence[str], prog: str) -> None:
+    """Train, in each of the processes that torchrun starts."""
+    prefer_onednn()
+    several(lambda: fit(*train_config(args, prog)))

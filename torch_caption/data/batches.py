@@ -1,0 +1,178 @@
+"""The order of an epoch, and the batches in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from torch_caption.io.exits import TO_ALL
+
+Batch = tuple[Tensor, Tensor]
+
+
+def generator(*seeds: int) -> torch.Generator:
+    """A generator that depends on every one of the seeds, and on nothing else."""
+    if min(seeds) < 0:
+        raise ValueError(f"a seed is {min(seeds)}; it takes 0 or more")
+    state = np.random.SeedSequence(seeds).generate_state(2, np.uint32)
+    return torch.Generator("cpu").manual_seed(int(state[0]) | int(state[1]) << 32)
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The rows of each batch of an epoch; their order is a function of (seed, epoch) alone.
+
+    Args:
+        rows: how many rows there are.
+        batch_size: rows a batch; the last one takes what is left.
+        seed: with the epoch, the seed of the order.
+        shuffle: False keeps the order of the file.
+        start: batches to skip, to go on in the middle of the first epoch that is run.
+        share: (k, K) of every batch gives the rows k, k + K, k + 2K, ..., what the k-th of K processes is to compute;
+            there may be none.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it takes 1 or more")
+        if not 0 <= share[0] < share[1]:
+            raise ValueError(f"share is {share}; it takes (k, K) with 0 <= k < K")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.share = share
+        self.epoch: int | None = None
+        self.start = self._checked(start)
+
+    def set_epoch(self, epoch: int, start: int | None = None) -> None:
+        """Choose the epoch to run next.
+
+        Args:
+            epoch: 0, 1, ...
+            start: batches to skip. None keeps the constructor's `start` for the first epoch named, and is 0 for others.
+        """
+        if start is not None:
+            self.start = self._checked(start)
+        elif self.epoch not in (None, epoch):
+            self.start = 0
+        self.epoch = epoch
+
+    def size(self, position: int) -> int:
+        """The rows of the whole batch at a position of the epoch, of which `share` may be a part."""
+        return min(self.batch_size, self.rows - position * self.batch_size)
+
+    @property
+    def total(self) -> int:
+        """The batches of a whole epoch."""
+        return -(-self.rows // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._order()[self.start * self.batch_size :].split(self.batch_size):
+            if len(batch):  # splitting nothing gives one empty piece
+                yield batch[self.share[0] :: self.share[1]].tolist()
+
+    def rows_at(self, position: int) -> list[int]:
+        """The rows of the whole batch at a position of the epoch."""
+        first = position * self.batch_size
+        rows: list[int] = self._order()[first : first + self.batch_size].tolist()
+        return rows
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.rows, device="cpu")
+        return torch.randperm(self.rows, generator=generator(self.seed, self.epoch or 0), device="cpu")
+
+    def _checked(self, start: int) -> int:
+        if not 0 <= start <= self.total:
+            raise ValueError(f"start is {start}, but an epoch has {self.total} batches")
+        return start
+
+
+def _begin_worker(number: int) -> None:
+    """Ctrl-C in a terminal reaches every process, and so do its like; the one that asks for batches answers, and ends
+    the others."""
+    for asked in TO_ALL:
+        signal.signal(asked, signal.SIG_IGN)
+    if "RANK" in os.environ and hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # torchrun sends SIGTERM to the whole process group of a rank, which saves first
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an error as ever, but not that a connection broke off: the thread that hands tensors over meets that when
+    the process that asks for them is killed."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+class _Loader(DataLoader[Batch]):
+    """A loader that draws its seeds on the CPU, where its generator is, whatever torch's default device is."""
+
+    def __iter__(self) -> Any:
+        with torch.device("cpu"):
+            return super().__iter__()
+
+
+def _whole(batch: Any) -> Any:
+    """`Split.__getitems__` has already made the batch."""
+    return batch
+
+
+def batches(
+    split: Dataset[Batch],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = True,
+    workers: int = 0,
+    start: int = 0,
+    share: tuple[int, int] = (0, 1),
+    context: str | None = None,
+) -> DataLoader[Batch]:
+    """Batches (features (B, D) float32, captions (B, T) int64), each caption once an epoch.
+
+    Before each epoch call `loader.batch_sampler.set_epoch(epoch)`. The order is the same for any number of workers, and
+    the global random state is left alone.
+
+    Args:
+        split: a `Split`; `Split.__getitems__` makes the batches.
+        batch_size: captions a batch; the last batch takes what is left.
+        seed: with the epoch, the seed of the order.
+        shuffle: False keeps the order of the file.
+        workers: processes that read ahead; only features that are not in memory gain by them.
+        start: batches to skip, to go on in the middle of an epoch.
+        share: (k, K) of every batch gives the rows k, k + K, ... alone.
+        context: how workers start, "fork", "spawn" or "forkserver"; None takes Python's choice.
+    """
+    rows = len(split)  # type: ignore[arg-type]  # Dataset leaves it to its subclasses
+    return _Loader(
+        split,
+        batch_sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle, start=start, share=share),
+        collate_fn=_whole,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context=context if workers else None,
+        worker_init_fn=_begin_worker,
+        generator=generator(seed),  # without one, every epoch draws from the global generator
+    )

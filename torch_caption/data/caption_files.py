@@ -1,0 +1,538 @@
+"""Photographs and what people said of them, from files of captions in the formats that they come in.
+
+    COCO's annotations       {"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}
+    Karpathy's dataset_*.json    {"images": [{"split", "filepath", "filename", "sentences": [{"raw"}]}]}
+    Flickr8k.token.txt       name.jpg#0, a tab, the caption
+    captions.txt, Kaggle's   CSV with the header image,caption
+
+Which of them a file is, its content says and not its name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torch_caption.data import file_names
+from torch_caption.data._errors import DataError
+from torch_caption.data.file_names import Names
+from torch_caption.io.text import lines, parse_json, read_text, shown, strange
+
+SPLITS = ("train", "val", "test")
+ANNOTATIONS_LIMIT = 2**30
+"""The most bytes of a file of annotations (1 GiB); COCO's has 64 MB, Karpathy's of COCO 144 MB."""
+
+_MEND = "write it as COCO does"
+_AS_KARPATHY = "write it as Karpathy's files do"
+_KARPATHYS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+"""The splits that his files name, and what they are here."""
+_TOKEN = re.compile(r"([^\t]+)#(\d+)\t(.*)", re.DOTALL)
+_FORMATS = (
+    "what is read: COCO's annotations, Karpathy's dataset_*.json, Flickr8k.token.txt (name#number, tab, caption) and "
+    "CSV with the header image,caption"
+)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One entry of an annotation file.
+
+    Attributes:
+        id: the file's own.
+        file_name: below the folder of photographs, with slashes.
+        url: where it was found; "" if the file does not say.
+        captions: (annotation id, text), in the order of the file.
+        path: the file; None while nobody has looked, or where there is none.
+        split: which the file of captions says it is in; None where that says nothing.
+        nearest: a file that may be meant, where there is none.
+    """
+
+    id: int | str
+    file_name: str
+    url: str = ""
+    captions: list[tuple[int | str, str]] = field(default_factory=list)
+    path: Path | None = None
+    split: str | None = None
+    nearest: str | None = None
+
+
+def read_splits(
+    files: Sequence[str],
+    val_share: float,
+    seed: int,
+    lists: Sequence[str] = (),
+) -> dict[str, list[Photograph]]:
+    """The photographs of each split that have captions, train first. What the lists leave out is a line on stderr.
+
+    Args:
+        files: `FILE` or `SPLIT=FILE`. One that says itself which photographs are in which split has those splits, or
+            the one that it is given. Of several others each is the split that its name holds, train, val (or dev) or
+            test. One alone is parted by the lists, or at random into train and val, unless it is given a split.
+        val_share: the share of the photographs that become val then.
+        seed: of that draw.
+        lists: `FILE` or `SPLIT=FILE` with the names of a split's photographs, one a line.
+
+    Raises:
+        DataError: a file is not as it should be, or no split can be found for it.
+    """
+    if lists and len(files) > 1:
+        raise DataError(f"--splits parts one file of --annotations, not {len(files)}; name one, or leave out --splits")
+    splits: dict[str, list[Photograph]] = {}
+    for file in files:
+        split, path = _named(file)
+        found = [photograph for photograph in read(path) if photograph.captions]
+        if not found:
+            raise DataError(f"{path}: no photograph in it has a caption")
+        parts = _parts(found, split, path, lists, alone=len(files) == 1)
+        twice = next((name for name in parts or {} if name in splits), None)
+        if twice is not None:
+            raise DataError(f"{path}: a second file of the split {twice}; name the splits, such as val={path}")
+        splits |= _parted(found, path, val_share, seed) if parts is None else parts
+    if "train" not in splits:
+        raise DataError(f"no file of the split train; name it, such as train={_named(files[0])[1]}")
+    return {name: splits[name] for name in SPLITS if name in splits} | splits
+
+
+def _parts(
+    photographs: list[Photograph],
+    split: str | None,
+    path: Path,
+    lists: Sequence[str],
+    *,
+    alone: bool,
+) -> dict[str, list[Photograph]] | None:
+    """The splits of a file's photographs, as the file, the lists or its name say; None where none of them does."""
+    if any(photograph.split for photograph in photographs):
+        if lists:
+            raise DataError(f"{path}: says itself which photographs are in which split; leave out --splits")
+        return {split: of_split(photographs, split, path)} if split else _by_split(photographs)
+    if lists:
+        return _listed(photographs, path, lists)
+    if split is None and not alone:
+        split = _split_in(path.name)
+        if split is None:
+            raise DataError(f"{path}: its name does not say which split it is; write train={path} or val={path}")
+    return None if split is None else {split: photographs}
+
+
+def _by_split(photographs: Iterable[Photograph]) -> dict[str, list[Photograph]]:
+    splits: dict[str, list[Photograph]] = {}
+    for photograph in photographs:
+        splits.setdefault(photograph.split or "", []).append(photograph)
+    return splits
+
+
+def of_split(photographs: Sequence[Photograph], split: str, path: Path) -> list[Photograph]:
+    """Those of a file that are in the split, as far as the file says which are.
+
+    Raises:
+        DataError: it says so, and none is.
+    """
+    found = [photograph for photograph in photographs if photograph.split in (None, split)]
+    if photographs and not found:
+        raise DataError(f"{path}: has no photograph of the split {split}; it has {', '.join(_by_split(photographs))}")
+    return found
+
+
+def _named(file: str) -> tuple[str | None, Path]:
+    """`SPLIT=PATH` or `PATH` in two."""
+    split, equals, name = file.partition("=")
+    if equals and re.fullmatch(r"[A-Za-z0-9_-]+", split):
+        return split, Path(name)
+    return None, Path(file)
+
+
+def _split_in(name: str) -> str | None:
+    """The one split that a name holds; dev is val where it holds none."""
+    found = [split for split in SPLITS if split in name.lower()]
+    if not found and "dev" in name.lower():
+        found = ["val"]
+    return found[0] if len(found) == 1 else None
+
+
+def _listed(photographs: list[Photograph], path: Path, lists: Sequence[str]) -> dict[str, list[Photograph]]:
+    """The photographs that each list names, in the order of their file."""
+    splits: dict[str, list[Photograph]] = {}
+    known = Names([photograph.file_name for photograph in photographs])
+    listed: set[str] = set()
+    for file in lists:
+        split, source = _named(file)
+        split = split or _split_in(source.name)
+        if split is None:
+            raise DataError(
+                f"{source}: its name does not say which split it lists; write train={source} or val={source}"
+            )
+        if split in splits:
+            raise DataError(f"{source}: a second list of the split {split}; name the splits, such as val={source}")
+        meant = {name: known.meant(name) for name in _names_in(source)}
+        chosen = {found[0] for found in meant.values() if len(found) == 1}
+        missing = [name for name, found in meant.items() if len(found) != 1]
+        if not chosen:
+            first = next(iter(missing), "")
+            raise DataError(
+                f"{source}: names no photograph of {path}; the first line is {shown(first)}"
+                + file_names.hint(known.nearest(first, guess=True), "has captions")
+            )
+        if missing:
+            _say(
+                f"left out  {len(missing):,} of the names in {source}: without captions, first {shown(missing[0])}"
+                + file_names.hint(known.nearest(missing[0]), "has captions")
+            )
+        splits[split] = [photograph for photograph in photographs if photograph.file_name in chosen]
+        listed |= chosen
+    unlisted = [photograph.file_name for photograph in photographs if photograph.file_name not in listed]
+    if unlisted:
+        _say(f"left out  {len(unlisted):,} of the photographs of {path}: in no list, first {shown(unlisted[0])}")
+    return splits
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _names_in(path: Path) -> list[str]:
+    """The names in a list, one a line."""
+    try:
+        return [name for name in lines(read_text(path)) if name.strip()]
+    except ValueError as error:
+        raise DataError(f"{error}; name a list of photographs' names, one a line") from None
+
+
+def named_folders(images: Sequence[str]) -> dict[str | None, Path]:
+    """The folders of photographs by their splits, from `[SPLIT=]DIR`; that of None is of every split.
+
+    Raises:
+        DataError: two are of one split, or of several one does not say its split.
+    """
+    folders: dict[str | None, Path] = {}
+    for name in images:
+        split, folder = (None, Path(name)) if Path(name).is_dir() else _named(name)
+        if split is None and len(images) > 1:
+            split = _split_in(folder.name)
+            if split is None:
+                raise DataError(f"--images {name}: of several folders each is of a split; write train={name}")
+        if split in folders:
+            raise DataError(
+                f"--images {name}: a second folder of the split {split}; name the splits, such as val={name}"
+            )
+        folders[split] = folder
+    return folders
+
+
+def _parted(photographs: list[Photograph], path: Path, val_share: float, seed: int) -> dict[str, list[Photograph]]:
+    count = round(val_share * len(photographs))
+    if not 0 < count < len(photographs):
+        raise DataError(
+            f"--val-share {val_share:g}: of the {len(photographs)} photographs of {path} {count} would be val, and "
+            f"{len(photographs) - count} train; choose another share"
+        )
+    order = np.random.default_rng(seed).permutation(len(photographs)).tolist()
+    return {
+        "train": [photographs[place] for place in sorted(order[count:])],
+        "val": [photographs[place] for place in sorted(order[:count])],
+    }
+
+
+def read(path: Path) -> list[Photograph]:
+    """Every photograph of a file of captions, in its order, with its captions.
+
+    Raises:
+        DataError: the file is in none of the formats, or not as they are; the message names the entry and its value.
+    """
+    try:
+        text = read_text(path, ANNOTATIONS_LIMIT)
+    except ValueError as error:
+        raise DataError(f"{error}; name a file of captions in UTF-8") from None
+    try:
+        content = parse_json(text, path) if text.lstrip()[:1] in ("{", "[") else None
+    except ValueError as error:
+        raise DataError(f"{error}; {_FORMATS}") from None
+    if content is None:
+        return _read_lines(text, path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds {type(content).__name__}, not an object with images and annotations; {_MEND}")
+    images = content.get("images")
+    if "annotations" not in content and isinstance(images, list) and any(map(_has_sentences, images)):
+        return _read_karpathy(images, path)
+    return _read_coco(content, path)
+
+
+def _read_coco(content: dict[str, Any], path: Path) -> list[Photograph]:
+    entries = enumerate(_list(content, "images", path))
+    found = _distinct((_of_coco(entry, f"{path}: images[{place}]") for place, entry in entries), path)
+    places: dict[tuple[int | str, int | str], int] = {}
+    for place, entry in enumerate(_list(content, "annotations", path)):
+        where = f"{path}: annotations[{place}]"
+        image, caption = _get(entry, "image_id", where), _get(entry, "caption", where)
+        if not _is_id(image) or image not in found:
+            raise DataError(f"{where}.image_id is {shown(image)}, the id of no image of the file; {_MEND}")
+        _check_caption(caption, f"{where}.caption")
+        identity = entry.get("id", place)
+        _check_id(identity, f"{where}.id")
+        other = places.setdefault((image, identity), place)
+        if other != place:
+            raise DataError(f"{where}.id is {identity!r}, as that of annotations[{other}] of its image; leave one out")
+        found[image].captions.append((identity, caption))
+    return [*found.values()]
+
+
+def _of_coco(entry: Any, where: str) -> Photograph:
+    identity, name = _get(entry, "id", where), _get(entry, "file_name", where)
+    _check_id(identity, f"{where}.id")
+    _check_name(name, f"{where}.file_name")
+    url = entry.get("coco_url") or entry.get("flickr_url") or entry.get("url") or ""
+    return Photograph(identity, name, url.strip() if isinstance(url, str) and not _strange_line(url.strip()) else "")
+
+
+def _read_karpathy(images: list[Any], path: Path) -> list[Photograph]:
+    """Of Karpathy and Fei-Fei's splits (2015): COCO's, where photographs have a cocoid and a filepath, and Flickr's."""
+    found = (_of_karpathy(entry, f"{path}: images[{place}]") for place, entry in enumerate(images))
+    return [*_distinct(found, path).values()]
+
+
+def _has_sentences(entry: Any) -> bool:
+    return isinstance(entry, dict) and "sentences" in entry
+
+
+def _of_karpathy(entry: Any, where: str) -> Photograph:
+    name, split, sentences = (_get(entry, key, where, _AS_KARPATHY) for key in ("filename", "split", "sentences"))
+    folder = entry.get("filepath", "")
+    number = "cocoid" if "cocoid" in entry else "imgid"
+    identity = _get(entry, number, where, _AS_KARPATHY)
+    _check_id(identity, f"{where}.{number}", _AS_KARPATHY)
+    for key, value in {"filename": name, "filepath": folder}.items():
+        if not isinstance(value, str):
+            raise DataError(f"{where}.{key} is {shown(value)}, not a string; {_AS_KARPATHY}")
+    if not isinstance(split, str) or split not in _KARPATHYS:
+        raise DataError(f"{where}.split is {shown(split)}, not one of {', '.join(_KARPATHYS)}; {_AS_KARPATHY}")
+    if not isinstance(sentences, list):
+        raise DataError(f"{where}.sentences is {shown(sentences)}, not a list; {_AS_KARPATHY}")
+    name, keys = (f"{folder}/{name}", "filepath/filename") if folder else (name, "filename")
+    _check_name(name, f"{where}.{keys}", _AS_KARPATHY)
+    captions = []
+    for place, sentence in enumerate(sentences):
+        at = f"{where}.sentences[{place}]"
+        caption, sentence_id = (_get(sentence, key, at, _AS_KARPATHY) for key in ("raw", "sentid"))
+        _check_caption(caption, f"{at}.raw", _AS_KARPATHY)
+        _check_id(sentence_id, f"{at}.sentid", _AS_KARPATHY)
+        captions.append((sentence_id, caption))
+    return Photograph(identity, name, captions=captions, split=_KARPATHYS[split])
+
+
+def _read_lines(text: str, path: Path) -> list[Photograph]:
+    """A file that names the photograph beside each of its captions; they are numbered as they come."""
+    first = text.lstrip("\n\r").partition("\n")[0].rstrip("\r")
+    if _TOKEN.fullmatch(first):
+        entries = _token_lines(text, path)
+    elif [field.strip(' "').lower() for field in first.split(",")] == ["image", "caption"]:
+        entries = _csv_rows(text, path)
+    else:
+        begins = f"begins with {shown(first)}" if first else "is empty"
+        raise DataError(f"{path}: {begins}, and is in no format of captions; {_FORMATS}")
+    found: dict[str, Photograph] = {}
+    for line, name, caption in entries:
+        where, key = f"{path}: line {line}", file_names.plain(name)
+        if key not in found:
+            _check_name(name, f"{where}: the name", "write the name of a photograph")
+            found[key] = Photograph(len(found), name)
+        _check_caption(caption, f"{where}: the caption")
+        found[key].captions.append((line, caption))
+    return [*found.values()]
+
+
+def _token_lines(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
+    """Number of the line, name and caption."""
+    met: dict[tuple[str, str], int] = {}
+    for line, content in enumerate(lines(text), 1):
+        if not content.strip():
+            continue
+        parts = _TOKEN.fullmatch(content)
+        if parts is None:
+            raise DataError(f"{path}: line {line} is {shown(content)}, not name#number, tab, caption; mend it")
+        name, number, caption = parts.groups()
+        other = met.setdefault((name, number), line)
+        if other != line:
+            raise DataError(f"{path}: line {line} is of {shown(f'{name}#{number}')}, as line {other}; leave one out")
+        yield line, name, caption
+
+
+def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
+    """Number of the line, name and caption."""
+    rows = csv.reader(io.StringIO(text, newline="\n"), strict=True)
+    try:
+        header = False
+        for row in rows:
+            if not row or not header:
+                header = header or bool(row)
+                continue
+            if len(row) != 2:
+                raise DataError(
+                    f"{path}: line {rows.line_num} has {len(row)} fields, not image,caption; put quotes around a "
+                    "caption with a comma in it"
+                )
+            yield rows.line_num, row[0], row[1]
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num} is not CSV: {error}; mend its quotes") from None
+
+
+def _check_id(value: Any, where: str, mend: str = _MEND) -> None:
+    if not _is_id(value):
+        raise DataError(f"{where} is {shown(value)}, neither a number nor a string; {mend}")
+
+
+def _check_name(name: Any, where: str, mend: str = _MEND) -> None:
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where} is {shown(name)}, not a name; {mend}")
+    fault = file_names.fault(name)
+    if fault:
+        raise DataError(f"{where} is {shown(name)}, {fault}")
+
+
+def _check_caption(caption: Any, where: str, mend: str = _MEND) -> None:
+    if not isinstance(caption, str):
+        raise DataError(f"{where} is {shown(caption)}, not a string; {mend}")
+    if strange(caption):
+        raise DataError(f"{where} is {shown(caption)}; {strange(caption)!r} is in no text: take it out")
+
+
+def _distinct(photographs: Iterable[Photograph], path: Path) -> dict[int | str, Photograph]:
+    """The photographs by their ids.
+
+    Raises:
+        DataError: two have one id or one name.
+    """
+    found: dict[int | str, Photograph] = {}
+    names: dict[str, int] = {}
+    for place, photograph in enumerate(photographs):
+        where = f"{path}: images[{place}]"
+        if photograph.id in found:
+            raise DataError(f"{where} has the id {shown(photograph.id)}, as an image before it; leave one out")
+        other = names.setdefault(file_names.plain(photograph.file_name), place)
+        if other != place:
+            raise DataError(f"{where} has the name {shown(photograph.file_name)}, as images[{other}]; leave one out")
+        found[photograph.id] = photograph
+    return found
+
+
+def _list(content: dict[str, Any], name: str, path: Path) -> list[Any]:
+    if not isinstance(content.get(name), list):
+        raise DataError(f"{path}: no list named {name}; {_MEND}")
+    return content[name]
+
+
+def _get(entry: Any, name: str, where: str, mend: str = _MEND) -> Any:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where} is {shown(entry)}, not an object; {mend}")
+    if name not in entry:
+        raise DataError(f"{where} has no {name}: {shown(entry, 200)}; {mend}")
+    return entry[name]
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, str) and not strange(value))
+
+
+def _strange_line(text: str) -> bool:
+    return strange(text) is not None or "\n" in text or "\r" in text
+
+
+def locate(splits: Mapping[str, list[Photograph]], folders: Mapping[str | None, Path]) -> dict[str, list[Photograph]]:
+    """The photographs with their paths; None where there is none.
+
+    Below the folder by their name, in whatever form of Unicode, else where the name occurs in a folder inside, as in
+    COCO's train2014 and val2014; of several, the one that has the split in its folders' names. A name that has folders
+    itself may also lie without them, unless two photographs would share that file.
+
+    Args:
+        splits: as `read_splits` gives them.
+        folders: of the splits, as `named_folders` gives them.
+
+    Raises:
+        DataError: a split has no folder, a folder no split, there is no such folder, a name occurs twice in it, it
+            holds no photograph of a split, or one file is two photographs.
+    """
+    odd = [split for split in (*splits, *folders) if (split in splits) != (split in folders)]
+    if None not in folders and odd:
+        split = odd[0]
+        what = "names no folder of the split" if split in splits else "names a folder of no split, called"
+        raise DataError(f"--images {what} {split}; the splits are {', '.join(splits)}")
+    by_split = {split: folders.get(split) or folders[None] for split in splits}
+    located: dict[str, list[Photograph]] = {}
+    for folder in dict.fromkeys(by_split.values()):
+        located |= _below(folder, {split: splits[split] for split in splits if by_split[split] == folder})
+    _check_apart(located, by_split)
+    return {split: located[split] for split in splits}
+
+
+def _below(folder: Path, splits: Mapping[str, list[Photograph]]) -> dict[str, list[Photograph]]:
+    """Those that are all in one folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of photographs")
+    names = [photograph.file_name for photographs in splits.values() for photograph in photographs]
+    wanted = Names([*dict.fromkeys(names)])
+    there: Names | None = None
+    located: dict[str, list[Photograph]] = {}
+    for split, photographs in splits.items():
+        located[split] = []
+        for photograph in photographs:
+            name = photograph.file_name
+            nearest = None
+            if not (folder / name).is_file():
+                there = Names.below(folder) if there is None else there
+                found = _candidates(there, name, split, wanted)
+                if len(found) > 1:
+                    raise DataError(
+                        f"{folder}: holds {name!r} more than once, as {found[0]} and as {found[1]}; take one away, or "
+                        f"name the folder of each split, such as --images {split}=DIR"
+                    )
+                nearest = None if found else there.nearest(name)
+                name = found[0] if found else name
+            path = folder / name
+            exists = path.is_file() or path.is_dir()
+            located[split].append(
+                replace(photograph, file_name=name, path=path if exists else None, nearest=None if exists else nearest)
+            )
+        if not any(photograph.path for photograph in located[split]):
+            first = photographs[0].file_name
+            hint = file_names.hint(there.nearest(first, guess=True) if there else None)
+            raise DataError(f"{folder}: holds no photograph of {split}; the first would be {shown(first, 300)}{hint}")
+    return located
+
+
+def _candidates(there: Names, name: str, split: str, wanted: Names) -> list[str]:
+    """The files that may be the photograph of that name, which is one of those wanted."""
+    found = there.meant(name) or there.in_folders(name)
+    if len(found) > 1:
+        of_split = [path for path in found if split.lower() in path.lower().rpartition("/")[0]]
+        return of_split if len(of_split) == 1 else found
+    return found or there.without_folders(name, wanted)
+
+
+def _check_apart(splits: Mapping[str, list[Photograph]], folders: Mapping[str, Path]) -> None:
+    """Raise DataError where two photographs are one file. In two folders they are two, whatever their names."""
+    owner: dict[Path, tuple[str, Photograph]] = {}
+    for split, photographs in splits.items():
+        folder = folders[split].resolve()
+        for photograph in photographs:
+            if photograph.path is None:
+                continue
+            other, first = owner.setdefault(folder / photograph.file_name, (split, photograph))
+            if other != split:
+                raise DataError(
+                    f"the photograph {photograph.file_name!r} is in {other} and in {split}: what a model has learnt "
+                    "must not validate it; take it out of one, or, if there are two of this name, name a folder for "
+                    f"each: --images {other}=DIR {split}=DIR"
+                )
+            if first is not photograph:
+                raise DataError(
+                    f"the photograph {photograph.file_name!r} is two of {split}, with the ids {shown(first.id)} and "
+                    f"{shown(photograph.id)}; leave one out"
+                )

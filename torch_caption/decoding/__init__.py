@@ -1,0 +1,1 @@
+"""From a model that scores the next word to whole captions."""

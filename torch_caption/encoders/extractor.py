@@ -1,0 +1,136 @@
+"""A recipe (`torch_caption.data.recipe`) done to new pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torch_caption.data._errors import DataError
+from torch_caption.data.projection import Projection
+from torch_caption.data.recipe import PROJECTED
+from torch_caption.encoders import torchvision_encoder as features
+from torch_caption.encoders.torchvision_encoder import BACKBONES, Encoder
+from torch_caption.io.exits import one_line
+from torch_caption.io.text import shown
+from torch_caption.scenes import dataset as scenes
+
+SCENES = "torch_caption.data.scenes.features"
+"""What manifests and checkpoints call the features of the built-in scenes; no module has that name."""
+
+
+class Maker(Protocol):
+    """Makes features of pictures in two steps, so that of many pictures only the small outcome of the first is kept."""
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """An upright RGB picture, as the second step takes it."""
+
+    def make(self, prepared: Sequence[Tensor]) -> Tensor:
+        """The features of prepared pictures, (N, D), or grids (N, F, a, a), float32."""
+
+
+def is_one(recipe: Mapping[str, Any]) -> bool:
+    """Whether it says how features were made."""
+    encoder, kind = recipe.get("encoder"), recipe.get("features")
+    if not isinstance(encoder, str) or not isinstance(kind, str | None):
+        return False
+    projected = kind != "vgg16_fc7_pca" or "projection" in recipe
+    return encoder == SCENES or (encoder in BACKBONES and kind in ("vgg16_fc7", *PROJECTED) and projected)
+
+
+def maker(
+    recipe: Mapping[str, Any],
+    *,
+    weights: Path | None = None,
+    near: Sequence[Path] = (),
+    device: str | torch.device = "cpu",
+) -> Maker:
+    """What makes the recipe's features of new pictures.
+
+    Args:
+        weights: the encoder's weights, where they are not found by what the recipe says.
+        near: folders to look for them.
+
+    Raises:
+        ValueError: it is no recipe, or one of another version, or the weights are not to be had.
+    """
+    if not is_one(recipe):
+        raise DataError("not a recipe of features")
+    if recipe["encoder"] == SCENES:
+        if recipe.get("recipe") != scenes.RECIPE:
+            raise DataError(f"features of scenes by recipe {recipe.get('recipe')}; this is recipe {scenes.RECIPE}")
+        return _Scenes(recipe.get("features") == "grid")
+    encoder = features.from_recipe(recipe, weights=weights, near=near, device=device)
+    grid = recipe["features"] == "grid"
+    half = grid and recipe.get("grid_dtype") == "float16"
+    return _Photographs(encoder, grid, _projection(recipe.get("projection")), half)
+
+
+def seen(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
+    """The part of a picture that the features are of, and that a grid lies over: all of a scene, the middle square
+    that its transform keeps of a photograph; all where the recipe does not say.
+
+    Raises:
+        DataError: the transform's lengths are no counts of pixels.
+    """
+    transform = recipe.get("transform")
+    if not isinstance(transform, Mapping) or not {"resize", "crop"} <= transform.keys():
+        return picture
+    sizes = crop, resize = transform["crop"], transform["resize"]
+    if any(type(size) is not int for size in sizes) or not 1 <= crop <= resize <= features.LARGEST:
+        raise DataError(f"the recipe's transform has resize {shown(resize)} and crop {shown(crop)}; make it again")
+    side = min(picture.size) * crop / resize
+    left, top = ((length - side) / 2 for length in picture.size)
+    return picture.crop((round(left), round(top), round(left + side), round(top + side)))
+
+
+def _projection(arrays: Any) -> Projection | None:
+    if arrays is None:
+        return None
+    try:
+        projection = Projection(arrays["mean"].float(), arrays["components"].float())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"not a projection: {one_line(error)}") from None
+    shapes = tuple(projection.mean.shape), tuple(projection.components.shape)
+    if not (len(shapes[0]) == 1 and len(shapes[1]) == 2 and shapes[0][0] == shapes[1][0]):
+        raise DataError(f"not a projection: a mean of shape {shapes[0]} with components of shape {shapes[1]}")
+    return projection
+
+
+class _Scenes:
+    def __init__(self, grid: bool) -> None:
+        self._grid = grid
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        pixels = np.asarray(picture)
+        made = scenes.grid(pixels).astype(np.float16) if self._grid else scenes.features(pixels)
+        return torch.from_numpy(made).float()
+
+    def make(self, prepared: Sequence[Tensor]) -> Tensor:
+        return torch.stack([*prepared])
+
+
+class _Photographs:
+    def __init__(self, encoder: Encoder, grid: bool, projection: Projection | None, half: bool) -> None:
+        self._encoder = encoder
+        self._grid = grid
+        self._projection = projection
+        self._half = half
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        return self._encoder.prepare(picture)
+
+    def make(self, prepared: Sequence[Tensor]) -> Tensor:
+        encoded = self._encoder.encode(torch.stack([*prepared]), grids=self._grid)
+        made = encoded.vectors if encoded.grids is None else encoded.grids
+        if self._projection is not None:
+            width = len(self._projection.mean)
+            if made.shape[1] != width:
+                raise DataError(f"a projection of width {width}, but {self._encoder.name} makes {made.shape[1]}")
+            made = self._projection(made)
+        return made.half().float() if self._half else made  # as it was stored

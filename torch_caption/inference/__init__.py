@@ -1,0 +1,1 @@
+"""Captions of a split's images and of new photographs."""

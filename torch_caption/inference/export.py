@@ -1,0 +1,142 @@
+"""A trained captioner as one file that runs without this package: `python -m torch_caption export CHECKPOINT`.
+
+The file holds the greedy captioner, features in, word ids out, and the words. An .onnx file is for onnxruntime and
+whatever else reads ONNX, a .pt2 file (torch.export) for torch alone. Its captions are those of `CaptioningRNN.sample`.
+A grid of features goes in with its places in a row, (N, D, a, a) as (N, D, L).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from torch_caption import __version__
+from torch_caption.checkpoints.format import Checkpoint
+from torch_caption.config import ConfigError
+from torch_caption.decoding.greedy import never_chosen
+from torch_caption.model.captioner import CaptioningRNN
+
+FEATURES, IDS = "features", "ids"
+WORDS, MAX_LENGTH, RECIPE = "words", "max_length", "features"
+"""What the file says of itself, in JSON: its words in the order of their ids; the most words of a caption; how the
+features were made, as far as the checkpoint knows."""
+
+
+class Greedy(nn.Module):
+    """A captioner whose every step is written out, so that it can be traced: the captions of `CaptioningRNN.sample`.
+
+    Args:
+        model: nothing of it is changed; dropout is of its loss alone.
+        max_length: the most words of a caption, <END> counted.
+        no_unk: never say <UNK>.
+
+    Raises:
+        ValueError: max_length < 1, or the vocabulary has no <START>.
+    """
+
+    never: Tensor
+
+    def __init__(self, model: CaptioningRNN, max_length: int = 30, *, no_unk: bool = False):
+        super().__init__()
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, not {max_length}")
+        self.model, self.max_length = model, max_length
+        self.ids = model.special()
+        ids = [k for k in never_chosen(**self.ids, avoid=model.avoided(no_unk)) if 0 <= k < model.vocab_size]
+        never = torch.zeros_like(model.b_vocab, requires_grad=False)
+        never[ids] = -math.inf
+        self.register_buffer("never", never)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Word ids (N, max_length) int64 of features as the model takes them, <NULL> after <END>."""
+        start, end, null = self.ids["start"], self.ids["end"], self.ids["null"]
+        state = self.model.begin(features)
+        last = torch.full_like(state[0][:, 0], start, dtype=torch.int64)  # (N,)
+        ended = torch.zeros_like(last, dtype=torch.bool)
+        words = []
+        for _ in range(self.max_length):
+            scores, state = self.model.step(last, state)
+            last = (scores + self.never).argmax(1).masked_fill(ended, null)
+            ended = ended | (last == end) if end is not None else ended
+            words.append(last)
+        return torch.stack(words, 1)
+
+
+def trace(model: CaptioningRNN, max_length: int = 30, *, no_unk: bool = False) -> ExportedProgram:
+    """The greedy captioner as a graph of tensor operations, for any number of images.
+
+    Raises:
+        ValueError: as `Greedy`.
+    """
+    greedy = Greedy(model, max_length, no_unk=no_unk)
+    example = model.blank(2, places=3)
+    sizes = {axis: Dim(letter, min=least) for axis, (letter, least) in _free_axes(example).items()}
+    with torch.no_grad():
+        return torch.export.export(greedy, (example,), dynamic_shapes=(sizes,))
+
+
+def _free_axes(features: Tensor) -> dict[int, tuple[str, int]]:
+    """The axes of features whose size is free, by name and least size: the images, and places if there are any."""
+    return {0: ("N", 0)} if features.dim() == 2 else {0: ("N", 0), 2: ("L", 1)}
+
+
+def save(program: ExportedProgram, path: Path, about: dict[str, str]) -> None:
+    """Write a graph and what is to be known about it to a .onnx or a .pt2 file.
+
+    Raises:
+        ValueError: the file is of another kind, or the packages that write it are missing.
+        OSError: it cannot be written.
+    """
+    check_kind(path)
+    path.write_bytes(_pt2(program, about) if path.suffix == ".pt2" else _onnx(program, about))
+
+
+def _pt2(program: ExportedProgram, about: dict[str, str]) -> bytes:
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={f"{name}.json": value for name, value in about.items()})
+    return content.getvalue()
+
+
+def _onnx(program: ExportedProgram, about: dict[str, str]) -> bytes:
+    (example,), _ = program.example_inputs
+    with warnings.catch_warnings():
+        # torch's own
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=[FEATURES],
+            output_names=[IDS],
+            dynamic_shapes={FEATURES: {axis: letter for axis, (letter, _) in _free_axes(example).items()}},
+            verbose=False,
+        )
+    assert made is not None  # as it is where no file is named
+    made.model.metadata_props.update(about)
+    return made.model_proto.SerializeToString()
+
+
+def check_kind(path: Path) -> None:
+    """Raise ConfigError unless a file of that name can be written."""
+    if path.suffix not in (".onnx", ".pt2"):
+        raise ConfigError(f"--out {path}: the name must end in .onnx or .pt2")
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if path.suffix == ".onnx" and missing:
+        raise ConfigError(
+            f"--out {path}: needs {' and '.join(missing)}: python -m pip install -r requirements-export.txt"
+        )
+
+
+def about(saved: Checkpoint, max_length: int) -> dict[str, str]:
+    """What the file says of itself."""
+    facts: dict[str, Any] = {WORDS: saved.words, MAX_LENGTH: max_length, "torch_caption": __version__}
+    facts |= {RECIPE: saved.manifest} if saved.manifest else {}
+    return {name: json.dumps(fact) for name, fact in facts.items()}

@@ -1,0 +1,145 @@
+"""New photographs, from files and URLs, as a split like any other: the same features as in training, no captions."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from torch_caption.data.dataset import Split
+from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.encoders.extractor import Maker
+from torch_caption.io.exits import is_watched
+from torch_caption.io.images import ImageError, is_picture, is_url, load_image
+
+BATCH = 16
+SHOWN = 1024  # pixels of a side that is kept of a picture to show
+
+
+class Photographs(Split):
+    """Photographs that nobody has captioned.
+
+    Args:
+        vocabulary: the model's.
+        features: (N, D) float32, or grids (N, D, a, a).
+        sources: where each was read from.
+        pictures: what is shown of each; None where nothing will be.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, features: Tensor, sources: Sequence[str], pictures: Sequence[Image.Image | None]
+    ) -> None:
+        nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
+        super().__init__(
+            "photographs", vocabulary, nothing.view(0, 2), nothing, features, features.shape, names=sources
+        )
+        self._pictures = pictures
+
+    def _rows(self, idx: Tensor) -> Tensor:
+        assert isinstance(self._features, Tensor)
+        return self._features.index_select(0, idx)
+
+    def image_path(self, image_idx: int) -> Path | None:
+        """The photograph's file; None of a URL."""
+        source = self.image_name(image_idx)
+        return None if source is None or is_url(source) else Path(source)
+
+    def picture(self, image_idx: int) -> Path | Image.Image | None:
+        """The photograph, upright and perhaps smaller, if pictures were kept."""
+        self._check_image(image_idx)
+        return self._pictures[image_idx]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is in a folder.
+
+    Attributes:
+        pictures: the files that are pictures or named like some, in the order in which people count.
+        others: the other files.
+        folders: folders that were not looked into.
+    """
+
+    path: Path
+    pictures: list[str]
+    others: list[str]
+    folders: list[str]
+
+
+def look_into(folder: Path, *, recursive: bool = False) -> Folder:
+    """The files of a folder, those of all folders inside too if asked for; what begins with a dot is hidden.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    pictures: list[str] = []
+    others: list[str] = []
+    folders: list[str] = []
+    for where, inside, names in os.walk(folder, onerror=_raise):
+        inside[:] = sorted((name for name in inside if not name.startswith(".")), key=_natural)
+        for name in sorted((name for name in names if not name.startswith(".")), key=_natural):
+            path = Path(where) / name
+            (pictures if is_picture(path) else others).append(str(path))
+        if not recursive:
+            folders = [str(Path(where) / name) for name in inside]
+            break
+    return Folder(folder, pictures, others, folders)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Orders img2 before img10."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts] + [(-1, name)]
+
+
+def read(
+    sources: Sequence[str],
+    maker: Maker,
+    vocabulary: Vocabulary,
+    *,
+    allow_private: bool = False,
+    keep: bool = False,
+    failed: Callable[[str, ImageError], None],
+    truncated: Callable[[str], object] | None = None,
+) -> Photographs | None:
+    """The photographs that can be read, with their features; None if there are none.
+
+    Args:
+        sources: files and http(s) URLs.
+        maker: of the model's recipe.
+        allow_private: as in `load_image`.
+        keep: keep the pictures too, to show them.
+        failed: is told of every other one.
+        truncated: as in `load_image`.
+    """
+    kept: list[str] = []
+    pictures: list[Image.Image | None] = []
+    made: list[Tensor] = []
+    prepared: list[Tensor] = []
+    for source in tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_watched()):
+        try:
+            picture = load_image(source, allow_private=allow_private, truncated=truncated)
+        except ImageError as error:
+            failed(source, error)
+            continue
+        prepared.append(maker.prepare(picture))
+        kept.append(source)
+        picture.thumbnail((SHOWN, SHOWN))
+        pictures.append(picture if keep else None)
+        if len(prepared) == BATCH:
+            made.append(maker.make(prepared))
+            prepared = []
+    if prepared:
+        made.append(maker.make(prepared))
+    return Photographs(vocabulary, torch.cat(made), kept, pictures) if made else None

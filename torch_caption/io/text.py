@@ -1,0 +1,91 @@
+"""Text files and JSON that may be anybody's, read whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch_caption.io.exits import one_line
+
+TEXT_LIMIT = 2**26
+"""The most bytes that a file may have unless it is known to be larger (64 MiB)."""
+
+_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def strange(text: str) -> str | None:
+    """The first character that is in no text: one that only rules a terminal, or half of another; None without."""
+    found = _NO_TEXT.search(text)
+    return found[0] if found else None
+
+
+def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
+    """The content of a file in UTF-8, without the mark of the order of bytes that some editors put at its head.
+
+    Raises:
+        ValueError: it is no file, larger than `most` bytes, or not UTF-8; the message names it.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device, which may have no end
+            raise ValueError(f"{path}: not a file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise ValueError(f"{path}: has {size:,} bytes, more than the {most:,} that it may")
+            content = file.read(most)
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8: {error}") from None
+
+
+def lines(text: str) -> list[str]:
+    r"""The lines of a text: only \n and \r\n end one, as what Unicode ends lines with beside them may be in names."""
+    found = [line.removesuffix("\r") for line in text.split("\n")]
+    return found if found[-1] else found[:-1]
+
+
+def read_json(path: Path, most: int = TEXT_LIMIT) -> Any:
+    """What a file of JSON holds. A key that occurs twice in an object, and NaN, are not JSON here.
+
+    Raises:
+        ValueError: it is no such file; the message names it.
+    """
+    return parse_json(read_text(path, most), path)
+
+
+def parse_json(text: str, path: object) -> Any:
+    """As `read_json`, of the text that the file holds; `path` names it in messages."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON in UTF-8: nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON in UTF-8: {one_line(error)}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        met: set[str] = set()
+        twice = next(key for key, _ in pairs if key in met or met.add(key))  # type: ignore[func-returns-value]
+        values = [shown(value) for key, value in pairs if key == twice]
+        raise ValueError(f"an object has the key {shown(twice)} twice, with {values[0]} and with {values[1]}")
+    return made
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value in a message: its beginning."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__}, nested too deep"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,0 +1,492 @@
+"""The captioner of cs231n assignment 3: image features in, words out."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_caption.data.vocabulary import END, NULL, START, UNK
+from torch_caption.decoding import alternatives as likelihood
+from torch_caption.decoding import greedy as decoding
+from torch_caption.decoding.beam import Beams, LengthPenalty, beam_search
+from torch_caption.functions._common import autocast, check_floats, check_tensor
+from torch_caption.functions.embedding import check_words, distinct_words
+from torch_caption.functions.packing import Packing, lengths_of
+from torch_caption.model.cells import State, check_sizes, make_cell
+from torch_caption.model.dropout import dropout
+
+
+class CaptioningRNN(nn.Module):
+    """A recurrent network that puts the features of an image into words (cs231n assignment 3, question 2).
+
+        h0     = features W_proj + b_proj      (N, D) -> (N, H)
+        x      = W_embed[words]                (N, T) -> (N, T, W)
+        h      = rnn or lstm of x from h0      (N, T, W) -> (N, T, H)
+        scores = h W_vocab + b_vocab           (N, T, H) -> (N, T, V)
+
+    With "attention" the features are a grid, D numbers at each of L places, and every place is projected:
+
+        A      = W_proj^T features + b_proj    (N, D, L) -> (N, H, L)
+        h      = attention_lstm of x over A    (N, T, W) -> (N, T, H)
+
+    Parameters bear cs231n's names, shapes and first values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
+    Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
+    "attention" Wattn (H, 4H). They are made on torch's default device and of its default dtype.
+
+    Args:
+        word_to_idx: ids of the words, <NULL> among them; V is its size. Without <START> nothing can be sampled;
+            without <END> samples have no end. An id of V or more is tolerated until it is met in a caption.
+        input_dim: D, the width of the features.
+        wordvec_dim: W.
+        hidden_dim: H.
+        cell_type: "rnn", "lstm" or "attention".
+        gradients: "hand" for the derivatives of `torch_caption.functions`, "auto" for torch.autograd's, of the same
+            model through `torch_caption.functions.reference`.
+        dropout: the share of word vectors' and hidden states' entries set to zero in training (Zaremba et al. 2014).
+        label_smoothing: what share of its probability a target spreads evenly over the vocabulary in training.
+        tied: let the word vectors be the vocabulary layer's weight as well, W_vocab = W_embed^T (Press & Wolf 2017).
+            There is then no W_vocab, and where H is not W there is W_out (H, W), which brings h to the width of a word
+            vector: scores = h W_out W_embed^T + b_vocab.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    W_proj: Tensor
+    b_proj: Tensor
+    W_embed: Tensor
+    Wx: Tensor
+    Wh: Tensor
+    b: Tensor
+    W_vocab: Tensor
+    W_out: Tensor
+    b_vocab: Tensor
+
+    def __init__(
+        self,
+        word_to_idx: Mapping[str, int],
+        input_dim: int = 512,
+        wordvec_dim: int = 128,
+        hidden_dim: int = 128,
+        cell_type: str = "rnn",
+        gradients: str = "hand",
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        tied: bool = False,
+    ):
+        super().__init__()
+        if NULL not in word_to_idx:
+            raise ValueError(f"word_to_idx lacks {NULL}")
+        check_sizes("CaptioningRNN", input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim)
+        for name, share in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, but is {share}")
+        self.cell_type = cell_type
+        self.gradients = gradients
+        self.input_dim, self.wordvec_dim, self.hidden_dim = input_dim, wordvec_dim, hidden_dim
+        self.dropout = dropout
+        self.label_smoothing = label_smoothing
+        self.tied = tied
+        self.null = word_to_idx[NULL]
+        self.start, self.end, self.unk = (word_to_idx.get(word) for word in (START, END, UNK))
+        self.cell = make_cell(cell_type, gradients)
+        V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
+        self.vocab_size = V
+        weights = {
+            "W_proj": torch.randn(D, H) / D**0.5,
+            "b_proj": torch.zeros(H),
+            "W_embed": torch.randn(V, W) / 100,
+            **self.cell.weights(W, H),
+        }
+        if not tied:
+            weights["W_vocab"] = torch.randn(H, V) / H**0.5
+        elif H != W:
+            weights["W_out"] = torch.randn(H, W) / H**0.5
+        weights["b_vocab"] = torch.zeros(V)
+        for name, weight in weights.items():
+            self.register_parameter(name, nn.Parameter(weight))
+
+    def forward(
+        self, features: Tensor, captions: Tensor, read: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """The loss of captions under the model: negative log-likelihood in nats, summed over time, mean over N.
+
+        Each word is predicted from those before it and the image. <NULL> is padding and is not predicted.
+
+        Args:
+            features: (N, D) floating-point; (N, D, L) or (N, D, a, a) for "attention".
+            captions: (N, T) integers, a <START> at the head of each; T is at least 1.
+            read: (N, T-1) integers, the words that come before the predicted ones; captions[:, :-1] without it.
+            weights: (N, T-1) floating-point numbers, by which each word's part in the loss is multiplied; they are
+                constants, of which no gradient is taken.
+
+        Returns:
+            a scalar that can be differentiated.
+
+        Raises:
+            IndexError: a word id is out of range.
+            TypeError: a dtype or device does not fit.
+            ValueError: a shape does not fit.
+        """
+        image = self._project(features)
+        N = features.shape[0]
+        given = {"captions": captions, "read": read, "weights": weights}
+        for name, x in given.items():
+            if x is not None or name == "captions":
+                check_tensor("CaptioningRNN", name, x)
+        if captions.dim() != 2 or captions.shape[0] != N or captions.shape[1] < 1:
+            raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
+        check_words("CaptioningRNN", "captions", captions, self.W_embed, "there are {high} words")
+        targets = captions[:, 1:]
+        for name, x in {"read": read, "weights": weights}.items():
+            if x is not None and x.shape != targets.shape:
+                raise ValueError(f"{name} must be {tuple(targets.shape)}, but is {tuple(x.shape)}")
+        if read is not None:
+            check_words("CaptioningRNN", "read", read, self.W_embed, "there are {high} words")
+        real = targets != self.null
+        packed = Packing.of(N, targets.shape[1], lengths_of(real))
+        x, index = self._vectors(packed.words(captions[:, :-1] if read is None else read))
+        if packed.order is not None:  # rows are looked up in the image as word vectors are in W_embed
+            image = self.cell.ops.word_embedding(packed.order.unsqueeze(0), image.flatten(1)).reshape(image.shape)
+        state = self.cell.begin(image)
+        h = self._drop(self.cell.packed(x, state, self.recurrent(), packed.sizes, index))  # (r, H)
+        y = packed.words(targets)
+        part = real if weights is None else weights.detach() * real
+        share = packed.words(part).to(self.b_vocab.dtype) / max(N, 1)  # (r,), of each word in the mean over the batch
+        h, w = self._vocabulary_layer(h)
+        smoothing = self.label_smoothing if self.training else 0.0
+        # To the loss the packed rows are one sequence.
+        return self.cell.ops.temporal_affine_softmax_loss(
+            h.unsqueeze(0), w, self.b_vocab, y.unsqueeze(0), share.unsqueeze(0), smoothing
+        )
+
+    def _vocabulary_layer(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h (n, H) as the vocabulary layer takes it, and the weight of that layer.
+
+        Tied, the weight is W_embed^T: autograd adds up what comes back to W_embed from here and as word vectors.
+        """
+        if not self.tied:
+            return h, self.W_vocab
+        if self.hidden_dim != self.wordvec_dim:
+            h = self.cell.ops.affine(h, self.W_out, self.b_vocab.new_zeros(self.wordvec_dim))
+        return h, self.W_embed.T
+
+    @torch.no_grad()
+    def sharpen(self, temperature: float) -> None:
+        """Divide all scores by a temperature, for good: the likeliest words stay so, and below 1 they gain.
+
+        Raises:
+            ValueError: the temperature is not positive, or the scores have no matrix of their own (tied, and H is W).
+        """
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, but is {temperature}")
+        if self.tied and self.hidden_dim == self.wordvec_dim:
+            raise ValueError("tied word vectors as wide as h are the whole layer: what is read would change too")
+        for w in (self.W_out if self.tied else self.W_vocab, self.b_vocab):
+            w.div_(temperature)
+
+    def _vectors(self, words: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The vectors (R, W) of words (r,), and which of them each word has; None where each has its own.
+
+        A batch repeats its words, and what repeats is projected once. Dropout makes the vectors of a word differ.
+        """
+        words, index = (words, None) if self.training and self.dropout else distinct_words(words)
+        x = self.cell.ops.word_embedding(words.unsqueeze(0), self.W_embed).squeeze(0)
+        return self._drop(x), index
+
+    def recurrent(self) -> dict[str, Tensor]:
+        """The weights of the recurrence, Wx, Wh, b and with "attention" Wattn, by name."""
+        return {name: getattr(self, name) for name in self.cell.names}
+
+    def begin(self, features: Tensor) -> State:
+        """The state before the first word, of features as `forward` takes them.
+
+        Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
+            ValueError: the features are of another shape.
+        """
+        return self.cell.begin(self._project(features))
+
+    def _project(self, features: Tensor) -> Tensor:
+        """h0 (N, H) of features (N, D); the places (N, L, H) of a grid (N, D, L) or (N, D, a, a) for a cell that looks.
+
+        Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
+            ValueError: the features are of another shape.
+        """
+        D = self.input_dim
+        check_tensor("CaptioningRNN", "features", features)
+        if self.cell.looks:
+            if features.dim() not in (3, 4) or features.shape[1] != D or 0 in features.shape[2:]:
+                raise ValueError(
+                    f"the cell {self.cell_type} looks at a grid: features must be (N, {D}, L) or (N, {D}, a, a), "
+                    f"but are {tuple(features.shape)}"
+                )
+            features = features.flatten(2).mT  # (N, L, D)
+        elif features.dim() != 2 or features.shape[1] != D:
+            raise ValueError(f"features must be (N, {D}), but are {tuple(features.shape)}")
+        features, b = autocast(features, self.b_proj)
+        check_floats("CaptioningRNN", {}, features=(features, "... D"), b_proj=(b, "H"))
+        return self.cell.ops.affine(features, self.W_proj, self.b_proj)
+
+    @torch.no_grad()
+    def attention(self, features: Tensor, words: Tensor) -> Tensor:
+        """Where a model with attention looks before each word of a caption, however the caption was found.
+
+        Args:
+            features: (N, D, L) or (N, D, a, a) floating-point.
+            words: (N, T) integers, the captions without their <START>, as `sample` returns them.
+
+        Returns:
+            weights (N, T, L) or (N, T, a, a), positive and of sum 1 for each word; zero at <NULL>.
+
+        Raises:
+            TypeError: features or words are not tensors of the right kind.
+            ValueError: a shape does not fit, the cell does not look, or the vocabulary has no <START>.
+        """
+        if not self.cell.looks:
+            raise ValueError(f"the cell {self.cell_type} does not look at places of its image")
+        check_tensor("CaptioningRNN", "words", words)
+        starts = words.new_full((words.shape[0], 1), self.special()["start"])
+        read = torch.cat([starts, words], dim=1)[:, :-1]  # before each word
+        x = self.cell.ops.word_embedding(read, self.W_embed)
+        places, lengths = self._project(features).mT, lengths_of(words != self.null)
+        _, weights = self.cell.ops.attention_lstm(x, places, **self.recurrent(), lengths=lengths, return_weights=True)
+        return weights.reshape(*words.shape, *features.shape[2:])
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (N, V) of the word after `words` (N,), and the state then."""
+        check_tensor("CaptioningRNN", "words", words)
+        x = self.cell.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
+        state = self.cell.step(x, state, self.recurrent())
+        h, w = self._vocabulary_layer(state[0])
+        return self.cell.ops.affine(h, w, self.b_vocab), state
+
+    def sample(self, features: Tensor, max_length: int = 30) -> Tensor:
+        """The greedy caption of each image.
+
+        Args:
+            features: as `forward` takes them.
+            max_length: the most words to sample, <END> counted.
+
+        Returns:
+            (N, max_length) int64: the sampled words, <END> among them, <NULL> after it.
+
+        Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
+            ValueError: a shape does not fit, or the vocabulary has no <START>.
+        """
+        check_tensor("CaptioningRNN", "features", features)
+        stepper = self.stepper(features.shape[0] * max_length)
+        return decoding.greedy(stepper, features, **self.special(), max_length=max_length).words
+
+    def beam_search(
+        self,
+        features: Tensor,
+        beam_size: int = 5,
+        max_length: int = 30,
+        *,
+        length_penalty: LengthPenalty = 0.0,
+        n_best: int | None = None,
+        no_unk: bool = False,
+        no_repeat_ngram: int | None = None,
+    ) -> Beams:
+        """The best captions of each image that a beam of hypotheses finds: see `torch_caption.decoding.beam`.
+
+        Args:
+            features: as `forward` takes them.
+            beam_size: hypotheses an image; 1 gives the captions of `sample`.
+            max_length: the most words of a caption, <END> counted.
+            length_penalty: 0 for the likeliest caption, alpha of Wu et al. 2016, or "mean".
+            n_best: K, how many captions of each image to return; `beam_size` of them without it.
+            no_unk: never say <UNK>.
+            no_repeat_ngram: n, where no n words may come twice in a caption.
+
+        Returns:
+            `Beams`: words (N, K, max_length), their log-probabilities and scores (N, K), and whether they ended.
+
+        Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
+            ValueError: an argument is out of its range, a shape does not fit, or the vocabulary has no <START>.
+        """
+        check_tensor("CaptioningRNN", "features", features)
+        return beam_search(
+            self.stepper(features.shape[0] * beam_size * max_length),
+            features,
+            **self.special(),
+            beam_size=beam_size,
+            max_length=max_length,
+            length_penalty=length_penalty,
+            n_best=n_best,
+            avoid=self.avoided(no_unk),
+            no_repeat_ngram=no_repeat_ngram,
+        )
+
+    def alternatives(self, features: Tensor, words: Tensor, k: int = 5) -> likelihood.Alternatives:
+        """The k likeliest words at each place of given captions, and the captions' own log-probabilities there.
+
+        Args:
+            features: as `forward` takes them.
+            words: (N, T) integers, as `sample` or `beam_search` has them.
+
+        Raises:
+            TypeError: features or words are not tensors of the right kind.
+            ValueError: as `torch_caption.decoding.alternatives.alternatives`, or the vocabulary has no <START>.
+        """
+        for name, x in {"features": features, "words": words}.items():
+            check_tensor("CaptioningRNN", name, x)
+        return likelihood.alternatives(self.stepper(words.numel()), features, words, **self.special(), k=k)
+
+    def special(self) -> dict[str, Any]:
+        """The ids that decoding asks for: start, end (None without <END>) and null.
+
+        Raises:
+            ValueError: the vocabulary has no <START>.
+        """
+        if self.start is None:
+            raise ValueError(f"the vocabulary has no {START} to begin a caption with")
+        return {"start": self.start, "end": self.end, "null": self.null}
+
+    def avoided(self, no_unk: bool) -> tuple[int, ...]:
+        """The ids that decoding is to avoid: that of <UNK> if it is not wanted, and if there is one."""
+        return (self.unk,) if no_unk and self.unk is not None else ()
+
+    def blank(self, n: int, places: int = 1) -> Tensor:
+        """Features of n images, zeros of the right shape, (n, D), or (n, D, places) for a cell that looks at places."""
+        return self.W_proj.new_zeros(n, self.input_dim, *([places] if self.cell.looks else []))
+
+    def stepper(self, words: int) -> Prepared:
+        """This model as it is now, prepared for decoding: the same `begin` and `step`, faster and without a gradient.
+
+        Args:
+            words: how many words it will be given to read at most, all rows and steps together.
+        """
+        return Prepared(self, words)
+
+    def params(self) -> dict[str, np.ndarray]:
+        """The weights as cs231n's dictionary of NumPy arrays (copies)."""
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.named_parameters()}
+
+    @torch.no_grad()
+    def load_params(self, params: Mapping[str, np.ndarray]) -> None:
+        """Take the weights from cs231n's dictionary of arrays, cast to the dtype of this model.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape does not fit; the model is then unchanged.
+        """
+        own = dict(self.named_parameters())
+        missing, unknown = sorted(own.keys() - params.keys()), sorted(params.keys() - own.keys())
+        if missing or unknown:
+            raise ValueError(f"params lack {missing or 'nothing'} and hold unknown {unknown or 'nothing'}")
+        arrays = {name: np.asarray(params[name]) for name in own}
+        for name, p in own.items():
+            if arrays[name].dtype.kind not in "iuf":
+                raise ValueError(f"params[{name!r}] must hold real numbers, but holds {arrays[name].dtype}")
+            if arrays[name].shape != tuple(p.shape):
+                raise ValueError(f"params[{name!r}] must be {tuple(p.shape)}, but is {arrays[name].shape}")
+        for name, p in own.items():
+            p.copy_(torch.from_numpy(np.array(arrays[name], dtype=np.float64, order="C")))
+
+    def save_npz(self, path: str | Path) -> None:
+        """Write the weights as an .npz of cs231n's dictionary."""
+        with Path(path).open("wb") as file:
+            np.savez(file, allow_pickle=False, **self.params())
+
+    def load_npz(self, path: str | Path) -> None:
+        """Take the weights from an .npz of cs231n's dictionary; nothing in it is executed.
+
+        Raises:
+            ValueError: it is no such file, or its arrays do not fit; the message names the file.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("not an .npz file")
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as arrays:
+                    self.load_params({name: arrays[name] for name in arrays.files})
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from error
+        except (ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class Prepared:
+    """A captioner prepared for decoding; see `CaptioningRNN.stepper`. It has the weights as they were when it was made.
+
+    Its steps differ from the captioner's in two ways. All that is large is written to memory that they share, the next
+    state over the last one. And what a word brings, x Wx + b, is looked up in a table (V, GH) of all words, where that
+    costs less: a row of the table takes the products of one word read, done faster since all are done at once, and
+    about half of the `words` announced will be read, since captions end before their limit.
+
+    The dtype is that in which the captioner computes where this is made: under autocast, autocast's.
+
+    Attributes:
+        constant: how many parts at the end of the state are the image's own, which no step changes.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: CaptioningRNN, words: int):
+        self._model = model
+        self._cell = model.cell
+        self.constant = model.cell.constant
+        like = model.begin(model.blank(0))[0]
+
+        def weight(w: Tensor) -> Tensor:
+            return w.detach().to(like.dtype)
+
+        self._weights = {name: weight(w) for name, w in model.recurrent().items()}
+        self._Wx, self._b = self._weights["Wx"], self._weights["b"]
+        self._W_embed, self._b_vocab = weight(model.W_embed), weight(model.b_vocab)
+        self._W_vocab = self._W_embed.T if model.tied else weight(model.W_vocab)
+        self._W_out = weight(model.W_out) if hasattr(model, "W_out") else None
+        self._table: Tensor | None = None
+        if words > 2 * model.vocab_size:
+            self._table = self._project(self._W_embed, out=like.new_empty(model.vocab_size, len(self._b)))
+        self._make_room(0)
+
+    def _project(self, x: Tensor, out: Tensor) -> Tensor:
+        """x Wx + b of word vectors x (n, W), written to `out` (n, GH). (With `out`, autocast changes no dtype.)"""
+        return torch.addmm(self._b, x, self._Wx, out=out)
+
+    def _make_room(self, n: int) -> None:
+        """Memory for steps of at most n rows."""
+        self._room = n
+        self._x = self._W_embed.new_empty(n, self._W_embed.shape[1])
+        self._a = self._b.new_empty(n, len(self._b))
+        self._scores = self._b.new_empty(n, len(self._b_vocab))
+
+    @torch.no_grad()
+    def begin(self, features: Tensor) -> State:
+        """The state before the first word, of features as the model takes them.
+
+        Raises:
+            ValueError: the features are of another shape.
+        """
+        return tuple(part.to(self._b.dtype) for part in self._model.begin(features))
+
+    @torch.no_grad()
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (n, V) of the word after `words` (n,), and the state then, which is written over `state`."""
+        n = len(words)
+        if n > self._room:
+            self._make_room(n)
+        a, scores = self._a[:n], self._scores[:n]
+        if self._table is not None:
+            torch.index_select(self._table, 0, words, out=a)
+        else:
+            self._project(torch.index_select(self._W_embed, 0, words, out=self._x[:n]), out=a)
+        self._cell.step_(a, state, self._weights)
+        h = state[0] if self._W_out is None else torch.mm(state[0], self._W_out, out=self._x[:n])
+        torch.addmm(self._b_vocab, h, self._W_vocab, out=scores)
+        return scores, state

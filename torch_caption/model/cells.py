@@ -1,0 +1,272 @@
+"""Recurrent cells behind one interface, and the layers made of them.
+
+A `Cell` has no weights of its own: it says how a state begins, how it goes one step on, and how it goes through a
+sequence, given its weights by name: Wx, Wh, b, and what else it needs. `CELLS` maps a cell's name to its class, and
+nobody else asks for the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from torch_caption import functions
+from torch_caption.functions import reference
+from torch_caption.functions._common import autocast, check_floats, tanh_
+from torch_caption.functions.attention import attend_
+from torch_caption.functions.lstm import gates_
+
+GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
+
+State = tuple[Tensor, ...]  # a row each for the sequences; the first is the hidden state h (N, H)
+Weights = Mapping[str, Tensor]  # by their names in `functions`
+
+
+class Cell:
+    """What the captioner asks of a recurrent cell.
+
+    Args:
+        gradients: a name in `GRADIENTS`: where the recurrence and its gradient come from.
+
+    Attributes:
+        names: of its weights.
+        gates: how many blocks of H columns they have.
+        looks: whether it looks at the places of an image (N, L, H), and not at the image as a whole (N, H).
+        constant: how many parts at the end of the state are the image's own: no step changes them.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("Wx", "Wh", "b")
+    gates: ClassVar[int]
+    looks: ClassVar[bool] = False
+    constant: ClassVar[int] = 0
+
+    def __init__(self, gradients: str = "hand"):
+        self.gradients = gradients
+
+    @property
+    def ops(self) -> ModuleType:
+        """The functions themselves; looked up by name, for a module can be neither copied nor pickled."""
+        return GRADIENTS[self.gradients]
+
+    def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
+        """New Wx (D, GH), Wh (H, GH), b (GH,), drawn as cs231n draws them: normal over sqrt(fan-in), b zero.
+
+        They are on torch's default device and of its default dtype, as the weights of torch.nn's layers are.
+        """
+        width = self.gates * hidden_dim
+        return {
+            "Wx": torch.randn(input_dim, width) / input_dim**0.5,
+            "Wh": torch.randn(hidden_dim, width) / hidden_dim**0.5,
+            "b": torch.zeros(width),
+        }
+
+    def begin(self, image: Tensor) -> State:
+        """The state before the first step, of h0 (N, H), or of places (N, L, H) for a cell that looks."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        """The state after the input x (N, D)."""
+        raise NotImplementedError
+
+    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
+        """`step` without a gradient, in place: a (N, GH) holds x Wx + b, and the next state is written over `state`.
+
+        What is in `a` is lost.
+        """
+        raise NotImplementedError
+
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
+        """The hidden states (N, T, H) after each input of x (N, T, D)."""
+        raise NotImplementedError
+
+    def packed(
+        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+    ) -> Tensor:
+        """The hidden states (r, H) of packed sequences: see `functions.packed_rnn`."""
+        raise NotImplementedError
+
+
+class RNNCell(Cell):
+    """The vanilla RNN; its state is (h,)."""
+
+    gates = 1
+
+    def begin(self, image: Tensor) -> State:
+        return (image,)
+
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        return (self.ops.rnn_step(x, *state, **weights),)
+
+    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
+        (h,) = state
+        h.copy_(tanh_(a.addmm_(h, weights["Wh"])))
+
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
+        (h0,) = state
+        return self.ops.rnn(x, h0, **weights, lengths=lengths)
+
+    def packed(
+        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+    ) -> Tensor:
+        (h0,) = state
+        return self.ops.packed_rnn(x, h0, **weights, sizes=sizes, index=index)
+
+
+class LSTMCell(Cell):
+    """The LSTM; its state is (h, c), and c begins at zero."""
+
+    gates = 4
+
+    def begin(self, image: Tensor) -> State:
+        return image, torch.zeros_like(image)
+
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        return self.ops.lstm_step(x, *state, **weights)
+
+    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
+        h, c = state
+        _lstm_step_(a.addmm_(h, weights["Wh"]), h, c)
+
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
+        h0, c0 = state
+        return self.ops.lstm(x, h0, **weights, lengths=lengths, c0=c0)
+
+    def packed(
+        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+    ) -> Tensor:
+        h0, c0 = state
+        return self.ops.packed_lstm(x, h0, **weights, sizes=sizes, index=index, c0=c0)
+
+
+class AttentionCell(Cell):
+    """An LSTM that looks at the image before each step; its state is (h, c, places), and h and c begin at their mean.
+
+    The places (N, L, H) stay as they are; they are in the state so that whoever takes rows of it takes theirs.
+    """
+
+    names = (*Cell.names, "Wattn")
+    gates = 4
+    looks = True
+    constant = 1
+
+    def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
+        """As `Cell.weights`, and Wattn (H, 4H)."""
+        width = self.gates * hidden_dim
+        return {
+            **super().weights(input_dim, hidden_dim),
+            "Wattn": torch.randn(hidden_dim, width) / hidden_dim**0.5,
+        }
+
+    def begin(self, image: Tensor) -> State:
+        mean, _ = self.ops.dot_product_attention(torch.zeros_like(image[:, 0]), image.mT)  # who asks nothing sees all
+        return mean, mean.clone(), image
+
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        h, c, places = state
+        return *self.ops.attention_lstm_step(x, h, c, places.mT, **weights), places
+
+    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
+        h, c, places = state
+        attn = torch.empty_like(h)
+        attend_(h, places.mT, h.new_empty(places.shape[:2]), attn)
+        _lstm_step_(a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"]), h, c)
+
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
+        h0, c0, places = state
+        return self.ops.attention_lstm(x, places.mT, **weights, lengths=lengths, h0=h0, c0=c0)
+
+    def packed(
+        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+    ) -> Tensor:
+        h0, c0, places = state
+        return self.ops.packed_attention_lstm(x, places.mT, **weights, sizes=sizes, index=index, h0=h0, c0=c0)
+
+
+def _lstm_step_(a: Tensor, h: Tensor, c: Tensor) -> None:
+    """The next h and c (N, H), written over the last, of the pre-activations a (N, 4H), which are lost."""
+    i, f, o, g = gates_(a)
+    c.mul_(f).addcmul_(i, g)
+    tanh_(h.copy_(c)).mul_(o)
+
+
+CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell, "attention": AttentionCell}
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer with hand-derived gradients, for use outside the captioner.
+
+    Args:
+        input_dim: D.
+        hidden_dim: H.
+        cell_type: a name in `CELLS`.
+
+    Parameters are Wx (D, GH), Wh (H, GH) and b (GH,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
+    "attention" Wattn (H, 4H), on torch's default device and of its default dtype.
+
+    Raises:
+        ValueError: there is no such cell, or a size is not an integer of at least 1.
+    """
+
+    Wx: Tensor
+    Wh: Tensor
+    b: Tensor
+
+    def __init__(self, input_dim: int, hidden_dim: int, cell_type: str = "rnn"):
+        super().__init__()
+        check_sizes("Recurrent", input_dim=input_dim, hidden_dim=hidden_dim)
+        self.input_dim, self.hidden_dim = input_dim, hidden_dim
+        self.cell = make_cell(cell_type)
+        for name, weight in self.cell.weights(input_dim, hidden_dim).items():
+            self.register_parameter(name, nn.Parameter(weight))
+
+    def forward(self, x: Tensor, h0: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Hidden states (N, T, H) of x (N, T, D), from h0 (N, H), zero unless given; zero past `lengths` (N,).
+
+        "attention" takes the places of its images (N, L, H) in the place of h0.
+
+        Raises:
+            TypeError: a value is not a tensor of the right kind, or a dtype or device differs.
+            ValueError: a shape does not fit, or a layer that looks has nothing to look at.
+        """
+        sizes = {"D": self.input_dim, "H": self.hidden_dim}
+        gates = f"{self.cell.gates}H" if self.cell.gates > 1 else "H"
+        x, b = autocast(x, self.b)
+        check_floats("Recurrent", sizes, x=(x, "N T D"), b=(b, gates))
+        if h0 is None:
+            if self.cell.looks:
+                raise ValueError("Recurrent: this cell looks at an image: give its places (N, L, H)")
+            h0 = x.new_zeros(x.shape[0], self.hidden_dim)
+        (h0,) = autocast(h0)
+        check_floats("Recurrent", sizes, h0=(h0, "N L H" if self.cell.looks else "N H"), b=(b, gates))
+        if 0 in h0.shape[1:]:
+            raise ValueError(f"Recurrent: h0 must have at least one spatial position, but is {tuple(h0.shape)}")
+        return self.cell.sequence(x, self.cell.begin(h0), dict(self.named_parameters()), lengths)
+
+
+def check_sizes(owner: str, **sizes: int) -> None:
+    """Check the sizes of a module.
+
+    Raises:
+        ValueError: one is not an integer of at least 1.
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, Integral) or size < 1:  # NumPy's integers too
+            raise ValueError(f"{owner}: {name} must be an integer of at least 1, but is {size!r}")
+
+
+def make_cell(cell_type: str, gradients: str = "hand") -> Cell:
+    """The cell of that name, with the derivatives of `torch_caption.functions` ("hand") or torch.autograd's ("auto").
+
+    Raises:
+        ValueError: there is no such cell, or no such gradients.
+    """
+    if gradients not in GRADIENTS:
+        raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}, but is {gradients!r}")
+    if cell_type not in CELLS:
+        raise ValueError(f"cell_type must be one of {', '.join(CELLS)}, but is {cell_type!r}")
+    return CELLS[cell_type](gradients)

@@ -1,0 +1,1 @@
+"""The built-in dataset: scenes drawn, described and judged."""

@@ -1,0 +1,82 @@
+"""How scenes are put into words: the lexicon and the captions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torch_caption.scenes.draw import COLOURS, SHAPES, Group, Scene
+
+PLURAL = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+RELATION_WORDS = {
+    "left of": ("to the left of", "left of", "on the left of"),
+    "right of": ("to the right of", "right of", "on the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under", "beneath"),
+}
+PLACE_WORDS = {"left of": "on the left", "right of": "on the right", "above": "at the top", "below": "at the bottom"}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+# a is the left or upper group, b the other; is_a, it_a agree with a. The first word or two tell which comes first.
+TEMPLATES = (
+    "{a} {a_to_b} {b}",
+    "{a} {is_a} {a_to_b} {b}",
+    "{a} {a_here} and {b} {b_here}",
+    "{a} with {b} {b_to_a} {it_a}",
+    "there {is_a} {a} {a_to_b} {b}",
+    "a picture of {a} {a_to_b} {b}",
+    "you can see {b} {b_to_a} {a}",
+    "{b_to_a} {a} there {is_b} {b}",
+    "{a_to_b} {b} there {is_a} {a}",
+)
+CAPTIONS = 5  # of each scene, each from a template of its own
+LONGEST = 15  # words of a caption
+SAYS_SIZE = 0.75  # how often the size of a group is said
+
+
+def tell(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Five captions of a scene in different words, lower case, at most LONGEST words each.
+
+    Every one names the shape, colour and count of both groups and one relation; most name sizes.
+    """
+    return [_word(scene, TEMPLATES[i], rng) for i in rng.permutation(len(TEMPLATES))[:CAPTIONS]]
+
+
+def _word(scene: Scene, template: str, rng: np.random.Generator) -> str:
+    a, b, a_to_b = scene.first, scene.second, scene.relation
+    b_to_a = OPPOSITE[a_to_b]
+    return template.format(
+        a=_name(a, rng),
+        b=_name(b, rng),
+        a_to_b=_choose(RELATION_WORDS[a_to_b], rng),
+        b_to_a=_choose(RELATION_WORDS[b_to_a], rng),
+        a_here=PLACE_WORDS[a_to_b],
+        b_here=PLACE_WORDS[b_to_a],
+        is_a="is" if a.count == 1 else "are",
+        is_b="is" if b.count == 1 else "are",
+        it_a="it" if a.count == 1 else "them",
+    )
+
+
+def _name(group: Group, rng: np.random.Generator) -> str:
+    words = [group.colour, group.shape if group.count == 1 else PLURAL[group.shape]]
+    if rng.random() < SAYS_SIZE:
+        words.insert(0, _choose(SIZE_WORDS[group.size], rng))
+    article = "an" if words[0][0] in "aeiou" else "a"
+    number = article if group.count == 1 and rng.random() < 0.8 else NUMBERS[group.count]
+    return " ".join([number, *words])
+
+
+def _choose(words: tuple[str, ...], rng: np.random.Generator) -> str:
+    """One of the words, each half as likely as the one before it."""
+    whole = 2 ** len(words) - 1
+    return words[len(words) - (whole - int(rng.integers(whole))).bit_length()]
+
+
+def lexicon() -> list[str]:
+    """Every word that a caption may have, in alphabetical order."""
+    fixed = [word for template in TEMPLATES for word in template.split() if not word.startswith("{")]
+    phrases = [*fixed, "a", "an", "is", "are", "it", "them", *NUMBERS.values(), *COLOURS, *SHAPES, *PLURAL.values()]
+    for ways in (*SIZE_WORDS.values(), *RELATION_WORDS.values()):
+        phrases += ways
+    return sorted({word for phrase in (*phrases, *PLACE_WORDS.values()) for word in phrase.split()})

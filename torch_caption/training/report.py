@@ -1,0 +1,194 @@
+"""What a run tells its user: a line an epoch, and at the end what was learnt and where everything is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_caption import plots
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.config import TrainConfig
+from torch_caption.data.dataset import CocoData, Split
+from torch_caption.data.tokenizer import readable
+from torch_caption.inference.captions import captioned_images, describe, some_images
+from torch_caption.io.exits import one_line
+from torch_caption.io.program import typed
+from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.plots import GalleryItem
+from torch_caption.scenes import dataset as scenes
+from torch_caption.training import run_folder as runs
+
+CURVES, GALLERY = "loss.png", "gallery.png"
+SHOWN = 12  # pictures in the gallery
+
+
+def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN) -> None:
+    """Say what is trained on what."""
+    train, val = data["train"], data["val"]
+    weights = sum(p.numel() for p in model.parameters())
+    print(
+        f"data      {data.directory}: {len(train):,} captions to learn from, {len(val):,} to validate with", flush=True
+    )
+    places = f" at {' x '.join(map(str, train.grid))} places" if train.grid else ""
+    print(
+        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{places}, "
+        f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.W_proj.device.type}"
+    )
+    if config.init_from is not None:
+        print(f"begins    with the weights of {config.init_from}")
+    print(f"run       {run}", flush=True)
+
+
+def warning(line: str) -> None:
+    """What is not as it should be, and how it goes on."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def epoch(record: dict[str, Any], config: TrainConfig, *, best: bool) -> None:
+    """One line: losses in nats per word or rewards, scores of greedy captions."""
+    width = len(str(config.epochs))
+    parts = [
+        f"epoch {record['epoch']:{width}}/{config.epochs}",
+        so_far(record),
+        f"val {record['val_loss']:.3f} nats per word",
+        *(f"{name} {record[name]:.3f}" for name in ("BLEU-4", "CIDEr") if name in record),
+        f"{record['seconds']:.0f} s",
+    ]
+    print("   ".join(parts) + ("   best" if best else ""), flush=True)
+
+
+def so_far(record: Mapping[str, Any]) -> str:
+    """What training has come to, from `Progress.means`."""
+    if "reward" in record:
+        return f"reward {record['reward']:.3f}, greedy {record['greedy_reward']:.3f}"
+    return f"train {record['train_loss']:.3f}"
+
+
+def interrupted(run: Path, step: int) -> None:
+    """Say how to go on."""
+    named = "" if _in_its_place(run) else f" {run}"
+    print(
+        f"stopped after step {step}, which is saved; `{typed('train')} --resume{named}` goes on from there", flush=True
+    )
+
+
+def check(data: CocoData) -> None:
+    """Raise ValueError where `closing` could not judge scenes, before hours of training have led there."""
+    images = {split.name: split.num_images for split in (*_judged(data), _drawn(data))}
+    scenes.check(data.directory, data.manifest, images)
+
+
+def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device) -> None:
+    """Caption with the best weights, judge scenes, draw curves and gallery, and say where everything is.
+
+    What cannot be had of it is a warning: the run has come to its end.
+    """
+    best = checkpoints.load(run / runs.BEST)
+    model = checkpoints.build_model(best, run / runs.BEST).to(device).eval()
+    progress = best.progress
+    cider = f", CIDEr {progress['best_cider']:.4f}" if config.objective == "scst" else ""
+    print(f"best      epoch {progress['best_epoch']}, val {progress['best_loss']:.4f} nats per word{cider}")
+    for split in _judged(data):
+        with _or_warned(f"{split.name} is not judged"):
+            _judge(model, data, split, config.max_length)
+    print(f"weights   {run / runs.BEST}")
+    with _or_warned(f"{run / CURVES} is not drawn"):
+        plots.loss_curves(runs.read(run), run / CURVES, run.name)
+        print(f"curves    {run / CURVES}")
+    with _or_warned(f"{run / GALLERY} is not drawn"):
+        _show(model, data, _drawn(data), config, run / GALLERY)
+    named = "" if _in_its_place(run) else f" --checkpoint {run}"
+    print(f"`{typed('sample')}{named}` captions more of them", flush=True)
+
+
+def _judged(data: CocoData) -> list[Split]:
+    return [data[name] for name in ("test", "novel") if name in data.splits]
+
+
+def _drawn(data: CocoData) -> Split:
+    """The split whose pictures the gallery shows."""
+    return data["test"] if "test" in data.splits else data["val"]
+
+
+@contextmanager
+def _or_warned(what: str) -> Iterator[None]:
+    """In the block an error of the data, or of the disk, is a line; that nobody reads the output is not one."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        warning(f"{what}: {one_line(error)}")
+
+
+def _show(model: CaptioningRNN, data: CocoData, split: Split, config: TrainConfig, path: Path) -> None:
+    """Draw a gallery of some images, or print their captions."""
+    images = some_images(split, SHOWN, seed=config.seed)
+    captions = describe(model, split, images, max_length=config.max_length)
+    if gallery(data, split, {idx: [c.text] for idx, c in captions.items()}, path):
+        print(f"gallery   {path}")
+    else:
+        print("\n".join(f"{split.name} {idx:<4} {readable(c.text)}" for idx, c in captions.items()))
+
+
+def gallery(
+    data: CocoData | None, split: Split, captions: Mapping[int, Sequence[str]], path: Path, *, references: bool = False
+) -> bool:
+    """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them.
+
+    Args:
+        data: what the split is of; None where it is of no data, and nobody knows which captions are right.
+    """
+    pictures = {idx: split.picture(idx) for idx in captions}
+    if not any(pictures.values()):
+        return False
+    people = {idx: tuple(map(readable, split.references(idx))) if references else () for idx in captions}
+    items = [
+        GalleryItem(pictures[idx], readable(text), people[idx], _right(data, split, idx, text))
+        for idx, texts in captions.items()
+        for text in texts
+    ]
+    plots.gallery(items, path)
+    return True
+
+
+def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | None:
+    """Whether the caption describes the scene right; None where the image is no scene."""
+    result = scenes.score(data.directory, split.name, {idx: text}) if data else None
+    return None if result is None else result.right == 1
+
+
+def _judge(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) -> None:
+    captions = describe(model, split, captioned_images(split), max_length=max_length)
+    result = scenes.score(data.directory, split.name, {idx: c.text for idx, c in captions.items()})
+    if result is not None:
+        share = 100 * result.right / result.total
+        print(
+            f"{split.name + ':':9} {result.right:,} of {result.total:,} scenes described right ({share:.1f} %)",
+            flush=True,
+        )
+
+
+def _in_its_place(run: Path) -> bool:
+    """Whether the programs find the run by themselves."""
+    return run.parent == TrainConfig.out
+
+
+def _by(config: TrainConfig) -> str:
+    return {"hand": "hand", "auto": "automatic differentiation"}[config.gradients]
+
+
+def json_text(content: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
+    """JSON; escaped where the encoding lacks a letter, as UTF-8 does of names that are no UTF-8."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent)
+    return text

@@ -1,0 +1,274 @@
+"""What training changes: model, optimizer, average and progress; begun anew, or restored from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints.format import Checkpoint, CheckpointError, Found
+from torch_caption.config import OF_THE_MODEL, TrainConfig
+from torch_caption.data.dataset import CocoData, generator
+from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.training import distributed
+from torch_caption.training import run_folder as runs
+from torch_caption.training.objectives import rows_of_epoch
+from torch_caption.training.progress import Progress
+
+_COMPARED = ("train", "val")  # the splits whose captions a run's epochs are of
+
+
+@dataclass
+class State:
+    """What a step changes.
+
+    Attributes:
+        average: a model with the moving average of the weights, where one is kept.
+        inconsistent: a step has failed after it had begun to change what is here.
+    """
+
+    model: CaptioningRNN
+    optimizer: Optimizer
+    average: CaptioningRNN | None = None
+    progress: Progress = field(default_factory=Progress)
+    inconsistent: bool = field(default=False, init=False)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step. One that fails leaves all as it was, random numbers too; or else `inconsistent`."""
+        device = self.model.W_proj.device
+        random = random_state(device)
+        begun: list[bool] = []
+        with self.optimizer.register_step_pre_hook(lambda *_: begun.append(True)):
+            try:
+                yield
+            except Exception:
+                self.inconsistent = bool(begun)
+                if not self.inconsistent:
+                    set_random_state(random, device)
+                raise
+
+    @property
+    def judged(self) -> CaptioningRNN:
+        """The model that is validated and kept: the average, where there is one."""
+        return self.model if self.average is None else self.average
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """Bring the average, if there is one, a step nearer to the weights: average = d average + (1 - d) weights.
+
+        d = min(decay, (1 + k) / (10 + k)) at the k-th step, so that the first weights, which are random, are soon
+        forgotten.
+        """
+        if self.average is not None:
+            k = self.progress.step
+            nearer = 1 - min(decay, (1 + k) / (10 + k))
+            for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(weight, nearer)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of this process's random generators, by "torch" and "cuda"."""
+    state = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """The inverse of `random_state`; a generator whose state is not there is left as it is."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def source(config: TrainConfig) -> Found | None:
+    """The checkpoint that a run resumes or begins with, where there is one.
+
+    Raises:
+        CheckpointError: it is missing or cannot be used.
+    """
+    if config.resume is not None:
+        return checkpoints.find_latest(runs.find(config.out, config.resume) / runs.LAST)
+    if config.init_from is not None:
+        return checkpoints.find(runs.checkpoint(config.init_from, config.out))
+    return None
+
+
+def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Found | None = None) -> State:
+    """A model, its weights drawn by the seed or those of a checkpoint, and a new optimizer.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used with this configuration and data.
+    """
+    feature_dim = data["train"].feature_dim
+    if found is None:
+        torch.manual_seed(config.seed)
+        with torch.device("cpu"):  # so that a seed draws the same weights wherever the model is trained
+            model = CaptioningRNN(data.vocabulary.word_to_idx, feature_dim, **config.model_arguments())
+        model.to(getattr(torch, config.dtype))
+    else:
+        saved, path = found.checkpoint, found.path
+        checkpoints.check_fits(saved, data.vocabulary, feature_dim, data.recipe, path=path, data=data.directory)
+        _check_same(config, found, OF_THE_MODEL)
+        built = checkpoints.build_model(dataclasses.replace(saved, config=config), path)
+        model = copy.deepcopy(built)  # what is trained in place is not the checkpoint's
+        if config.resume is None and config.objective == "scst" and config.temperature != 1:
+            model.sharpen(config.temperature)
+        torch.manual_seed(config.seed)
+    model.to(device)
+    _seed_rank(config.seed)
+    optimizer = AdamW(_groups(model, config.weight_decay), lr=config.highest_lr, fused=True)
+    return State(model, optimizer, _copy(model) if config.ema else None)
+
+
+def resume(config: TrainConfig, data: CocoData, device: torch.device, found: Found) -> tuple[State, list[str]]:
+    """The state of a run where the checkpoint left it.
+
+    Returns:
+        The state, and lines that warn: of a checkpoint that could not be used, of data that has changed.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used, or not with this configuration and data.
+    """
+    saved, path, warning, _ = found
+    if not saved.random:
+        raise CheckpointError(f"{path}: holds a model, but not the state of its training; --init-from begins with it")
+    state = begin(config, data, device, found)
+    try:
+        progress = Progress.from_plain(saved.progress)
+        under_way = ("batch_size", "seed", "max_train") if progress.position else ()
+        _check_same(config, found, ("objective", *under_way))
+        changed = _changed(found, data, under_way=progress.position > 0)
+        steps = -(-rows_of_epoch(config, data["train"]) // config.batch_size)
+        progress.check_epoch(steps, rewarded=config.objective == "scst")
+        if state.average is not None and saved.average:
+            state.average.load_state_dict(saved.average)
+        _load_optimizer(state, saved.optimizer, progress.step)
+        _set_rank_state(saved.random, device, config.seed, progress.step)
+    except CheckpointError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be resumed: {' '.join(str(error).split())}") from error
+    state.progress = progress
+    return state, [line for line in (warning, changed) if line is not None]
+
+
+def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
+    """The state as a checkpoint: all that training needs to be resumed.
+
+    Of several ranks all have to call it, for it holds the random state of each.
+    """
+    named = {f"{name}/": p for name, p in state.model.named_parameters()}
+    ranks = distributed.gathered(random_state(state.model.W_proj.device))
+    return Checkpoint(
+        weights=_weights(state.model),
+        config=dataclasses.replace(config, resume=None),
+        words=list(data.vocabulary.words),
+        manifest=dict(data.recipe),
+        input_dim=data["train"].feature_dim,
+        progress=state.progress.plain(),
+        average={} if state.average is None else _weights(state.average),
+        optimizer={n + key: x.cpu() for n, p in named.items() for key, x in state.optimizer.state.get(p, {}).items()},
+        random={f"{rank}/{name}": x for rank, random in enumerate(ranks) for name, x in random.items()},
+        data={name: data[name].digest for name in _COMPARED if name in data.splits},
+    )
+
+
+def judged(saved: Checkpoint) -> Checkpoint:
+    """Of a snapshot what captions need: the weights that are validated, which are the average's where there is one."""
+    return dataclasses.replace(
+        saved, weights=saved.average or saved.weights, average={}, optimizer={}, random={}, data={}
+    )
+
+
+def _weights(model: CaptioningRNN) -> dict[str, Tensor]:
+    return {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
+
+
+def _copy(model: CaptioningRNN) -> CaptioningRNN:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _groups(model: CaptioningRNN, weight_decay: float) -> list[dict[str, Any]]:
+    """The matrices, which decay, and then biases and word vectors, which do not."""
+    decaying = [p for name, p in model.named_parameters() if p.dim() > 1 and name != "W_embed"]
+    others = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "W_embed"]
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _load_optimizer(state: State, saved: Mapping[str, Tensor], steps: int) -> None:
+    """Give the optimizer its moments; its settings are the run's own. Their shapes were checked when they were read.
+
+    Args:
+        steps: that it has taken.
+
+    Raises:
+        ValueError: it has moments before its first step, or none after it.
+    """
+    if bool(saved) != (steps > 0):
+        raise ValueError(f"its optimizer has {len(saved)} tensors after step {steps}")
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    content = state.optimizer.state_dict()
+    if steps:
+        ordered = [names[p] for group in state.optimizer.param_groups for p in group["params"]]
+        content["state"] = {
+            idx: {moment: saved[f"{name}/{moment}"].clone() for moment in checkpoints.MOMENTS}
+            for idx, name in enumerate(ordered)
+        }
+    state.optimizer.load_state_dict(content)
+
+
+def _seed_rank(seed: int, step: int = 0) -> None:
+    """Let each rank draw numbers of its own for dropout, by the seed; rank 0 goes on as if it were alone."""
+    if distributed.rank() > 0:
+        torch.manual_seed(generator(seed, distributed.rank(), step).initial_seed())
+
+
+def _set_rank_state(saved: Mapping[str, Tensor], device: torch.device, seed: int, step: int) -> None:
+    """Set the random state of this rank, or begin a new one where there were fewer ranks."""
+    prefix = f"{distributed.rank()}/"
+    state = {name.removeprefix(prefix): x for name, x in saved.items() if name.startswith(prefix)}
+    if state:
+        set_random_state(state, device)
+    else:
+        _seed_rank(seed, step)
+
+
+def _changed(found: Found, data: CocoData, *, under_way: bool) -> str | None:
+    """A line that says whose captions are others than those the checkpoint was made with, if any are.
+
+    Raises:
+        CheckpointError: they are those of an epoch that is under way, whose order would be another's.
+    """
+    known, path = found.checkpoint.data, found.path
+    changed = [name for name in _COMPARED if name in known and data[name].digest != known[name]]
+    if "train" in changed and under_way:
+        raise CheckpointError(
+            f"{path}: is in the middle of an epoch over other captions of train than those of {data.directory}; bring "
+            "those back, or begin another run with --init-from"
+        )
+    if not changed:
+        return None
+    return (
+        f"{path}: was made with other captions of {' and '.join(changed)} than those of {data.directory}; the epochs "
+        "before and after are compared all the same, for the best weights and --patience"
+    )
+
+
+def _check_same(config: TrainConfig, found: Found, fixed: Iterable[str]) -> None:
+    """Refuse flags that would change the model, or the order of an epoch that is under way."""
+    for name in fixed:
+        ours, theirs = getattr(config, name), getattr(found.checkpoint.config, name)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{found.path}: was made with --{name.replace('_', '-')} {theirs}, which {ours} cannot replace"
+            )

@@ -1,0 +1,484 @@
+"""Training: steps over a model and an optimizer, and `fit`, which makes a run of them from one configuration.
+
+Losses here are in nats per word: -log p of a true word given the image and the true words before it, averaged over
+words, <END> counted and <NULL> not. exp of it is the perplexity, and it does not depend on the batch or on padding.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from torch_caption.checkpoints.format import Found
+from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.data.dataset import CocoData, Split, batches, open_data
+from torch_caption.data.tokenizer import TOKENIZERS
+from torch_caption.inference.captions import describe, some_images
+from torch_caption.io import lock
+from torch_caption.io.exits import Failure, is_watched, one_line, within_memory
+from torch_caption.metrics import scores as metrics
+from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.model.cells import CELLS
+from torch_caption.model.dropout import dropout
+from torch_caption.scenes import dataset as scenes
+from torch_caption.training import distributed, non_finite, report
+from torch_caption.training import run_folder as runs
+from torch_caption.training.checkpointing import CheckpointManager
+from torch_caption.training.interrupt import Interrupt
+from torch_caption.training.non_finite import LossNotFinite
+from torch_caption.training.objectives import Lesson, Objective, make_objective
+from torch_caption.training.progress import Progress
+from torch_caption.training.state import State, begin, resume, source
+from torch_caption.training.workers import Loading, WorkerLost
+
+OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
+"""What says how much memory training takes."""
+
+
+def train_step(
+    model: CaptioningRNN,
+    optimizer: Optimizer,
+    features: Tensor,
+    captions: Tensor,
+    *,
+    read: Tensor | None = None,
+    weights: Tensor | None = None,
+    clip: float = 0.0,
+    amp: str = "none",
+    share: distributed.Share | None = None,
+) -> tuple[float, float]:
+    """One step down the gradient of one batch's loss.
+
+    Args:
+        features: (N, D) floating-point, or as the model takes them.
+        captions: (N, T) int64, <START> first, <NULL> after <END>.
+        read, weights: as in `CaptioningRNN.forward`, on the model's device.
+        clip: the longest gradient, in the norm over all parameters; 0 for any.
+        amp: "bf16" computes the loss under automatic mixed precision.
+        share: the features and captions are a rank's share of a batch (`distributed.Replica.share`), and the step is
+            that of all ranks.
+
+    Returns:
+        The batch's loss (sum over time, mean over N) and the gradient's norm before clipping.
+
+    Raises:
+        LossNotFinite: one of the two is infinite or NaN; the weights are as before.
+    """
+    weight = model.W_proj
+    given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
+    share = share or distributed.Share.whole(model, len(captions))
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=amp == "bf16"):
+        loss = share.loss(features.to(weight), captions.to(weight.device), **given)
+    loss.backward()
+    value = share.received()
+    if not math.isfinite(value):
+        raise LossNotFinite(f"the loss is {value}")
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf))
+    if not math.isfinite(norm):
+        raise LossNotFinite(f"the gradient's norm is {norm}")
+    optimizer.step()
+    return value, norm
+
+
+@torch.no_grad()
+def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> float:
+    """The loss on all captions of the split, in nats per word, every word predicted from the true ones before it.
+
+    Of several ranks each computes a share, and all have to call it.
+    """
+    training = model.training
+    model.eval()
+    weight = model.W_proj
+    nats, words = 0.0, 0.0
+    ranks = distributed.size()
+    for features, captions in batches(split, batch_size * ranks, shuffle=False, share=(distributed.rank(), ranks)):
+        loss = model(features.to(weight), captions.to(weight.device))
+        nats += float(loss) * len(captions)
+        words += count_words(captions, model.null)
+    model.train(training)
+    nats, words = distributed.total([nats, words])
+    return nats / words
+
+
+def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: int = 30) -> dict[str, float]:
+    """BLEU-4 and CIDEr of the images' greedy captions against all their references; no CIDEr of images that it cannot
+    tell apart (`metrics.cider_weighs`)."""
+    training = model.training
+    model.eval()
+    captions = describe(model, split, images, max_length=max_length)
+    model.train(training)
+    texts = {idx: caption.text for idx, caption in captions.items()}
+    scores = metrics.score(texts, {idx: split.references(idx) for idx in images}, tokenizer=split.tokenizer)
+    return {name: scores[name] for name in ("BLEU-4", *(["CIDEr"] if _weighs(split, images) else []))}
+
+
+def _weighs(split: Split, images: Iterable[int]) -> bool:
+    return metrics.cider_weighs([list(map(TOKENIZERS[split.tokenizer], split.references(idx))) for idx in images])
+
+
+def check_scored(config: TrainConfig, val: Split, images: list[int]) -> None:
+    """Warn before the first epoch where CIDEr of the scored images is 0 whatever the captions.
+
+    Raises:
+        ConfigError: in self-critical training, which keeps the weights of the best CIDEr.
+    """
+    if not images or _weighs(val, images):
+        return
+    of = "one image alone" if len(images) == 1 else f"{len(images)} images with the same captions"
+    line = f"CIDEr of {of} of {val.name} is 0 whatever the captions: it weighs words by how many images lack them"
+    if config.objective == "scst":
+        raise ConfigError(
+            f"--objective scst keeps the best CIDEr's weights, but {line}; score more images: raise --score-images, or "
+            f"add images to {val.name}"
+        )
+    if distributed.first():
+        report.warning(f"{line}; CIDEr is left out")
+
+
+def count_words(captions: Tensor, null: int) -> int:
+    """The words that the loss is over: all after the first column that are not <NULL>."""
+    return int((captions[:, 1:] != null).sum())
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step, counted from 0, as `lr_schedule` says.
+
+    cosine: lr (step + 1) / w in the first w steps, w = min(warm_up, a tenth of all), then lr (1 + cos(pi s)) / 2, with
+    s going from 0 to 1 over the rest. exponential: lr lr_decay^epoch. constant: lr.
+    """
+    lr = config.highest_lr
+    if config.lr_schedule == "constant":
+        return lr
+    if config.lr_schedule == "exponential":
+        return lr * config.lr_decay ** (step // steps_per_epoch)
+    steps = config.epochs * steps_per_epoch
+    warm_up = min(config.warm_up, steps // 10)
+    if step < warm_up:
+        return lr * (step + 1) / warm_up
+    return lr * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
+
+
+def fit(config: TrainConfig, found: Found | None = None) -> Path:
+    """Train as the configuration says and return the run's directory, which holds all that came of it.
+
+    The run seeds torch's global generator and draws from it: it is that of its seed if nothing else in the process
+    draws from that generator or seeds it meanwhile. At the end the generator is as it was before.
+
+    Args:
+        found: the checkpoint that the run resumes or begins with, where it has been read (`state.source`); it is read
+            again only if the file has been replaced since.
+
+    Raises:
+        ValueError: a setting, the data or the checkpoint cannot be used, or another process trains in the run's
+            directory, or another thread of this process trains.
+        LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
+        OutOfMemory: the model or a batch of it takes more memory than there is.
+        WorkerLost: a process that loads batches was killed.
+        Stopped: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
+
+    Whatever ends the run, the state after the last whole step is saved first, unless there are several processes, or
+    the loss is no number, or it cannot be saved.
+    """
+    config.check()
+    check_compiler(config)
+    device = choose_device(config.device)
+    with ExitStack() as stack:
+        stack.enter_context(lock.alone_in_process())
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(within_memory(*OF_THE_MEMORY))
+        if config.resume is not None:
+            run = _enter(stack, runs.find(config.out, config.resume))
+        if found is None or not found.is_current():
+            found = source(config)
+        data = load_data(config)
+        report.check(data)
+        objective = make_objective(config, data["train"])
+        scored = some_images(data["val"], config.score_images, seed=config.seed)
+        check_scored(config, data["val"], scored)
+        if config.resume is not None and found is not None:
+            state, warnings = resume(config, data, device, found)
+            for line in warnings if distributed.first() else ():
+                report.warning(line)
+        else:
+            state = begin(config, data, device, found)
+            name = f"{runs.data_name(config.data)}-{config.cell_type}"
+            run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
+        if config.compile:
+            # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
+            state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
+        manager = CheckpointManager(run, state, config, data)
+        manager.begin(found if config.resume is not None else None)
+        distributed.from_first(lambda: runs.point_to(run))
+        try:
+            with within_memory(*OF_THE_MEMORY, kept=lambda: manager.kept):
+                _train(run, state, config, data, objective, scored, manager)
+        except LossNotFinite as error:
+            raise LossNotFinite(f"{error}; {manager.kept}; {error.advice}") from error
+        if distributed.first():
+            report.closing(run, config, data, device)
+        distributed.wait_for_all()
+    return run
+
+
+def _enter(stack: ExitStack, run: Path) -> Path:
+    """Have the run to this process, or these ranks, until the stack is left."""
+
+    def enter() -> None:
+        stack.enter_context(lock.alone_in(run))
+
+    distributed.from_first(enter)
+    return run
+
+
+def _train(
+    run: Path,
+    state: State,
+    config: TrainConfig,
+    data: CocoData,
+    objective: Objective,
+    scored: list[int],
+    manager: CheckpointManager,
+) -> None:
+    """Train from where the state is to the end, or until this process is told to stop."""
+    replica = distributed.Replica(state.model)
+    share = distributed.rank(), distributed.size()
+    loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
+    with ExitStack() as stack:
+        log = None
+        if distributed.first():
+            report.opening(run, config, data, state.model)
+            begun = state.progress
+            of = {"epochs": begun.epoch, "step": begun.step - begun.position}
+            log = runs.Log(run, tensorboard=config.tensorboard, warn=report.warning, **of)
+        interrupt = stack.enter_context(Interrupt())
+        loading = stack.enter_context(Loading(loader))
+        while not finished(state.progress, config):
+            record = None
+            try:
+                _train_epoch(state, config, objective, replica, loading, interrupt, manager)
+            except Exception as error:
+                _save_whole_steps(error, run, state, manager, interrupt)
+                raise
+            manager.save_steps()  # so that they are kept whatever becomes of what follows
+            if not interrupt.agreed:
+                record = interrupt.unless_asked(lambda: _judge(state, config, data, scored))
+            if record is not None:
+                state.progress = state.progress.end_epoch(record, config.objective)
+                if log is not None:  # before the checkpoint, which would not write it again
+                    log.write(record)
+                manager.save()
+                if distributed.first():
+                    with interrupt.printing():
+                        report.epoch(record, config, best=state.progress.ends_best_epoch())
+            if interrupt.agreed:
+                if distributed.first():
+                    with interrupt.printing():
+                        report.interrupted(run, state.progress.step)
+                distributed.wait_for_all()  # as no other may end before rank 0 has saved
+                raise interrupt.stopped()
+
+
+def _save_whole_steps(
+    error: Exception, run: Path, state: State, manager: CheckpointManager, interrupt: Interrupt
+) -> None:
+    """Save what was done before an error, if the state is that of a whole step, and say how to go on.
+
+    Of several ranks the others are in the middle of a step. What has led to a loss that is no number is not kept.
+
+    Raises:
+        Stopped: all processes of the program were told to stop, and one that loads batches was the first to end.
+    """
+    if distributed.size() > 1 or state.inconsistent or isinstance(error, LossNotFinite):
+        return
+    try:
+        manager.save_steps()
+    except Exception as second:  # which must not hide the first
+        report.warning(f"step {state.progress.step} is not saved: {one_line(second)}")
+    if manager.step == state.progress.step:
+        with suppress(OSError):  # nor may this, if nobody reads on
+            report.interrupted(run, state.progress.step)
+        if isinstance(error, WorkerLost) and interrupt.asked:
+            raise interrupt.stopped() from error
+
+
+def load_data(config: TrainConfig) -> CocoData:
+    """Open the configuration's data, the built-in scenes being drawn on first use.
+
+    Raises:
+        ValueError: the directory is not there or its content is not as it should be.
+    """
+    progress = is_watched() and distributed.first()
+    directory = scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data)
+    return open_data(
+        directory,
+        pca={"auto": None, "yes": True, "no": False}[config.pca_features],
+        grids=CELLS[config.cell_type].looks,
+        max_train=config.max_train,
+        in_memory=config.in_memory,
+        seed=config.seed,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+        ValueError: there are fewer GPUs than processes on this machine.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU here")
+    return distributed.gpu() if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+
+
+def check_compiler(config: TrainConfig) -> None:
+    """Find a missing compiler before the first step does.
+
+    Raises:
+        ConfigError: --compile, and there is no C++ compiler.
+    """
+    names = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if config.compile and not any(name and shutil.which(name) for name in names):
+        raise ConfigError("--compile: torch.compile needs a C++ compiler (g++, clang++ or cl), and none is installed")
+
+
+def finished(progress: Progress, config: TrainConfig) -> bool:
+    """All epochs are done, or `patience` of them without a better validation loss."""
+    stale = progress.epoch - progress.best_epoch
+    return progress.epoch >= config.epochs or 0 < config.patience <= stale
+
+
+def _train_epoch(
+    state: State,
+    config: TrainConfig,
+    objective: Objective,
+    replica: distributed.Replica,
+    loading: Loading,
+    interrupt: Interrupt,
+    manager: CheckpointManager,
+) -> None:
+    """What remains of the epoch under way, or as much of it as goes before this process is told to stop."""
+    progress, order = state.progress, loading.order
+    label = f"epoch {progress.epoch + 1}/{config.epochs}"
+    state.model.train(objective.drops)
+    started = time.perf_counter()
+    hidden = not (distributed.first() and is_watched())
+    each = loading.epoch(progress.epoch, progress.position)
+    steps = order.total
+    with (
+        closing(each),
+        tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar,
+    ):
+        for features, batch in each:
+            share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
+            try:
+                with state.step():
+                    _train_batch(state, config, objective, features, batch, steps, share)
+            except LossNotFinite as error:
+                rows = order.rows_at(progress.position)
+                of = non_finite.batch(objective, rows, error.places)
+                raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; {of}") from None
+            interrupt.agree(share.asked)
+            progress.seconds += time.perf_counter() - started
+            started = time.perf_counter()
+            bar.set_postfix_str(report.so_far(progress.means()), refresh=False)
+            bar.update()
+            if interrupt.agreed:
+                break
+            if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+                manager.save()
+
+
+def _train_batch(
+    state: State,
+    config: TrainConfig,
+    objective: Objective,
+    features: Tensor,
+    batch: Tensor,
+    steps_per_epoch: int,
+    share: distributed.Share | None = None,
+) -> None:
+    model, optimizer, progress = state.model, state.optimizer, state.progress
+    lr = learning_rate(config, progress.step, steps_per_epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    features = dropout(features, config.feature_dropout).to(model.W_proj)
+    batch = batch.to(features.device)
+    lesson = _lesson(objective, model, features, batch, progress)
+    share = share or distributed.Share.whole(model, len(batch))
+    share.counts = [count_words(lesson.captions, model.null), *lesson.rewards()]
+    try:
+        loss, norm = train_step(
+            model,
+            optimizer,
+            features,
+            lesson.captions,
+            read=lesson.read,
+            weights=lesson.weights,
+            clip=config.clip,
+            amp=config.amp,
+            share=share,
+        )
+    except LossNotFinite as error:
+        raise LossNotFinite(str(error), non_finite.places(model, features, lesson, config.amp)) from error
+    state.follow(config.ema)
+    words, *rewards = share.counts
+    progress.count(share.of, loss, norm, round(words), rewards)
+    progress.lr = lr
+
+
+def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, progress: Progress) -> Lesson:
+    """The batch's lesson; none of a rank that has no rows.
+
+    Raises:
+        LossNotFinite: the model is to say something itself, and its scores are no numbers.
+        Failure: so it is, of this rank's share alone.
+    """
+    if not len(batch):
+        return Lesson(batch.new_empty(0, 1))
+    try:
+        return objective.lesson(model, features, batch, progress.epoch)
+    except (ValueError, RuntimeError) as error:
+        places = non_finite.scoreless(model, features)
+        if not places:
+            raise
+        message = "the scores of what the model says itself are not finite"
+        if distributed.size() > 1:  # the others are in the middle of the step: their part of the batch is not known
+            raise Failure(f"epoch {progress.epoch + 1}, step {progress.step + 1}: {message}") from error
+        raise LossNotFinite(message, places) from error
+
+
+def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:
+    """The record of an epoch whose steps are done: how training went, and what the weights are worth now."""
+    progress, val = state.progress, data["val"]
+    record = {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        **progress.means(),
+        "val_loss": validate(state.judged, val),
+        "lr": progress.lr,
+        "gradient_norm": progress.norms / progress.position,
+        "seconds": round(progress.seconds, 1),
+    }
+    if not math.isfinite(record["val_loss"]):
+        raise LossNotFinite(
+            f"epoch {record['epoch']}: the validation loss is {record['val_loss']}",
+            advice="--init-from a checkpoint before it, with a lower --lr, may help",
+        )
+    if scored:
+        record |= distributed.from_first(lambda: score(state.judged, val, scored, max_length=config.max_length))
+    return record
