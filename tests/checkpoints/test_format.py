@@ -594,12 +594,12 @@ def test_a_file_is_read_with_torch_and_safetensors_alone_to_the_bit(saved: Path)
 def test_a_fresh_process_opens_it_with_the_library(saved: Path) -> None:
     program = (
         "import sys\n"
-        "from torch_caption import checkpoint\n"
+        "from torch_caption.checkpoints import format as checkpoint\n"
         "saved = checkpoint.load(sys.argv[1])\n"
         "model = checkpoint.build_model(saved)\n"
         "print(model.W_proj.detach().numpy().tobytes().hex(), saved.progress)\n"
     )
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", program, str(saved)]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8", check=False)
     assert (ran.returncode, ran.stderr) == (0, "")

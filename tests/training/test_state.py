@@ -201,7 +201,7 @@ def test_a_checkpoint_is_read_once(
         return load(path)
 
     monkeypatch.setattr(checkpoints, "load", counted)
-    monkeypatch.setattr("torch_caption.report.closing", lambda *_: None)
+    monkeypatch.setattr("torch_caption.training.report.closing", lambda *_: None)
     args = [flag, str(run), "--epochs", "2", "--out", str(config.out), "--data", config.data, "--score-images", "0"]
     fit(*train_config(args))
     assert loaded == [run / name]
