@@ -479,7 +479,7 @@ def _peak(reset: bool = False) -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-HOSTILE = Family("hostile-checkpoints", hostile, short=len(KINDS), full=4 * len(KINDS))
+HOSTILE = Family("hostile-checkpoints", hostile, short=len(KINDS), full=10 * len(KINDS))
 
 if __name__ == "__main__":
     _open_all(sys.argv[1:])
