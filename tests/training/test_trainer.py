@@ -1006,7 +1006,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(
     assert_same(whole, fit(replace(config, resume="last")))
     err = capsys.readouterr().err
     assert err.startswith(f"warning: {run / 'last.safetensors'}: ")
-    assert err.endswith("which is of step 10\n")
+    assert err.endswith("last.previous.safetensors, of step 10\n")
 
 
 def test_two_do_not_train_in_one_folder(config: TrainConfig) -> None:
