@@ -10,8 +10,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from torch_caption.checkpoints.format import Found
 from torch_caption.config import ConfigError, TrainConfig
-from torch_caption.data.dataset import CocoData, Split, batches, open_data
+from torch_caption.data.dataset import CocoData, Loader, Split, batches, open_data
 from torch_caption.data.tokenizer import TOKENIZERS
 from torch_caption.inference.captions import describe, some_images
 from torch_caption.io import lock
@@ -40,10 +40,13 @@ from torch_caption.training.non_finite import LossNotFinite
 from torch_caption.training.objectives import Lesson, Objective, make_objective
 from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, resume, source
-from torch_caption.training.workers import Loading, WorkerLost
 
 OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
 """What says how much memory training takes."""
+
+
+class WorkerLost(Failure):
+    """A process that loads batches was killed."""
 
 
 def train_step(
@@ -257,21 +260,19 @@ def _train(
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
-    with ExitStack() as stack:
+    with Interrupt() as interrupt, _naming_lost_workers(loader, manager):
         log = None
         if distributed.first():
             report.opening(run, config, data, state.model)
             begun = state.progress
             of = {"epochs": begun.epoch, "step": begun.step - begun.position}
             log = runs.Log(run, tensorboard=config.tensorboard, warn=report.warning, **of)
-        interrupt = stack.enter_context(Interrupt())
-        loading = stack.enter_context(Loading(loader))
         while not finished(state.progress, config):
             record = None
             try:
-                _train_epoch(state, config, objective, replica, loading, interrupt, manager)
+                _train_epoch(state, config, objective, replica, loader, interrupt, manager)
             except Exception as error:
-                _save_whole_steps(error, run, state, manager, interrupt)
+                _save_whole_steps(error, run, state, manager, interrupt, loader)
                 raise
             manager.save_steps()  # so that they are kept whatever becomes of what follows
             if not interrupt.agreed:
@@ -292,8 +293,19 @@ def _train(
                 raise interrupt.stopped()
 
 
+@contextmanager
+def _naming_lost_workers(loader: Loader, manager: CheckpointManager) -> Iterator[None]:
+    """In the block, the error that follows the end of a loading process, in whatever was going on, is a WorkerLost."""
+    try:
+        yield
+    except Exception as error:
+        if lost := ", ".join(map(str, loader.lost())):
+            raise WorkerLost(f"process {lost} of --workers was killed or has ended; {manager.kept}") from error
+        raise
+
+
 def _save_whole_steps(
-    error: Exception, run: Path, state: State, manager: CheckpointManager, interrupt: Interrupt
+    error: Exception, run: Path, state: State, manager: CheckpointManager, interrupt: Interrupt, loader: Loader
 ) -> None:
     """Save what was done before an error, if the state is that of a whole step, and say how to go on.
 
@@ -311,7 +323,7 @@ def _save_whole_steps(
     if manager.step == state.progress.step:
         with suppress(OSError):  # nor may this, if nobody reads on
             report.interrupted(run, state.progress.step)
-        if isinstance(error, WorkerLost) and interrupt.asked:
+        if interrupt.asked and loader.lost():
             raise interrupt.stopped() from error
 
 
@@ -367,23 +379,20 @@ def _train_epoch(
     config: TrainConfig,
     objective: Objective,
     replica: distributed.Replica,
-    loading: Loading,
+    loader: Loader,
     interrupt: Interrupt,
     manager: CheckpointManager,
 ) -> None:
     """What remains of the epoch under way, or as much of it as goes before this process is told to stop."""
-    progress, order = state.progress, loading.order
+    progress, order = state.progress, loader.order
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
     hidden = not (distributed.first() and is_watched())
-    each = loading.epoch(progress.epoch, progress.position)
+    order.set_epoch(progress.epoch, start=progress.position)
     steps = order.total
-    with (
-        closing(each),
-        tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar,
-    ):
-        for features, batch in each:
+    with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
+        for features, batch in loader:
             share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
             try:
                 with state.step():
