@@ -20,7 +20,6 @@ COMMANDS = {
     "check-data": "check a data directory",
     "download": "download cs231n's data and check it",
     "scenes": "draw the built-in dataset and show what is in it",
-    "convert": "write a checkpoint anew, or its weights as safetensors",
 }
 """What each module of `torch_caption.cli` does; it is imported when its command is given."""
 

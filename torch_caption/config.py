@@ -181,6 +181,11 @@ class TrainConfig:
         """`lr`, or what suits the objective."""
         return LEARNING_RATES[self.objective] if self.lr is None else self.lr
 
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of `CaptioningRNN` that are settings: all but the vocabulary and `input_dim`."""
+        names = ("wordvec_dim", "hidden_dim", "cell_type", "gradients", "dropout", "label_smoothing", "tied")
+        return {name: getattr(self, name) for name in names}
+
     def plain(self) -> dict[str, Any]:
         """The settings as plain values, for a checkpoint."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}

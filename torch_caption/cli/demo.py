@@ -26,7 +26,7 @@ from tyro.conf import Positional, arg
 
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.sample import find_checkpoint, recipe_of
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import ConfigError
 from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders import extractor as recipes
@@ -124,10 +124,9 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
     device = choose_device(config.device)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=device)
     model = checkpoints.build_model(saved, path).to(device).eval()
-    longest = TrainConfig.from_plain(saved.config).max_length
     encoder = str(recipe["encoder"]).removeprefix("torch_caption.data.")
     about = f"{path}: {model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words, features by {encoder}"
-    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, longest), about
+    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, saved.config.max_length), about
 
 
 def built_in() -> list[Path]:

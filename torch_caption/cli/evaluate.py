@@ -21,7 +21,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from torch_caption import plots
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.sample import find_checkpoint
-from torch_caption.config import ConfigError, TrainConfig, check_length
+from torch_caption.config import ConfigError, check_length
 from torch_caption.data import caption_files, file_names
 from torch_caption.data import manifest as manifests
 from torch_caption.data.caption_files import Photograph
@@ -251,7 +251,7 @@ def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningR
     """The checkpoint's path, its model, the data for it, and the longest caption it is to write."""
     path = find_checkpoint(named)
     saved = checkpoints.load(path)
-    trained = TrainConfig.from_plain(saved.config)
+    trained = saved.config
     data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
     checkpoints.check_fits(
         saved, data.vocabulary, data[config.split].feature_dim, data.recipe, path=path, data=data.directory

@@ -12,7 +12,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.sample import find_checkpoint
-from torch_caption.config import ConfigError, TrainConfig, check_length
+from torch_caption.config import ConfigError, check_length
 from torch_caption.inference import export
 
 
@@ -49,7 +49,7 @@ def run(config: ExportConfig) -> None:
     path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
     model = checkpoints.build_model(saved, path)
-    max_length = config.max_length or TrainConfig.from_plain(saved.config).max_length
+    max_length = config.max_length or saved.config.max_length
     export.save(export.trace(model, max_length, no_unk=config.no_unk), config.out, export.about(saved, max_length))
     kind = str(model.W_proj.dtype).removeprefix("torch.")
     size = config.out.stat().st_size / 1e6

@@ -180,7 +180,7 @@ def run(config: SampleConfig) -> list[Described]:
     config.check()
     path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
-    trained = TrainConfig.from_plain(saved.config)
+    trained = saved.config
     device = choose_device(config.device)
     _check_files(config)
     find = _photographs if config.photographs else _images
@@ -278,9 +278,8 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
         if len(sources) == 1:
             raise errors[sources[0]]
         raise ConfigError(f"none of the {len(sources)} photographs can be captioned")
-    width = saved.model.get("input_dim")
-    if found.feature_dim != width:
-        raise ConfigError(f"{path}: takes features of width {width}, but {source} makes {found.feature_dim}")
+    if found.feature_dim != saved.input_dim:
+        raise ConfigError(f"{path}: takes features of width {saved.input_dim}, but {source} makes {found.feature_dim}")
     return Subject(
         found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
     )
@@ -336,8 +335,7 @@ def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[
     """
     recipe, source = saved.manifest, path
     if named is not None:
-        trained = TrainConfig.from_plain(saved.config)
-        data = load_data(dataclasses.replace(trained, data=named, max_train=None, in_memory="no"))
+        data = load_data(dataclasses.replace(saved.config, data=named, max_train=None, in_memory="no"))
         checkpoints.check_fits(
             saved, data.vocabulary, data["train"].feature_dim, data.recipe, path=path, data=data.directory
         )

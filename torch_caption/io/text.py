@@ -60,8 +60,8 @@ def read_json(path: Path, most: int = TEXT_LIMIT) -> Any:
     return parse_json(read_text(path, most), path)
 
 
-def parse_json(text: str, path: Path) -> Any:
-    """As `read_json`, of the text that the file holds."""
+def parse_json(text: str, path: object) -> Any:
+    """As `read_json`, of the text that the file holds; `path` names it in messages."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:

@@ -18,8 +18,7 @@ from torch_caption.io.text import read_text, shown
 if TYPE_CHECKING:
     from torch_caption.training.tensorboard import Curves
 
-BEST, LAST, METRICS = "best.pt", "last.pt", "metrics.jsonl"
-WEIGHTS = "best.safetensors"
+BEST, LAST, METRICS = "best.safetensors", "last.safetensors", "metrics.jsonl"
 POINTER = "last.txt"
 TENSORBOARD = "tensorboard"
 GO_ON = "make room, and --resume goes on"
@@ -53,8 +52,8 @@ def point_to(run: Path) -> None:
 
 
 def find(out: str | Path, name: str | None = None) -> Path:
-    """The run `name` (a name inside `out`, or a path, or that of its last.pt), or the last one where name is None or
-    "last".
+    """The run `name` (a name inside `out`, or a path, or that of its last.safetensors), or the last one where name is
+    None or "last".
 
     Raises:
         CheckpointError: there is no such run; the message is one line that says what to do.
@@ -84,7 +83,7 @@ def _not_a_run(file: Path) -> str:
     advice = ["name the run's folder"]
     if (file.parent / LAST).is_file():
         advice = [f"`--resume {file.parent}` resumes the run from its {LAST}"]
-    if file.suffix in (".pt", ".safetensors"):
+    if file.suffix == ".safetensors":
         advice.append(f"`--init-from {file}` begins a new run with these weights")
     return f"{file}: is a file, not a run; {', and '.join(advice)}"
 
