@@ -26,7 +26,7 @@ from benchmarks.tables import Column, Table
 from benchmarks.timing import onednn, products_note
 from benchmarks.workload import TINY
 from torch_caption.config import TrainConfig
-from torch_caption.data.dataset import CocoData, EpochBatches, batches
+from torch_caption.data.dataset import CocoData, batches
 from torch_caption.training import trainer
 from torch_caption.training.objectives import Objective, make_objective
 from torch_caption.training.state import State, begin
@@ -137,7 +137,7 @@ def one_epoch(runners: list[Runner], data: CocoData, epoch: int) -> None:
     streams, steps, done = [], 0, 0
     for runner in runners:
         loader = batches(data["train"], runner.config.batch_size, seed=runner.config.seed)
-        order = cast(EpochBatches, loader.batch_sampler)
+        order = loader.order
         order.set_epoch(epoch)
         steps = len(order)
         streams.append(iter(loader))

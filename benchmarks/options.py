@@ -9,6 +9,8 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
+from torch_caption.io.text import flag_of
+
 Part = Literal["step", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"]
 Cell = Literal["rnn", "lstm"]
 THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
@@ -53,7 +55,7 @@ class Options:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not low <= value < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, but is {value}")
+                raise ValueError(f"{flag_of(name)} must be at least {low}, but is {value}")
         for name in ("only", "cells"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} names nothing to measure")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -62,63 +60,3 @@ def shared_data() -> Path:
     if not (folder / "flickr8k_cs231n").is_dir():
         pytest.skip(f"no real data at {folder}; TORCH_CAPTION_SHARED names another place")
     return folder
-
-
-def _open_here() -> Iterator[Path]:
-    """The files that this process has open or mapped."""
-    for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            yield Path(os.readlink(descriptor))
-        except OSError:  # the listing's own
-            continue
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        _, slash, name = line.partition("/")
-        if slash:
-            yield Path(slash + name)
-
-
-def _refuse_open(path: Any, dir_fd: int | None = None) -> None:
-    """Raise Windows' error if the file, or one within the folder, is open."""
-    folder = Path.cwd() if dir_fd is None else Path(os.readlink(f"/proc/self/fd/{dir_fd}"))
-    place = folder / os.fsdecode(path)
-    place = place.parent.resolve() / place.name  # a link is removed itself
-    held = next((name for name in _open_here() if name == place or place in name.parents), None)
-    if held is not None:
-        reason = "The process cannot access the file because it is being used by another process"
-        raise PermissionError(13, reason, str(path))
-
-
-@pytest.fixture
-def windows_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files as Windows has them: what is open or mapped in this process can be neither removed, renamed nor replaced,
-    a folder with such a file neither, and a rename onto what exists is refused.
-
-    Everything that removes or renames ends in these functions of `os`. Windows itself needs no emulation; elsewhere,
-    without a /proc that tells of open files, the test runs without it.
-    """
-    if sys.platform == "win32" or not Path("/proc/self/maps").exists():
-        return
-    unlink, rename, replace = os.unlink, os.rename, os.replace  # noqa: F811
-
-    def removed(path: Any, *, dir_fd: int | None = None) -> None:
-        _refuse_open(path, dir_fd)
-        unlink(path, dir_fd=dir_fd)
-
-    def renamed(source: Any, target: Any, **folders: Any) -> None:
-        _refuse_open(source, folders.get("src_dir_fd"))
-        if os.path.lexists(target):
-            raise FileExistsError(17, "Cannot create a file when that file already exists", str(source))
-        rename(source, target, **folders)
-
-    def replaced(source: Any, target: Any, **folders: Any) -> None:
-        _refuse_open(source, folders.get("src_dir_fd"))
-        _refuse_open(target, folders.get("dst_dir_fd"))
-        if Path(target).is_dir():
-            raise PermissionError(13, "Access is denied", str(source))
-        replace(source, target, **folders)
-
-    monkeypatch.setattr("shutil._use_fd_functions", False)  # as there: by name, not by descriptors of folders
-    monkeypatch.setattr(os, "unlink", removed)
-    monkeypatch.setattr(os, "remove", removed)
-    monkeypatch.setattr(os, "rename", renamed)
-    monkeypatch.setattr(os, "replace", replaced)

@@ -113,6 +113,14 @@ def test_every_module_is_in_a_room_or_named_and_no_two_rooms_need_each_other():
     assert all(names.index(below) < names.index(name) for name in names for below in MAY_IMPORT[name])
 
 
+def test_architecture_page_has_this_table():
+    """docs/architecture.md: a row for each name, the highest first, with what it may import."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\S+)\]\(\S+\) \| .* \| (.*) \|$", page, re.MULTILINE)
+    written = {name.replace("\\", ""): set(re.findall(r"\w+", imported)) for name, imported in rows}
+    assert [*written.items()] == [*reversed(MAY_IMPORT.items())]
+
+
 def test_modules_of_a_folder_make_no_circle():
     graph = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
     TopologicalSorter(graph).prepare()
@@ -380,7 +388,7 @@ def test_every_private_name_has_a_test_of_its_own():
         "from torch._subclasses import FakeTensorMode",
         "import torch._dynamo",
         "from torch.autograd import forward_ad\nforward_ad._current_level",
-        "loader._shutdown_workers()",
+        "loader._iterator",
         "from torch.utils._python_dispatch import TorchDispatchMode",
     ],
 )

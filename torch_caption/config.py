@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as short
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
 from torch_caption.io.files import at_home, from_home
+from torch_caption.io.text import flag_of, shown
 
 LEARNING_RATES = {"xe": 2e-3, "scst": 2e-4}
 """Adam's highest learning rate for each objective, where none is given."""
@@ -132,13 +132,13 @@ class TrainConfig:
         self._check_sizes()
         for name in ("lr", "lr_decay", "temperature"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{_flag(name)} must be a positive number, not {getattr(self, name)}")
+                raise ConfigError(f"{flag_of(name)} must be a positive number, not {getattr(self, name)}")
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{_flag(name)} must be 0 or a positive number, not {getattr(self, name)}")
+                raise ConfigError(f"{flag_of(name)} must be 0 or a positive number, not {getattr(self, name)}")
         for name in ("dropout", "feature_dropout", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{_flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
+                raise ConfigError(f"{flag_of(name)} must be at least 0 and below 1, not {getattr(self, name)}")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ConfigError(f"--scheduled-sampling must be from 0 to 1, not {self.scheduled_sampling}")
         if self.objective == "scst":
@@ -155,13 +155,13 @@ class TrainConfig:
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"{_flag(name)} must be at least {least}, not {value}")
+                raise ConfigError(f"{flag_of(name)} must be at least {least}, not {value}")
         check_length(self.max_length)
         sizes = dict.fromkeys(("hidden_dim", "wordvec_dim", "batch_size"), 2**31)  # torch counts bytes in 63 bits
         for name, most in {"workers": 1000, "threads": 1000, **sizes}.items():
             value = getattr(self, name)
             if value is not None and value > most:
-                raise ConfigError(f"{_flag(name)} must be at most {most}, not {value}")
+                raise ConfigError(f"{flag_of(name)} must be at most {most}, not {value}")
 
     def _check_self_critical(self) -> None:
         if self.init_from is None:
@@ -174,7 +174,7 @@ class TrainConfig:
             )
         for name in ("label_smoothing", "scheduled_sampling"):
             if getattr(self, name):
-                raise ConfigError(f"{_flag(name)} goes with --objective xe, not with scst")
+                raise ConfigError(f"{flag_of(name)} goes with --objective xe, not with scst")
 
     @property
     def highest_lr(self) -> float:
@@ -200,7 +200,7 @@ class TrainConfig:
         known = {k: v for k, v in settings.items() if k in kinds}
         for name, value in known.items():
             if not _is_of(value, kinds[name]):
-                raise ConfigError(f"the saved setting of {_flag(name)} cannot be {short(value)}")
+                raise ConfigError(f"the saved setting of {flag_of(name)} cannot be {shown(value)}")
         paths = {k: Path(known[k]) for k in ("out", "init_from") if known.get(k) is not None}
         config = cls(**known | paths | {"data": from_home(known.get("data", cls.data))})
         config._check_sizes()
@@ -222,7 +222,3 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind is float:
         return type(value) in (int, float)
     return type(value) is (str if kind is Path else kind)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -3,16 +3,18 @@
 The notebooks `RNN_Captioning.ipynb` and `LSTM_Captioning.ipynb` run with only their imports changed: in each import
 line the assignment's module becomes `torch_caption.cs231n`, also in `from ... import *`.
 
-| the assignment's module    | what comes from here instead                                             |
-|----------------------------|--------------------------------------------------------------------------|
-| `cs231n.layers`            | `affine_forward`, `affine_backward`                                      |
-| `cs231n.rnn_layers`        | the steps, sequences, embedding, temporal layers of both cells           |
-| `cs231n.gradient_check`    | `eval_numerical_gradient`, `eval_numerical_gradient_array`               |
-| `cs231n.classifiers.rnn`   | `CaptioningRNN`                                                          |
-| `cs231n.captioning_solver` | `CaptioningSolver`                                                       |
-| `cs231n.optim`             | `sgd`, `sgd_momentum`, `rmsprop`, `adam`                                 |
-| `cs231n.coco_utils`        | `load_coco_data`, `sample_coco_minibatch`, `decode_captions`             |
-| `cs231n.image_utils`       | `image_from_url`                                                         |
+==========================  ========================================================================
+the assignment's module     what comes from here instead
+==========================  ========================================================================
+`cs231n.layers`             `affine_forward`, `affine_backward`
+`cs231n.rnn_layers`         the steps, sequences, embedding, temporal layers of both cells
+`cs231n.gradient_check`     `eval_numerical_gradient`, `eval_numerical_gradient_array`
+`cs231n.classifiers.rnn`    `CaptioningRNN`
+`cs231n.captioning_solver`  `CaptioningSolver`
+`cs231n.optim`              `sgd`, `sgd_momentum`, `rmsprop`, `adam`
+`cs231n.coco_utils`         `load_coco_data`, `sample_coco_minibatch`, `decode_captions`
+`cs231n.image_utils`        `image_from_url`
+==========================  ========================================================================
 
 `rel_error`, which the notebooks define themselves, is here too.
 
@@ -331,7 +333,7 @@ def eval_numerical_gradient_array(f: Callable[[Any], Any], x: Array, df: Array, 
 
 
 def rel_error(x: Array, y: Array) -> float:
-    """The largest |x - y| / max(1e-8, |x| + |y|) over all entries; 0 where there are none."""
+    """The largest `|x - y| / max(1e-8, |x| + |y|)` over all entries; 0 where there are none."""
     x, y = np.asarray(x), np.asarray(y)
     return float(np.max(np.abs(x - y) / np.maximum(1e-8, np.abs(x) + np.abs(y)), initial=0.0))
 

@@ -28,7 +28,7 @@ def stored(directory: Path, file: str, name: str) -> np.ndarray:
 
 
 def epoch_of(loader, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    loader.batch_sampler.set_epoch(epoch)
+    loader.order.set_epoch(epoch)
     return list(loader)
 
 

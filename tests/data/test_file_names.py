@@ -19,7 +19,7 @@ from torch_caption.cli.sample import run as sample
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import open_data
 from torch_caption.io.exits import guarded
-from torch_caption.io.images import shown
+from torch_caption.io.text import printable
 from torch_caption.training.trainer import fit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not take")
@@ -169,8 +169,8 @@ def test_no_name_is_obeyed_by_a_terminal(prepared: Prepared, capsys: pytest.Capt
 
 def test_blanks_and_joiners_are_shown_as_they_are() -> None:
     name = "a\u00a0b\u202fc\u3000d \U0001f469\u200d\U0001f467.jpg"
-    assert shown(name) == name
-    assert shown("a\u2028\u200b\x00\udcff\ufeff") == "a" + 5 * "\ufffd"
+    assert printable(name) == name
+    assert printable("a\u2028\u200b\x00\udcff\ufeff") == "a" + 5 * "\ufffd"
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")

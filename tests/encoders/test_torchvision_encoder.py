@@ -183,7 +183,6 @@ KINDS: dict[str, Callable[[dict[str, Tensor]], object]] = {
 }
 
 
-@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_from_a_file(kind: str, tmp_path: Path) -> None:
     encoder = build("resnet18", save_weights(tmp_path / "w.pt", KINDS[kind]))
@@ -440,7 +439,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path | None]:
     return paths
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_a_stream_tells_of_bad_photographs_and_goes_on(resnet: Encoder, photographs: list[Path | None]) -> None:
     batches = list(stream(resnet, photographs, batch_size=3))
     assert [batch.stop for batch in batches] == [3, 6, 7]

@@ -61,7 +61,7 @@ class Change:
 
     @property
     def module(self) -> str:
-        return f"torch_caption.functions.{self.file.removesuffix('.py')}"
+        return f"torch_caption.functions.{self.file.removesuffix('.py').replace('/', '.')}"
 
     @property
     def key(self) -> str:
@@ -164,7 +164,7 @@ class Cache:
         return functions_of(ROOT / file).get(name.partition("[")[0]) if (ROOT / file).is_file() else None
 
     def _state(self, file: str) -> str:
-        return state_of(*FUNCTIONS.glob("*.py"), ROOT / file, ROOT / "tests" / "helpers" / "random_arguments.py")
+        return state_of(*FUNCTIONS.rglob("*.py"), ROOT / file, ROOT / "tests" / "helpers" / "random_arguments.py")
 
 
 def judged(changes: Sequence[Change], kept: Cache, jobs: int, most: float) -> list[Verdict]:
@@ -329,13 +329,18 @@ class Court:
         return Verdict(change, tests[-1] if last == "failed" else last, seconds)
 
 
+def name_of(path: Path) -> str:
+    """A source below `FUNCTIONS` as verdicts name it, such as "_inplace/rnn.py"."""
+    return path.relative_to(FUNCTIONS).as_posix()
+
+
 @cache
 def lines_of_import(path: Path) -> frozenset[str]:
     """The lines of a module that run when it is imported: outside of functions, and what `def` itself evaluates."""
     bodies, lines = [compile(path.read_text(encoding="utf-8"), path, "exec")], set()
     while bodies:
         body = bodies.pop()
-        lines |= {f"{path.name}:{line}" for _, _, line in body.co_lines() if line}
+        lines |= {f"{name_of(path)}:{line}" for _, _, line in body.co_lines() if line}
         inside = (const for const in body.co_consts if isinstance(const, CodeType))
         bodies += [code for code in inside if not code.co_flags & inspect.CO_OPTIMIZED]
     return frozenset(lines)
@@ -357,7 +362,7 @@ class traced:
     def call(self, frame: FrameType, event: str, arg: Any) -> Any:
         path = frame.f_code.co_filename
         if path not in self.files:
-            self.files[path] = Path(path).name if Path(path).parent == FUNCTIONS else None
+            self.files[path] = name_of(Path(path)) if Path(path).is_relative_to(FUNCTIONS) else None
         return self.line if self.files[path] else None
 
     def line(self, frame: FrameType, event: str, arg: Any) -> Any:

@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from tests.faults.judges import FUNCTIONS, SURVIVED, UNDECIDED, Broken, Cache, Change, Verdict, judged  # noqa: E402
+from tests.faults.judges import FUNCTIONS, SURVIVED, UNDECIDED, Broken, Cache, Change, Verdict, judged, name_of  # noqa: E402
 from tests.faults.mutations import mutants  # noqa: E402
 
 EQUIVALENT = HERE / "equivalent.toml"
@@ -76,12 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def of_files(names: Sequence[str] = ()) -> Iterator[Change]:
     """The mutants of the files named, or of all."""
-    derived = [path for path in sorted(FUNCTIONS.glob("*.py")) if path.name not in UNDERIVED]
+    derived = [path for path in sorted(FUNCTIONS.rglob("*.py")) if path.name not in UNDERIVED]
     for path in [FUNCTIONS / name for name in names] or derived:
         count: Counter[tuple[str, str, str]] = Counter()
         source = path.read_text(encoding="utf-8")
         for mutant in mutants(source):
-            change = Change(path.name, mutant, mutant.apply(source))
+            change = Change(name_of(path), mutant, mutant.apply(source))
             count[change.place] += 1
             yield replace(change, number=count[change.place])
 
@@ -95,10 +95,10 @@ def excuses() -> dict[tuple[str, str, str], str]:
 def report(verdicts: Sequence[Verdict]) -> int:
     """Print the table and the survivors; 1 if there are any, or if a verdict is missing."""
     others = (EXCUSED, SURVIVED, UNDECIDED)
-    print(f"{'file':<16}{'mutants':>9}{'killed':>9}" + "".join(f"{kind:>12}" for kind in others))
+    print(f"{'file':<22}{'mutants':>9}{'killed':>9}" + "".join(f"{kind:>12}" for kind in others))
     for file in [*sorted({v.change.file for v in verdicts}), "all"]:
         count = Counter(v.by if v.by in others else "killed" for v in verdicts if file in (v.change.file, "all"))
-        print(f"{file:<16}{count.total():>9,}{count['killed']:>9,}" + "".join(f"{count[kind]:>12,}" for kind in others))
+        print(f"{file:<22}{count.total():>9,}{count['killed']:>9,}" + "".join(f"{count[kind]:>12,}" for kind in others))
     left = [v for v in verdicts if v.by in (SURVIVED, UNDECIDED)]
     for verdict in left:
         print(f"{verdict.by}: {verdict.change}")

@@ -42,7 +42,7 @@ def _by_kill(figures: Figures, name: str, folder: Path, ranks: int, rank: int, m
         pid = torchrun.pids(own)[rank]
         begun = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        _end(figures, name, process, own, begun, f"rank {rank}: its process, {pid}, was killed or ended without a word")
+        _end(figures, name, process, own, begun, f"Signal 9 (SIGKILL) received by PID {pid}")
         figures.saw("killed")
     finally:
         process.kill()
@@ -53,7 +53,7 @@ def _by_error(figures: Figures, name: str, folder: Path, ranks: int, rank: int, 
     process, own = _start(folder, figures.cases, ranks, f"{rank} {10 + int(40 * moment)} features.h5: cannot be read")
     try:
         _wait(lambda: any(own.glob("runs/*/last.pt")), process)
-        _end(figures, name, process, own, time.monotonic(), f"rank {rank}: features.h5: cannot be read")
+        _end(figures, name, process, own, time.monotonic(), f"RankError: rank {rank}: features.h5: cannot be read")
         figures.saw("failed")
     finally:
         process.kill()
@@ -88,12 +88,17 @@ def _wait(until: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def _end(figures: Figures, name: str, process: subprocess.Popen[str], own: Path, begun: float, *expected: str) -> None:
-    """Wait for all to end, whose output is open until then, and look at what they leave."""
+def _end(figures: Figures, name: str, process: subprocess.Popen[str], own: Path, begun: float, cause: str = "") -> None:
+    """Wait for all to end, whose output is open until then, and look at what they leave.
+
+    Args:
+        cause: what torchrun's report has last; without torchrun nothing is said.
+    """
     _, stderr = process.communicate(timeout=PATIENCE)
     figures.measured("s to end", time.monotonic() - begun, SOON)
-    if torchrun.errors(stderr) != [f"error: {line}" for line in expected] or 'train.py", line' in stderr:
-        figures.wrong("not named", f"{name}: {torchrun.errors(stderr)} where {expected} is expected; {stderr[-300:]!r}")
+    report = stderr.rpartition("Root Cause (first observed failure)")[2]
+    if not (cause in report if cause else torchrun.errors(stderr) == []) or 'train.py", line' in stderr:
+        figures.wrong("not named", f"{name}: {cause!r} is expected; {stderr[-600:]!r}")
     if process.returncode == 0:
         figures.wrong("status 0", name)
     end = time.monotonic() + 5  # an orphan that has ended stays in the table until somebody asks for its status

@@ -19,7 +19,7 @@ from torch_caption.functions import (
     packed_attention_lstm,
     reference,
 )
-from torch_caption.functions.packing import of_each_step
+from torch_caption.functions.packing import steps_of
 from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives
 
 N, T, D, H, L = 2, 3, 4, 5, 7  # of `example`
@@ -275,7 +275,7 @@ def packed_arguments(draw: st.DrawFn) -> tuple:
     N, D, H, L = (draw(st.integers(low, 4)) for low in (0, 1, 1, 1))
     sizes = tuple(sorted(draw(st.lists(st.integers(0, N), max_size=4)), reverse=True))
     steps = draw(st.sampled_from([sizes, len(sizes)]))
-    r = sum(of_each_step(steps, torch.empty(N, 1)))
+    r = sum(steps_of(steps, torch.empty(N, 1)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
     shapes = [(r if index is None else 3, D), (N, H, L), (D, 4 * H), (H, 4 * H), (H, 4 * H), (4 * H,)]
@@ -321,10 +321,10 @@ def test_every_state_is_an_output_of_the_class():
 
     x, A, *layer = example("attention_lstm").values()
     args = (x.detach()[0].repeat(2, 1)[: sum(sizes)].requires_grad_(), first(N, H), A, *layer, first(N, H))
-    for notes in (None, {}):  # plainly, and in place
+    for cache in (None, {}):  # plainly, and in place
 
-        def hand(*args: Tensor, notes: dict | None = notes) -> tuple:
-            return AttentionLSTM.apply(*args, None, sizes, notes)
+        def hand(*args: Tensor, cache: dict | None = cache) -> tuple:
+            return AttentionLSTM.apply(*args, None, sizes, cache)
 
         assert_agrees(hand, plain, args, ("x", "h0", "A", "Wx", "Wh", "Wattn", "b", "c0"))
 
@@ -351,8 +351,8 @@ def right(function: str) -> dict:
     ("A", "error", "message"),
     [
         (torch.ones(2, 5), ValueError, r"A must be \(N, H, L\) with (N = 2|N = 2, H = 5|H = 5), but is \(2, 5\)"),
-        (torch.ones(2, 5, 0), ValueError, r"A must have at least one place, but is \(2, 5, 0\)"),
-        (torch.ones(2, 5, 3, 0), ValueError, r"A must have at least one place, but is \(2, 5, 3, 0\)"),
+        (torch.ones(2, 5, 0), ValueError, r"A must have at least one position, but is \(2, 5, 0\)"),
+        (torch.ones(2, 5, 3, 0), ValueError, r"A must have at least one position, but is \(2, 5, 3, 0\)"),
         (
             *(torch.ones(3, 5, 2), ValueError),
             r"(A must be \(N, H, L\) with N = 2, .* but is \(3, 5, 2\)|h0 must be \(N, H\) with N = 3)",

@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.helpers.random_arguments import FLOATS, example
 from torch_caption import functions
-from torch_caption.functions._common import autocast, readable, tanh_, untransformed
+from torch_caption.functions._common import autocast, readable, untransformed
+from torch_caption.functions._inplace.tanh import tanh_
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
 # A function, its argument of integers, and how many values are right.
@@ -198,7 +199,7 @@ def test_index_out_of_range_is_named(function, name, high, past):
     indices = arguments_of(function)[name].clone()
     place = (1, 2)[: indices.dim()]
     indices[place] = value
-    what = {"x": "W has 6 rows", "y": "there are 6 scores", "lengths": "x has 3 timesteps"}[name]
+    what = {"x": "W has 6 rows", "y": "there are 6 logits", "lengths": "x has 3 timesteps"}[name]
     where = ", ".join(map(str, place))
     message = f"{function}: {name}[{where}] is {value}, but {what} (0 to {high - 1})"
     with refuses(IndexError, message):
@@ -221,7 +222,7 @@ def test_wrong_mask_is_refused(function):
         call(function, mask=mask.long())
     with refuses(TypeError, f"{function}: mask must be a boolean or floating-point tensor, but is list"):
         call(function, mask=mask.tolist())
-    with refuses(TypeError, f"{function}: mask is on meta, but the scores are on cpu"):
+    with refuses(TypeError, f"{function}: mask is on meta, but the logits are on cpu"):
         call(function, mask=mask.to("meta"))
     with refuses(ValueError, f"{function}: mask must be (N, T) with N = 2, T = 3, but is (3, 2)"):
         call(function, mask=mask.T)

@@ -202,10 +202,10 @@ def test_jit_trace_refuses_packed_rows_of_as_many_steps_as_a_shape_says():
     x, h0, *weights = tensors(cases_of(4, 3)["rnn"])
     rows = x.transpose(0, 1).reshape(12, -1)
     with pytest.raises(RuntimeError, match=r"torch.jit.trace cannot record a loop over T time steps: use torch.export"):
-        trace_with_jit(lambda x: functions.packed_rnn(rows, h0, *weights, sizes=x.shape[1]), (x,))
+        trace_with_jit(lambda x: functions.packed_rnn(rows, h0, *weights, batch_sizes=x.shape[1]), (x,))
     for sizes in (3, [4, 4, 4]):
-        traced = trace_with_jit(lambda rows, s=sizes: functions.packed_rnn(rows, h0, *weights, sizes=s), (rows,))
-        assert_equal(traced(-rows), functions.packed_rnn(-rows, h0, *weights, sizes=sizes))
+        traced = trace_with_jit(lambda rows, s=sizes: functions.packed_rnn(rows, h0, *weights, batch_sizes=s), (rows,))
+        assert_equal(traced(-rows), functions.packed_rnn(-rows, h0, *weights, batch_sizes=sizes))
 
 
 @OF_JIT_TRACE
@@ -237,7 +237,7 @@ def test_sizes_may_be_symbolic_where_they_are_given_as_a_number():
     class Module(nn.Module):
         def forward(self, x: Tensor, *args: Tensor) -> Tensor:
             rows = x.transpose(0, 1).reshape(-1, x.shape[2])
-            return functions.packed_rnn(rows, *args, sizes=x.shape[1])
+            return functions.packed_rnn(rows, *args, batch_sizes=x.shape[1])
 
     args = tensors(cases_of(4, 3)["rnn"])
     shapes = ({0: Dim.AUTO, 1: Dim.AUTO}, {0: Dim.AUTO}, None, None, None)

@@ -122,10 +122,10 @@ def test_every_cell_state_is_an_output_of_the_class():
 
     x, *others = example("lstm").values()
     args = (x.detach()[0].repeat(2, 1)[: sum(sizes)].requires_grad_(), *others, initial(2, 5))
-    for notes in (None, {}):  # plainly, and in place
+    for cache in (None, {}):  # plainly, and in place
 
-        def hand(*args: Tensor, notes: dict | None = notes) -> tuple[Tensor, Tensor]:
-            return LSTM.apply(*args, None, sizes, notes)
+        def hand(*args: Tensor, cache: dict | None = cache) -> tuple[Tensor, Tensor]:
+            return LSTM.apply(*args, None, sizes, cache)
 
         assert_agrees(hand, cells, args, ("x", "h0", "Wx", "Wh", "b", "c0"))
 

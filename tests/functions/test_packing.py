@@ -15,11 +15,11 @@ from torch_caption.functions.packing import (
     Pack,
     Packing,
     Unpack,
-    collected,
-    first,
-    lengths_of,
-    of_each_step,
-    previous,
+    first_step,
+    lengths_from_mask,
+    scatter_sum,
+    shifted_states,
+    split_steps,
     steps_of,
 )
 from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives
@@ -29,17 +29,17 @@ LENGTHS = torch.tensor([2, 4, 3])
 
 def test_the_example_of_the_docstring():
     packed = Packing.of(3, 4, LENGTHS)
-    assert packed.order.tolist() == [1, 2, 0]
-    assert packed.sizes == (3, 3, 2, 1)
+    assert packed.sorted_indices.tolist() == [1, 2, 0]
+    assert packed.batch_sizes == (3, 3, 2, 1)
     letters = torch.tensor([[*b"ab.."], [*b"efgh"], [*b"ijk."]])
-    assert bytes(packed.words(letters).tolist()) == b"eiafjbgkh"
+    assert bytes(packed.pack_integers(letters).tolist()) == b"eiafjbgkh"
 
 
 def test_without_lengths_steps_are_whole():
     packed = Packing.of(2, 3)
-    assert (packed.sizes, packed.order, packed.places, packed.unread) == (3, None, None, None)
-    assert of_each_step(3, torch.empty(2, 5)) == (2, 2, 2)
-    assert packed.words(torch.tensor([[1, 2, 3], [4, 5, 6]])).tolist() == [1, 4, 2, 5, 3, 6]
+    assert (packed.batch_sizes, packed.sorted_indices, packed.indices, packed.padding) == (3, None, None, None)
+    assert steps_of(3, torch.empty(2, 5)) == (2, 2, 2)
+    assert packed.pack_integers(torch.tensor([[1, 2, 3], [4, 5, 6]])).tolist() == [1, 4, 2, 5, 3, 6]
 
 
 @given(st.lists(st.integers(0, 5), max_size=6), st.integers(5, 6), st.integers(1, 3))
@@ -49,27 +49,27 @@ def test_unpacking_is_the_inverse_of_packing(lengths, T, D):
     x = torch.randn(N, T, D)
     past = torch.arange(T) >= torch.tensor(lengths, dtype=torch.int64).reshape(-1, 1)
     rows = packed.pack(x)
-    assert len(rows) == sum(lengths) == sum(packed.sizes)
+    assert len(rows) == sum(lengths) == sum(packed.batch_sizes)
     assert torch.equal(packed.unpack(rows), x.masked_fill(past.unsqueeze(2), 0))
-    assert torch.equal(packed.sort(x[:, 0]), x[:, 0][packed.order])
-    assert list(packed.sizes) == sorted(packed.sizes, reverse=True)
+    assert torch.equal(packed.sort(x[:, 0]), x[:, 0][packed.sorted_indices])
+    assert list(packed.batch_sizes) == sorted(packed.batch_sizes, reverse=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_taken_and_put_back_have_every_derivative(layout):
-    places = torch.tensor([4, 0, 3])
+    indices = torch.tensor([4, 0, 3])
     generator = torch.Generator().manual_seed(0)
 
     def take(x: Tensor) -> Tensor:
-        return Pack.apply(x, places)
+        return Pack.apply(x, indices)
 
     def put(x: Tensor) -> Tensor:
-        return Unpack.apply(x, places, 5)
+        return Unpack.apply(x, indices, 5)
 
     x = tensor(generator, (5, 2), layout).requires_grad_()
-    assert_agrees(take, lambda x: x[places], (x,))
+    assert_agrees(take, lambda x: x[indices], (x,))
     y = tensor(generator, (3, 2), layout).requires_grad_()
-    assert_agrees(put, lambda y: torch.zeros(5, 2, dtype=y.dtype).index_put((places,), y), (y,))
+    assert_agrees(put, lambda y: torch.zeros(5, 2, dtype=y.dtype).index_put((indices,), y), (y,))
 
 
 def test_rows_taken_and_put_back_in_every_mode(randn):
@@ -84,7 +84,7 @@ def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
     N, D, H = (draw(st.integers(low, 4)) for low in (0, 1, 1))
     sizes = tuple(sorted(draw(st.lists(st.integers(0, N), max_size=4)), reverse=True))
     steps = draw(st.sampled_from([sizes, len(sizes)]))
-    r = sum(of_each_step(steps, torch.empty(N, 1)))
+    r = sum(steps_of(steps, torch.empty(N, 1)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
     width = 4 * H if function == "packed_lstm" else H
@@ -133,44 +133,56 @@ def test_padding_is_in_no_product():
 
     with Watched():
         functions.rnn(x, h0, Wx, Wh, b, LENGTHS).sum().backward()
-    assert max(seen) == int(LENGTHS.sum())  # of 12 places
+    assert max(seen) == int(LENGTHS.sum())  # of 12 positions
 
 
 def test_a_length_ends_at_the_last_real_word():
     real = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
-    assert lengths_of(real).tolist() == [3, 0, 4]
-    assert lengths_of(real[:, :0]).tolist() == [0, 0, 0]
-    assert lengths_of(real[:0]).tolist() == []
+    assert lengths_from_mask(real).tolist() == [3, 0, 4]
+    assert lengths_from_mask(real[:, :0]).tolist() == [0, 0, 0]
+    assert lengths_from_mask(real[:0]).tolist() == []
 
 
 def test_previous_states():
     h0, h = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[4.0], [5.0], [6.0], [7.0], [8.0]])
-    assert previous(h0, h, (2, 2, 1)).squeeze(1).tolist() == [1, 2, 4, 5, 6]
-    assert previous(h0, h[:0], ()).shape == (0, 1)
+    assert shifted_states(h0, h, (2, 2, 1)).squeeze(1).tolist() == [1, 2, 4, 5, 6]
+    assert shifted_states(h0, h[:0], ()).shape == (0, 1)
 
 
 def test_no_steps():
     """T = 0: nothing to go through, no row to begin with."""
-    assert steps_of(torch.empty(0, 2), ()) == ()
-    assert first(torch.ones(3, 2), ()).shape == (0, 2)
-    assert torch.equal(first(torch.arange(6).reshape(3, 2), (2, 1)), torch.tensor([[0, 1], [2, 3]]))
+    assert split_steps(torch.empty(0, 2), ()) == ()
+    assert first_step(torch.ones(3, 2), ()).shape == (0, 2)
+    assert torch.equal(first_step(torch.arange(6).reshape(3, 2), (2, 1)), torch.tensor([[0, 1], [2, 3]]))
 
 
 def test_rows_read_through_an_index_of_each_example():
     """Under vmap over the index alone: what comes back is the same for all examples, and has no axis of theirs."""
     dout, index = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[0, 1, 1], [3, 3, 3]])
-    each = torch.func.vmap(lambda index: collected(dout, index, 4))(index)
+    each = torch.func.vmap(lambda index: scatter_sum(dout, index, 4))(index)
     assert each.squeeze(2).tolist() == [[1, 6, 0, 0], [0, 0, 0, 7]]
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"sizes": (2, 3)}, ValueError, "sizes must fall from at most N = 2 to 0 or more, but are [2, 3]"),
-        ({"sizes": (3, 2)}, ValueError, "sizes must fall from at most N = 2 to 0 or more, but are [3, 2]"),
-        ({"sizes": (2, -1)}, ValueError, "sizes must fall from at most N = 2 to 0 or more, but are [2, -1]"),
-        ({"sizes": (2, 1)}, ValueError, "sizes add up to 3, but x has 4 rows"),
-        ({"sizes": 3}, ValueError, "sizes add up to 6, but x has 4 rows"),
+        (
+            {"batch_sizes": (2, 3)},
+            ValueError,
+            "batch_sizes must not increase, from at most N = 2 to 0 or more, but are [2, 3]",
+        ),
+        (
+            {"batch_sizes": (3, 2)},
+            ValueError,
+            "batch_sizes must not increase, from at most N = 2 to 0 or more, but are [3, 2]",
+        ),
+        (
+            {"batch_sizes": (2, -1)},
+            ValueError,
+            "batch_sizes must not increase, from at most N = 2 to 0 or more, but are [2, -1]",
+        ),
+        ({"batch_sizes": (2, 1)}, ValueError, "batch_sizes add up to 3, but x has 4 rows"),
+        ({"batch_sizes": 3}, ValueError, "batch_sizes add up to 6, but x has 4 rows"),
         ({"index": torch.tensor([0, 4, 1, 1])}, IndexError, "index[1] is 4, but x has 4 rows (0 to 3)"),
         ({"index": torch.tensor([0, 1, 1])}, ValueError, "index must be (r) with r = 4, but is (3,)"),
         ({"index": torch.ones(4)}, TypeError, "index must hold integers, but is float32"),
@@ -180,7 +192,7 @@ def test_rows_read_through_an_index_of_each_example():
 def test_what_does_not_fit_is_refused(function, changes, error, message):
     width = 12 if function == "packed_lstm" else 3
     args = {"x": torch.ones(4, 2), "h0": torch.ones(2, 3), "Wx": torch.ones(2, width), "Wh": torch.ones(3, width)}
-    args |= {"b": torch.ones(width), "sizes": (2, 2)}
+    args |= {"b": torch.ones(width), "batch_sizes": (2, 2)}
     getattr(functions, function)(**args)
     with pytest.raises(error) as raised:
         getattr(functions, function)(**{**args, **changes})

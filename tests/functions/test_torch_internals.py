@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import time
-
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils.data import DataLoader
 
 from torch_caption.functions import _torch_internals as internals
 
@@ -155,20 +151,3 @@ def test_get_dispatch_mode():
     for mode in ("real", "fake", "symbolic"):
         assert seen(lambda _: internals.is_traced(), lambda f, m=mode: make_fx(f, tracing_mode=m), X) == [True]
     assert not internals.is_traced()
-
-
-def test_shutdown_workers():
-    """`_iterator` and `_shutdown_workers`: the processes have ended, and the loader begins anew."""
-    loader = DataLoader([os.getpid()] * 2, num_workers=1, persistent_workers=True, batch_size=None)
-    assert len([*loader]) == 2
-    iterator = loader._iterator  # which would end its processes when it is collected
-    (worker,) = iterator._workers
-    internals.end_workers(loader)
-    end = time.monotonic() + 10
-    while worker.is_alive() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not worker.is_alive()
-    assert len([*loader]) == 2
-    internals.end_workers(loader)
-    for workers in (0, 1):
-        internals.end_workers(DataLoader([0], num_workers=workers))  # which has none, or none yet

@@ -308,11 +308,11 @@ BAD_FILES: dict[str, tuple[bytes | None, str]] = {
     "missing.jpg": (None, "no such file"),
 }
 BAD_URLS = {
-    "to/302?url=file:///etc/passwd": "redirected to file:///etc/passwd: only http and https URLs are fetched",
+    "to/302?url=file:///etc/passwd": "Redirection to url 'file:///etc/passwd' is not allowed",
     "drip": "not here within 0.5 seconds",
     "silence": "not here within 0.5 seconds",
-    "giant": "more than 67108864 bytes",
-    "endless": "more than 67108864 bytes",
+    "giant": "more than 67,108,864 bytes",
+    "endless": "more than 67,108,864 bytes",
     "page": "not a picture in JPEG",
     "nothing": "the server answers 404 Not Found",
 }
@@ -388,9 +388,9 @@ def test_a_redirect_to_a_private_address(
 ) -> None:
     """From a public one, for which this machine stands in."""
     _, run = scenes_run
-    monkeypatch.setattr("torch_caption.io.images.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("torch_caption.io.http.is_public", lambda address: address == "127.0.0.1")
     message = mistake([f"{server.url}/to/302?url=http://10.0.0.1/x.jpg", "--checkpoint", str(run)], capsys)
-    assert "redirected to http://10.0.0.1/x.jpg: 10.0.0.1, not a public address" in message
+    assert "/to/302?url=http://10.0.0.1/x.jpg: leads to 10.0.0.1, not a public address" in message
     assert call([f"{server.url}/photo", "--checkpoint", str(run)], capsys)[0] == 0
 
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data
-from torch_caption.io import download
+from torch_caption.io import download, http
 from torch_caption.io.download import DownloadError, Source
 
 
@@ -158,7 +157,6 @@ def assert_fails(target: Path, url: str, capsys, message: str, status: int = 1) 
 # From a server that does its duty
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_download(server, source, target, capsys):
     server.content = packed(source)
     status, out, err = run(target, server.url, capsys)
@@ -168,8 +166,7 @@ def test_download(server, source, target, capsys):
     assert server.asked == [(None, None)]
 
 
-@pytest.mark.usefixtures("windows_files")
-def test_a_complete_directory_is_not_brought_again(server, source, target, capsys):
+def test_a_complete_directory_is_not_downloaded_again(server, source, target, capsys):
     server.content = packed(source)
     run(target, server.url, capsys)
     part_of(target).write_bytes(b"left over")
@@ -197,32 +194,6 @@ def test_files_of_others_stay(server, source, target, capsys):
     assert {**contents(source), "notes.txt": contents(target)["notes.txt"]} == contents(target)
 
 
-def test_redirected(server, source, target, capsys):
-    with ThreadingHTTPServer(("127.0.0.1", 0), redirector(server.url)) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        server.content = packed(source)
-        status, _, _ = run(target, f"http://127.0.0.1:{http.server_port}/", capsys)
-        http.shutdown()
-        thread.join()
-    assert status == 0
-    assert contents(target) == contents(source)
-
-
-def redirector(url: str) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", url)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
-
-
 # Going on after a stop
 
 
@@ -238,10 +209,12 @@ def redirector(url: str) -> type[BaseHTTPRequestHandler]:
 )
 def test_goes_on_after_a_cut(server, source, target, capsys, etag, modified, asked):
     server.content, server.etag, server.modified, server.cut = packed(source), etag, modified, 1000
-    assert_fails(target, server.url, capsys, rf"cut off after 1,000 of {len(server.content):,} bytes; run the same")
+    assert_fails(
+        target, server.url, capsys, rf"cut off, {len(server.content) - 1000:,} bytes are missing; run the same"
+    )
     assert part_of(target).read_bytes() == server.content[:1000]
     server.cut = 700
-    assert_fails(target, server.url, capsys, r"cut off after 1,700 of")
+    assert_fails(target, server.url, capsys, rf"cut off, {len(server.content) - 1700:,} bytes are")
     server.cut = None
     assert run(target, server.url, capsys)[0] == 0
     assert contents(target) == contents(source)
@@ -250,18 +223,17 @@ def test_goes_on_after_a_cut(server, source, target, capsys, etag, modified, ask
 
 def test_a_server_without_ranges_starts_anew(server, source, target, capsys):
     server.content, server.cut, server.ranges = packed(source), 1000, False
-    assert_fails(target, server.url, capsys, "cut off after 1,000")
+    assert_fails(target, server.url, capsys, "cut off")
     server.cut = None
     assert run(target, server.url, capsys)[0] == 0
     assert contents(target) == contents(source)
 
 
-@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize("ranges", [True, "blindly"])
 @pytest.mark.parametrize("same_etag", [True, False])
 def test_a_changed_archive_is_not_glued_together(server, source, target, capsys, ranges, same_etag):
     server.content, server.cut, server.ranges = packed(source, "old/"), 1000, ranges
-    assert_fails(target, server.url, capsys, "cut off after 1,000")
+    assert_fails(target, server.url, capsys, "cut off")
     server.content, server.cut = packed(source, "much_newer/"), None
     if not same_etag:
         server.etag = '"two"'
@@ -269,9 +241,9 @@ def test_a_changed_archive_is_not_glued_together(server, source, target, capsys,
     assert contents(target) == contents(source)
 
 
-def test_a_shorter_archive_is_brought_whole(server, source, target, capsys):
+def test_a_shorter_archive_is_downloaded_whole(server, source, target, capsys):
     server.content, server.cut = packed(source, filler=os.urandom(9000)), len(packed(source)) + 5000
-    assert_fails(target, server.url, capsys, "cut off after")
+    assert_fails(target, server.url, capsys, "cut off")
     server.content, server.cut = packed(source), None  # the server says 416
     assert run(target, server.url, capsys)[0] == 0
     assert contents(target) == contents(source)
@@ -297,7 +269,6 @@ def test_a_part_without_its_note_starts_anew(server, source, target, capsys, not
     assert contents(target) == contents(source)
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_a_whole_part_is_only_unpacked(server, source, target, capsys):
     content = packed(source)
     target.mkdir(parents=True)
@@ -327,18 +298,18 @@ class _InterruptedBar:
         raise KeyboardInterrupt
 
 
-@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize("phase", ["download", "unpack"])
 def test_interrupted(server, source, target, capsys, monkeypatch, phase):
     server.content = packed(source)
     bar = download.tqdm
-    monkeypatch.setattr(download, "_CHUNK", 512)
+    monkeypatch.setattr(download, "CHUNK", 512)
+    monkeypatch.setattr(http, "CHUNK", 512)
     monkeypatch.setattr(
         download, "tqdm", lambda **kwargs: (_InterruptedBar if kwargs["desc"] == phase else bar)(**kwargs)
     )
     status, _, err = run(target, server.url, capsys)
     assert status == 130
-    assert err == f"stopped: {target} keeps what was brought; run the same command again to go on\n"
+    assert err == f"stopped: {target} keeps what was downloaded; run the same command again to go on\n"
     kept = part_of(target).stat().st_size
     assert 0 < kept <= (len(server.content) if phase == "unpack" else 512)
     assert not (target / ".unpacking").exists()
@@ -359,12 +330,15 @@ def test_interrupted(server, source, target, capsys, monkeypatch, phase):
         ({"status": 500}, "the server answers 500 Internal Server Error"),
         ({"status": 206}, "the server sends a part of it unasked"),
         ({"status": 302, "location": "file:///etc/passwd"}, "the server answers 302"),
-        ({"status": 302, "location": "ftp://127.0.0.1/x"}, "not reached: unknown url type: ftp"),
+        ({"status": 302, "location": "ftp://127.0.0.1/x"}, "redirected to ftp://127.0.0.1/x: only http and https"),
         ({"status": 302, "location": "/coco_captioning.zip"}, "the server answers 302 .*infinite loop"),
-        ({"length": "99999999999999999"}, r"99,999,999,999,999,999 bytes are more than the 4,294,967,296"),
+        ({"length": "99999999999999999"}, r"more than 4,294,967,296 bytes"),
         ({"length": "40"}, "not a sound archive .*not a zip file"),
-        ({"length": "200000"}, "cut off after .* of 200,000 bytes; run the same command again to go on"),
-        ({"length": "", "extra": {"Transfer-Encoding": "chunked"}}, "cut off: .*; run the same command again"),
+        ({"length": "200000"}, "cut off, .* bytes are missing; run the same command again to go on"),
+        (
+            {"length": "", "extra": {"Transfer-Encoding": "chunked"}},
+            "cannot be fetched: IncompleteRead.*; run the same command again",
+        ),
         ({"length": "", "cut": 1000}, "not a sound archive .*; it is removed: run again"),
     ],
 )
@@ -389,37 +363,20 @@ def test_nobody_answers(target, capsys, monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    assert_fails(target, f"http://127.0.0.1:{port}/x.zip", capsys, "not reached: .*; run the same command again later")
+    assert_fails(target, f"http://127.0.0.1:{port}/x.zip", capsys, "cannot be fetched: .*; run the same command again")
 
 
-@pytest.mark.parametrize("silent", ["before the answer", "after it"])
-def test_a_server_that_falls_silent(target, capsys, monkeypatch, silent):
+def test_a_server_that_falls_silent(target, capsys, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download, "_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        connections = []
-
-        def accept() -> None:
-            connection, _ = listener.accept()
-            connections.append(connection)
-            if silent == "after it":
-                connection.recv(10_000)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome")
-
-        thread = threading.Thread(target=accept)
-        thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.zip"
-        assert_fails(target, url, capsys, "(not reached|cut off): .*timed out; run the same command again")
-        thread.join()
-        connections[0].close()
+        assert_fails(target, url, capsys, "cannot be fetched: timed out; run the same command again")
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["file:///etc/passwd", "ftp://host/x", "x.zip", "", "http://", "http://[", "http://a b/", "http://127.0.0.1/é"],
-)
-def test_an_address_that_is_none(target, capsys, url):
-    assert_fails(target, url, capsys, "not an address|not an http or https address|not reached")
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "x.zip", "", "http://", "http://["])
+def test_what_is_no_url(target, capsys, url):
+    assert_fails(target, url, capsys, "(only http and https|without a host|not a URL).*; choose another --url")
 
 
 @pytest.mark.parametrize(
@@ -492,7 +449,6 @@ def without_captions(source: Path) -> bytes:
     return packed(source)
 
 
-@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -518,48 +474,14 @@ def test_an_archive_that_is_not_sound(server, source, target, capsys, make, mess
     assert run(target, server.url, capsys)[0] == 0
 
 
-def test_archives_of_random_damage(server, source, target, capsys):
-    content = packed(source)
-    generator = np.random.default_rng(0)
-    whole = 0
-    for place in generator.integers(0, len(content), 60):
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << generator.integers(8)
-        server.content = bytes(damaged)
-        status, _, err = run(target, server.url, capsys)
-        if status == 0:  # a date or a comment, not a byte of a file
-            assert contents(target) == contents(source)
-            whole += 1
-            for path in target.iterdir():
-                path.unlink()
-        else:
-            assert status == 1
-            assert re.fullmatch(r"error: [^\n]*not a sound archive[^\n]*\n", err), err
-    assert whole < 30
-
-
 def test_limits(server, source, target, capsys, monkeypatch):
     server.content = packed(source)
     monkeypatch.setattr(download, "UNPACKED_LIMIT", 10_000)
     assert_fails(target, server.url, capsys, r"its files would take [\d,]+ bytes, more than the 10,000 allowed")
     monkeypatch.setattr(download, "ARCHIVE_LIMIT", 1000)
-    assert_fails(target, server.url, capsys, r"[\d,]+ bytes are more than the 1,000 that an archive may have")
+    assert_fails(target, server.url, capsys, "more than 1,000 bytes; choose another --url")
     server.length = ""
-    assert_fails(target, server.url, capsys, "more than the 1,000 bytes that an archive may have")
-
-
-def test_a_list_of_very_many_entries(server, source, target, capsys):
-    """It would be read into memory: a GiB of it takes ten."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for number in range(22_000):
-            archive.writestr(f"{number}", b"")
-    server.content = out.getvalue()
-    assert_fails(target, server.url, capsys, r"its list of entries takes 1,\d{3},\d{3} bytes, more than the 1,048,576")
-    whole = bytearray(packed(source))
-    whole[-10:-6] = (2**31).to_bytes(4, "little")
-    server.content = bytes(whole)
-    assert_fails(target, server.url, capsys, r"its list of entries takes 2,147,483,648 bytes")
+    assert_fails(target, server.url, capsys, "more than 1,000 bytes")
 
 
 def test_data_that_says_it_is_small(server, source, target, capsys):
@@ -581,7 +503,7 @@ def test_a_full_disk(server, source, target, capsys, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert run(target, server.url, capsys)[0] == 0
-    assert len(server.asked) == 1  # what was brought is kept
+    assert len(server.asked) == 1  # what was downloaded is kept
 
 
 def test_a_file_in_the_way(tmp_path, server, capsys):
@@ -600,7 +522,6 @@ def test_data_that_is_not_sound_is_left_alone(server, source, target, capsys):
     assert server.asked == []
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_a_move_that_stops_leaves_no_data(server, source, target, monkeypatch):
     server.content = packed(source)
     move = Path.replace
@@ -611,10 +532,10 @@ def test_a_move_that_stops_leaves_no_data(server, source, target, monkeypatch):
         return move(self, to)
 
     monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(DownloadError, match="Input/output error; what was brought is kept"):
-        download.bring(target, server.url, open_data)
+    with pytest.raises(DownloadError, match="Input/output error; what was downloaded is kept"):
+        download.download(target, server.url, open_data)
     assert not (target / "coco2014_captions.h5").exists()
     monkeypatch.setattr(Path, "replace", move)
-    download.bring(target, server.url, open_data)
+    download.download(target, server.url, open_data)
     assert contents(target) == contents(source)
     assert len(server.asked) == 1

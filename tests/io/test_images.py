@@ -6,20 +6,16 @@ import io
 import os
 import random
 import socket
-import ssl
 import struct
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.helpers import photo_server
 from tests.helpers.hostile_photos import QUICK, damaged, longs, made, shorts, tiff
 from tests.helpers.photo_server import (
     BLUE,
@@ -27,15 +23,12 @@ from tests.helpers.photo_server import (
     PHOTO,
     RED,
     WHITE,
-    Server,
     encoded,
     png,
     quarters,
-    server_context,
-    serving,
 )
 from torch_caption.io import images
-from torch_caption.io.images import ImageError, fetch, is_public, load_image
+from torch_caption.io.images import ImageError, load_image
 
 
 def rows_of_16_bits(*values: int) -> bytes:
@@ -471,256 +464,3 @@ def test_heic_without_pillow_heif_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match="a HEIC picture, for which pillow-heif is needed: `python -m pip install"):
         load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
-
-
-# URLs, from a server on this machine
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
-@pytest.mark.parametrize(
-    "path", ["photo", "unmeasured", "chunked", "hops/1", "hops/5", "photo?size=large&name=a b é#top"]
-)
-def test_a_photograph_from_a_url(server: Server, path: str) -> None:
-    assert load_image(f"{server.url}/{path}", allow_private=True).tobytes() == quarters().tobytes()
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_followed(server: Server, status: int) -> None:
-    for target in (f"{server.url}/photo", "/photo", f"//127.0.0.1:{server.server_port}/photo", "../../photo"):
-        assert fetch(f"{server.url}/to/{status}?url={target}", allow_private=True) == PHOTO
-
-
-def test_what_is_asked(server: Server) -> None:
-    fetch(f"{server.url}/photo/a b%20c/é?q=1 2&r=[3]#part", allow_private=True)
-    path, headers = server.requests[-1]
-    assert path == "/photo/a%20b%20c/%C3%A9?q=1%202&r=[3]"
-    assert headers["Host"] == f"127.0.0.1:{server.server_port}"
-    assert headers["Accept-Encoding"] == "identity"
-    assert "torch_caption" in headers["User-Agent"]
-    assert "Authorization" not in headers
-
-
-BAD_ANSWERS = {
-    "missing": ("nothing", "the server answers 404 Not Found"),
-    "empty": ("empty", "empty$"),
-    "page": ("page", "not a picture in JPEG"),
-    "short": ("short", f"cut short after {len(PHOTO)} of {len(PHOTO) + 1} bytes"),
-    "short chunk": ("short_chunk", "cannot be fetched: IncompleteRead"),
-    "compressed": ("compressed", r"sent compressed \(gzip\)"),
-    "giant": ("giant", "more than 200000 bytes"),
-    "endless": ("endless", "more than 200000 bytes"),
-    "endless chunks": ("endless_chunks", "more than 200000 bytes"),
-    "nonsense": ("nonsense", "cannot be fetched"),
-    "hangup": ("hangup", "cannot be fetched: Remote end closed connection"),
-    "six redirects": ("hops/6", "more than 5 redirects"),
-    "redirects in a round": ("round", "more than 5 redirects"),
-    "redirect without a target": ("lost", "the server answers 302 Found"),
-    "redirect to a file": ("to/302?url=file:///etc/passwd", "redirected to file:///etc/passwd: only http and https"),
-    "redirect to ftp": ("to/302?url=ftp://example.com/a.jpg", "only http and https"),
-    "redirect to no host": ("to/302?url=https:///a.jpg", "a URL without a host"),
-    "redirect to no URL": ("to/302?url=http://[::1/a.jpg", "redirected to what is no URL"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_ANSWERS)
-def test_bad_answers_are_one_line(server: Server, kind: str) -> None:
-    path, message = BAD_ANSWERS[kind]
-    with pytest.raises(ImageError, match=message) as error:
-        load_image(f"{server.url}/{path}", allow_private=True, max_bytes=200_000)
-    assert str(error.value).isprintable()  # one line, and nothing that a terminal would obey
-    assert str(error.value).startswith(f"{server.url}/{path}")
-
-
-@pytest.mark.parametrize("path", ["drip", "drip_headers", "drip_headers/lines", "silence"])
-def test_the_time_limit_is_for_the_whole_fetch(server: Server, path: str) -> None:
-    begin = time.monotonic()
-    with pytest.raises(ImageError, match=r"not here within 0\.3 seconds"):
-        fetch(f"{server.url}/{path}", allow_private=True, timeout=0.3)
-    assert time.monotonic() - begin < 5  # the server would go on for ever
-
-
-def test_the_time_limit_holds_for_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
-    with pytest.raises(ImageError, match=r"not here within 0\.2 seconds"):
-        fetch("http://slow.example/a.jpg", timeout=0.2)
-    release.set()
-
-
-def test_nobody_listens() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        with pytest.raises(ImageError, match="cannot be fetched"):
-            fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/", allow_private=True)
-
-
-# Only public addresses
-
-PRIVATE = [
-    "127.0.0.1", "127.1.2.3", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
-    "198.18.0.1", "192.0.2.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fc00::1",
-    "fec0::1", "ff02::1", "2001:db8::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
-    "2001:0:1::1", "64:ff9b::7f00:1", "64:ff9b:1::1", "192.0.0.8", "192.0.0.9", "192.88.99.1", "3fff::1", "5f00::1",
-    "::ffff:192.0.0.8",
-]  # fmt: skip
-PUBLIC = ["8.8.8.8", "1.1.1.1", "2001:4860:4860::8888", "::ffff:8.8.8.8", "2002:808:808::", "64:ff9b::808:808"]
-
-
-@pytest.mark.parametrize(("address", "public"), [*((a, False) for a in PRIVATE), *((a, True) for a in PUBLIC)])
-def test_is_public(address: str, public: bool) -> None:
-    assert is_public(address) is public
-
-
-@pytest.mark.parametrize(
-    "host",
-    ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "2130706433", "0x7f000001",
-     "0x7f.1", "0177.0.0.1", "127.1", "0", "LOCALHOST", "\uff11\uff12\uff17.0.0.1",
-     "127\u30020\u30020\u30021"],
-)  # fmt: skip
-def test_addresses_that_are_not_public_are_refused(server: Server, host: str) -> None:
-    """Some spellings are names that no system resolves; on others they are this machine: never an answer."""
-    asked = len(server.requests)
-    with pytest.raises(ImageError, match=r"not a public address|no address is known"):
-        load_image(f"http://{host}:{server.server_port}/photo", timeout=60)
-    assert len(server.requests) == asked
-
-
-class Names:
-    """A name service of our own: host -> its addresses, one list for each time it is asked."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **hosts: list[list[str]]) -> None:
-        self.hosts = {name.replace("_", "."): answers for name, answers in hosts.items()}
-        self.asked: list[str] = []
-        monkeypatch.setattr(socket, "getaddrinfo", self)
-        monkeypatch.setattr(images, "is_public", lambda address: address == "127.0.0.1")
-
-    def __call__(self, host: str, port: int, **options: object) -> list[tuple]:
-        self.asked.append(host)
-        addresses = self.hosts[host].pop(0) if host in self.hosts else [host]
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
-
-
-def test_the_checked_address_is_the_one_connected_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is public when checked and private when asked again is asked once."""
-    names = Names(monkeypatch, photos_example=[["127.0.0.1"], ["127.0.0.2"]])
-    assert fetch(f"http://photos.example:{server.server_port}/photo") == PHOTO
-    assert names.asked == ["photos.example"]
-    assert server.requests[-1][1]["Host"] == f"photos.example:{server.server_port}"
-
-
-def test_one_private_address_among_public_ones_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    Names(monkeypatch, photos_example=[["127.0.0.1", "10.0.0.1"]])
-    asked = len(server.requests)
-    with pytest.raises(ImageError, match=r"photos\.example is 10\.0\.0\.1, not a public address"):
-        fetch(f"http://photos.example:{server.server_port}/photo")
-    assert len(server.requests) == asked
-
-
-@pytest.mark.parametrize("target", ["http://10.0.0.1/", "http://127.0.0.2/photo", "//inside.example/photo"])
-def test_redirects_are_checked_again(server: Server, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
-    Names(monkeypatch, photos_example=[["127.0.0.1"]], inside_example=[["192.168.0.7"]])
-    with pytest.raises(ImageError, match=r"redirected to http://.*not a public address"):
-        fetch(f"http://photos.example:{server.server_port}/to/302?url={target}")
-    assert fetch(f"http://127.0.0.1:{server.server_port}/to/302?url=/photo") == PHOTO
-
-
-def test_the_next_address_is_tried(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as taken:  # bound, but nobody listens
-        taken.bind(("127.0.0.1", 0))
-        addresses = [("127.0.0.1", taken.getsockname()[1]), ("127.0.0.1", server.server_port)]
-        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
-        assert fetch("http://photos.example/photo", allow_private=True) == PHOTO
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("http://", "a URL without a host"),
-        ("http://a b/", "a URL without a host"),
-        ("http://a:port/", "not a URL"),
-        ("http://a:99999/", "not a URL"),
-        ("http://[::1", "not a URL"),
-        ("http://" + "a" * 64 + ".example/", "no address is known"),
-        ("gopher://example.com/", "only http and https"),
-        ("photo.jpg", "only http and https"),
-    ],
-)
-def test_what_is_no_url(url: str, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
-        fetch(url, timeout=60)
-
-
-# TLS
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of our own for photos.example."""
-    path = photo_server.certificate(tmp_path_factory.mktemp("tls"))
-    if path is None:
-        pytest.skip("no openssl program that makes a certificate with a subjectAltName")
-    return path
-
-
-@pytest.fixture
-def secure(certificate: Path) -> Iterator[Server]:
-    with serving(context=server_context(certificate)) as server:
-        yield server
-
-
-def test_tls_checks_the_name_of_the_url(secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Names(monkeypatch, photos_example=[["127.0.0.1"]] * 2, other_example=[["127.0.0.1"]])
-    with pytest.raises(ImageError, match="the certificate is not valid"):
-        fetch(f"https://photos.example:{secure.server_port}/photo")
-    trusting = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
-    assert fetch(f"https://photos.example:{secure.server_port}/photo") == PHOTO
-    with pytest.raises(ImageError, match=r"the certificate is not valid: .*other\.example"):
-        fetch(f"https://other.example:{secure.server_port}/photo")
-
-
-def test_tls_where_there_is_none(server: Server) -> None:
-    with pytest.raises(ImageError, match="cannot be fetched"):
-        fetch(f"https://127.0.0.1:{server.server_port}/photo", allow_private=True)
-
-
-def test_a_handshake_that_never_ends_is_in_the_time_limit() -> None:
-    expected = pytest.raises(ImageError, match=r"not here within 0\.3 seconds")
-    with socket.create_server(("127.0.0.1", 0)) as silent, expected:
-        fetch(f"https://127.0.0.1:{silent.getsockname()[1]}/", allow_private=True, timeout=0.3)
-
-
-# Nothing is left behind
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted on Linux")
-def test_no_descriptor_and_no_file_is_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    photo = write(tmp_path / "a.png", PHOTO)
-    sources = [photo, PHOTO, PHOTO[:-30], tmp_path, f"{server.url}/photo", f"{server.url}/hops/3"]
-    sources += [f"{server.url}/{path}" for path in ("short", "nothing", "endless", "nonsense", "to/302?url=file:///x")]
-    sources += [f"https://127.0.0.1:{server.server_port}/photo"]
-
-    def load_all() -> None:
-        for source in sources:
-            with contextlib.suppress(ImageError):
-                load_image(source, allow_private=True, max_bytes=100_000)
-
-    def open_here() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    load_all()
-    before = open_here()
-    for _ in range(5):
-        load_all()
-    until = time.monotonic() + 10  # the server's own ends are closed when its threads get to it
-    while open_here() > before and time.monotonic() < until:
-        time.sleep(0.05)
-    assert open_here() <= before
-    assert list(tmp_path.iterdir()) == [photo]

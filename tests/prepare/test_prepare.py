@@ -139,7 +139,6 @@ def test_the_directory_is_in_cs231ns_layout(photos: Photos, tmp_path: Path, caps
     assert "18 of more than 15 words left out, 0 without words" in told
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_features_are_the_encoders(photos: Photos, tmp_path: Path) -> None:
     prepare.prepare(photos.config(tmp_path / "out", grid=True, grid_dtype="float32"))
     encoder = features.build("resnet18", "random", seed=0)
@@ -155,7 +154,6 @@ def test_features_are_the_encoders(photos: Photos, tmp_path: Path) -> None:
             np.testing.assert_allclose(grids[row], encoded.grids[0], rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize("enough", [None, 6])
 def test_projections_are_fitted_on_train(
     photos: Photos, tmp_path: Path, enough: int | None, monkeypatch: pytest.MonkeyPatch
@@ -636,7 +634,6 @@ STOPS = {
 }
 
 
-@pytest.mark.usefixtures("windows_files")
 @pytest.mark.parametrize("stop", STOPS)
 def test_a_stop_anywhere_does_no_harm(
     stop: str, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -664,7 +661,6 @@ def test_a_stop_anywhere_does_no_harm(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_what_is_complete_is_left_alone(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     out = tmp_path / "out"
@@ -747,7 +743,6 @@ def course(coco_directory: Callable[..., Path]) -> Path:
     return directory
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_recover_pca(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--recover-pca", str(course)]) == 0
     told = capsys.readouterr().out

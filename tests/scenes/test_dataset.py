@@ -141,7 +141,6 @@ def test_folder_is_made_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ensure(directory.parent, sizes=SMALL, progress=False) == directory
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no more")
@@ -154,7 +153,6 @@ def test_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert scenes._whole(ensure(tmp_path, sizes=SMALL, progress=False))
 
 
-@pytest.mark.usefixtures("windows_files")
 def test_cleaned_out_folder_is_made_again(tmp_path: Path) -> None:
     made = ensure(tmp_path, sizes=SMALL, progress=False)
     (made / "scenes.json").unlink()

@@ -27,7 +27,7 @@ class ConvertConfig:
     source: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A checkpoint, a run's directory or a folder of runs."""
     target: Annotated[Positional[Path], arg(metavar="FILE")]
-    """The file to write: *.safetensors, or a checkpoint."""
+    """The file to write: `*.safetensors`, or a checkpoint."""
 
 
 def convert(config: ConvertConfig) -> None:

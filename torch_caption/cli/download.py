@@ -1,4 +1,4 @@
-"""cs231n's own data, brought and checked."""
+"""cs231n's own data, downloaded and checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Options:
     """Bring cs231n's data, and check it."""
 
     directory: Annotated[Path, Positional, arg(metavar="DIR")]
-    """The directory to bring it into. Run the same command again to go on after a stop."""
+    """The directory to download into. Run the same command again to go on after a stop."""
     url: str = download.ARCHIVE
     """Where the archive is."""
 
@@ -27,5 +27,5 @@ class Options:
 def main(args: Sequence[str], prog: str) -> None:
     """Exits with status 1 where the download failed, 2 where the data is not sound."""
     options = tyro.cli(Options, args=args, prog=prog)
-    download.bring(options.directory, options.url, check=open_kinds)
+    download.download(options.directory, options.url, check=open_kinds)
     print(summary(open_kinds(options.directory)))

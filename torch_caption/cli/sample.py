@@ -26,8 +26,9 @@ from torch_caption.encoders import extractor as recipes
 from torch_caption.inference import photographs
 from torch_caption.inference.captions import LENGTH_PENALTY, Caption, describe, draw, looked, search, some_images
 from torch_caption.io.exits import within_memory
-from torch_caption.io.images import ImageError, is_url, load_image, shown
+from torch_caption.io.images import ImageError, is_url, load_image
 from torch_caption.io.program import typed
+from torch_caption.io.text import flag_of, printable
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.training import report
 from torch_caption.training import run_folder as runs
@@ -106,7 +107,7 @@ class SampleConfig:
         for name in ("count", "samples", "max_length", "beam_size", "n_best", "no_repeat_ngram"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+                raise ConfigError(f"{flag_of(name)} must be at least 1, not {value}")
         check_length(self.max_length)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")
@@ -260,7 +261,7 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     sources, lacking = _sources(config)
 
     def fail(name: str, error: ImageError) -> None:
-        errors[name] = ImageError(f"{shown(name)}: {lacking[name]}") if name in lacking else error
+        errors[name] = ImageError(f"{printable(name)}: {lacking[name]}") if name in lacking else error
         if len(sources) > 1:
             _say(f"error: {errors[name]}")
 
@@ -310,11 +311,10 @@ def _say(line: str) -> None:
 def _tell_rest(folder: photographs.Folder) -> None:
     """What a folder holds that is not captioned, in a line of each kind."""
     if folder.others:
-        _say(f"skipped {shown(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
+        _say(f"skipped {printable(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
     if folder.folders:
-        _say(
-            f"skipped {shown(folder.path)}: folders, into which --recursive looks: {_some(folder.path, folder.folders)}"
-        )
+        folders = _some(folder.path, folder.folders)
+        _say(f"skipped {printable(folder.path)}: folders, into which --recursive looks: {folders}")
 
 
 def _lacks_pictures(folder: photographs.Folder) -> str:
@@ -324,7 +324,7 @@ def _lacks_pictures(folder: photographs.Folder) -> str:
 
 
 def _some(folder: Path, paths: list[str]) -> str:
-    names = [shown(Path(path).relative_to(folder)) for path in paths[:SOME]]
+    names = [printable(Path(path).relative_to(folder)) for path in paths[:SOME]]
     return ", ".join(names) + (f" and {len(paths) - SOME:,} more" if len(paths) > SOME else "")
 
 
@@ -406,7 +406,7 @@ def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
 
 def _table(described: list[Described], references: bool, *, named: bool) -> str:
     """One row a caption: the image's index or name, log-probability, score if there is one, words; references below."""
-    labels = [shown(image.name) if named else str(image.index) for image in described]
+    labels = [printable(image.name) if named else str(image.index) for image in described]
     width = max(6, *map(len, labels))
     scored = any(caption.score is not None for image in described for caption in image.captions)
     lines = [f"{'image':>{width}}  {'log p':>7}  {'score  ' if scored else ''}caption"]

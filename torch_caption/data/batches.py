@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -126,12 +130,68 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         sys.__excepthook__(kind, error, trace)
 
 
-class _Loader(DataLoader[Batch]):
-    """A loader that draws its seeds on the CPU, where its generator is, whatever torch's default device is."""
+class _ErrorsAsBatches(Dataset[Any]):
+    """A split that returns an error, of which torch would make one with a traceback for a message."""
+
+    def __init__(self, split: Dataset[Batch]) -> None:
+        self._split: Any = split
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitems__(self, rows: list[int]) -> Batch | ValueError | OSError:
+        try:
+            return cast(Batch, self._split.__getitems__(rows))
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _raised(batch: Batch | Exception) -> Batch:
+    if isinstance(batch, Exception):
+        raise batch
+    return batch
+
+
+class Loader(DataLoader[Batch]):
+    """Batches in the order of `order`, by processes that end with the loader.
+
+    Its seeds are drawn on the CPU, where its generator is, whatever torch's default device is.
+    """
+
+    def __init__(self, split: Dataset[Batch], order: EpochBatches, workers: int, **options: Any) -> None:
+        self.order = order
+        self._processes: list[BaseProcess] = []
+        if workers:
+            split = _ErrorsAsBatches(split)
+        super().__init__(split, batch_sampler=order, num_workers=workers, **options)
 
     def __iter__(self) -> Any:
-        with torch.device("cpu"):
-            return super().__iter__()
+        with torch.device("cpu"), _without_interrupts(self):
+            before = multiprocessing.active_children()
+            each = super().__iter__()
+            if self.num_workers:
+                self._processes += [process for process in multiprocessing.active_children() if process not in before]
+        return map(_raised, each)
+
+    def lost(self) -> list[int]:
+        """The processes that were killed or have ended, by their numbers. torch raises a RuntimeError at a death."""
+        return [cast(int, process.pid) for process in self._processes if not process.is_alive()]
+
+
+@contextmanager
+def _without_interrupts(loader: Loader) -> Iterator[None]:
+    """In the block Ctrl-C and its like wait, and the processes that are started begin with them blocked."""
+    if not loader.num_workers or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    context: Any = loader.multiprocessing_context or multiprocessing
+    if context.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # its start lets Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _whole(batch: Any) -> Any:
@@ -149,10 +209,10 @@ def batches(
     start: int = 0,
     share: tuple[int, int] = (0, 1),
     context: str | None = None,
-) -> DataLoader[Batch]:
+) -> Loader:
     """Batches (features (B, D) float32, captions (B, T) int64), each caption once an epoch.
 
-    Before each epoch call `loader.batch_sampler.set_epoch(epoch)`. The order is the same for any number of workers, and
+    Before each epoch call `loader.order.set_epoch(epoch)`. The order is the same for any number of workers, and
     the global random state is left alone.
 
     Args:
@@ -166,11 +226,11 @@ def batches(
         context: how workers start, "fork", "spawn" or "forkserver"; None takes Python's choice.
     """
     rows = len(split)  # type: ignore[arg-type]  # Dataset leaves it to its subclasses
-    return _Loader(
+    return Loader(
         split,
-        batch_sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle, start=start, share=share),
+        EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle, start=start, share=share),
+        workers,
         collate_fn=_whole,
-        num_workers=workers,
         persistent_workers=workers > 0,
         multiprocessing_context=context if workers else None,
         worker_init_fn=_begin_worker,

@@ -10,7 +10,7 @@
     manifest.json, *pca.npz             how the features were made                            (optional)
     images/                             the pictures that {split}2014_images.txt names        (optional)
 
-`python -m torch_caption check-data DIR` checks a directory, `python -m torch_caption download DIR` brings
+`python -m torch_caption check-data DIR` checks a directory, `python -m torch_caption download DIR` downloads
 cs231n's own.
 """
 
@@ -36,7 +36,7 @@ from torch_caption.data import _memory, checks, feature_files, file_names, hdf5
 from torch_caption.data import manifest as manifests
 from torch_caption.data import recipe as recipes
 from torch_caption.data._errors import DataError
-from torch_caption.data.batches import Batch, EpochBatches, batches, generator
+from torch_caption.data.batches import Batch, EpochBatches, Loader, batches, generator
 from torch_caption.data.feature_files import FeatureFile
 from torch_caption.data.hdf5 import INTEGERS
 from torch_caption.data.vocabulary import Vocabulary
@@ -46,6 +46,7 @@ __all__ = [
     "CocoData",
     "DataError",
     "EpochBatches",
+    "Loader",
     "Split",
     "batches",
     "below",
@@ -281,7 +282,7 @@ def open_data(
         raise ValueError("grids of features have no PCA; leave pca to cells that take one vector an image")
     directory = Path(directory)
     if not directory.is_dir():
-        raise DataError(f"{directory}: no such folder; `{typed('download')} DIR` brings one")
+        raise DataError(f"{directory}: no such folder; `{typed('download')} DIR` downloads one")
     words, captions = directory / "coco2014_vocab.json", directory / "coco2014_captions.h5"
     manifest = checks.read_manifest(directory / "manifest.json")
     manifests.check(directory, manifest, [words, captions])

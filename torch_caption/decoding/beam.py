@@ -8,7 +8,7 @@ those that compete for a place are always equally long, and lengths are compared
 by the scores. With one place it is the greedy choice. Scores are looked through where they are; who stands where, which
 is little, is kept by NumPy on the host: a step brings the best words there and takes back which rows go on.
 
-The score of a caption Y is log P(Y) / lp(|Y|), with |Y| its number of words, <END> counted:
+The score of a caption Y is `log P(Y) / lp(|Y|)`, with `|Y|` its number of words, <END> counted:
 
     lp(n) = 1                        length_penalty 0: the likeliest caption, which tends to be a short one
     lp(n) = ((5 + n) / 6)^alpha      length_penalty alpha > 0: eq. 14 of Wu et al. 2016, "Google's Neural Machine

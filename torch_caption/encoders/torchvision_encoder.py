@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_watched, one_line
 from torch_caption.io.files import from_home, sha256_of
-from torch_caption.io.images import ImageError, load_image, shown
+from torch_caption.io.images import ImageError, load_image
+from torch_caption.io.text import printable
 
 BATCH = 16
 LARGEST = 4096  # pixels of a side that a picture is resized to
@@ -253,7 +254,7 @@ def stream(
         try:
             return "no such file" if path is None else encoder.prepare(load_image(path, truncated=truncated))
         except ImageError as error:
-            return str(error).removeprefix(f"{shown(path)}: ")
+            return str(error).removeprefix(f"{printable(path)}: ")
 
     def begin(first: int) -> tuple[int, list[Future[Tensor | str]]]:
         return first, [pool.submit(read, path) for path in photographs[first : first + batch_size]]
@@ -421,8 +422,7 @@ def _torchvision() -> ModuleType:
         raise FeatureError(f"photographs need torchvision, which cannot be imported: {error}") from None
     except RuntimeError as error:
         if str(error) != "operator torchvision::nms does not exist":
-            reason = " ".join(str(error).split())
-            raise FeatureError(f"photographs need torchvision, and importing it fails: {reason}") from error
+            raise FeatureError(f"photographs need torchvision, and importing it fails: {one_line(error)}") from error
         for operator in ("nms", "qnms"):
             torch.library.define(f"torchvision::{operator}", _NMS)
         import torchvision
@@ -487,7 +487,7 @@ def _download(name: str, entry_name: str = "DEFAULT") -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_prefix(entry), progress=is_watched())
         except (OSError, RuntimeError) as error:  # RuntimeError: another content than the name says
-            reason = " ".join(str(getattr(error, "reason", None) or error).split())
+            reason = one_line(getattr(error, "reason", None) or error)
             raise FeatureError(
                 f"{entry.url}: the weights of {name} were not downloaded ({reason}); copy the file to {path.parent} "
                 "(TORCH_HOME names another folder), or name one with --weights"

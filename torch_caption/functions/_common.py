@@ -13,9 +13,6 @@ from torch.autograd import Function
 
 from ._torch_internals import in_forward_mode, is_mapped, is_mapped_by_autograd, is_traced, is_wrapped, unwrapped
 
-# Numbers in their place cost a microsecond more. A scalar on the CPU goes with tensors of every device and dtype.
-_ONE, _TWO, _MINUS_ONE = (torch.tensor(x, dtype=torch.float32, device="cpu") for x in (1.0, 2.0, -1.0))
-
 
 def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any:
     """Apply `with_jvp`, the subclass that adds forward mode, or plain `function` where torch.compile traces.
@@ -30,28 +27,28 @@ def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any
     return with_jvp.apply(*args)
 
 
-def rows(x: Tensor) -> Tensor:
-    """(..., D) as (rows, D): time and batch are alike to a weight gradient."""
+def flatten_rows(x: Tensor) -> Tensor:
+    """(..., D) as (rows, D): a weight gradient sums over time and batch alike."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def past_end(lengths: Tensor | None, T: int) -> Tensor | None:
+def padding_mask(lengths: Tensor | None, T: int) -> Tensor | None:
     """(N, T, 1) boolean, True where t >= lengths[n]; None where every row is T long."""
     if lengths is None:
         return None
     return (torch.arange(T, device=lengths.device) >= lengths.long().unsqueeze(1)).unsqueeze(2)
 
 
-def blank(x: Tensor, ended: Tensor | None) -> Tensor:
-    """`x` (N, T, D) with zeros where `ended`, whatever stood there, NaN included."""
-    return x if ended is None else x.masked_fill(ended, 0)
+def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
+    """`x` (N, T, D) with zeros where `padding` (N, T, 1), even if it held NaN."""
+    return x if padding is None else x.masked_fill(padding, 0)
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast as autocast would cast the operands of a product.
 
-    The cast stands before the Function, so that its forward and backward see one dtype whether or not the backward
-    runs under autocast; `torch.amp.custom_fwd` does not go with `setup_context`. float64 stays, as in torch.
+    The cast comes before the Function, so that its forward and backward see one dtype whether or not the backward
+    runs under autocast; `torch.amp.custom_fwd` does not work with `setup_context`. float64 stays, as in torch.
     """
     device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
@@ -65,40 +62,34 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(map(cast, tensors))
 
 
-def may_write(*inputs: Tensor | None) -> bool:
-    """Whether what was just computed from `inputs` may be written over: nobody differentiates, maps or traces it."""
+def may_overwrite(*inputs: Tensor | None) -> bool:
+    """Whether what was just computed from `inputs` may be overwritten: nothing differentiates, maps or traces it."""
     return not torch.is_grad_enabled() and untransformed(*inputs)
 
 
 def untransformed(*inputs: Tensor | None) -> bool:
-    """Whether `inputs` are plain numbers in memory: not dual, not mapped by torch.func or vmap, not traced."""
+    """Whether `inputs` are plain tensors in memory: not dual, not mapped by torch.func or vmap, not traced."""
     if torch.compiler.is_compiling() or in_forward_mode() or is_traced():
         return False
     return not any(t is not None and (is_wrapped(t) or is_mapped_by_autograd(t) or t.is_meta) for t in inputs)
 
 
-def take_notes(*inputs: Tensor | None) -> dict[str, Any] | None:
-    """Where a forward leaves what its backward can use, or None where it has to take the plain path.
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision cast to float32: a sum over thousands of words needs it."""
+    return x if x.dtype == torch.float64 else x.float()
 
-    What is left there is a constant to a second derivative, which therefore computes all of it again.
+
+def batch_size(y: Tensor) -> int:
+    """N, and 1 where N is 0: an empty batch has the loss 0."""
+    return max(y.shape[0], 1)
+
+
+def new_cache(*inputs: Tensor | None) -> dict[str, Any] | None:
+    """A cache of intermediates that a forward fills for its backward, or None where it has to take the plain path.
+
+    Its tensors are constants to a second derivative, which therefore computes them again.
     """
     return {} if untransformed(*inputs) else None
-
-
-def tanh_(a: Tensor) -> Tensor:
-    """tanh, written over a.
-
-    torch's sigmoid is five times as fast as its tanh; tanh(a) = 2 sigmoid(2a) - 1 is right to two units of precision at
-    1, and so to far less than that near 0 for half precision, which takes tanh itself.
-    """
-    if a.dtype not in (torch.float32, torch.float64):
-        return a.tanh_()
-    return torch.add(_MINUS_ONE, a.mul_(_TWO).sigmoid_(), alpha=2, out=a)
-
-
-def tanh_slope(h: Tensor) -> Tensor:
-    """1 - h^2, the derivative of tanh where its value is `h`, rounded once: half precision would lose h^2 near 1."""
-    return torch.addcmul(_ONE, h, h, value=-1)
 
 
 def check_tensor(function: str, name: str, value: object) -> None:
@@ -117,8 +108,8 @@ def check_tensor(function: str, name: str, value: object) -> None:
     raise TypeError(f"{function}: {name} must be a tensor, but is {advice.get(kind, f'a {kind}')}")
 
 
-def check_floats(function: str, sizes: dict[str, int], **tensors: tuple[Tensor, str]) -> None:
-    """Check tensors against shapes such as "N T D" or "D 4H"; letters seen first are bound in `sizes`.
+def check_floats(function: str, axes: dict[str, int], **tensors: tuple[Tensor, str]) -> None:
+    """Check tensors against shapes such as "N T D" or "D 4H"; letters seen first are bound in `axes`.
 
     Raises:
         TypeError: a value is not a tensor, is not floating-point, or its dtype or device differs.
@@ -134,24 +125,24 @@ def check_floats(function: str, sizes: dict[str, int], **tensors: tuple[Tensor, 
         first = tensor if first is None else first
         if tensor.dtype != first.dtype or tensor.device != first.device:
             raise _mixed(function, {name: value for name, (value, _) in tensors.items() if isinstance(value, Tensor)})
-    before = dict(sizes)
+    before = dict(axes)
     for tensor, spec in tensors.values():
-        if not _fits(tensor, spec, sizes):
+        if not _fits(tensor, spec, axes):
             raise _misfit(function, tensors, before)
 
 
-def check_shape(function: str, name: str, tensor: Tensor, spec: str, sizes: dict[str, int]) -> None:
+def check_shape(function: str, name: str, tensor: Tensor, spec: str, axes: dict[str, int]) -> None:
     """Check one shape; "..." in front of `spec` stands for any leading axes.
 
     Raises:
         ValueError: a shape does not fit.
     """
-    if not _fits(tensor, spec, sizes):
-        raise _wrong_shape(function, name, tensor, spec, sizes)
+    if not _fits(tensor, spec, axes):
+        raise _wrong_shape(function, name, tensor, spec, axes)
 
 
-def _fits(tensor: Tensor, spec: str, sizes: dict[str, int]) -> bool:
-    """Whether the shape is `spec`. Of a tensor with as many axes, letters seen first are bound in `sizes`."""
+def _fits(tensor: Tensor, spec: str, axes: dict[str, int]) -> bool:
+    """Whether the shape is `spec`. Of a tensor with as many axes, letters seen first are bound in `axes`."""
     letters, shape = spec.split(), tuple(tensor.shape)
     if letters[0] == "...":
         letters = letters[1:]
@@ -162,8 +153,8 @@ def _fits(tensor: Tensor, spec: str, sizes: dict[str, int]) -> bool:
     for letter, size in zip(letters, shape, strict=True):
         factor, symbol = _factor(letter)
         if factor == 1:
-            sizes.setdefault(symbol, size)
-        fits = fits and symbol in sizes and size == factor * sizes[symbol]
+            axes.setdefault(symbol, size)
+        fits = fits and symbol in axes and size == factor * axes[symbol]
     return fits
 
 
@@ -192,37 +183,37 @@ def _mixed(function: str, tensors: dict[str, Tensor]) -> TypeError:
     return TypeError(f"{function}: {suspect} {of[suspect]}, but {weight} {of[weight]}")
 
 
-def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], sizes: dict[str, int]) -> ValueError:
+def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], axes: dict[str, int]) -> ValueError:
     """The error for shapes that do not agree."""
     for suspect in _suspects(tensors):
-        bound, others = dict(sizes), [tensors[name] for name in tensors if name != suspect]
+        bound, others = dict(axes), [tensors[name] for name in tensors if name != suspect]
         _bind(others, bound)
         if all(_fits(*other, bound) for other in others):
             return _wrong_shape(function, suspect, *tensors[suspect], bound)
     # Several are wrong: the first that is, by what the weights say.
-    bound = dict(sizes)
+    bound = dict(axes)
     _bind([tensors[name] for name in tensors if _is_weight(name)], bound)
     suspect = next(name for name in tensors if not _fits(*tensors[name], dict(bound)))
     return _wrong_shape(function, suspect, *tensors[suspect], bound)
 
 
-def _bind(tensors: Sequence[tuple[Tensor, str]], sizes: dict[str, int]) -> None:
+def _bind(tensors: Sequence[tuple[Tensor, str]], axes: dict[str, int]) -> None:
     """Bind the letters of all that have as many axes as letters, those seen first before others."""
     for tensor, spec in tensors:
-        _fits(tensor, spec, sizes)
+        _fits(tensor, spec, axes)
 
 
-def _wrong_shape(function: str, name: str, tensor: Tensor, spec: str, sizes: dict[str, int]) -> ValueError:
+def _wrong_shape(function: str, name: str, tensor: Tensor, spec: str, axes: dict[str, int]) -> ValueError:
     letters = spec.split()
     factors = {letter: _factor(letter) for letter in letters if letter != "..."}
-    known = ", ".join(f"{letter} = {k * sizes[symbol]}" for letter, (k, symbol) in factors.items() if symbol in sizes)
+    known = ", ".join(f"{letter} = {k * axes[symbol]}" for letter, (k, symbol) in factors.items() if symbol in axes)
     wanted = ", ".join(letters)
     return ValueError(
         f"{function}: {name} must be ({wanted}){known and f' with {known}'}, but is {tuple(tensor.shape)}"
     )
 
 
-def check_integers(function: str, name: str, x: Tensor, spec: str, sizes: dict[str, int], like: Tensor) -> None:
+def check_integers(function: str, name: str, x: Tensor, spec: str, axes: dict[str, int], like: Tensor) -> None:
     """Check that `x` holds integers, in a shape that fits, on the device of `like`.
 
     Raises:
@@ -234,7 +225,7 @@ def check_integers(function: str, name: str, x: Tensor, spec: str, sizes: dict[s
         raise TypeError(f"{function}: {name} must hold integers, but is {_short(x.dtype)}")
     if x.device != like.device:
         raise TypeError(f"{function}: {name} is on {x.device}, but the weights are on {like.device}")
-    check_shape(function, name, x, spec, sizes)
+    check_shape(function, name, x, spec, axes)
 
 
 def check_range(function: str, name: str, x: Tensor, high: int, meaning: str) -> None:
@@ -251,13 +242,13 @@ def check_range(function: str, name: str, x: Tensor, high: int, meaning: str) ->
     values = x.long()  # what is unsigned compares with nothing; past 2^63 it comes out negative
     bad = (values < 0) | (values >= high)
     if bad.any():
-        place = tuple(bad.nonzero()[0].tolist())
-        where = ", ".join(map(str, place))
+        index = tuple(bad.nonzero()[0].tolist())
+        where = ", ".join(map(str, index))
         meaning = meaning.format(high=high, top=high - 1)
-        raise IndexError(f"{function}: {name}[{where}] is {int(x[place])}, but {meaning} (0 to {high - 1})")
+        raise IndexError(f"{function}: {name}[{where}] is {int(x[index])}, but {meaning} (0 to {high - 1})")
 
 
-def check_lengths(function: str, lengths: Tensor | None, sizes: dict[str, int], like: Tensor) -> None:
+def check_lengths(function: str, lengths: Tensor | None, axes: dict[str, int], like: Tensor) -> None:
     """Check that `lengths`, unless None, holds N integers from 0 to T.
 
     Raises:
@@ -266,12 +257,12 @@ def check_lengths(function: str, lengths: Tensor | None, sizes: dict[str, int], 
         ValueError: the shape is not (N,).
     """
     if lengths is not None:
-        check_integers(function, "lengths", lengths, "N", sizes, like)
-        check_range(function, "lengths", lengths, sizes["T"] + 1, "x has {top} timesteps")
+        check_integers(function, "lengths", lengths, "N", axes, like)
+        check_range(function, "lengths", lengths, axes["T"] + 1, "x has {top} timesteps")
 
 
 def readable(x: Tensor) -> bool:
-    """Whether the values of `x` can be looked at: not under compile, export, vmap, graph capture, on meta or fake."""
+    """Whether the values of `x` can be read: not under compile, export, vmap, graph capture, on meta or fake."""
     if torch.compiler.is_compiling() or x.is_meta:
         return False
     if x.is_cuda and torch.cuda.is_current_stream_capturing():

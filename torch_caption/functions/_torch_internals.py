@@ -2,13 +2,12 @@
 
 torch has no public names for these, or calls them experimental. Each has a test of its own in
 tests/functions/test_torch_internals.py, which fails by its name where torch takes the name away or gives it another
-meaning. All but `scan` and `end_workers` decide which path a function takes; `_common` and `packing` ask them.
+meaning. All but `scan` decide which path a function takes; `_common` and `packing` ask them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 __all__ = [
-    "end_workers",
     "has_static_value",
     "in_forward_mode",
     "in_torch_func",
@@ -98,10 +96,3 @@ def scan(
 
     results = tuple(scan_op(flat, [*state], [*sequences], constants))
     return results[:n], results[n:]
-
-
-def end_workers(loader: Any) -> None:
-    """End the processes of a torch.utils.data.DataLoader now, not when it is collected."""
-    if loader._iterator is not None and loader.num_workers:
-        loader._iterator._shutdown_workers()
-        loader._iterator = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, rows
+from ._common import apply, at_least_float32, autocast, check_floats, flatten_rows
 
 
 class Affine(Function):
@@ -39,8 +40,8 @@ class Affine(Function):
         x, w = ctx.saved_tensors
         need_x, need_w, need_b = ctx.needs_input_grad
         dx = dout @ w.T if need_x else None
-        dw = rows(x).T @ rows(dout) if need_w else None
-        db = rows(dout).sum(0) if need_b else None
+        dw = flatten_rows(x).T @ flatten_rows(dout) if need_w else None
+        db = flatten_rows(dout).sum(0) if need_b else None
         return dx, dw, db
 
 
@@ -51,6 +52,11 @@ class AffineWithJVP(Affine):
     def jvp(ctx: Any, tx: Tensor, tw: Tensor, tb: Tensor) -> Tensor:
         x, w = ctx.saved_tensors
         return tx @ w + x @ tw + tb
+
+
+def logits(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """h w + b (..., V) of the vocabulary layer, at least float32, in one tensor: a product and then a sum take two."""
+    return at_least_float32(torch.addmm(b, flatten_rows(h), w).reshape(*h.shape[:-1], *b.shape))
 
 
 def affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, check_floats, check_integers, check_range, may_write, readable, rows
+from ._common import apply, check_floats, check_integers, check_range, flatten_rows, may_overwrite, readable
 
 
 class WordEmbedding(Function):
@@ -16,7 +16,7 @@ class WordEmbedding(Function):
 
         out[n, t] = W[x[n, t]]                 (N, T, D)
 
-    Backward. Row v of W was read once for every place that holds word v, and each adds its share:
+    Backward. Row v of W was read once for every occurrence of word v, and each adds its gradient:
 
         dW[v] = sum_{n,t: x[n,t] = v} dout[n, t]        (V, D)
 
@@ -43,10 +43,10 @@ class WordEmbedding(Function):
         if not need_W:
             return None, None
         dW = dout.new_zeros(ctx.V, dout.shape[-1])
-        if may_write(x, dout):
-            return None, dW.index_add_(0, x.reshape(-1), rows(dout))
-        places = x.reshape(x.numel(), 1).expand(x.numel(), dout.shape[-1])
-        return None, dW.scatter_add(0, places, rows(dout))
+        if may_overwrite(x, dout):
+            return None, dW.index_add_(0, x.reshape(-1), flatten_rows(dout))
+        index = x.reshape(x.numel(), 1).expand(x.numel(), dout.shape[-1])
+        return None, dW.scatter_add(0, index, flatten_rows(dout))
 
 
 class WordEmbeddingWithJVP(WordEmbedding):
@@ -67,7 +67,7 @@ def word_embedding(x: Tensor, W: Tensor) -> Tensor:
         W: (V, D) floating-point; row v is the vector of word v.
 
     Returns:
-        (N, T, D), dtype of W, also under autocast: what is looked up is rounded where it is multiplied.
+        (N, T, D), dtype of W, also under autocast: the product that follows rounds it.
 
     Raises:
         IndexError: a word id is negative or not below V; the message names it, its row and column.
@@ -86,7 +86,7 @@ def check_words(function: str, name: str, x: Tensor, W: Tensor, meaning: str) ->
 
 
 def distinct_words(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The words (u,) that x (r,) holds, each once, and which of them stands at each place, (r,).
+    """The distinct words (u,) of x (r,), and the index (r,) of each word of x among them.
 
     x itself and None where values cannot be read: how many words there are would be a value.
     """

@@ -38,11 +38,17 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
 
 
 def packed_rnn(
-    x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, sizes: int | Sequence[int], index: Tensor | None = None
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    batch_sizes: int | Sequence[int],
+    index: Tensor | None = None,
 ) -> Tensor:
     x = x if index is None else x[index.long()]
     h, steps = h0, [h0[:0]]
-    for x_t in _steps(x, sizes, h0):
+    for x_t in _steps(x, batch_sizes, h0):
         h = rnn_step(x_t, h[: len(x_t)], Wx, Wh, b)
         steps.append(h)
     return torch.cat(steps)
@@ -86,13 +92,13 @@ def packed_lstm(
     Wx: Tensor,
     Wh: Tensor,
     b: Tensor,
-    sizes: int | Sequence[int],
+    batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
     c0: Tensor | None = None,
 ) -> Tensor:
     x = x if index is None else x[index.long()]
     h, c, steps = h0, torch.zeros_like(h0) if c0 is None else c0, [h0[:0]]
-    for x_t in _steps(x, sizes, h0):
+    for x_t in _steps(x, batch_sizes, h0):
         n = len(x_t)
         h, c = lstm_step(x_t, h[:n], c[:n], Wx, Wh, b)
         steps.append(h)
@@ -152,7 +158,7 @@ def packed_attention_lstm(
     Wh: Tensor,
     Wattn: Tensor,
     b: Tensor,
-    sizes: int | Sequence[int],
+    batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
     h0: Tensor | None = None,
     c0: Tensor | None = None,
@@ -160,7 +166,7 @@ def packed_attention_lstm(
     x = x if index is None else x[index.long()]
     mean = A.flatten(2).mean(dim=2)
     h, c, steps = mean if h0 is None else h0, mean if c0 is None else c0, [mean[:0]]
-    for x_t in _steps(x, sizes, mean):
+    for x_t in _steps(x, batch_sizes, mean):
         n = len(x_t)
         h, c = attention_lstm_step(x_t, h[:n], c[:n], A[:n], Wx, Wh, Wattn, b)
         steps.append(h)
@@ -182,9 +188,9 @@ def temporal_affine_softmax_loss(
     return temporal_softmax_loss(temporal_affine(h, w, b), y, mask, label_smoothing)
 
 
-def _steps(x: Tensor, sizes: int | Sequence[int], h0: Tensor) -> tuple[Tensor, ...]:
+def _steps(x: Tensor, batch_sizes: int | Sequence[int], h0: Tensor) -> tuple[Tensor, ...]:
     """Packed rows, step by step; a number of steps is one that all sequences have."""
-    return x.split([h0.shape[0]] * int(sizes) if isinstance(sizes, int | SymInt) else list(sizes))
+    return x.split([h0.shape[0]] * int(batch_sizes) if isinstance(batch_sizes, int | SymInt) else list(batch_sizes))
 
 
 def _blank(h: Tensor, lengths: Tensor | None) -> Tensor:

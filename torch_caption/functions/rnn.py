@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, blank, check_floats, check_lengths, may_write, take_notes, tanh_, tanh_slope
+from ._common import apply, autocast, check_floats, check_lengths, may_overwrite, new_cache, zero_padding
+from ._inplace.rnn import run_, through_time_
 from .packing import (
+    BatchSizes,
     Constants,
     Packing,
     Rows,
-    Sizes,
     Steps,
     check_packed,
-    collected,
-    first,
-    of_each_step,
+    first_step,
+    gather_rows,
     over_time,
-    previous,
-    read,
-    resized,
+    resize_rows,
+    scatter_sum,
+    shifted_states,
     steps_of,
 )
 
@@ -72,8 +72,10 @@ class RNNStep(Function):
 class RNNStepWithJVP(RNNStep):
     r"""`RNNStep` with its forward mode.
 
-    ta      = tx Wx + x tWx + tprev_h Wh + prev_h tWh + tb
-    tnext_h = ta * (1 - next_h^2)
+    The tangent of each line:
+
+        ta      = tx Wx + x tWx + tprev_h Wh + prev_h tWh + tb
+        tnext_h = ta * (1 - next_h^2)
     """
 
     @staticmethod
@@ -86,29 +88,30 @@ class RNNStepWithJVP(RNNStep):
 class RNN(Function):
     r"""A vanilla RNN over whole sequences, packed step after step (see `packing`).
 
-    At step t = 1..T the first n_t of the N sequences go on, n_1 >= n_2 >= ..., and r is the sum of all n_t; x (r, D)
-    and h (r, H) hold n_1 rows of step 1, then n_2 of step 2 and so on. Where all are T long, n_t is N. h_0 is the
-    state before the first step.
+    At step t = 1..T the first n_t of the N sequences are present, n_1 >= n_2 >= ..., and r is the sum of all n_t; x
+    (r, D) and h (r, H) hold n_1 rows of step 1, then n_2 of step 2 and so on. Where all are T long, n_t is N. h_0 is
+    the state before the first step.
 
         a_t = x_t Wx + h_{t-1}[:n_t] Wh + b    (n_t, H)    t = 1..T
         h_t = tanh(a_t)                        (n_t, H)
 
-    Backward, through time. h_t reaches the loss by its own output and, in the rows that go on, by h_{t+1}:
+    Backward, through time. h_t reaches the loss through its own output and, in the rows present at t + 1,
+    through h_{t+1}:
 
         da_T = dh_T * (1 - h_T^2)
         da_t = (dh_t + [da_{t+1} Wh^T; 0]) * (1 - h_t^2)   t = T-1..1
-        dh_0 = [da_1 Wh^T; 0]                  (N, H), the 0s for rows that had ended
+        dh_0 = [da_1 Wh^T; 0]                  (N, H), the 0s for sequences without a step
 
-    The weights served all steps, so their gradients sum over batch and time, one product over r rows:
+    All steps share the weights, so their gradients sum over batch and time, one product over r rows:
 
         dx  = da Wx^T                          (r, H)(H, D) -> (r, D)
         dWx = x^T da                           (D, r)(r, H) -> (D, H)
         dWh = [h_0[:n_1] .. h_{T-1}[:n_T]]^T da  (H, r)(r, H) -> (H, H)
         db  = sum_r da                         (H,)
 
-    Index. x may instead be a table (R, D) of which row index[k] is the input at place k: the words of a batch repeat.
-    Each of its rows is then projected once, and collects da from all places that read it. With da' (R, H),
-    da'[u] = sum of da[k] over the k with index[k] = u, in the place of da, dx and dWx are as above.
+    Index. x may instead be a table (R, D) whose row index[k] is the input of packed row k: the words of a batch repeat.
+    Each row of the table is then projected once and receives the sum of da over the rows that read it. With da' (R, H),
+    da'[u] = sum of da[k] over the k with index[k] = u, instead of da, dx and dWx are as above.
     """
 
     generate_vmap_rule = True
@@ -121,16 +124,15 @@ class RNN(Function):
         Wh: Tensor,
         b: Tensor,
         index: Tensor | None,
-        sizes: Sizes,
-        notes: dict[str, Any] | None,
+        batch_sizes: BatchSizes,
+        cache: dict[str, Any] | None,
     ) -> Tensor:
-        fast = notes is not None
-        a = read(torch.addmm(b, x, Wx), index)  # (r, H)
-        return (_run_ if fast else _run)(a, h0, Wh, of_each_step(sizes, h0))
+        a = gather_rows(torch.addmm(b, x, Wx), index)  # (r, H)
+        return (_run if cache is None else run_)(a, h0, Wh, steps_of(batch_sizes, h0))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, h0, Wx, Wh, _, index, ctx.sizes, ctx.notes = inputs
+        x, h0, Wx, Wh, _, index, ctx.batch_sizes, ctx.cache = inputs
         ctx.save_for_backward(x, h0, Wx, Wh, index, output)
         ctx.save_for_forward(x, h0, Wx, Wh, index, output)
 
@@ -138,12 +140,13 @@ class RNN(Function):
     def backward(ctx: Any, dh: Tensor) -> tuple:
         x, h0, Wx, Wh, index, h = ctx.saved_tensors
         need_x, need_h0, need_Wx, need_Wh, need_b, *_ = ctx.needs_input_grad
-        fast, sizes = ctx.notes is not None and may_write(dh), of_each_step(ctx.sizes, h0)
-        da = (_through_time_ if fast else _through_time)(dh, h, Wh, sizes)  # (r, H)
-        dh0 = resized(first(da, sizes) @ Wh.T, h0.shape[0]) if need_h0 else None
-        dWh = previous(h0, h, sizes).T @ da if need_Wh else None
+        steps = steps_of(ctx.batch_sizes, h0)
+        fast = ctx.cache is not None and may_overwrite(dh)
+        da = (through_time_ if fast else _through_time)(dh, h, Wh, steps)  # (r, H)
+        dh0 = resize_rows(first_step(da, steps) @ Wh.T, h0.shape[0]) if need_h0 else None
+        dWh = shifted_states(h0, h, steps).T @ da if need_Wh else None
         db = da.sum(0) if need_b else None
-        da = collected(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, H)
+        da = scatter_sum(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, H)
         dx = da @ Wx.T if need_x else None
         dWx = x.T @ da if need_Wx else None
         return dx, dh0, dWx, dWh, db, None, None, None
@@ -152,22 +155,24 @@ class RNN(Function):
 class RNNWithJVP(RNN):
     r"""`RNN` with its forward mode.
 
-    ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
-    th_t = ta_t * (1 - h_t^2)
+    The tangent of each line:
+
+        ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
+        th_t = ta_t * (1 - h_t^2)
     """
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor, th0: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor, *_: None) -> Tensor:
         x, h0, Wx, Wh, index, h = ctx.saved_tensors
-        sizes = of_each_step(ctx.sizes, h0)
-        direct = read(tx @ Wx + x @ tWx + tb, index) + previous(h0, h, sizes) @ tWh  # (r, H)
+        steps = steps_of(ctx.batch_sizes, h0)
+        direct = gather_rows(tx @ Wx + x @ tWx + tb, index) + shifted_states(h0, h, steps) @ tWh  # (r, H)
 
         def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
             (tprev_h,), (direct_t, slope_t), (Wh,) = state, rows, constants
             th = (direct_t + tprev_h @ Wh) * slope_t
             return (th,), (th,)
 
-        (th,) = over_time(step, (th0,), (direct, _slope(h)), (Wh,), sizes)[1]
+        (th,) = over_time(step, (th0,), (direct, _slope(h)), (Wh,), steps)[1]
         return th
 
 
@@ -202,12 +207,12 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
         Wx: (D, H).
         Wh: (H, H).
         b: (H,).
-        lengths: (N,) integers, 0 <= lengths <= T: how many steps each row has; None for T. What is past a row's end is
-            neither read nor computed. Under torch.compile, export, vmap, CUDA graph capture and on the meta device
-            lengths cannot be read: their range is then not checked, and all T steps are computed, to the same effect.
+        lengths: (N,) integers, 0 <= lengths <= T: how many steps each sequence has; None for T. Padding is neither read
+            nor computed. Under torch.compile, export, vmap, CUDA graph capture and on the meta device lengths cannot be
+            read: their range is then not checked, and all T steps are computed, with the same result.
 
     Returns:
-        h (N, T, H), dtype of x (the autocast dtype under autocast); zero past a row's end.
+        h (N, T, H), dtype of x (the autocast dtype under autocast); zero past the end of each sequence.
 
     Raises:
         IndexError: a length is out of range.
@@ -215,17 +220,23 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
         ValueError: a shape does not fit.
     """
     x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
-    sizes: dict[str, int] = {}
-    check_floats("rnn", sizes, x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
-    check_lengths("rnn", lengths, sizes, like=x)
-    packed = Packing.of(sizes["N"], sizes["T"], lengths)
-    x = packed.pack(blank(x, packed.unread))
-    h = apply(RNN, RNNWithJVP, x, packed.sort(h0), Wx, Wh, b, None, packed.sizes, take_notes(x, h0, Wx, Wh, b))
-    return blank(packed.unpack(h), packed.unread)
+    axes: dict[str, int] = {}
+    check_floats("rnn", axes, x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
+    check_lengths("rnn", lengths, axes, like=x)
+    packed = Packing.of(axes["N"], axes["T"], lengths)
+    x = packed.pack(zero_padding(x, packed.padding))
+    h = apply(RNN, RNNWithJVP, x, packed.sort(h0), Wx, Wh, b, None, packed.batch_sizes, new_cache(x, h0, Wx, Wh, b))
+    return zero_padding(packed.unpack(h), packed.padding)
 
 
 def packed_rnn(
-    x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, sizes: int | Sequence[int], index: Tensor | None = None
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    batch_sizes: int | Sequence[int],
+    index: Tensor | None = None,
 ) -> Tensor:
     """`rnn` over sequences that are packed, step after step, longest first (see `packing`).
 
@@ -235,10 +246,10 @@ def packed_rnn(
         Wx: (D, H).
         Wh: (H, H).
         b: (H,).
-        sizes: how many sequences have a step 1, a step 2 and so on: at most N, never more than before, r in all. A
+        batch_sizes: how many sequences have a step 1, a step 2 and so on: at most N, never increasing, r in all. A
             number T instead: all have T steps.
-        index: (r,) integers, 0 <= index < R: which row of x is read at each place. The range is checked wherever values
-            can be read, as in `rnn`.
+        index: (r,) integers, 0 <= index < R: the row of x that is the input of each packed row. The range is checked
+            wherever values can be read, as in `rnn`.
 
     Returns:
         h (r, H), dtype of x (the autocast dtype under autocast).
@@ -246,13 +257,13 @@ def packed_rnn(
     Raises:
         IndexError: an index is out of range.
         TypeError: a dtype or device differs, or a value is not a tensor of the right kind.
-        ValueError: a shape or `sizes` does not fit.
+        ValueError: a shape or `batch_sizes` does not fit.
     """
     x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
-    letters: dict[str, int] = {}
-    check_floats("packed_rnn", letters, x=(x, "R D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
-    sizes, index = check_packed("packed_rnn", sizes, index, letters, like=x)
-    return apply(RNN, RNNWithJVP, x, h0, Wx, Wh, b, index, sizes, take_notes(x, h0, Wx, Wh, b, index))
+    axes: dict[str, int] = {}
+    check_floats("packed_rnn", axes, x=(x, "R D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
+    batch_sizes, index = check_packed("packed_rnn", batch_sizes, index, axes, like=x)
+    return apply(RNN, RNNWithJVP, x, h0, Wx, Wh, b, index, batch_sizes, new_cache(x, h0, Wx, Wh, b, index))
 
 
 def _slope(h: Tensor) -> Tensor:
@@ -260,10 +271,10 @@ def _slope(h: Tensor) -> Tensor:
     return 1 - h * h
 
 
-# The loops over time, each twice: for derivatives of any order, and written in place for speed.
+# The loops over time, for derivatives of any order. `_inplace.rnn` has the faster ones.
 
 
-def _run(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
+def _run(a: Tensor, h0: Tensor, Wh: Tensor, steps: Steps) -> Tensor:
     """h (r, H) of x Wx + b (r, H)."""
 
     def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
@@ -271,19 +282,11 @@ def _run(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
         h = torch.tanh(a_t + prev_h @ Wh)  # (n, H)
         return (h,), (h,)
 
-    _, (h,) = over_time(step, (h0,), (a,), (Wh,), sizes)
+    _, (h,) = over_time(step, (h0,), (a,), (Wh,), steps)
     return h
 
 
-def _run_(a: Tensor, h0: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
-    """`_run`, written over a."""
-    h = h0
-    for a_t in steps_of(a, sizes):
-        h = tanh_(a_t.addmm_(h[: len(a_t)], Wh))
-    return a
-
-
-def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
+def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, steps: Steps) -> Tensor:
     """da (r, H)."""
 
     def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
@@ -291,16 +294,5 @@ def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
         da = (dh_t + dprev_h) * slope_t  # (n, H)
         return (da @ Wh.T,), (da,)
 
-    _, (da,) = over_time(step, (torch.zeros_like(first(h, sizes)),), (dh, _slope(h)), (Wh,), sizes, reverse=True)
-    return da
-
-
-def _through_time_(dh: Tensor, h: Tensor, Wh: Tensor, sizes: Steps) -> Tensor:
-    """`_through_time` in one tensor."""
-    da = dh.clone(memory_format=torch.contiguous_format)
-    after = None
-    for da_t, slope_t in zip(reversed(steps_of(da, sizes)), reversed(steps_of(tanh_slope(h), sizes)), strict=True):
-        if after is not None:
-            da_t[: len(after)].addmm_(after, Wh.T)
-        after = da_t.mul_(slope_t)
+    _, (da,) = over_time(step, (torch.zeros_like(first_step(h, steps)),), (dh, _slope(h)), (Wh,), steps, reverse=True)
     return da

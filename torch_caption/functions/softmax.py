@@ -1,8 +1,7 @@
-"""The loss of a captioner: softmax cross-entropy over time, alone and fused with the layer that makes the scores."""
+"""The loss of a captioner: softmax cross-entropy over time, alone and fused with the vocabulary layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,19 +10,20 @@ from torch.autograd import Function
 
 from ._common import (
     apply,
+    at_least_float32,
     autocast,
+    batch_size,
     check_floats,
     check_integers,
     check_range,
     check_shape,
-    may_write,
+    flatten_rows,
+    may_overwrite,
+    new_cache,
     readable,
-    rows,
-    take_notes,
 )
-
-CHUNK = 2**26
-"""Bytes of scores that the fused loss holds at a time: 64 MiB."""
+from ._inplace.softmax import cached_gradients, dlogits_, loss_and_gradients_, zero_masked_
+from .affine import logits
 
 
 class TemporalSoftmaxLoss(Function):
@@ -32,13 +32,13 @@ class TemporalSoftmaxLoss(Function):
         nll[n, t] = log sum_v exp(x[n, t, v]) - x[n, t, y[n, t]]          (N, T)
         loss      = 1/N sum_{n,t} mask[n, t] * nll[n, t]                  ()
 
-    Backward. The derivative of log sum exp is softmax, p; that of the score of the right word is 1 at that word:
+    Backward. The derivative of log sum exp is softmax, p; that of the target's logit is 1 at the target:
 
         dx[n, t]    = dloss / N * mask[n, t] * (p[n, t] - onehot(y[n, t]))    (N, T, V)
         dmask[n, t] = dloss / N * nll[n, t]                                   (N, T), of a real-valued mask
 
-    Label smoothing (Szegedy et al. 2016) puts in the place of onehot(y) the distribution q: a share s is spread evenly
-    over all V words, the right one among them, and 1 - s stays on it. nll becomes the cross-entropy with q:
+    Label smoothing (Szegedy et al. 2016) replaces onehot(y) by the distribution q: a probability s is spread evenly
+    over all V words, the target among them, and 1 - s stays on the target. nll becomes the cross-entropy with q:
 
         q[n, t]   = (1 - s) onehot(y[n, t]) + s / V                           (N, T, V)
         nll[n, t] = log sum_v exp(x[n, t, v]) - sum_v q[n, t, v] x[n, t, v]
@@ -66,12 +66,12 @@ class TemporalSoftmaxLoss(Function):
         x, y, mask = ctx.saved_tensors
         s = ctx.label_smoothing
         need_x, _, need_mask, _ = ctx.needs_input_grad
-        scale = dloss / _batch(y)
+        scale = dloss / batch_size(y)
         dx = None
-        if need_x and may_write(x, y, mask, dloss):
-            dx = _silence_(_dscores_out(x, y, scale * mask, s, out=torch.empty_like(x)), mask)
+        if need_x and may_overwrite(x, y, mask, dloss):
+            dx = zero_masked_(dlogits_(x, y, scale * mask, s, out=torch.empty_like(x)), mask)
         elif need_x:
-            dx = _dscores(_silence(x, mask), y, scale * mask, s)
+            dx = _dlogits(_zero_masked(x, mask), y, scale * mask, s)
         dmask = scale * _nll(torch.log_softmax(x, dim=-1), y, s) if need_mask else None
         return dx, None, dmask, None
 
@@ -82,28 +82,28 @@ class TemporalSoftmaxLossWithJVP(TemporalSoftmaxLoss):
     @staticmethod
     def jvp(ctx: Any, tx: Tensor, _: None, tmask: Tensor | None, __: None) -> Tensor:
         x, y, mask = ctx.saved_tensors
-        return _loss_jvp(_silence(x, mask), _silence(tx, mask), y, mask, tmask, ctx.label_smoothing)
+        return _loss_jvp(_zero_masked(x, mask), _zero_masked(tx, mask), y, mask, tmask, ctx.label_smoothing)
 
 
 class TemporalAffineSoftmaxLoss(Function):
-    r"""`TemporalSoftmaxLoss` of the scores that an affine layer makes of h.
+    r"""`TemporalSoftmaxLoss` of the logits of an affine layer.
 
         x    = h w + b                         (N, T, H)(H, V) + (V,) -> (N, T, V)
         loss = TemporalSoftmaxLoss(x, y, mask, s)
 
-    Backward. With TemporalSoftmaxLoss's gradient of the scores the rest is the affine layer's, over r = N T rows:
+    Backward. With TemporalSoftmaxLoss's gradient of the logits the rest is the affine layer's, over r = N T rows:
 
-        dx    = dloss / N * mask * (p - q)     (N, T, V), q being onehot(y) where no label is smoothed
+        dx    = dloss / N * mask * (p - q)     (N, T, V), q is onehot(y) without label smoothing
         dh    = dx w^T                         (N, T, V)(V, H) -> (N, T, H)
         dw    = h^T dx                         (H, r)(r, V) -> (H, V)
         db    = sum_r dx                       (V,)
         dmask = dloss / N * nll                (N, T), of a real-valued mask
 
-    The scores are the largest tensor of a captioner, but no row of them needs another: some rows at a time become the
-    loss, then their own gradient, written over them, then their share of dh, dw and db, before the next rows take their
-    place. All of that happens in forward, where the scores are; `backward` multiplies by dloss. A word that the mask
-    leaves out has no part in any sum above and gets no scores. Under double backward, vmap, torch.func and
-    torch.compile, where nothing may be written over and masks cannot be read, all is computed at once and again.
+    The logits are the largest tensor of a captioner, but their rows are independent. The forward takes some rows at a
+    time: it computes their loss, overwrites them with their gradient, adds what they contribute to dh, dw and db, and
+    reuses the memory for the next rows; `backward` multiplies by dloss. A masked word contributes to no sum above, and
+    no logits of it are computed. Under double backward, vmap, torch.func and torch.compile, where nothing may be
+    overwritten and masks cannot be read, all is computed at once, and again in backward.
     """
 
     generate_vmap_rule = True
@@ -116,16 +116,16 @@ class TemporalAffineSoftmaxLoss(Function):
         y: Tensor,
         mask: Tensor,
         label_smoothing: float,
-        notes: dict[str, Any] | None,
+        cache: dict[str, Any] | None,
     ) -> Tensor:
-        if notes is None:
-            return _loss(torch.log_softmax(_scores(h, w, b), dim=-1), y, mask, label_smoothing)
-        loss, *notes["gradients"] = _in_chunks(h, w, b, y, mask, label_smoothing, notes.pop("needed"))
+        if cache is None:
+            return _loss(torch.log_softmax(logits(h, w, b), dim=-1), y, mask, label_smoothing)
+        loss, *cache["gradients"] = loss_and_gradients_(h, w, b, y, mask, label_smoothing, cache.pop("needed"))
         return loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.label_smoothing, ctx.notes = inputs
+        *tensors, ctx.label_smoothing, ctx.cache = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -133,19 +133,19 @@ class TemporalAffineSoftmaxLoss(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple:
         h, w, b, y, mask = ctx.saved_tensors
         need_h, need_w, need_b, _, need_mask, _, _ = ctx.needs_input_grad
-        if ctx.notes is not None and may_write(dloss):
-            return *_noted(ctx, dloss), None, None, None, None
-        h = _silence(h, mask)
-        x = _scores(h, w, b)
-        scale = dloss / _batch(y)
+        if ctx.cache is not None and may_overwrite(dloss):
+            return *cached_gradients(ctx, dloss), None, None, None, None
+        h = _zero_masked(h, mask)
+        x = logits(h, w, b)
+        scale = dloss / batch_size(y)
         s = ctx.label_smoothing
         dmask = scale * _nll(torch.log_softmax(x, dim=-1), y, s) if need_mask else None
         if not (need_h or need_w or need_b):
             return None, None, None, None, dmask, None, None
-        dx = _dscores(x, y, scale * mask, s).to(h.dtype)
+        dx = _dlogits(x, y, scale * mask, s).to(h.dtype)
         dh = dx @ w.T if need_h else None
-        dw = rows(h).T @ rows(dx) if need_w else None
-        db = rows(dx).sum(0) if need_b else None
+        dw = flatten_rows(h).T @ flatten_rows(dx) if need_w else None
+        db = flatten_rows(dx).sum(0) if need_b else None
         return dh, dw, db, None, dmask, None, None
 
 
@@ -155,36 +155,36 @@ class TemporalAffineSoftmaxLossWithJVP(TemporalAffineSoftmaxLoss):
     @staticmethod
     def jvp(ctx: Any, th: Tensor, tw: Tensor, tb: Tensor, _: None, tmask: Tensor | None, *__: None) -> Tensor:
         h, w, b, y, mask = ctx.saved_tensors
-        h, th = _silence(h, mask), _silence(th, mask)
-        x = _scores(h, w, b)
+        h, th = _zero_masked(h, mask), _zero_masked(th, mask)
+        x = logits(h, w, b)
         tx = (th @ w + h @ tw + tb).to(x.dtype)
         return _loss_jvp(x, tx, y, mask, tmask, ctx.label_smoothing)
 
 
 def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy of the words y under the scores x: summed over time, averaged over the batch.
+    """Softmax cross-entropy of the words y under the logits x: summed over time, averaged over the batch.
 
     Args:
-        x: (N, T, V) floating-point scores. Half-precision scores are raised to float32 first.
+        x: (N, T, V) floating-point logits. Half-precision logits are cast to float32 first.
         y: (N, T) integers, 0 <= y < V, also where the mask is 0. The range is checked wherever values can be read,
             which under torch.compile, export, vmap, CUDA graph capture and on the meta device they cannot.
         mask: (N, T), boolean: which words count, the others being left out even where they are not finite; or
             floating-point: the weight of each, which may require grad.
-        label_smoothing: s, from 0 to 1: the share of a word's probability that its target spreads evenly over all V
+        label_smoothing: s, from 0 to 1: the probability that the target distribution spreads evenly over all V
             words, as `torch.nn.functional.cross_entropy` defines it. It has no gradient.
 
     Returns:
-        the loss, a scalar, in nats per row of the batch; float64 for float64 scores, float32 for others; 0 for N = 0.
+        the loss, a scalar, in nats per row of the batch; float64 for float64 logits, float32 for others; 0 for N = 0.
 
     Raises:
         IndexError: a word id is out of range; the message names it, its row and column.
-        TypeError: a value is not a tensor of the right kind, the devices differ, or label_smoothing is no number.
+        TypeError: a value is not a tensor of the right kind, the devices differ, or label_smoothing is not a number.
         ValueError: a shape does not fit, or label_smoothing is out of range.
     """
-    sizes: dict[str, int] = {}
-    x = _full(x) if isinstance(x, Tensor) and x.is_floating_point() else x
-    check_floats("temporal_softmax_loss", sizes, x=(x, "N T V"))
-    y, mask = _check_targets("temporal_softmax_loss", y, mask, sizes, like=x)
+    axes: dict[str, int] = {}
+    x = at_least_float32(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+    check_floats("temporal_softmax_loss", axes, x=(x, "N T V"))
+    y, mask = _check_targets("temporal_softmax_loss", y, mask, axes, like=x)
     _check_smoothing("temporal_softmax_loss", label_smoothing)
     return apply(TemporalSoftmaxLoss, TemporalSoftmaxLossWithJVP, x, y, mask, label_smoothing)
 
@@ -192,7 +192,7 @@ def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor, label_smoothing: f
 def temporal_affine_softmax_loss(
     h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """`temporal_softmax_loss(temporal_affine(h, w, b), y, mask, ...)` in one, holding few scores at a time.
+    """`temporal_softmax_loss(temporal_affine(h, w, b), y, mask, ...)` in one, with few logits in memory at a time.
 
     Args:
         h: (N, T, H) floating-point.
@@ -202,7 +202,7 @@ def temporal_affine_softmax_loss(
             `temporal_softmax_loss`.
         mask: (N, T), boolean: which words count, the others being left out even where they are not finite; or
             floating-point: the weight of each, which may require grad.
-        label_smoothing: s, from 0 to 1: the share of a word's probability that its target spreads evenly over all V
+        label_smoothing: s, from 0 to 1: the probability that the target distribution spreads evenly over all V
             words, as `torch.nn.functional.cross_entropy` defines it. It has no gradient.
 
     Returns:
@@ -215,29 +215,27 @@ def temporal_affine_softmax_loss(
         ValueError: a shape does not fit, or label_smoothing is out of range.
     """
     h, w, b = autocast(h, w, b)
-    sizes: dict[str, int] = {}
-    check_floats("temporal_affine_softmax_loss", sizes, h=(h, "N T H"), w=(w, "H V"), b=(b, "V"))
-    y, mask = _check_targets("temporal_affine_softmax_loss", y, mask, sizes, like=h)
+    axes: dict[str, int] = {}
+    check_floats("temporal_affine_softmax_loss", axes, h=(h, "N T H"), w=(w, "H V"), b=(b, "V"))
+    y, mask = _check_targets("temporal_affine_softmax_loss", y, mask, axes, like=h)
     _check_smoothing("temporal_affine_softmax_loss", label_smoothing)
-    notes = take_notes(h, w, b, y, mask) if readable(mask) and not mask.requires_grad else None
-    if notes is not None:
-        notes["needed"] = [torch.is_grad_enabled() and t.requires_grad for t in (h, w, b)]
-    return apply(TemporalAffineSoftmaxLoss, TemporalAffineSoftmaxLossWithJVP, h, w, b, y, mask, label_smoothing, notes)
+    cache = new_cache(h, w, b, y, mask) if readable(mask) and not mask.requires_grad else None
+    if cache is not None:
+        cache["needed"] = [torch.is_grad_enabled() and t.requires_grad for t in (h, w, b)]
+    return apply(TemporalAffineSoftmaxLoss, TemporalAffineSoftmaxLossWithJVP, h, w, b, y, mask, label_smoothing, cache)
 
 
-def _check_targets(
-    function: str, y: Tensor, mask: Tensor, sizes: dict[str, int], like: Tensor
-) -> tuple[Tensor, Tensor]:
+def _check_targets(function: str, y: Tensor, mask: Tensor, axes: dict[str, int], like: Tensor) -> tuple[Tensor, Tensor]:
     """Check words and mask; return the words as int64, and a real-valued mask in the dtype of the loss."""
-    check_integers(function, "y", y, "N T", sizes, like)
-    check_range(function, "y", y, sizes["V"], "there are {high} scores")
+    check_integers(function, "y", y, "N T", axes, like)
+    check_range(function, "y", y, axes["V"], "there are {high} logits")
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         kind = str(mask.dtype).removeprefix("torch.") if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{function}: mask must be a boolean or floating-point tensor, but is {kind}")
     if mask.device != like.device:
-        raise TypeError(f"{function}: mask is on {mask.device}, but the scores are on {like.device}")
-    check_shape(function, "mask", mask, "N T", sizes)
-    return y.long(), mask if mask.dtype == torch.bool else mask.to(_full(like[..., :0]).dtype)
+        raise TypeError(f"{function}: mask is on {mask.device}, but the logits are on {like.device}")
+    check_shape(function, "mask", mask, "N T", axes)
+    return y.long(), mask if mask.dtype == torch.bool else mask.to(at_least_float32(like[..., :0]).dtype)
 
 
 def _check_smoothing(function: str, label_smoothing: float) -> None:
@@ -247,138 +245,24 @@ def _check_smoothing(function: str, label_smoothing: float) -> None:
         raise ValueError(f"{function}: label_smoothing must be from 0 to 1, but is {label_smoothing}")
 
 
-def _full(x: Tensor) -> Tensor:
-    """Half precision raised to float32: a sum over thousands of words needs it."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _batch(y: Tensor) -> int:
-    """N, and 1 where N is 0: an empty batch has the loss 0."""
-    return max(y.shape[0], 1)
-
-
-def _scores(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """h w + b (..., V) in one piece of memory, where a product and then a sum would take two."""
-    return _full(torch.addmm(b, rows(h), w).reshape(*h.shape[:-1], *b.shape))
-
-
 def _nll(log_p: Tensor, y: Tensor, s: float) -> Tensor:
-    """Negative log-likelihood (N, T) of the words y, smoothed by s, of all words' log-probabilities (N, T, V)."""
+    """Negative log-likelihood (N, T) of the words y, smoothed by s, from log-probabilities (N, T, V)."""
     nll = -log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1)
     return (1 - s) * nll - s * log_p.mean(-1) if s else nll
 
 
 def _loss(log_p: Tensor, y: Tensor, mask: Tensor, s: float) -> Tensor:
-    """1/N sum_{n,t} mask * nll; where the mask is 0 the word may even be impossible."""
-    return torch.where(mask != 0, _nll(log_p, y, s) * mask, 0).sum() / _batch(y)
+    """1/N sum_{n,t} mask * nll; where the mask is 0 the nll may be infinite."""
+    return torch.where(mask != 0, _nll(log_p, y, s) * mask, 0).sum() / batch_size(y)
 
 
-def _silence(x: Tensor, mask: Tensor) -> Tensor:
-    """x (N, T, D) with zeros where a boolean mask is False, whatever stood there, NaN included."""
+def _zero_masked(x: Tensor, mask: Tensor) -> Tensor:
+    """x (N, T, D) with zeros where a boolean mask is False, even if it held NaN."""
     return x.masked_fill(~mask.unsqueeze(-1), 0) if mask.dtype == torch.bool else x
 
 
-def _silence_(x: Tensor, mask: Tensor) -> Tensor:
-    """`_silence`, written over x."""
-    return x.masked_fill_(~mask.unsqueeze(-1), 0) if mask.dtype == torch.bool else x
-
-
-def _noted(ctx: Any, dloss: Tensor) -> list[Tensor | None]:
-    """dh, dw, db as forward noted them, times dloss; made anew where an earlier backward has taken them."""
-    gradients = ctx.notes.pop("gradients", None)
-    if gradients is None:
-        h, w, b, y, mask = ctx.saved_tensors
-        _, *gradients = _in_chunks(h, w, b, y, mask, ctx.label_smoothing, ctx.needs_input_grad[:3])
-    if dloss.device.type == "cpu" and dloss == 1:
-        return gradients
-    return [None if d is None else d.mul_(dloss) for d in gradients]
-
-
-def _in_chunks(
-    h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor, s: float, needed: Sequence[bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss, and for dloss = 1 those of dh, dw and db that are needed; of the words that the mask leaves in."""
-    weights = mask.reshape(-1).to(_full(h[:0]).dtype) / _batch(y)  # (r,)
-    if mask.all():
-        loss, dh, dw, db = _sum_of_chunks(rows(h), w, b, y.reshape(-1), weights, s, needed)
-        return loss, None if dh is None else dh.reshape(h.shape), dw, db
-    left = weights.nonzero().squeeze(1)
-    y, weights = y.reshape(-1).index_select(0, left), weights.index_select(0, left)
-    loss, dh, dw, db = _sum_of_chunks(rows(h).index_select(0, left), w, b, y, weights, s, needed)
-    if dh is not None:
-        dh = rows(torch.zeros_like(h, memory_format=torch.contiguous_format)).index_copy_(0, left, dh).reshape(h.shape)
-    return loss, dh, dw, db
-
-
-def _sum_of_chunks(
-    h: Tensor, w: Tensor, b: Tensor, y: Tensor, weights: Tensor, s: float, needed: Sequence[bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """sum_r weights * nll and its gradients, from as many rows at a time as `CHUNK` allows."""
-    dh, dw, db = (x.new_empty(x.shape) if need else None for x, need in zip((h, w, b), needed, strict=True))
-    loss = weights.new_zeros(())
-    rows_at_once = max(1, CHUNK // (w.shape[1] * loss.element_size()))
-    for k in range(0, max(len(y), 1), rows_at_once):
-        chunk = slice(k, k + rows_at_once)
-        dh_k = None if dh is None else dh[chunk]
-        loss += _chunk(h[chunk], w, b, y[chunk], weights[chunk], s, dh_k, dw, db, add=k > 0)
-    return loss, dh, dw, db
-
-
-def _chunk(
-    h: Tensor,
-    w: Tensor,
-    b: Tensor,
-    y: Tensor,
-    weights: Tensor,
-    s: float,
-    dh: Tensor | None,
-    dw: Tensor | None,
-    db: Tensor | None,
-    add: bool,
-) -> Tensor:
-    """sum_r weights * nll of a chunk of rows. Its dh is written, its dw and db are written or, if `add`, added."""
-    weights = weights.unsqueeze(1)  # (r, 1)
-    x = _scores(h, w, b)  # (r, V)
-    loss = (_dnll_(x, y.unsqueeze(1), s) * weights).sum()
-    if dh is None and dw is None and db is None:
-        return loss
-    x.mul_(weights)
-    if db is not None:
-        db.copy_(x.sum(0) + db if add else x.sum(0))
-    dx = x.to(h.dtype)
-    if dh is not None:
-        torch.mm(dx, w.T, out=dh)
-    if dw is not None:
-        H, V = w.shape
-        left = h.T.contiguous() if V >= 8 * H else h.T  # a transposed factor is read slower; wide scores repay the copy
-        dw.addmm_(left, dx, beta=float(add))
-    return loss
-
-
-def _dnll_(x: Tensor, y: Tensor, s: float) -> Tensor:
-    """nll (r, 1) of the words y (r, 1), whose gradient p - q is written over the scores x (r, V).
-
-    log sum_v exp(x[v]) is had from the largest p, which is exp(max x) over that sum and at least 1 / V: no logarithm of
-    a small number, and one pass fewer than log-softmax and its exponential.
-    """
-    right, top = x.gather(1, y), x.amax(1, keepdim=True)
-    if s:  # the scores are still there
-        right = right + s * (x.mean(1, keepdim=True) - right)  # exact where all scores are alike
-    p = torch.softmax(x, dim=1, out=x)  # a row is read before it is written
-    nll = (top - right) - p.amax(1, keepdim=True).log()
-    _less_q_(p, y, s)
-    return nll
-
-
-def _less_q_(p: Tensor, y: Tensor, s: float) -> Tensor:
-    """p - q, written over p (..., V), of the words y (..., 1)."""
-    if s:
-        p.sub_(s / p.shape[-1])
-    return p.scatter_add_(-1, y, torch.full_like(y, s - 1, dtype=p.dtype))
-
-
-def _dscores(x: Tensor, y: Tensor, weights: Tensor, s: float) -> Tensor:
-    """weights * (p - q) of the scores x: (N, T, V)."""
+def _dlogits(x: Tensor, y: Tensor, weights: Tensor, s: float) -> Tensor:
+    """weights * (p - q) of the logits x: (N, T, V)."""
     p = torch.softmax(x, dim=-1)
     dnll = p.scatter_add(-1, y.unsqueeze(-1), torch.full_like(p[..., :1], s - 1))
     if s:
@@ -386,15 +270,9 @@ def _dscores(x: Tensor, y: Tensor, weights: Tensor, s: float) -> Tensor:
     return dnll * weights.unsqueeze(-1)
 
 
-def _dscores_out(x: Tensor, y: Tensor, weights: Tensor, s: float, out: Tensor) -> Tensor:
-    """`_dscores` in one tensor, `out`, which may be x: softmax has read a row before it writes it."""
-    p = torch.softmax(x, dim=-1, out=out)
-    return _less_q_(p, y.unsqueeze(-1), s).mul_(weights.unsqueeze(-1))
-
-
 def _loss_jvp(x: Tensor, tx: Tensor, y: Tensor, mask: Tensor, tmask: Tensor | None, s: float) -> Tensor:
     """1/N sum_{n,t} mask * sum_v (p - q) tx + tmask * nll."""
-    tloss = (_dscores(x, y, torch.ones_like(mask, dtype=x.dtype), s) * tx).sum(-1) * mask
+    tloss = (_dlogits(x, y, torch.ones_like(mask, dtype=x.dtype), s) * tx).sum(-1) * mask
     if tmask is not None and mask.is_floating_point():
         tloss = tloss + tmask * _nll(torch.log_softmax(x, dim=-1), y, s)
-    return tloss.sum() / _batch(y)
+    return tloss.sum() / batch_size(y)

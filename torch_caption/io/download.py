@@ -1,24 +1,24 @@
-"""cs231n's archive: brought over HTTP, resumed after a stop, checked, and unpacked all or nothing."""
+"""cs231n's archive: downloaded over HTTP, resumed after a stop, checked, and unpacked all or nothing."""
 
 from __future__ import annotations
 
+import http
 import http.client
 import json
 import os
 import re
 import shutil
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from tqdm import tqdm
 
 from torch_caption.io.exits import Failure, Stopped, is_watched, one_line
+from torch_caption.io.http import CHUNK, FetchError, open_url, pieces
+from torch_caption.io.text import printable
 
 ARCHIVE = "http://cs231n.stanford.edu/coco_captioning.zip"
 
@@ -33,15 +33,12 @@ ARCHIVE_LIMIT = 2**32
 """The most bytes that an archive may have (4 GiB); cs231n's has about 1 GB."""
 UNPACKED_LIMIT = 2**33
 """The most bytes that an archive's files may have together (8 GiB)."""
-LIST_LIMIT = 2**20
-"""The most bytes of an archive's list of entries (1 MiB); cs231n's has about 1 KB."""
 
-_CHUNK = 2**18
 _TIMEOUT = 30.0  # seconds without a byte
 
 
 class DownloadError(Failure, OSError):
-    """The archive was not brought, or is not sound; the message says what to do."""
+    """The archive was not downloaded, or is not sound; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Source:
     validator: str | None
 
 
-def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
+def download(directory: Path, url: str, check: Callable[[Path], object]) -> None:
     """Download and unpack cs231n's archive into a directory; data that is there already and sound stays.
 
     Args:
@@ -69,7 +66,7 @@ def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
         check: raises a ValueError that says what is wrong with the data in a directory.
 
     Raises:
-        DownloadError: it cannot be brought or is not sound.
+        DownloadError: it cannot be downloaded or is not sound.
         KeyboardInterrupt: by Ctrl-C; its message says how to go on.
     """
     archive = directory / "coco_captioning.zip.part"
@@ -88,22 +85,20 @@ def bring(directory: Path, url: str, check: Callable[[Path], object]) -> None:
         fetch(url, archive)
         unpack(archive, directory, check)
     except KeyboardInterrupt as stopped:
-        advice = f"{directory} keeps what was brought; run the same command again to go on"
+        advice = f"{directory} keeps what was downloaded; run the same command again to go on"
         raise Stopped.advising(stopped, advice) from None
     except DownloadError:
         raise
     except OSError as error:
-        raise DownloadError(f"{directory}: {error.strerror or one_line(error)}; what was brought is kept") from None
+        raise DownloadError(f"{directory}: {error.strerror or one_line(error)}; what was downloaded is kept") from None
 
 
 def fetch(url: str, part: Path) -> None:
-    """Bring a URL into the file `part`, from where an earlier try stopped if the server still has the same content.
+    """Download a URL into the file `part`, from where an earlier try stopped if the server still has the same content.
 
     Raises:
         DownloadError: the server refuses, is not reached, stops in the middle, or sends more than the limit.
     """
-    if not url.startswith(("http://", "https://")):
-        raise DownloadError(f"{url}: not an http or https address")
     source = _read_source(part)
     have = part.stat().st_size if part.is_file() else 0
     if source is None or source.url != url or (source.length is not None and have > source.length):
@@ -112,71 +107,47 @@ def fetch(url: str, part: Path) -> None:
         return
     try:
         _fetch(url, part, source, have)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise DownloadError(f"{url}: the server answers {error.code} {_reason(error)}; choose another --url") from None
-    except urllib.error.URLError as error:
-        raise DownloadError(f"{url}: not reached: {_reason(error)}; run the same command again later") from None
-    except (http.client.InvalidURL, ValueError) as error:
-        raise DownloadError(f"{url}: not an address: {one_line(error)}") from None
-    except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise DownloadError(f"{url}: cut off: {one_line(error)}; run the same command again to go on") from None
-
-
-def _reason(error: urllib.error.URLError) -> str:
-    words = getattr(error.reason, "strerror", None) or str(error.reason)
-    return " ".join(words.split())
+    except FetchError as error:
+        advice = "run the same command again to go on" if error.again else "choose another --url"
+        raise DownloadError(f"{printable(url)}: {error}; {advice}") from None
 
 
 def _fetch(url: str, part: Path, source: Source | None, have: int) -> None:
-    with _request(url, source, have) as response:
+    with _answer(url, source, have) as response:
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             start, length = _content_range(response)
             if source is None:
-                raise DownloadError(f"{url}: the server sends a part of it unasked; choose another --url")
+                raise FetchError("the server sends a part of it unasked")
             if start != have or length != (source.length or length):  # another content, or another piece of it
                 response.close()
                 return _fetch(url, part, None, 0)
-            mode = "ab"
         else:
-            start, length, mode = 0, _content_length(response), "wb"
-        if length is not None and length > ARCHIVE_LIMIT:
-            raise DownloadError(f"{url}: {length:,} bytes are more than the {ARCHIVE_LIMIT:,} that an archive may have")
-        if mode == "wb":
+            start, length = 0, response.length
             part.unlink(missing_ok=True)  # the note must never speak of bytes of another content
             _write_source(part, Source(url, length, _validator(response)))
-        with part.open(mode) as file:
-            _copy(response, file, start, length, url)
+        bar = tqdm(initial=start, total=length, unit="B", unit_scale=True, desc="download", disable=not is_watched())
+        with part.open("ab") as file, bar:
+            for piece in pieces(response, ARCHIVE_LIMIT - start):
+                file.write(piece)
+                bar.update(len(piece))
     have = part.stat().st_size
-    if length is not None and have != length:
-        raise DownloadError(f"{url}: cut off after {have:,} of {length:,} bytes; run the same command again to go on")
+    if length is not None and have != length:  # the end of the piece that was sent is not that of the whole
+        raise FetchError(f"cut off after {have:,} of {length:,} bytes", again=True)
     return None
 
 
-def _request(url: str, source: Source | None, have: int) -> http.client.HTTPResponse:
-    headers = {"User-Agent": "torch_caption", "Accept-Encoding": "identity"}
+def _answer(url: str, source: Source | None, have: int) -> http.client.HTTPResponse:
+    headers = {}
     if source is not None and have > 0 and (source.validator or source.length):
         headers["Range"] = f"bytes={have}-"
         if source.validator:
             headers["If-Range"] = source.validator
-    opener = urllib.request.OpenerDirector()  # build_opener would also open file: and ftp:
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
     try:
-        return opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or "Range" not in headers:
+        return open_url(url, timeout=_TIMEOUT, headers=headers)
+    except FetchError as error:
+        if error.status != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not headers:
             raise
-        error.close()
-        return _request(url, None, 0)
+        return _answer(url, None, 0)
 
 
 def _content_range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
@@ -187,27 +158,10 @@ def _content_range(response: http.client.HTTPResponse) -> tuple[int, int | None]
     return int(found[1]), None if found[2] == "*" else int(found[2])
 
 
-def _content_length(response: http.client.HTTPResponse) -> int | None:
-    length = response.headers.get("Content-Length", "").strip()
-    return int(length) if re.fullmatch(r"\d{1,18}", length) else None
-
-
 def _validator(response: http.client.HTTPResponse) -> str | None:
     """What If-Range may be asked with: a weak ETag may not."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
-
-
-def _copy(response: http.client.HTTPResponse, file: IO[bytes], start: int, length: int | None, url: str) -> None:
-    have = start
-    bar = tqdm(initial=start, total=length, unit="B", unit_scale=True, desc="download", disable=not is_watched())
-    with bar:
-        while chunk := response.read1(_CHUNK):
-            have += len(chunk)
-            if have > ARCHIVE_LIMIT:
-                raise DownloadError(f"{url}: more than the {ARCHIVE_LIMIT:,} bytes that an archive may have")
-            file.write(chunk)
-            bar.update(len(chunk))
 
 
 def _note(part: Path) -> Path:
@@ -232,7 +186,7 @@ def unpack(archive: Path, directory: Path, check: Callable[[Path], object]) -> N
     """Unpack the known files, check them, and only then move them into the directory; the archive goes.
 
     Raises:
-        DownloadError: the archive is damaged or hostile, or its files are not sound; it is removed, to be brought anew.
+        DownloadError: the archive is damaged or hostile, or its files are not sound; it is removed.
     """
     folder = directory / ".unpacking"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
@@ -261,7 +215,6 @@ def _discard(archive: Path) -> None:
 
 def _extract(archive: Path, folder: Path) -> list[str]:
     """Write the archive's known files into the folder, each CRC checked; their names, in the order to move them."""
-    _check_list(archive)
     with zipfile.ZipFile(archive) as content:
         found = _known(content)
         total = sum(info.file_size for info in found.values())
@@ -273,28 +226,12 @@ def _extract(archive: Path, folder: Path) -> list[str]:
         with tqdm(total=total, unit="B", unit_scale=True, desc="unpack", disable=not is_watched()) as bar:
             for name, info in found.items():
                 with content.open(info) as packed, (folder / name).open("wb") as file:
-                    while chunk := packed.read(_CHUNK):
+                    while chunk := packed.read(CHUNK):
                         file.write(chunk)
                         bar.update(len(chunk))
                     file.flush()
                     os.fsync(file.fileno())
     return list(found)
-
-
-def _check_list(archive: Path) -> None:
-    """zipfile reads an archive's list of entries into memory whatever its size, several hundred bytes for each of 46.
-
-    Its size stands in the record at the end of the file, behind which is a comment of at most 64 KiB, and once more,
-    as zipfile prefers it, in a record of 64 bits before that one.
-    """
-    with archive.open("rb") as file:
-        file.seek(max(0, archive.stat().st_size - 2**17))
-        tail = file.read()
-    for signature, place, size in ((b"PK\x05\x06", 12, 4), (b"PK\x06\x06", 40, 8)):
-        for found in re.finditer(re.escape(signature), tail):
-            said = int.from_bytes(tail[found.start() + place : found.start() + place + size], "little")
-            if said > LIST_LIMIT:
-                raise ValueError(f"its list of entries takes {said:,} bytes, more than the {LIST_LIMIT:,} allowed")
 
 
 def _known(content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -71,9 +71,16 @@ class Stopped(KeyboardInterrupt):
         return cls(stopped.number if isinstance(stopped, Stopped) else signal.SIGINT, advice)
 
 
-def one_line(error: BaseException) -> str:
-    """The error's own words on one line."""
+def one_line(error: object) -> str:
+    """The message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def exit_status(error: BaseException) -> int:
+    """Of a program that ends by the error: 2 for a mistake of the user's, 1 for a run that failed."""
+    if isinstance(error, Failure):
+        return error.status
+    return 2 if isinstance(error, ValueError | OSError) else 1
 
 
 # torch has a RuntimeError for each way in which memory cannot be had, and a name for one of them alone.
@@ -151,9 +158,7 @@ def guarded(main: Callable[[], object]) -> int:
         return stopped.status
     except (Failure, ValueError, OSError, ArithmeticError) as error:
         _say(f"error: {one_line(error)}")
-        if isinstance(error, Failure):
-            return error.status
-        return 1 if isinstance(error, ArithmeticError) else 2
+        return exit_status(error)
     finally:
         _drop_unwritten()
         atexit.unregister(_die_of_it)
@@ -190,7 +195,7 @@ def _open_streams() -> None:
 def _say(line: str) -> None:
     """Print a line to stderr, if it can be written."""
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as several ranks print
 
 
 def _drop_unwritten() -> None:

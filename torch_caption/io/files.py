@@ -80,7 +80,9 @@ def writing(path: str | Path, advice: str, elsewhere: str = "") -> Iterator[None
         raise told from error
 
 
-def replace(path: str | Path, write: Callable[[BinaryIO], None], *, keep: Callable[[Path], bool] | None = None) -> None:
+def replace(
+    path: str | Path, write: Callable[[BinaryIO], object], *, keep: Callable[[Path], bool] | None = None
+) -> None:
     """Put what `write` writes in the place of whatever is at `path`, all of it or nothing.
 
     At no moment is there no whole file at `path`, once there was one; nor at `previous(path)`, once there was one. What
@@ -103,6 +105,11 @@ def replace(path: str | Path, write: Callable[[BinaryIO], None], *, keep: Callab
             _keep(path)
         _rename(beside, path)
     _flush_folder(path.parent)
+
+
+def replace_text(path: str | Path, text: str, *, keep: bool = False) -> None:
+    """`replace` with a text, in UTF-8 and with its ends of lines as they are."""
+    replace(path, lambda file: file.write(text.encode("utf-8")), keep=lambda _: keep)
 
 
 def _keep(path: Path) -> None:

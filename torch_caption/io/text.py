@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from torch_caption.io.exits import one_line
 TEXT_LIMIT = 2**26
 """The most bytes that a file may have unless it is known to be larger (64 MiB)."""
 
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 
 
@@ -83,9 +85,26 @@ def _constant(name: str) -> NoReturn:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value in a message: its beginning."""
+    """A value in a message: the beginning of its repr."""
     try:
-        text = repr(value)
+        return printable(repr(value), most)
     except RecursionError:
         return f"a {type(value).__name__}, nested too deep"
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def flag_of(name: str) -> str:
+    """The command line's flag of a setting: `--max-length` of `max_length`."""
+    return "--" + name.replace("_", "-")
+
+
+def printable(text: object, most: int = 300) -> str:
+    """A text in a message, such as a file's name or a URL: one line, of at most `most` characters, without any that
+    controls a terminal. Blanks of any width stay, and what joins two letters or emoji."""
+    shown = "".join(
+        letter if _is_printable(letter) else "\N{REPLACEMENT CHARACTER}" for letter in str(text)[: most + 1]
+    )
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def _is_printable(letter: str) -> bool:
+    return letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"

@@ -18,7 +18,7 @@ from torch_caption.decoding import greedy as decoding
 from torch_caption.decoding.beam import Beams, LengthPenalty, beam_search
 from torch_caption.functions._common import autocast, check_floats, check_tensor
 from torch_caption.functions.embedding import check_words, distinct_words
-from torch_caption.functions.packing import Packing, lengths_of
+from torch_caption.functions.packing import Packing, lengths_from_mask
 from torch_caption.model.cells import State, check_sizes, make_cell
 from torch_caption.model.dropout import dropout
 
@@ -151,15 +151,18 @@ class CaptioningRNN(nn.Module):
         if read is not None:
             check_words("CaptioningRNN", "read", read, self.W_embed, "there are {high} words")
         real = targets != self.null
-        packed = Packing.of(N, targets.shape[1], lengths_of(real))
-        x, index = self._vectors(packed.words(captions[:, :-1] if read is None else read))
-        if packed.order is not None:  # rows are looked up in the image as word vectors are in W_embed
-            image = self.cell.ops.word_embedding(packed.order.unsqueeze(0), image.flatten(1)).reshape(image.shape)
+        packed = Packing.of(N, targets.shape[1], lengths_from_mask(real))
+        x, index = self._vectors(packed.pack_integers(captions[:, :-1] if read is None else read))
+        if packed.sorted_indices is not None:  # a lookup of rows, as of word vectors in W_embed
+            order = packed.sorted_indices.unsqueeze(0)
+            image = self.cell.ops.word_embedding(order, image.flatten(1)).reshape(image.shape)
         state = self.cell.begin(image)
-        h = self._drop(self.cell.packed(x, state, self.recurrent(), packed.sizes, index))  # (r, H)
-        y = packed.words(targets)
+        h = self._drop(self.cell.packed(x, state, self.recurrent(), packed.batch_sizes, index))  # (r, H)
+        y = packed.pack_integers(targets)
         part = real if weights is None else weights.detach() * real
-        share = packed.words(part).to(self.b_vocab.dtype) / max(N, 1)  # (r,), of each word in the mean over the batch
+        share = packed.pack_integers(part).to(self.b_vocab.dtype) / max(
+            N, 1
+        )  # (r,), of each word in the mean over the batch
         h, w = self._vocabulary_layer(h)
         smoothing = self.label_smoothing if self.training else 0.0
         # To the loss the packed rows are one sequence.
@@ -257,7 +260,7 @@ class CaptioningRNN(nn.Module):
         starts = words.new_full((words.shape[0], 1), self.special()["start"])
         read = torch.cat([starts, words], dim=1)[:, :-1]  # before each word
         x = self.cell.ops.word_embedding(read, self.W_embed)
-        places, lengths = self._project(features).mT, lengths_of(words != self.null)
+        places, lengths = self._project(features).mT, lengths_from_mask(words != self.null)
         _, weights = self.cell.ops.attention_lstm(x, places, **self.recurrent(), lengths=lengths, return_weights=True)
         return weights.reshape(*words.shape, *features.shape[2:])
 

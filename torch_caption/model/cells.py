@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from torch_caption import functions
 from torch_caption.functions import reference
-from torch_caption.functions._common import autocast, check_floats, tanh_
-from torch_caption.functions.attention import attend_
-from torch_caption.functions.lstm import gates_
+from torch_caption.functions._common import autocast, check_floats
+from torch_caption.functions._inplace.attention import attend_
+from torch_caption.functions._inplace.lstm import step_ as lstm_step_
+from torch_caption.functions._inplace.tanh import tanh_
 
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
@@ -85,7 +86,7 @@ class Cell:
         raise NotImplementedError
 
     def packed(
-        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+        self, x: Tensor, state: State, weights: Weights, batch_sizes: int | Sequence[int], index: Tensor | None = None
     ) -> Tensor:
         """The hidden states (r, H) of packed sequences: see `functions.packed_rnn`."""
         raise NotImplementedError
@@ -111,10 +112,10 @@ class RNNCell(Cell):
         return self.ops.rnn(x, h0, **weights, lengths=lengths)
 
     def packed(
-        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+        self, x: Tensor, state: State, weights: Weights, batch_sizes: int | Sequence[int], index: Tensor | None = None
     ) -> Tensor:
         (h0,) = state
-        return self.ops.packed_rnn(x, h0, **weights, sizes=sizes, index=index)
+        return self.ops.packed_rnn(x, h0, **weights, batch_sizes=batch_sizes, index=index)
 
 
 class LSTMCell(Cell):
@@ -130,17 +131,18 @@ class LSTMCell(Cell):
 
     def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         h, c = state
-        _lstm_step_(a.addmm_(h, weights["Wh"]), h, c)
+        a.addmm_(h, weights["Wh"])
+        lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0 = state
         return self.ops.lstm(x, h0, **weights, lengths=lengths, c0=c0)
 
     def packed(
-        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+        self, x: Tensor, state: State, weights: Weights, batch_sizes: int | Sequence[int], index: Tensor | None = None
     ) -> Tensor:
         h0, c0 = state
-        return self.ops.packed_lstm(x, h0, **weights, sizes=sizes, index=index, c0=c0)
+        return self.ops.packed_lstm(x, h0, **weights, batch_sizes=batch_sizes, index=index, c0=c0)
 
 
 class AttentionCell(Cell):
@@ -174,24 +176,20 @@ class AttentionCell(Cell):
         h, c, places = state
         attn = torch.empty_like(h)
         attend_(h, places.mT, h.new_empty(places.shape[:2]), attn)
-        _lstm_step_(a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"]), h, c)
+        a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"])
+        lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0, places = state
         return self.ops.attention_lstm(x, places.mT, **weights, lengths=lengths, h0=h0, c0=c0)
 
     def packed(
-        self, x: Tensor, state: State, weights: Weights, sizes: int | Sequence[int], index: Tensor | None = None
+        self, x: Tensor, state: State, weights: Weights, batch_sizes: int | Sequence[int], index: Tensor | None = None
     ) -> Tensor:
         h0, c0, places = state
-        return self.ops.packed_attention_lstm(x, places.mT, **weights, sizes=sizes, index=index, h0=h0, c0=c0)
-
-
-def _lstm_step_(a: Tensor, h: Tensor, c: Tensor) -> None:
-    """The next h and c (N, H), written over the last, of the pre-activations a (N, 4H), which are lost."""
-    i, f, o, g = gates_(a)
-    c.mul_(f).addcmul_(i, g)
-    tanh_(h.copy_(c)).mul_(o)
+        return self.ops.packed_attention_lstm(
+            x, places.mT, **weights, batch_sizes=batch_sizes, index=index, h0=h0, c0=c0
+        )
 
 
 CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell, "attention": AttentionCell}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -27,7 +26,8 @@ from torch_caption.data.projection import Projection
 from torch_caption.encoders import pca
 from torch_caption.encoders.torchvision_encoder import Batch, Encoder, stream
 from torch_caption.io.exits import is_watched, one_line
-from torch_caption.io.images import shown
+from torch_caption.io.files import replace_text
+from torch_caption.io.text import printable
 from torch_caption.prepare.rows import RowFile
 
 FIT_BYTES = 4 * 2**30
@@ -81,12 +81,7 @@ class Progress:
         return [place for place in range(self.done[split]) if str(place) not in self.failed.get(split, {})]
 
     def save(self, folder: Path) -> None:
-        beside = folder / "progress.json.tmp"
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(folder / "progress.json")
+        replace_text(folder / "progress.json", json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> Progress | None:
@@ -204,7 +199,7 @@ class Encoding:
             for batch in batches:
                 for place in batch.failed:
                     batch.failed[place] += file_names.hint(photographs[place].nearest)
-                    tell(f"left out  {shown(photographs[place].file_name)}: {batch.failed[place]}")
+                    tell(f"left out  {printable(photographs[place].file_name)}: {batch.failed[place]}")
                 self._keep(split, batch, vectors, grids)
                 bar.update(batch.stop - bar.n)
                 if time.monotonic() - saved >= SAVE_SECONDS:

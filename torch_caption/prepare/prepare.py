@@ -51,9 +51,9 @@ from torch_caption.encoders import pca
 from torch_caption.encoders import torchvision_encoder as features
 from torch_caption.encoders.torchvision_encoder import Encoder
 from torch_caption.io.exits import is_watched
-from torch_caption.io.images import shown
+from torch_caption.io.files import replace_text
 from torch_caption.io.program import typed
-from torch_caption.io.text import strange
+from torch_caption.io.text import flag_of, printable, strange
 from torch_caption.prepare.encoding import GRID_PCA, Encoding, Progress, Wanted
 from torch_caption.prepare.rows import write_hdf5
 
@@ -135,11 +135,11 @@ class PrepareConfig:
         least = {"min_count": 1, "max_words": 1, "batch_size": 1, "workers": 1, "seed": 0}
         most = {"max_words": checks.LONGEST - 2, "seed": 2**63 - 1}  # <START> and <END> are columns too
         for name, at_least in least.items():
-            flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
+            value = getattr(self, name)
             if value < at_least:
-                raise DataError(f"{flag} must be at least {at_least}, not {value}")
+                raise DataError(f"{flag_of(name)} must be at least {at_least}, not {value}")
             if value > most.get(name, value):
-                raise DataError(f"{flag} must be at most {most[name]}, not {value}")
+                raise DataError(f"{flag_of(name)} must be at most {most[name]}, not {value}")
         if not 0 < self.val_share < 1:
             raise DataError(f"--val-share must be above 0 and below 1, not {self.val_share}")
         for flag, size in {"--pca": self.pca, "--grid-pca": self.grid_pca}.items():
@@ -220,7 +220,7 @@ def _check_kept(out: Path, folders: Mapping[str | None, Path]) -> None:
     for folder in folders.values():
         unkept = strange(_seen_from(out, folder))
         if unkept:
-            raise DataError(f"--images {shown(folder)}: {unkept!r} in its name is in no text; rename the folder")
+            raise DataError(f"--images {printable(folder)}: {unkept!r} in its name is in no text; rename the folder")
 
 
 def _make(
@@ -390,7 +390,7 @@ def _write(
             _write_text(ready / f"{split}2014_urls.txt", [photograph.url for photograph in photographs])
         _write_json(ready / f"captions_{split}2014.json", _as_written(photographs), None)
     failed = [
-        f"{split} {shown(splits[split][int(place)].file_name)}: {reason}"
+        f"{split} {printable(splits[split][int(place)].file_name)}: {reason}"
         for split in splits
         for place, reason in progress.failed.get(split, {}).items()
     ]
@@ -485,7 +485,7 @@ def _manifest(
             split: {"photographs": len(photographs), "unreadable": len(encoding.progress.failed.get(split, {}))}
             for split, photographs in kept.items()
         },
-        "annotations": [shown(Path(file).name) for file in (*config.annotations, *config.splits)],
+        "annotations": [printable(Path(file).name) for file in (*config.annotations, *config.splits)],
         "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
         "versions": {"torch_caption": __version__, **features.versions()},
@@ -508,7 +508,7 @@ def _write_text(path: Path, lines: Sequence[str]) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> None:
-    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    replace_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 # What is said
@@ -591,9 +591,7 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
         "recovered": {"rows": found.rows, "errors": found.errors},
         "versions": {"torch_caption": __version__},
     }
-    beside = directory / f"{MANIFEST}.tmp"
-    _write_json(beside, manifest, 1)
-    beside.replace(directory / MANIFEST)
+    _write_json(directory / MANIFEST, manifest, 1)
     print(f"PCA       {dim:,} -> {count:,}, found from {found.rows:,} rows: {directory / VECTOR_PCA}")
     for split, error in found.errors.items():
         print(f"{split:9} differs from its file by at most {error:.1e} of the standard deviation")

@@ -39,7 +39,7 @@ class RowFile:
         self._file.seek(0, os.SEEK_END)
 
     def append(self, rows: np.ndarray) -> None:
-        """Add rows (n, *shape), in the file's dtype."""
+        """Add rows `(n, *shape)`, in the file's dtype."""
         self._file.write(np.ascontiguousarray(rows, self.dtype).tobytes())
         self.count += len(rows)
 
@@ -55,7 +55,7 @@ class RowFile:
         self._file.close()
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All rows, in blocks (n, *shape) of about 64 MiB."""
+        """All rows, in blocks `(n, *shape)` of about 64 MiB."""
         self._file.flush()
         step = max(1, BLOCK_BYTES // self._bytes)
         with self.path.open("rb") as file:
@@ -65,7 +65,7 @@ class RowFile:
 
 
 def write_hdf5(rows: RowFile, path: Path, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Write the rows, each block changed to (n, *shape), as the dataset `features` of an HDF5 file."""
+    """Write the rows, each block changed to `(n, *shape)`, as the dataset `features` of an HDF5 file."""
     with h5py.File(path, "w") as file:
         features = file.create_dataset("features", (rows.count, *shape), rows.dtype)
         first = 0

@@ -6,9 +6,8 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch_caption.checkpoints.format import CheckpointError
 from torch_caption.io import files
@@ -50,7 +49,7 @@ def point_to(run: Path) -> None:
     """
     pointer = run.parent / POINTER
     with files.writing(pointer, f"make room, and `{typed('train')} --resume {run}` goes on"):
-        files.replace(pointer, lambda file: _write(file, run.name + "\n"))
+        files.replace_text(pointer, run.name + "\n")
 
 
 def find(out: str | Path, name: str | None = None) -> Path:
@@ -109,10 +108,6 @@ def data_name(data: str) -> str:
     return "".join(letter if letter.isprintable() and letter not in '<>:"|?*\\' else "_" for letter in name) or "data"
 
 
-def _write(file: BinaryIO, text: str) -> None:
-    file.write(text.encode("utf-8"))
-
-
 def _numbered(found: str, name: str) -> bool:
     return found.removeprefix(f"{name}-").isdecimal()
 
@@ -137,11 +132,11 @@ class Log:
         self.path = run / METRICS
         self._warn = warn
         records, damage = _records(self.path)
-        if damage is not None:
-            self._warn(f"{damage}; all of the file is kept as {_keep_aside(self.path)}, and its other records go on")
         kept = [record for record in records if record["epoch"] <= epochs]
         with files.writing(self.path, GO_ON):
-            files.replace(self.path, lambda file: _write(file, "".join(map(_line, kept))))
+            files.replace_text(self.path, "".join(map(_line, kept)), keep=damage is not None)
+        if damage is not None:
+            self._warn(f"{damage}; the file is kept as {files.previous(self.path)}, and its other records go on")
         self._curves: Curves | None = None
         if tensorboard:
             with self._or_without(run / TENSORBOARD):
@@ -156,7 +151,7 @@ class Log:
             OSError: it cannot be written.
         """
         with files.writing(self.path, GO_ON), open(self.path, "ab") as file:
-            _write(file, _line(record))
+            file.write(_line(record).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
         if self._curves is not None:
@@ -217,13 +212,3 @@ def _record(line: bytes) -> dict[str, Any]:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record) + "\n"
-
-
-def _keep_aside(path: Path) -> Path:
-    """Copy the file to the first free one of `metrics.damaged-1.jsonl` and so on, and return which."""
-    names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in count(1))
-    aside = next(name for name in names if not name.exists())
-    content = path.read_bytes()
-    with files.writing(aside, GO_ON):
-        files.replace(aside, lambda file: file.writelines([content]))
-    return aside

@@ -10,8 +10,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from torch_caption.config import ConfigError, TrainConfig
-from torch_caption.data.dataset import CocoData, Split, batches, open_data
+from torch_caption.data.dataset import CocoData, Loader, Split, batches, open_data
 from torch_caption.data.tokenizer import TOKENIZERS
 from torch_caption.inference.captions import describe, some_images
 from torch_caption.io import lock
@@ -37,10 +37,13 @@ from torch_caption.training.interrupt import Interrupt
 from torch_caption.training.non_finite import LossNotFinite
 from torch_caption.training.objectives import Lesson, Objective, make_objective
 from torch_caption.training.state import Keeper, Progress, State, begin, restore
-from torch_caption.training.workers import Loading, WorkerLost
 
 OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
 """What says how much memory training takes."""
+
+
+class WorkerLost(Failure):
+    """A process that loads batches was killed."""
 
 
 def train_step(
@@ -249,21 +252,19 @@ def _train(
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
-    with ExitStack() as stack:
+    with Interrupt() as interrupt, _naming_lost_workers(loader, keeper):
         log = None
         if distributed.first():
             report.opening(run, config, data, state.model)
             begun = state.progress
             of = {"epochs": begun.epoch, "step": begun.step - begun.position}
             log = runs.Log(run, tensorboard=config.tensorboard, warn=report.warning, **of)
-        interrupt = stack.enter_context(Interrupt())
-        loading = stack.enter_context(Loading(loader))
         while not finished(state.progress, config):
             record = None
             try:
-                _train_epoch(state, config, objective, replica, loading, interrupt, keeper)
+                _train_epoch(state, config, objective, replica, loader, interrupt, keeper)
             except Exception as error:
-                _save_whole_steps(error, run, state, keeper, interrupt)
+                _save_whole_steps(error, run, state, keeper, interrupt, loader)
                 raise
             keeper.save_steps()  # so that they are kept whatever becomes of what follows
             if not interrupt.agreed:
@@ -284,7 +285,20 @@ def _train(
                 raise interrupt.stopped()
 
 
-def _save_whole_steps(error: Exception, run: Path, state: State, keeper: Keeper, interrupt: Interrupt) -> None:
+@contextmanager
+def _naming_lost_workers(loader: Loader, keeper: Keeper) -> Iterator[None]:
+    """In the block, the error that follows the end of a loading process, in whatever was going on, is a WorkerLost."""
+    try:
+        yield
+    except Exception as error:
+        if lost := ", ".join(map(str, loader.lost())):
+            raise WorkerLost(f"process {lost} of --workers was killed or has ended; {keeper.kept}") from error
+        raise
+
+
+def _save_whole_steps(
+    error: Exception, run: Path, state: State, keeper: Keeper, interrupt: Interrupt, loader: Loader
+) -> None:
     """Save what was done before an error, if the state is that of a whole step, and say how to go on.
 
     Of several ranks the others are in the middle of a step. What has led to a loss that is no number is not kept.
@@ -301,7 +315,7 @@ def _save_whole_steps(error: Exception, run: Path, state: State, keeper: Keeper,
     if keeper.step == state.progress.step:
         with suppress(OSError):  # nor may this, if nobody reads on
             report.interrupted(run, state.progress.step)
-        if isinstance(error, WorkerLost) and interrupt.asked:
+        if interrupt.asked and loader.lost():
             raise interrupt.stopped() from error
 
 
@@ -357,23 +371,20 @@ def _train_epoch(
     config: TrainConfig,
     objective: Objective,
     replica: distributed.Replica,
-    loading: Loading,
+    loader: Loader,
     interrupt: Interrupt,
     keeper: Keeper,
 ) -> None:
     """What remains of the epoch under way, or as much of it as goes before this process is told to stop."""
-    progress, order = state.progress, loading.order
+    progress, order = state.progress, loader.order
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
     hidden = not (distributed.first() and is_watched())
-    each = loading.epoch(progress.epoch, progress.position)
+    order.set_epoch(progress.epoch, start=progress.position)
     steps = order.total
-    with (
-        closing(each),
-        tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar,
-    ):
-        for features, batch in each:
+    with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
+        for features, batch in loader:
             share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
             try:
                 with state.step():

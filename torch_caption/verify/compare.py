@@ -46,7 +46,7 @@ CLASSES: dict[str, type[Function]] = {
     name: value for name, value in vars(functions).items() if isinstance(value, type) and issubclass(value, Function)
 }
 # Arguments of classes that have no gradient.
-UNDIFFERENTIATED = {"y", "index", "places", "sizes", "R", "label_smoothing", "notes"}
+UNDIFFERENTIATED = {"y", "index", "indices", "batch_sizes", "R", "label_smoothing", "cache"}
 LETTERS = "NTDHVL"
 # Finite differences take one evaluation an entry: the modes run on sizes of their own.
 SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
@@ -136,8 +136,8 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
     y = integers(V, N, T)
     mask = (torch.rand(N, T, generator=generator, dtype=torch.float32, device="cpu") < 0.7).to(device)
     lengths = integers(T + 1, N)
-    sizes_of_steps = tuple(int((t < lengths).sum()) for t in range(T))
-    r = sum(sizes_of_steps)
+    batch_sizes = tuple(int((t < lengths).sum()) for t in range(T))
+    r = sum(batch_sizes)
     index = integers(V, r)
     arguments = {
         "affine": (normal(N, D), normal(D, H, scale=D**-0.5), normal(H)),
@@ -146,13 +146,13 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "rnn_step": (normal(N, D), normal(N, H), *weights(1)),
         "rnn": (normal(N, T, D), normal(N, H), *weights(1)),
         "rnn, lengths": (normal(N, T, D), normal(N, H), *weights(1), lengths),
-        "packed_rnn": (normal(r, D), normal(N, H), *weights(1), sizes_of_steps),
-        "packed_rnn, index": (normal(V, D), normal(N, H), *weights(1), sizes_of_steps, index),
+        "packed_rnn": (normal(r, D), normal(N, H), *weights(1), batch_sizes),
+        "packed_rnn, index": (normal(V, D), normal(N, H), *weights(1), batch_sizes, index),
         "lstm_step": (normal(N, D), normal(N, H), normal(N, H), *weights(4)),
         "lstm": (normal(N, T, D), normal(N, H), *weights(4)),
         "lstm, lengths and state": (normal(N, T, D), normal(N, H), *weights(4), lengths, normal(N, H), True),
-        "packed_lstm": (normal(r, D), normal(N, H), *weights(4), sizes_of_steps),
-        "packed_lstm, index and state": (normal(V, D), normal(N, H), *weights(4), sizes_of_steps, index, normal(N, H)),
+        "packed_lstm": (normal(r, D), normal(N, H), *weights(4), batch_sizes),
+        "packed_lstm, index and state": (normal(V, D), normal(N, H), *weights(4), batch_sizes, index, normal(N, H)),
         "dot_product_attention": (normal(N, H), normal(N, H, L)),
         "attention_lstm_step": (normal(N, D), normal(N, H), normal(N, H), *looking()),
         "attention_lstm": (normal(N, T, D), *looking()),
@@ -160,9 +160,9 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
             *(normal(N, T, D), *looking(), lengths, normal(N, H), normal(N, H)),
             *(True, True),
         ),
-        "packed_attention_lstm": (normal(r, D), *looking(), sizes_of_steps),
+        "packed_attention_lstm": (normal(r, D), *looking(), batch_sizes),
         "packed_attention_lstm, index and state": (
-            *(normal(V, D), *looking(), sizes_of_steps, index),
+            *(normal(V, D), *looking(), batch_sizes, index),
             *(normal(N, H), normal(N, H)),
         ),
         "temporal_softmax_loss": (normal(N, T, V), y, mask),
@@ -309,7 +309,7 @@ def _wait(x: Tensor) -> None:
 
 
 def gradient_norms(T: int = 64, N: int = 32, H: int = 128) -> dict[str, list[float]]:
-    """|dL/dh_t| of each t, averaged over the batch, for a loss that reads the last hidden state alone.
+    """`|dL/dh_t|` of each t, averaged over the batch, for a loss that reads the last hidden state alone.
 
     Weights are drawn as the captioner draws them. The third curve is the LSTM with its forget gate biased to stay open,
     b_f = 3, which keeps the gradient alive (Gers et al. 2000; Jozefowicz et al. 2015): an LSTM as it is first drawn

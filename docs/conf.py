@@ -1,0 +1,125 @@
+"""The documentation site: `python -m sphinx -W docs build/docs`. Its pages are docs/*.md, as a code host shows them.
+
+Written at the start of a build, ignored by git: `api/`, a page for each public module, and `project/`, copies of the
+pages at the root of the repository.
+"""
+
+import re
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import download_reference, pending_xref
+from torch.autograd import Function
+
+from torch_caption import __version__
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+ROOT_PAGES = ("CONTRIBUTING", "CHANGELOG")
+
+project = "torch_caption"
+release = __version__
+copyright = "the authors of torch_caption"
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["images"]
+
+html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_title = project
+html_show_sourcelink = False
+html_theme_options = {
+    "header_links_before_dropdown": 4,
+    "secondary_sidebar_items": ["page-toc"],
+    "show_prev_next": False,
+}
+html_sidebars = {"*": [], "notes/*": [], "project/*": []}  # only api/ has pages below its pages
+
+myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]
+myst_heading_anchors = 4
+# The Python blocks of the pages are no cells: tests/test_docs.py runs them. Notebooks are run here.
+nb_execution_raise_on_error = True
+
+highlight_language = "text"  # of formulas; Python on the pages says so
+default_role = "py:obj"  # `name` in a docstring: a link where the name is known, code elsewhere
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_default_options = {"ignore-module-all": True}  # a name is documented in its own module alone
+autodoc_inherit_docstrings = False
+# Several names may share a line ("hand, auto: functions ..."): lists, not fields, which have one name each.
+napoleon_use_param = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+python_maximum_signature_line_length = 100
+
+
+def dotted(path: Path) -> str:
+    """The module that a file holds, such as torch_caption.data.dataset."""
+    return ".".join(path.with_suffix("").parts[len(ROOT.parts) :]).removesuffix(".__init__")
+
+
+PUBLIC = {name for path in (ROOT / project).rglob("*.py") if "._" not in (name := dotted(path))}
+
+
+def write_pages() -> None:
+    """Write `api/` and `project/`."""
+    for folder in ("api", "project"):
+        rmtree(DOCS / folder, ignore_errors=True)
+        (DOCS / folder).mkdir()
+    for name in ROOT_PAGES:
+        text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
+        moved = re.sub(r"\]\((?![a-z]+:|#)", "](../../", text)
+        (DOCS / "project" / f"{name}.md").write_text(moved, encoding="utf-8")
+
+    for name in PUBLIC:
+        below = sorted(other for other in PUBLIC if other.rpartition(".")[0] == name)
+        title = name.partition(".")[2] or "API reference"
+        lines = [title, "=" * len(title), "", f".. automodule:: {name}", "" if below else "   :members:", ""]
+        lines += [".. toctree::", "", *(f"   {other}" for other in below), ""] if below else []
+        (DOCS / "api" / f"{name}.rst").write_text("\n".join(lines), encoding="utf-8")
+
+
+def adapt_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Show an indented block after an empty line as written: a formula. What follows `Returns:` is text, not a type."""
+    for at in range(len(lines) - 1, 0, -1):
+        if lines[at - 1].strip() in ("Returns:", "Yields:"):
+            lines[at] = re.sub(r"(?=\S)", ": ", lines[at], count=1)  # an empty type: the signature has it
+        above = next((line for line in reversed(lines[:at]) if line), " ")
+        if lines[at].startswith("    ") and not lines[at - 1] and not above.startswith(" "):
+            lines[at:at] = ["::", ""]
+
+
+def hide_signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
+    """A Function is applied, not called: its constructor says nothing."""
+    return ("", None) if what == "class" and issubclass(obj, Function) else None
+
+
+def link_files(app: Any, doctree: nodes.document) -> None:
+    """Lead a link that leaves docs/ to the page of the module or room, or to the copy of a page of the root."""
+    folder = (DOCS / app.env.docname).parent
+    for node in [*doctree.findall(lambda node: isinstance(node, download_reference | pending_xref))]:
+        path = (folder / node["reftarget"]).resolve()
+        if dotted(path) in PUBLIC:
+            target = f"api/{dotted(path)}"
+        elif path.parent == ROOT and path.stem in ROOT_PAGES:
+            target = f"project/{path.stem}"
+        else:
+            continue
+        names = {name: node.get(name) for name in ("refdoc", "refexplicit", "reftargetid", "reftype")}
+        node.replace_self(pending_xref("", *node.children, refdomain="doc", reftarget=target, **names))
+
+
+def setup(app: Any) -> None:
+    """Connect the functions above."""
+    write_pages()
+    app.connect("autodoc-process-docstring", adapt_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", hide_signature)
+    app.connect("doctree-read", link_files, priority=400)  # before files to download are copied

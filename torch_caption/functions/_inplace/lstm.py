@@ -1,0 +1,88 @@
+"""The step of `lstm` and its loops over time, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..packing import Steps, first_step, zip_steps
+from .tanh import tanh_, tanh_slope
+
+
+def step_(ifo: Tensor, gates: Sequence[Tensor], prev_c: Tensor, h: Tensor, c: Tensor, tanh_c: Tensor) -> None:
+    """`step` in place, for training and for inference: next_h and next_c (n, H) are written to h and c.
+
+    ifo (n, 3H) and `gates` (n, H) each are views of the pre-activations, which the gates overwrite. tanh_c (n, H) holds
+    i * g until it takes tanh(next_c). Inference keeps no old state: it passes prev_c as c, each element of which is
+    read before it is written, and h as tanh_c, since the pre-activations already contain h Wh.
+    """
+    i, f, o, g = gates
+    ifo.sigmoid_()
+    tanh_(g)
+    torch.addcmul(torch.mul(i, g, out=tanh_c), f, prev_c, out=c)
+    torch.mul(o, tanh_(tanh_c.copy_(c)), out=h)
+
+
+def step_backward_(
+    dnext_h: Tensor,
+    dc: Tensor,
+    next_dprev_c: Tensor | None,
+    prev_c: Tensor,
+    gates: Tensor,
+    parts: Sequence[Tensor],
+    tanh_c: Tensor,
+    da: Tensor,
+    da_parts: Sequence[Tensor],
+) -> Tensor:
+    """`step_backward` in place: da (n, 4H) is written, dprev_c (n, H) returned.
+
+    Each factor of da is multiplied into the buffer of da itself, and dprev_c takes the buffer of dnext_c, which nothing
+    reads after it. `parts` and `da_parts` are the four parts of `gates` and `da`. `next_dprev_c` (m, H) is the dprev_c
+    of the next step, of the m rows that go on; None at the last step.
+    """
+    (i, f, o, g), (da_i, da_f, da_o, da_g) = parts, da_parts
+    dnext_c = torch.addcmul(dc, tanh_slope(tanh_c).mul_(o), dnext_h)
+    if next_dprev_c is not None:
+        dnext_c[: len(next_dprev_c)] += next_dprev_c
+    torch.addcmul(gates, gates, gates, value=-1, out=da)  # s (1 - s), for three of the gates
+    da_i.mul_(g).mul_(dnext_c)
+    da_f.mul_(prev_c).mul_(dnext_c)
+    da_o.mul_(tanh_c).mul_(dnext_h)
+    torch.mul(tanh_slope(g), i, out=da_g).mul_(dnext_c)
+    return dnext_c.mul_(f)
+
+
+def run_(
+    a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, steps: Steps, cache: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`_run` in place. The gates overwrite the pre-activations a (r, 4H), which no other tensor shares; the cache holds
+    them and tanh(c) for the backward."""
+    r, H = a.shape[0], h0.shape[1]
+    h, c, tanh_c = (a.new_empty(r, H) for _ in range(3))
+    prev_h, prev_c = h0, c0
+    ifo, (i, f, o, g) = a[:, : 3 * H], a.chunk(4, dim=1)
+    for a_t, ifo_t, i_t, f_t, o_t, g_t, h_t, c_t, tanh_c_t in zip_steps(steps, a, ifo, i, f, o, g, h, c, tanh_c):
+        n = len(a_t)
+        a_t.addmm_(prev_h[:n], Wh)
+        step_(ifo_t, (i_t, f_t, o_t, g_t), prev_c[:n], h_t, c_t, tanh_c_t)
+        prev_h, prev_c = h_t, c_t
+    cache.update(gates=a, tanh_c=tanh_c)
+    return h, c
+
+
+def through_time_(
+    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, steps: Steps, gates: Tensor, tanh_c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_through_time` in place. All steps write to one da; what comes back through time is added to a copy of dh, since
+    an incoming gradient must not change."""
+    da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
+    next_da, dprev_c = None, None
+    rows = zip_steps(steps, da, *da.chunk(4, 1), gates, *gates.chunk(4, 1), dh, dc, prev_c, tanh_c)
+    for da_t, *da_parts, gates_t, i, f, o, g, dh_t, dc_t, prev_c_t, tanh_c_t in reversed(rows):
+        if next_da is not None:
+            dh_t[: len(next_da)].addmm_(next_da, Wh.T)
+        dprev_c = step_backward_(dh_t, dc_t, dprev_c, prev_c_t, gates_t, (i, f, o, g), tanh_c_t, da_t, da_parts)
+        next_da = da_t
+    return da, first_step(prev_c, steps) if dprev_c is None else dprev_c
