@@ -1,4 +1,4 @@
-"""The documentation site: `sphinx-build -W docs build/docs`. The pages are the Markdown of docs/, which a code host shows too.
+"""The documentation site: `python -m sphinx -W docs build/docs`. Its pages are docs/*.md, as a code host shows them.
 
 Written at the start of a build, ignored by git: `api/`, a page for each public module, and `project/`, copies of the
 pages at the root of the repository.
@@ -11,6 +11,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.addnodes import download_reference, pending_xref
+from torch.autograd import Function
 
 from torch_caption import __version__
 
@@ -31,9 +32,16 @@ extensions = [
 exclude_patterns = ["images"]
 
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = project
 html_show_sourcelink = False
-html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+html_theme_options = {
+    "header_links_before_dropdown": 4,
+    "secondary_sidebar_items": ["page-toc"],
+    "show_prev_next": False,
+}
+html_sidebars = {"*": [], "notes/*": [], "project/*": []}  # only api/ has pages below its pages
 
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
@@ -41,8 +49,11 @@ myst_heading_anchors = 4
 # The Python blocks of the pages are no cells: tests/test_docs.py runs them. Notebooks are run here.
 nb_execution_raise_on_error = True
 
+highlight_language = "text"  # of formulas; Python on the pages says so
 default_role = "py:obj"  # `name` in a docstring: a link where the name is known, code elsewhere
+add_module_names = False
 autodoc_member_order = "bysource"
+autodoc_default_options = {"ignore-module-all": True}  # a name is documented in its own module alone
 autodoc_inherit_docstrings = False
 # Several names may share a line ("hand, auto: functions ..."): lists, not fields, which have one name each.
 napoleon_use_param = False
@@ -77,13 +88,18 @@ def write_pages() -> None:
 
 
 def adapt_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Show an indented block after an empty line, a formula or a drawing, as written. What follows `Returns:` is text."""
+    """Show an indented block after an empty line as written: a formula. What follows `Returns:` is text, not a type."""
     for at in range(len(lines) - 1, 0, -1):
         if lines[at - 1].strip() in ("Returns:", "Yields:"):
             lines[at] = re.sub(r"(?=\S)", ": ", lines[at], count=1)  # an empty type: the signature has it
         above = next((line for line in reversed(lines[:at]) if line), " ")
         if lines[at].startswith("    ") and not lines[at - 1] and not above.startswith(" "):
             lines[at:at] = ["::", ""]
+
+
+def hide_signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
+    """A Function is applied, not called: its constructor says nothing."""
+    return ("", None) if what == "class" and issubclass(obj, Function) else None
 
 
 def link_files(app: Any, doctree: nodes.document) -> None:
@@ -105,4 +121,5 @@ def setup(app: Any) -> None:
     """Connect the functions above."""
     write_pages()
     app.connect("autodoc-process-docstring", adapt_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", hide_signature)
     app.connect("doctree-read", link_files, priority=400)  # before files to download are copied

@@ -228,7 +228,7 @@ from torch_caption.training.trainer import fit
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
-    sys.exit(guarded(lambda: fit(train_config(sys.argv[1:]))))
+    sys.exit(guarded(lambda: fit(*train_config(sys.argv[1:]))))
 """
 SETTINGS = ["--hidden-dim", "16", "--wordvec-dim", "8", "--epochs", "1", "--lr", "0.01", "--batch-size", "5"]
 SETTINGS += ["--max-length", "6", "--device", "cpu", "--in-memory", "no"]
@@ -268,11 +268,11 @@ def test_training_with_spawned_workers_in_a_folder_of_an_odd_name(odd: Path) -> 
     """The weights are those of a run without workers, in this process."""
     out, _ = in_odd_surroundings(odd, "spawning.py", "--data", "tiny 🦊", "--workers", "2", *SETTINGS)
     assert "epoch 1/1" in out
-    (run,) = (path.parent for path in odd.glob("runs/*/best.pt"))
-    ours = checkpoints.load(run / "last.pt").weights
+    (run,) = (path.parent for path in odd.glob("runs/*/best.safetensors"))
+    ours = checkpoints.load(run / "last.safetensors").weights
     data = str(odd / "tiny 🦊")
-    theirs = fit(train_config(["--data", data, "--out", str(odd / "here"), "--no-tensorboard", *SETTINGS]))
-    expected = checkpoints.load(theirs / "last.pt").weights
+    theirs = fit(*train_config(["--data", data, "--out", str(odd / "here"), "--no-tensorboard", *SETTINGS]))
+    expected = checkpoints.load(theirs / "last.safetensors").weights
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], expected[name]) for name in ours)
 
@@ -280,7 +280,7 @@ def test_training_with_spawned_workers_in_a_folder_of_an_odd_name(odd: Path) -> 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_captions_that_the_terminal_cannot_show(odd: Path) -> None:
     if not (odd / "runs").exists():
-        fit(train_config(["--data", str(odd / "tiny 🦊"), "--out", str(odd / "runs"), "--no-tensorboard", *SETTINGS]))
+        fit(*train_config(["--data", str(odd / "tiny 🦊"), "--out", str(odd / "runs"), "--no-tensorboard", *SETTINGS]))
     files = ["--json", "é 🦊.json", "--gallery", "é 🦊.png"]
     out, err = in_odd_surroundings(odd, str(ROOT / "sample.py"), "--split", "val", "--references", *files)
     assert "error" not in err

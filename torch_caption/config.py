@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
+from torch_caption.errors import ConfigError
 from torch_caption.io.files import at_home, from_home
 from torch_caption.io.text import flag_of, shown
 
@@ -24,10 +25,6 @@ LONGEST = 1000
 """The most words of a caption."""
 OF_THE_MACHINE = ("out", "init_from", "resume", "in_memory", "workers", "threads", "device")
 """What says nothing about the model."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names its flag and value."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +177,11 @@ class TrainConfig:
     def highest_lr(self) -> float:
         """`lr`, or what suits the objective."""
         return LEARNING_RATES[self.objective] if self.lr is None else self.lr
+
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of `CaptioningRNN` that are settings: all but the vocabulary and `input_dim`."""
+        names = ("wordvec_dim", "hidden_dim", "cell_type", "gradients", "dropout", "label_smoothing", "tied")
+        return {name: getattr(self, name) for name in names}
 
     def plain(self) -> dict[str, Any]:
         """The settings as plain values, for a checkpoint."""

@@ -1,45 +1,51 @@
-"""Checkpoints: what goes in comes out, and nothing else does."""
+"""Checkpoints: what goes in comes out, and nothing else is taken."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
+import json
 import pickle
 import random
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import safetensors.torch
 import torch
 
-from tests.helpers.saved_checkpoint import MODEL, WORDS, make, plain, write
-from torch_caption.checkpoints import checksum as seal
+from tests.helpers.saved_checkpoint import CONFIG, WORDS, D, forged, framed, make, sealed
+from torch_caption.checkpoints import checksum
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import CheckpointError
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.errors import CheckpointError
 from torch_caption.io import files
 from torch_caption.io.exits import Stopped
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    checkpoints.save(tmp_path / "last.pt", make())
-    return tmp_path / "last.pt"
+    checkpoints.save(tmp_path / "last.safetensors", make())
+    return tmp_path / "last.safetensors"
 
 
-def refusal(path: Path) -> str:
-    """The one line that refuses the file."""
+def refusal(path: Path, data: bytes | None = None) -> str:
+    """The one line that refuses the file, with these bytes if they are given; without the path."""
+    if data is not None:
+        path.write_bytes(data)
     with pytest.raises(CheckpointError) as refused:
         checkpoints.load(path)
     message = str(refused.value)
-    assert str(path) in message
+    assert message.startswith(f"{path}: ")
     assert "\n" not in message
-    return message
+    assert len(message) < 400 + len(str(path))
+    return message.removeprefix(f"{path}: ")
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
@@ -48,9 +54,6 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert ours.keys() == theirs.keys()
         for key in ours:
             assert_same(ours[key], theirs[key])
-    elif isinstance(ours, list):
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
     elif isinstance(ours, torch.Tensor):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
@@ -58,73 +61,122 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
+# What goes in comes out ----------------------------------------------------------------------------------------------
+
+
 def test_what_goes_in_comes_out(saved: Path) -> None:
     assert_same(vars(checkpoints.load(saved)), vars(make()))
-    assert torch.load(saved, weights_only=True)["format"] == checkpoints.FORMAT
-    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+    assert [path.name for path in saved.parent.iterdir()] == ["last.safetensors"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_model_is_built_with_its_weights(tmp_path: Path, dtype: torch.dtype) -> None:
-    weights = {name: weight.to(dtype) for name, weight in make().weights.items()}
-    checkpoints.save(tmp_path / "best.pt", make(weights=weights))
-    model = checkpoints.build_model(checkpoints.load(tmp_path / "best.pt"))
+def test_the_same_content_is_the_same_file(saved: Path) -> None:
+    """The safetensors library itself writes its metadata in any order."""
+    first = saved.read_bytes()
+    checkpoints.save(saved, checkpoints.load(saved))
+    assert saved.read_bytes() == first
+
+
+def test_headers_of_any_length(tmp_path: Path) -> None:
+    """The first byte of some is also that of a pickle."""
+    path, first = tmp_path / "x.safetensors", set()
+    for more in range(0, 256, 8):
+        checkpoints.save(path, make(data={"train": "x" * more}))
+        first.add(path.read_bytes()[0])
+        assert checkpoints.load(path).data == {"train": "x" * more}
+    assert 0x80 in first
+
+
+def test_floats_come_out_to_the_bit(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    numbers = [rng.uniform(-1, 1) * 10.0 ** rng.randrange(-300, 300) for _ in range(500)] + [-0.0, 5e-324, 2**53 + 1]
+    path = tmp_path / "x.safetensors"
+    checkpoints.save(path, make(progress={"sums": numbers}, config=dataclasses.replace(CONFIG, lr=0.1 + 0.2)))
+    found = checkpoints.load(path)
+    assert list(map(repr, found.progress["sums"])) == list(map(repr, numbers))
+    assert found.config.lr == 0.1 + 0.2
+
+
+@pytest.mark.parametrize("dtype", checksum.DTYPES)
+def test_tensors_of_every_dtype_and_layout(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A view or an expanded tensor is written as what it holds, and comes out in memory of its own, aligned."""
+    base = torch.arange(60).to(dtype)
+    arrays = {"part": base[1:4], "turned": base[:6].view(2, 3).T, "wide": base[:1].expand(5), "one": base[7]}
+    arrays |= {"none": base[:0], "planes": base.view(3, 4, 5)[:, ::2]}
+    checkpoints.save(tmp_path / "x.safetensors", make(manifest=arrays))
+    found = checkpoints.load(tmp_path / "x.safetensors")
+    assert_same(found.manifest, arrays)
+    assert {x.data_ptr() % 64 for x in [*found.weights.values(), *found.manifest.values()]} == {0}
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in found.manifest.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_model_is_built_with_its_weights(tmp_path: Path, dtype: str) -> None:
+    weights = {name: weight.to(getattr(torch, dtype)) for name, weight in make().weights.items()}
+    config = dataclasses.replace(CONFIG, dtype=dtype)
+    path = tmp_path / "best.safetensors"
+    checkpoints.save(path, checkpoints.Checkpoint(weights, config, WORDS, {}, D))
+    model = checkpoints.build_model(checkpoints.load(path))
     assert_same(dict(model.state_dict()), weights)
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
-    loss = model(torch.randn(2, 3, dtype=dtype), torch.tensor([[1, 4, 2], [1, 5, 2]]))
-    loss.backward()
+    features = torch.randn(2, D, dtype=getattr(torch, dtype))
+    model(features, torch.tensor([[1, 4, 2], [1, 5, 2]])).backward()
     assert model.Wh.grad.norm() > 0
 
 
-def test_a_failed_save_leaves_the_previous_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = saved.read_bytes()
+def test_what_is_for_others_says_nothing_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint to resume from keeps the settings as they were given."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    config = dataclasses.replace(CONFIG, data=str(tmp_path / "coco"), out=Path("private"), init_from=Path("x"))
+    for random_state, shared in ((make().random, False), ({}, True)):
+        checkpoints.save(tmp_path / "x.safetensors", make(config=config, random=random_state))
+        with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+            settings = json.loads(file.metadata()["config"])
+        assert ("private" in str(settings)) is not shared
+        assert settings["data"] == ("~/coco" if shared else str(tmp_path / "coco"))
+        assert settings.get("init_from") == (None if shared else "x")
 
-    def cut_short(content: Any, file: Any) -> None:
-        file.write(b"PK\x03\x04")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nframe #0")
 
-    monkeypatch.setattr(torch, "save", cut_short)
-    with pytest.raises(OSError, match=r"last\.pt: could not be written: \[enforce fail .* vs 0; it takes 7\.\d kB$"):
-        checkpoints.save(saved, make())
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+# Saving --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped(signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_in_the_middle_of_a_save_is_told_as_such(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, stop: KeyboardInterrupt
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped(signal.SIGTERM), OSError(errno.EIO, "I/O error")])
+@pytest.mark.parametrize("written", [0, 1, 20, 2000])
+def test_a_save_that_fails_leaves_the_checkpoint_before(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, written: int
 ) -> None:
-    """Whichever write it finds: torch's writer would tell of a file that is too short."""
-    before, real = saved.read_bytes(), seal.Sealing.write
-    left = 0  # writes until the signal
+    before, real = saved.read_bytes(), files.replace
 
-    def write(sealing: seal.Sealing, data: Any) -> int:
-        nonlocal left
-        left -= 1
-        if left == 0:
+    def stopped(path: Path, write: Any, **options: Any) -> None:
+        def part(file: BinaryIO) -> None:
+            whole = io.BytesIO()
+            write(whole)
+            file.write(whole.getvalue()[:written])
             raise stop
-        return real(sealing, data)
 
-    monkeypatch.setattr(seal.Sealing, "write", write)
-    left = 1000
-    checkpoints.save(saved, make(), keep=False)
+        real(path, part, **options)
+
+    monkeypatch.setattr(files, "replace", stopped)
+    with pytest.raises(type(stop)) as raised:
+        checkpoints.save(saved, make())
+    assert raised.value is stop or str(raised.value).startswith(f"{saved}: could not be written: I/O error; it takes ")
     assert saved.read_bytes() == before
-    writes = 1000 - left
-    assert writes > 20
-    for place in range(1, writes + 1):
-        left = place
-        with pytest.raises(KeyboardInterrupt) as stopped:
-            checkpoints.save(saved, make())
-        assert stopped.value is stop
-        assert saved.read_bytes() == before
-        assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+    assert [path.name for path in saved.parent.iterdir()] == ["last.safetensors"]
+
+
+def test_a_full_disk_is_reported_with_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "replace", full)
+    with pytest.raises(OSError, match=r"x\.st: could not be written: No space left on device; it takes \d+\.\d kB$"):
+        checkpoints.save(tmp_path / "x.st", make())
 
 
 def test_the_one_before_is_kept(saved: Path) -> None:
     before = saved.read_bytes()
     checkpoints.save(saved, make(progress={"step": 2}))
-    assert sorted(path.name for path in saved.parent.iterdir()) == ["last.previous.pt", "last.pt"]
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["last.previous.safetensors", "last.safetensors"]
     assert checkpoints.previous(saved).read_bytes() == before
     checkpoints.save(saved, make(progress={"step": 3}))
     assert checkpoints.load(saved).progress == {"step": 3}
@@ -134,7 +186,7 @@ def test_the_one_before_is_kept(saved: Path) -> None:
     assert checkpoints.load(checkpoints.previous(saved)).progress == {"step": 2}
 
 
-def test_what_is_damaged_takes_no_whole_ones_place(saved: Path) -> None:
+def test_a_damaged_checkpoint_does_not_replace_a_whole_one(saved: Path) -> None:
     checkpoints.save(saved, make(progress={"step": 2}))
     saved.write_bytes(saved.read_bytes()[:-1])
     whole = checkpoints.previous(saved).read_bytes()
@@ -143,64 +195,122 @@ def test_what_is_damaged_takes_no_whole_ones_place(saved: Path) -> None:
     assert checkpoints.load(saved).progress == {"step": 3}
 
 
-def test_the_latest_that_can_be_used(saved: Path) -> None:
-    checkpoints.save(saved, make(progress={"step": 2}))
-    checkpoints.save(saved, make(progress={"step": 3}))
-    found, path, warning = checkpoints.load_latest(saved)
-    assert (found.progress["step"], path, warning) == (3, saved, None)
-    saved.write_bytes(saved.read_bytes()[:-1])
-    found, path, warning = checkpoints.load_latest(saved)
-    before = checkpoints.previous(saved)
-    assert (found.progress["step"], path) == (2, before)
-    assert warning == (
-        f"{saved}: cut short, damaged or not a checkpoint; taking the one before it, {before}, which is of step 2"
-    )
-    saved.unlink()
-    found, path, warning = checkpoints.load_latest(saved)
-    assert (found.progress["step"], path) == (2, before)
-    assert "there is no such checkpoint; taking" in str(warning)
-    before.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no such checkpoint; nor can the one before it be used: .*: cut short"):
-        checkpoints.load_latest(saved)
-    before.unlink()
-    with pytest.raises(CheckpointError, match=r"no such checkpoint$"):
-        checkpoints.load_latest(saved)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["weights", "average", "optimizer", "manifest"])
+def test_numbers_that_are_not_finite_are_not_saved(saved: Path, part: str, value: float) -> None:
+    """So the last good checkpoint stays."""
+    before, made = saved.read_bytes(), make()
+    name = {"weights": "Wx", "average": "average/Wx", "optimizer": "optimizer/Wx/exp_avg"}.get(part, "manifest/x")
+    made.manifest["x"] = torch.ones(2)
+    getattr(made, part)[name.removeprefix(f"{part}/")].view(-1)[-1] = value
+    with pytest.raises(checkpoints.NonFiniteTensor, match=rf"not saved: the tensor '{name}' holds NaN or infinity$"):
+        checkpoints.save(saved, made)
+    assert saved.read_bytes() == before
 
 
-@pytest.mark.parametrize("strange", [Path("x"), {1, 2}, object(), lambda: 0], ids=["path", "set", "object", "function"])
-def test_only_tensors_and_plain_values_are_saved(tmp_path: Path, strange: object) -> None:
-    with pytest.raises(CheckpointError, match=r"config\['deep'\]\[0\] is a \w+: a checkpoint holds tensors and plain"):
-        checkpoints.save(tmp_path / "last.pt", make(config={"deep": [strange]}))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"manifest": {"x": [torch.ones(1)]}}, "not JSON serializable"),
+        ({"manifest": {"x": float("inf")}}, "not JSON compliant"),
+        ({"manifest": {"x": Path("x")}}, "not JSON serializable"),
+        ({"manifest": {"x": torch.ones(2).to_sparse()}}, "'manifest/x' is of torch.float32 and torch.sparse_coo"),
+        ({"manifest": {"x": torch.ones(2, dtype=torch.complex64)}}, "'manifest/x' is of torch.complex64"),
+        ({"progress": {"step": object()}}, "not JSON serializable"),
+        ({"words": [*WORDS, "x" * 2**23]}, "its header would have"),
+    ],
+    ids=repr,
+)
+def test_only_what_is_read_is_saved(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"x\.safetensors: not saved: .*{re.escape(words)}"):
+        checkpoints.save(tmp_path / "x.safetensors", make(**changes))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("key", [None, True, 1.5, (1, 2)])
-def test_only_plain_keys_are_saved(tmp_path: Path, key: object) -> None:
-    with pytest.raises(CheckpointError, match=r"config\['deep'\] has the key .*: keys are strings and whole numbers"):
-        checkpoints.save(tmp_path / "last.pt", make(config={"deep": {key: 1}}))
+def test_values_within_values_are_neither_saved_nor_read(tmp_path: Path) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(40):
+        deep = {"a": deep}
+    with pytest.raises(CheckpointError, match="nested more than 32 levels"):
+        checkpoints.save(tmp_path / "x.safetensors", make(manifest=deep))
+    assert "nested more than 32 levels" in refusal(
+        tmp_path / "x.safetensors", forged(metadata={"manifest": deep}, manifest={})
+    )
+    text = '{"a":' * 100_000 + "1" + "}" * 100_000
+    assert "nested too deep" in refusal(tmp_path / "x.safetensors", forged(metadata={"manifest": text}))
+
+
+def test_what_is_too_large_is_neither_read_nor_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "SIZE_LIMIT", 10_000)
+    assert re.fullmatch(r"1\d\.\d kB; at most 10\.0 kB are read", refusal(saved))
+    with pytest.raises(CheckpointError, match=r"not saved: 1\d\.\d kB; at most 10\.0 kB are written"):
+        checkpoints.save(saved, make())
+
+
+# Finding -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_that_can_be_used(saved: Path) -> None:
+    checkpoints.save(saved, make(progress={"step": 2}))
+    checkpoints.save(saved, make(progress={"step": 3}))
+    found = checkpoints.find_latest(saved)
+    assert (found.checkpoint.progress["step"], found.path, found.warning) == (3, saved, None)
+    saved.write_bytes(saved.read_bytes()[:-1])
+    found = checkpoints.find_latest(saved)
+    before = checkpoints.previous(saved)
+    assert (found.checkpoint.progress["step"], found.path) == (2, before)
+    assert found.warning == (
+        f"{saved}: truncated or damaged: the SHA-256 of its bytes is not the one in its header; using the one before "
+        f"it, {before}, of step 2"
+    )
+    saved.unlink()
+    found = checkpoints.find_latest(saved)
+    assert (found.checkpoint.progress["step"], found.path) == (2, before)
+    assert "there is no such checkpoint; using" in str(found.warning)
+    before.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no such checkpoint; nor can the one before it be used: .*: truncated"):
+        checkpoints.find_latest(saved)
+    before.unlink()
+    with pytest.raises(CheckpointError, match=r"no such checkpoint$"):
+        checkpoints.find_latest(saved)
+
+
+def test_a_file_that_is_replaced_is_noticed(saved: Path) -> None:
+    found = checkpoints.find(saved)
+    assert found.is_current()
+    checkpoints.save(saved, make())
+    assert not found.is_current()
+    saved.unlink()
+    assert not found.is_current()
 
 
 def test_missing(tmp_path: Path) -> None:
-    assert "there is no such checkpoint" in refusal(tmp_path / "none.pt")
-    assert "there is no such checkpoint" in refusal(tmp_path)
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        assert refusal(path) == "there is no such checkpoint"
 
 
-def test_cut_short_anywhere(saved: Path) -> None:
+# What is refused -----------------------------------------------------------------------------------------------------
+
+
+def test_truncated_anywhere(saved: Path) -> None:
     whole = saved.read_bytes()
-    ends = {0, 1, 3, 4, 64, len(whole) - 1, len(whole) - 22, *range(5, len(whole), len(whole) // 60)}
-    for end in ends:
-        saved.write_bytes(whole[:end])
-        assert "cut short, damaged or not a checkpoint" in refusal(saved)
+    for end in {0, 1, 8, 34, 35, 98, 99, len(whole) - 1, *range(5, len(whole), len(whole) // 60)}:
+        assert refusal(saved, whole[:end]).startswith("truncated")
+        assert not checksum.is_whole(saved)
 
 
 def test_a_flipped_byte_is_refused(saved: Path) -> None:
     whole = saved.read_bytes()
     rng = random.Random(0)
-    for place in rng.sample(range(len(whole)), 200):
+    for place in [*range(100), *rng.sample(range(len(whole)), 200)]:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << rng.randrange(8)
-        saved.write_bytes(flipped)
-        assert re.search("damaged", refusal(saved))
+        assert "damaged" in refusal(saved, bytes(flipped))
+        assert not checksum.is_whole(saved)
+    saved.write_bytes(whole)
+    assert checksum.is_whole(saved)
+    assert not checksum.is_whole(saved.with_name("none.safetensors"))
+    assert not checksum.is_whole(saved.parent)
 
 
 class Evil:
@@ -211,100 +321,199 @@ class Evil:
         return Path.touch, (self.target,)
 
 
-def test_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
-    target = tmp_path / "touched"
-    evil = write(tmp_path / "evil.pt", plain(make(), config=Evil(target)))
-    assert "refused, for it holds more than tensors and plain values: '__builtin__.getattr'" in refusal(evil)
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(target)))
-    assert "not a checkpoint" in refusal(tmp_path / "plain.pt")
-    torch.save(Evil(target), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert "not a checkpoint" in refusal(tmp_path / "old.pt")
+@pytest.mark.parametrize("name", ["evil.pt", "evil.safetensors"])
+def test_no_pickle_is_opened(tmp_path: Path, name: str) -> None:
+    target, path = tmp_path / "touched", tmp_path / name
+    for new in (True, False):
+        torch.save(Evil(target), path, _use_new_zipfile_serialization=new)
+        assert refusal(path) == (
+            "a file of torch.save, or another archive or pickle, which can hold code and is not opened; a checkpoint "
+            "is a safetensors file, such as best.safetensors"
+        )
+    assert "is not opened" in refusal(path, pickle.dumps(Evil(target)))
     assert not target.exists()
-    pickle.loads((tmp_path / "plain.pt").read_bytes())
+    pickle.loads(path.read_bytes())
     assert target.exists()  # it would have run
 
 
-def test_a_file_of_version_1(tmp_path: Path) -> None:
-    path = tmp_path / "old.pt"
-    torch.save(plain(make(), version=1), path)
-    assert f"version 1, which has no checksum; `python -m torch_caption convert {path} NEW.pt`" in refusal(path)
-    assert_same(vars(checkpoints.load(path, unsealed=True)), vars(make()))
-    whole = path.read_bytes()
-    weight = make().weights["Wx"].numpy().tobytes()
-    for place, message in (
-        (whole.index(b"circle"), "no sound archive"),
-        (whole.index(weight), "damaged at its record"),
-    ):
-        old = bytearray(whole)
-        old[place] ^= 1
-        path.write_bytes(old)
-        with pytest.raises(CheckpointError, match=message):
-            checkpoints.load(path, unsealed=True)
+def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    message = "truncated, damaged or not a checkpoint of torch_caption"
+    assert refusal(path, safetensors.torch.save(make().weights)) == message
+    assert refusal(path, safetensors.torch.save(make().weights, {"format": "pt"})) == message
+    assert refusal(path, forged(metadata={"kind": None})) == "not a checkpoint of torch_caption"
+    assert refusal(path, forged(metadata={"version": "7", "library": "9.9"})).startswith(
+        "of format version '7', written by torch_caption '9.9'; this is torch_caption"
+    )
+
+
+F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("header", "body", "words"),
     [
-        ([1, 2], "not a checkpoint of torch_caption"),
-        ({"weights": {}}, "not a checkpoint of torch_caption"),
-        ({"version": 3, "library": "9.9"}, "a checkpoint of format version 3 (torch_caption '9.9')"),
-        ({"optimizer": 3}, "optimizer is missing"),
-        ({"words": None}, "words is missing"),
-        ({"words": ["a", 3]}, "3 in its vocabulary is no word"),
-        ({"weights": {"Wx": 1.0}}, "the weight 'Wx' is no tensor"),
-        ({"average": {"Wx": 1.0}}, "the weight 'Wx' is no tensor"),
-        ({"average": [1]}, "average is missing"),
-        ({"weights": {"Wx": torch.ones(2, dtype=torch.int64)}}, "the weight 'Wx' is of dtype torch.int64"),
-        ({"weights": {"a": torch.ones(2), "b": torch.ones(2).double()}}, "the weight 'b' is of dtype torch.float64"),
-        ({"words": [*WORDS, "a"]}, "the word 'a' has two ids"),
-        ({"config": {"max_length": "x"}}, "the saved setting of --max-length cannot be 'x'"),
+        ({"W": F32 | {"shape": [10**12]}}, 4, "not a valid safetensors file"),
+        ({"W": F32 | {"shape": [2**62, 4]}}, 4, "not a valid safetensors file"),
+        ({"W": F32 | {"shape": [-1]}}, 4, "not a valid safetensors file"),
+        ({"W": F32 | {"data_offsets": [0, 2**60]}}, 4, "not a valid safetensors file"),
+        ({"W": F32 | {"data_offsets": [4, 8]}}, 8, "not a valid safetensors file"),
+        ({"W": F32 | {"data_offsets": [4, 0]}}, 4, "not a valid safetensors file"),
+        ({"W": F32, "V": F32}, 4, "not a valid safetensors file"),  # in the same bytes
+        ({"W": F32, "V": F32 | {"data_offsets": [2, 6]}}, 6, "not a valid safetensors file"),
+        ({"W": F32}, 8, "not a valid safetensors file"),  # and bytes that belong to nothing
+        ({"W": F32 | {"dtype": "X9"}}, 4, "not a valid safetensors file"),
+        ({"W": 3}, 4, "not a valid safetensors file"),
+        ({"__metadata__": {"kind": 3}}, 0, "not a valid safetensors file"),
+        (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'"},"W":{},"W":{}}', 0, "has the key 'W' twice"),
+        (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'","kind":"a","kind":"b"}}', 0, "has the key 'kind' twice"),
+        (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'"},"__metadata__":{}}', 0, "has the key '__metadata__' twice"),
+        (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'"},"a":' + b"[" * 100_000, 0, "nested too deep"),
+        (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'"}', 0, "not JSON"),
+        (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'"},"\xff":1}', 0, "utf-8"),
+        (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'"}}' + b" " * 2**23, 0, "its header has 8,388,"),
     ],
+    ids=lambda value: repr(value)[:60],
 )
-def test_other_content(tmp_path: Path, content: Any, words: str) -> None:
-    if isinstance(content, dict) and content != {"weights": {}}:
-        write(tmp_path / "other.pt", plain(make(), **content))
-    else:
-        write(tmp_path / "other.pt", content)
-    assert words in refusal(tmp_path / "other.pt")
+def test_headers_that_lie(tmp_path: Path, header: bytes | Mapping[str, Any], body: int, words: str) -> None:
+    assert words in refusal(tmp_path / "x.safetensors", framed(header, bytes(body)))
+
+
+@pytest.mark.parametrize("length", [0, 20, 2**23, 2**40, 2**63, 2**64 - 1])
+def test_a_header_of_another_length(saved: Path, length: int) -> None:
+    changed = sealed(length.to_bytes(8, "little") + saved.read_bytes()[8:])
+    assert re.search("its header|not JSON|not a valid", refusal(saved, changed))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"Wx": torch.ones(4, 5).double()}, "the tensor 'Wx' is of torch.float64, not torch.float32"),
+        ({"Wx": torch.ones(4, 5, dtype=torch.int64)}, "the tensor 'Wx' is of torch.int64, not torch.float32"),
+        ({"Wx": torch.full((4, 5), float("nan"))}, "the tensor 'Wx' holds NaN or infinity"),
+        ({"manifest/x": torch.tensor([float("inf")])}, "the tensor 'manifest/x' holds NaN or infinity"),
+        ({"average/Wx": None}, "the tensor 'average/Wx' is missing"),
+        ({"average/Wx": torch.ones(5, 4)}, "the tensor 'average/Wx' has shape (5, 4), not (4, 5)"),
+        ({"average/more": torch.ones(2)}, "unknown tensor 'average/more'"),
+        ({"optimizer/Wx/exp_avg": None}, "the tensor 'optimizer/Wx/exp_avg' is missing"),
+        ({"optimizer/Wx/step": None}, "the tensor 'optimizer/Wx/step' is missing"),
+        ({"optimizer/Wx/step": torch.ones(2)}, "the tensor 'optimizer/Wx/step' has shape (2,), not ()"),
+        ({"optimizer/Wx/step": torch.ones((), dtype=torch.int64)}, "the tensor 'optimizer/Wx/step' is of torch.int64"),
+        ({"optimizer/Wx/exp_avg_sq": torch.ones(2)}, "the tensor 'optimizer/Wx/exp_avg_sq' has shape (2,), not (4, 5)"),
+        ({"optimizer/Wx/exp_avg": torch.ones(4, 5).half()}, "the tensor 'optimizer/Wx/exp_avg' is of torch.float16"),
+        ({"optimizer/x": torch.ones(2)}, "unknown tensor 'optimizer/x'"),
+        ({"random/0/torch": torch.ones(3)}, "the tensor 'random/0/torch' is of torch.float32, not torch.uint8"),
+        ({"random/0/torch": None, "random/1/cuda": torch.ones(3).byte()}, "unknown tensor 'random/1/cuda'"),
+        ({"random/x": torch.ones(3).byte()}, "unknown tensor 'random/x'"),
+        ({"other/x": torch.ones(2)}, "unknown tensor 'other/x'"),
+        ({"manifest/a/b/c": torch.ones(2)}, "its manifest has no place for the tensor 'manifest/a/b/c'"),
+        ({"manifest/encoder": torch.ones(2)}, "its manifest has no place for the tensor 'manifest/encoder'"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_tensors_that_do_not_belong(tmp_path: Path, tensors: dict[str, torch.Tensor | None], words: str) -> None:
+    assert words in refusal(tmp_path / "x.safetensors", forged(tensors))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"words": None}, "its metadata lack 'words'"),
+        ({"words": {}}, "its words is of type dict, not list"),
+        ({"words": ["a", 3]}, "the word of id 1 is 3, not a string"),
+        ({"words": [*WORDS, "a"]}, "the word 'a' has two ids"),
+        ({"words": WORDS[1:]}, "the vocabulary lacks <NULL>"),
+        ({"words": '["a", "a"'}, "its words: not JSON"),
+        ({"config": {"max_length": "x"}}, "the saved setting of --max-length cannot be 'x'"),
+        ({"config": '{"lr": NaN}'}, "its config: not JSON"),
+        ({"config": '{"lr": 1, "lr": 2}'}, "has the key 'lr' twice"),
+        ({"config": '{"max_length": ' + "9" * 5000 + "}"}, "its config: not JSON"),
+        ({"config": {"dtype": "float64"}}, "is of torch.float32, not torch.float64"),
+        ({"input_dim": True}, "its input_dim is of type bool, not int"),
+        ({"manifest": []}, "its manifest is of type list, not dict"),
+        ({"progress": 3}, "its progress is of type int, not dict"),
+        ({"data": "null"}, "its metadata lack 'data'"),
+    ],
+    ids=repr,
+)
+def test_metadata_that_cannot_be_used(tmp_path: Path, metadata: dict[str, Any], words: str) -> None:
+    assert words in refusal(tmp_path / "x.safetensors", forged(metadata=metadata))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.uint16, torch.uint64, torch.complex64], ids=str
+)
+@pytest.mark.parametrize("name", ["manifest/x", "Wx"])
+def test_tensors_of_other_dtypes_are_refused(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    """torch itself computes with some of them not at all."""
+    _, metadata = checkpoints._flat(make())
+    numbers = torch.ones(4).to(dtype)
+    plain = safetensors.torch.save({name: numbers}, {"sha256": "0" * 64, **metadata})
+    size = 8 + int.from_bytes(plain[:8], "little")
+    header = json.loads(plain[8:size])
+    assert re.search("dtype|not a valid|of torch", refusal(tmp_path / "x.safetensors", framed(header, plain[size:])))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": MODEL | {"hidden_dim": 10**9}}, "size mismatch"),
-        ({"model": MODEL | {"cell_type": "gru"}}, "gru"),
-        ({"model": MODEL | {"colour": 1}}, "colour"),
-        ({"model": MODEL | {"hidden_dim": "5"}}, "do not fit together"),
-        ({"words": WORDS[1:]}, "<NULL>"),
-        ({"words": [*WORDS, "a"]}, "two ids"),
-        ({"weights": {}}, "W_proj"),
+        ({"hidden_dim": 10**9}, "size mismatch"),
+        ({"hidden_dim": 6}, "size mismatch"),
+        ({"cell_type": "gru"}, "gru"),
+        ({"cell_type": "lstm"}, "size mismatch"),
+        ({"tied": True}, "W_vocab"),
+        ({"dropout": 1.5}, "dropout"),
     ],
 )
-def test_parts_that_do_not_fit_together(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(CheckpointError) as refused:
-        checkpoints.build_model(make(**changes), "x.pt")
-    message = str(refused.value)
-    assert message.startswith("x.pt: model, vocabulary and weights do not fit together")
-    assert words in message
-    assert "\n" not in message
+def test_settings_of_another_model(changes: dict[str, Any], words: str) -> None:
+    """They are found out before a model of them is made: a few bytes may ask for any size."""
+    made = make(config=dataclasses.replace(CONFIG, **changes))
+    with pytest.raises(CheckpointError, match=rf"^x: settings, vocabulary and weights do not fit .*{words}"):
+        checkpoints.build_model(made, "x")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"input_dim": 10**30}, {"input_dim": 0}, {"words": [*WORDS, "b"]}, {"weights": {}}], ids=repr
+)
+def test_parts_that_do_not_fit_together(changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"^x: settings, vocabulary and weights do not fit") as refused:
+        checkpoints.build_model(make(**changes), "x")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_verified_is_what_is_used(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that changes between the check and the use changes nothing: it is read once."""
+    other = saved.with_name("other.safetensors")
+    checkpoints.save(other, make(progress={"step": 99}))
+    digest = checksum._digest
+
+    def exchange(data: bytes, *more: memoryview) -> bytes:
+        other.replace(saved)
+        return digest(data, *more)
+
+    monkeypatch.setattr(checksum, "_digest", exchange)
+    assert checkpoints.load(saved).progress == make().progress
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("words", "width", "message"),
     [
         (WORDS, 3, None),
-        ([*WORDS, "blue"], 3, "x.pt: its vocabulary is not that of here: 7 words against 8"),
-        ([*WORDS[:5], "blue", "circle"], 3, "x.pt: its vocabulary is not that of here: word 5 is 'red' against 'blue'"),
-        (WORDS, 4, "x.pt: trained on features of width 3, but those of here have 4"),
+        ([*WORDS, "blue"], 3, "x: its vocabulary is not that of here: 7 words against 8"),
+        ([*WORDS[:5], "blue", "circle"], 3, "x: its vocabulary is not that of here: word 5 is 'red' against 'blue'"),
+        (WORDS, 4, "x: trained on features of width 3, but those of here have 4"),
     ],
 )
 def test_data_that_does_not_fit(words: list[str], width: int, message: str | None) -> None:
     vocabulary = Vocabulary(tuple(words))
     if message is None:
-        checkpoints.check_fits(make(), vocabulary, width, {}, path="x.pt", data="here")
+        checkpoints.check_fits(make(), vocabulary, width, {}, path="x", data="here")
         return
     with pytest.raises(CheckpointError) as refused:
-        checkpoints.check_fits(make(), vocabulary, width, {}, path="x.pt", data="here")
+        checkpoints.check_fits(make(), vocabulary, width, {}, path="x", data="here")
     assert str(refused.value) == message
 
 
@@ -341,194 +550,57 @@ RECIPE = {
 def test_features_that_were_made_otherwise(change: dict[str, Any], message: str | None) -> None:
     saved, vocabulary = make(manifest=RECIPE), Vocabulary(tuple(WORDS))
     if message is None:
-        checkpoints.check_fits(saved, vocabulary, 3, RECIPE | change, path="x.pt", data="here")
+        checkpoints.check_fits(saved, vocabulary, 3, RECIPE | change, path="x", data="here")
         return
     with pytest.raises(CheckpointError, match=message):
-        checkpoints.check_fits(saved, vocabulary, 3, RECIPE | change, path="x.pt", data="here")
+        checkpoints.check_fits(saved, vocabulary, 3, RECIPE | change, path="x", data="here")
 
 
-# What others read ----------------------------------------------------------------------------------------------------
-
-
-def test_weights_as_safetensors_caption_as_well(tmp_path: Path) -> None:
-    made = make(config={"max_length": 9, "data": "scenes"})
-    checkpoints.save_weights(tmp_path / "best.safetensors", made)
-    found = checkpoints.load(tmp_path / "best.safetensors")
-    for part in ("weights", "words", "config", "model", "manifest"):
-        assert_same(getattr(found, part), getattr(made, part))
-    assert found.optimizer is found.random is found.average is None
-    assert_same(dict(checkpoints.build_model(found).state_dict()), made.weights)
-    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
-
-
-def test_what_json_cannot_hold_is_not_saved_as_safetensors(tmp_path: Path) -> None:
-    for manifest in ({"x": [torch.ones(1)]}, {"x": float("inf")}):
-        with pytest.raises(CheckpointError, match=r"best\.safetensors: not saved: .*JSON"):
-            checkpoints.save_weights(tmp_path / "best.safetensors", make(manifest=manifest))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_safetensors_that_changed_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "best.safetensors"
-    checkpoints.save_weights(path, make())
-    whole = path.read_bytes()
-    for place in (len(whole) - 1, whole.index(b"circle"), whole.index(b'"sha256":"') + 12):
-        changed = bytearray(whole)
-        changed[place] ^= 1
-        path.write_bytes(changed)
-        assert refusal(path).endswith(": damaged: its content is not that of its checksum")
-
-
-def test_what_is_too_large_is_neither_read_nor_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "MOST_BYTES", 15_000)
-    assert re.search(r": 19\.\d kB; 15\.0 kB are the most that is read$", refusal(saved))
-    with pytest.raises(CheckpointError, match=r"not saved: \d+\.\d kB are more than 15\.0 kB"):
-        checkpoints.save(saved, make())
-
-
-def test_values_within_values_are_not_saved(tmp_path: Path) -> None:
-    deep: dict[str, Any] = {}
-    for _ in range(40):
-        deep = {"a": deep}
-    with pytest.raises(CheckpointError, match="more than 32 deep"):
-        checkpoints.save(tmp_path / "x.pt", make(manifest=deep))
-
-
-def test_the_reason_of_the_system_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's writer hides it behind an error of its own."""
-
-    class Full(io.BytesIO):
-        def write(self, data: Any) -> int:
-            if self.tell() + len(data) > 5000:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return super().write(data)
-
-    monkeypatch.setattr(files, "replace", lambda path, write, keep: write(Full()))
-    with pytest.raises(OSError, match=r"x\.pt: could not be written: No space left on device; it takes 7\.\d kB$"):
-        checkpoints.save(tmp_path / "x.pt", make())
-
-
-def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
-    safetensors.torch.save_file(make().weights, tmp_path / "other.safetensors")
-    assert "cut short, damaged or not weights of torch_caption" in refusal(tmp_path / "other.safetensors")
-    assert "there is no such checkpoint" in refusal(tmp_path / "none.safetensors")
-
-
-@pytest.mark.parametrize("place", ["manifest/x", "manifest/projection/mean", "Wx"])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.complex64])
-def test_tensors_of_dtypes_that_no_checkpoint_holds_are_refused(tmp_path: Path, dtype: torch.dtype, place: str) -> None:
-    """With the right checksum: torch itself computes with some of them not at all."""
-    path = tmp_path / "other.safetensors"
-    checkpoints.save_weights(path, make(manifest={"projection": {}}))
-    data = path.read_bytes()
-    with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = safetensors.torch.load(data) | {place: torch.ones(4).to(dtype)}
-    path.write_bytes(b"".join(seal.sealed_weights(safetensors.torch.save(tensors, metadata))))
-    assert f" is of dtype {dtype}" in refusal(path)
-
-
-def test_projections_of_any_dtype_are_compared(tmp_path: Path) -> None:
+def test_projections_of_any_dtype_are_compared() -> None:
     """torch does not subtract truth values."""
     mean = torch.tensor([True, False, True])
-    made = make(manifest={"projection": {"mean": mean}})
-    fits = {"path": "p", "data": "d"}
-    words = Vocabulary(tuple(WORDS))
-    checkpoints.check_fits(made, words, 3, {"projection": {"mean": mean.float()}}, **fits)
+    made, words = make(manifest={"projection": {"mean": mean}}), Vocabulary(tuple(WORDS))
+    checkpoints.check_fits(made, words, 3, {"projection": {"mean": mean.float()}}, path="p", data="d")
     with pytest.raises(CheckpointError, match="another projection"):
-        checkpoints.check_fits(made, words, 3, {"projection": {"mean": ~mean}}, **fits)
+        checkpoints.check_fits(made, words, 3, {"projection": {"mean": ~mean}}, path="p", data="d")
 
 
-READ_BY_TORCH = """
-import sys, torch
-sys.modules["safetensors"] = None
-content = torch.load(sys.argv[1], weights_only=True)
-print(content["format"], content["version"], content["words"], content["model"]["hidden_dim"])
-for name, weight in sorted(content["weights"].items()):
-    print(name, weight.numpy().tobytes().hex())
-"""
-READ_BY_SAFETENSORS = """
-import json, sys
-sys.modules["torch"] = sys.modules["torch_caption"] = None
+# Without this library ------------------------------------------------------------------------------------------------
+
+READ = """
+import hashlib, json, pathlib, sys
+sys.modules["torch_caption"] = None
 from safetensors import safe_open
-with safe_open(sys.argv[1], "numpy") as file:
+with safe_open(sys.argv[1], "pt") as file:
     metadata = file.metadata()
-    words, model = json.loads(metadata["words"]), json.loads(metadata["model"])
-    print(metadata["kind"], metadata["version"], words, model["hidden_dim"])
+    print(metadata["kind"], metadata["version"], json.loads(metadata["words"]), json.loads(metadata["config"])["lr"])
     for name in sorted(file.keys()):
-        if "/" not in name:
-            print(name, file.get_tensor(name).tobytes().hex())
+        print(name, file.get_tensor(name).numpy().tobytes().hex())
+whole, digits = pathlib.Path(sys.argv[1]).read_bytes(), metadata["sha256"].encode()
+print(hashlib.sha256(whole.replace(digits, b"0" * 64)).hexdigest() == metadata["sha256"])
 """
 
 
-@pytest.mark.parametrize(("program", "name"), [(READ_BY_TORCH, "best.pt"), (READ_BY_SAFETENSORS, "best.safetensors")])
-def test_a_file_is_read_without_us_to_the_bit(tmp_path: Path, program: str, name: str) -> None:
-    write = checkpoints.save_weights if name.endswith("safetensors") else checkpoints.save
-    write(tmp_path / name, make())
-    command = [sys.executable, "-W", "error", "-c", program, str(tmp_path / name)]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
+def test_a_file_is_read_with_torch_and_safetensors_alone_to_the_bit(saved: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", READ, str(saved)]
+    ran = subprocess.run(command, cwd=saved.parent, capture_output=True, text=True, encoding="utf-8", check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
-    weights = sorted(make().weights.items())
-    lines = [f"{name} {weight.numpy().tobytes().hex()}" for name, weight in weights]
-    assert ran.stdout.splitlines() == [f"torch_caption checkpoint 2 {WORDS} 5", *lines]
+    tensors, _ = checkpoints._flat(make())
+    lines = [f"{name} {tensor.numpy().tobytes().hex()}" for name, tensor in sorted(tensors.items())]
+    assert {"Wx", "average/Wx", "optimizer/Wx/exp_avg", "random/0/torch", "manifest/projection/mean"} <= tensors.keys()
+    assert ran.stdout.splitlines() == [f"torch_caption checkpoint 1 {WORDS} 0.001", *lines, "True"]
 
 
-def test_a_fresh_process_opens_it_with_the_library(tmp_path: Path) -> None:
-    checkpoints.save(tmp_path / "last.pt", make())
+def test_a_fresh_process_opens_it_with_the_library(saved: Path) -> None:
     program = (
         "import sys\n"
-        "from torch_caption import checkpoint\n"
-        "saved = checkpoint.load(sys.argv[1])\n"
-        "model = checkpoint.build_model(saved)\n"
+        "from torch_caption.checkpoints import format as checkpoints\n"
+        "saved = checkpoints.load(sys.argv[1])\n"
+        "model = checkpoints.build_model(saved)\n"
         "print(model.W_proj.detach().numpy().tobytes().hex(), saved.progress)\n"
     )
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", program, str(tmp_path / "last.pt")]
+    command = [sys.executable, "-c", program, str(saved)]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8", check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == f"{make().weights['W_proj'].numpy().tobytes().hex()} {make().progress}\n"
-
-
-def test_numbers_that_are_none_are_not_saved(saved: Path) -> None:
-    """So the last good checkpoint stays."""
-    before = saved.read_bytes()
-    for value in (float("nan"), float("inf")):
-        made = make()
-        made.weights["Wx"][1, 2] = value
-        for save in (checkpoints.save, checkpoints.save_weights):
-            with pytest.raises(CheckpointError, match=r"not saved: weights\['Wx'\] holds a number that is not finite"):
-                save(saved, made)
-    assert saved.read_bytes() == before
-
-
-def test_what_is_saved_has_storages_of_its_own(tmp_path: Path) -> None:
-    """Views, expanded and shared tensors are written as what they hold, and nothing more of their storage."""
-    base = torch.arange(1000.0)
-    shared = torch.ones(3)
-    manifest = {"part": base[:4], "turned": base[:6].view(2, 3).T, "wide": base[:1].expand(5), "a": shared, "b": shared}
-    pair = (0.9, 0.999)
-    checkpoints.save(tmp_path / "x.pt", make(manifest=manifest, config={"a": pair, "b": pair}, random=None))
-    found = checkpoints.load(tmp_path / "x.pt")
-    assert_same(found.manifest, manifest)
-    assert found.config == {"a": pair, "b": pair}
-    assert (tmp_path / "x.pt").stat().st_size < 20_000
-
-
-@pytest.mark.parametrize("strange", [torch.ones(2).to_sparse(), torch.ones(2, dtype=torch.complex64)])
-def test_tensors_of_other_kinds_are_not_saved(tmp_path: Path, strange: torch.Tensor) -> None:
-    with pytest.raises(CheckpointError, match=r"manifest\['x'\] is a Tensor"):
-        checkpoints.save(tmp_path / "x.pt", make(manifest={"x": strange}))
-
-
-def test_what_is_verified_is_what_is_used(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that changes between the check and the use changes nothing: it is read once."""
-    other = saved.with_name("other.pt")
-    checkpoints.save(other, make(progress={"step": 99}))
-    verified = seal.archive_is_whole
-
-    def exchange(data: bytes) -> bool:
-        other.replace(saved)
-        return verified(data)
-
-    monkeypatch.setattr(seal, "archive_is_whole", exchange)
-    assert checkpoints.load(saved).progress == make().progress

@@ -18,6 +18,7 @@ import h5py
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from tests.helpers.tiny_data import write_tiny
 from torch_caption import plots
@@ -86,10 +87,10 @@ def test_train_says_what_it_does_and_where_everything_is(trained: tuple[Path, st
     pattern = r"epoch 1/8   train \d\.\d{3}   val \d\.\d{3} nats per word   BLEU-4 \S+   CIDEr \S+   \d+ s   best"
     assert re.fullmatch(pattern, epochs[0])
     assert {path.name for path in run.iterdir()} == {
-        "best.pt", "best.safetensors", "last.pt", "last.previous.pt", "metrics.jsonl", "loss.png", "gallery.png",
+        "best.safetensors", "last.safetensors", "last.previous.safetensors", "metrics.jsonl", "loss.png", "gallery.png",
         "lock", "tensorboard",
     }  # fmt: skip
-    for name in ("best.pt", "loss.png", "gallery.png"):
+    for name in ("best.safetensors", "loss.png", "gallery.png"):
         assert str(Path("runs") / "tiny-lstm-1" / name) in out
     for name in ("loss.png", "gallery.png"):
         assert (run / name).read_bytes().startswith(b"\x89PNG")
@@ -102,32 +103,19 @@ def test_sample_captions_with_the_last_run(trained: tuple[Path, str]) -> None:
     out, err = call("sample.py", cwd=folder)
     assert err == ""
     lines = out.splitlines()
-    assert lines[0] == f"{Path('runs') / 'tiny-lstm-1' / 'best.pt'}, test of tiny"
+    assert lines[0] == f"{Path('runs') / 'tiny-lstm-1' / 'best.safetensors'}, test of tiny"
     assert len(lines) == 2 + 8
     for line in lines[2:]:
         assert re.fullmatch(r" +\d+ +-\d+\.\d\d  [a-z ]+", line)
 
 
-def test_sample_captions_with_safetensors_alike(
-    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, _ = trained
-    monkeypatch.chdir(folder)
-    told = []
-    for name in ("best.pt", "best.safetensors"):
-        assert guarded(lambda name=name: sample(sample_config(["--checkpoint", f"runs/tiny-lstm-1/{name}"]))) == 0
-        told.append(capsys.readouterr().out.replace(name, ""))
-    assert told[0] == told[1] != ""
-
-
 def test_what_is_shared_names_no_folder_of_this_machine(trained: tuple[Path, str]) -> None:
     folder, _ = trained
     run = folder / "runs" / "tiny-lstm-1"
-    for name in ("best.pt", "best.safetensors"):
-        saved = checkpoints.load(run / name)
-        assert not {"out", "init_from", "resume"} & saved.config.keys()
-        assert str(folder).encode() not in (run / name).read_bytes()
-    assert checkpoints.load(run / "last.pt").config["out"] == "runs"
+    with safe_open(run / "best.safetensors", "pt") as file:
+        settings = json.loads(file.metadata()["config"])
+    assert not {"out", "init_from", "resume"} & settings.keys()
+    assert str(folder).encode() not in (run / "best.safetensors").read_bytes()
 
 
 def test_sample_writes_json_and_a_gallery(
@@ -158,7 +146,7 @@ def test_the_log_probability_is_that_of_the_caption(trained: tuple[Path, str], m
     folder, _ = trained
     monkeypatch.chdir(folder)
     data = open_data("tiny")
-    model = checkpoints.build_model(checkpoints.load(runs.find("runs") / "best.pt")).eval()
+    model = checkpoints.build_model(checkpoints.load(runs.find("runs") / "best.safetensors")).eval()
     for image in sample(sample_config(["--count", "4", "--max-length", "9", "--samples", "2"])):
         for caption in image.captions:
             ids = data.vocabulary.encode(caption.text.split())
@@ -178,7 +166,7 @@ def test_a_table_of_samples_and_references(
     assert rows[0].split()[0] == "11"
     assert rows[2].split() == ["people", "a", "grey", "star"]
     sample(sample_config(["--checkpoint", "runs/tiny-lstm-1", "--images", "11"]))
-    sample(sample_config(["--checkpoint", "runs/tiny-lstm-1/last.pt", "--images", "11"]))
+    sample(sample_config(["--checkpoint", "runs/tiny-lstm-1/last.safetensors", "--images", "11"]))
     out = capsys.readouterr().out
     assert out.count(", test of tiny") == 2
 
@@ -212,11 +200,11 @@ def test_unk_is_left_out_by_every_way_to_decode(
 ) -> None:
     folder, _ = trained
     monkeypatch.chdir(folder)
-    saved = checkpoints.load(runs.find("runs") / "best.pt")
+    saved = checkpoints.load(runs.find("runs") / "best.safetensors")
     saved.weights["b_vocab"][saved.words.index("<UNK>")] += 9
-    checkpoints.save(tmp_path / "unk.pt", saved)
+    checkpoints.save(tmp_path / "unk.safetensors", saved)
     for way in ([], ["--beam-size", "3"], ["--samples", "2"], ["--no-repeat-ngram", "1"]):
-        args = ["--checkpoint", str(tmp_path / "unk.pt"), "--count", "3", *way]
+        args = ["--checkpoint", str(tmp_path / "unk.safetensors"), "--count", "3", *way]
         assert "<UNK>" in sample(sample_config(args))[0].captions[0].text
         described = sample(sample_config([*args, "--no-unk"]))
         assert not any("<UNK>" in caption.text for image in described for caption in image.captions)
@@ -329,12 +317,14 @@ def test_resume_takes_the_settings_of_the_run(trained: tuple[Path, str], monkeyp
     folder, _ = trained
     monkeypatch.chdir(folder)
     for args in (["--resume"], ["--resume", "last"], ["--resume", "tiny-lstm-1"], ["--resume", "runs/tiny-lstm-1"]):
-        config = train_config([*args, "--epochs", "9"])
+        config, found = train_config([*args, "--epochs", "9"])
+        assert found is not None
+        assert found.path == Path("runs") / "tiny-lstm-1" / "last.safetensors"
         assert Path(str(config.resume)) == Path("runs") / "tiny-lstm-1"
         assert (config.cell_type, config.hidden_dim, config.data, config.epochs) == ("lstm", 16, "tiny", 9)
         assert config.out == Path("runs")
-    assert train_config(["--resume", "--no-tensorboard"]).tensorboard is False
-    assert train_config([]) == TrainConfig()
+    assert train_config(["--resume", "--no-tensorboard"])[0].tensorboard is False
+    assert train_config([]) == (TrainConfig(), None)
 
 
 def test_init_from_takes_data_and_sizes_of_the_checkpoint(
@@ -343,13 +333,13 @@ def test_init_from_takes_data_and_sizes_of_the_checkpoint(
     """And no more: how a new run learns is its own affair."""
     folder, _ = trained
     monkeypatch.chdir(folder)
-    for source in ("runs", "runs/tiny-lstm-1", "runs/tiny-lstm-1/best.pt"):
-        config = train_config(["--init-from", source, "--objective", "scst"])
+    for source in ("runs", "runs/tiny-lstm-1", "runs/tiny-lstm-1/best.safetensors"):
+        config, _ = train_config(["--init-from", source, "--objective", "scst"])
         assert config.init_from == Path(source)
         assert (config.cell_type, config.hidden_dim, config.wordvec_dim, config.data) == ("lstm", 16, 8, "tiny")
         assert (config.max_length, config.batch_size, config.lr, config.highest_lr) == (6, 128, None, 2e-4)
-    assert train_config(["--init-from", "runs", "--max-length", "9"]).max_length == 9
-    assert train_config(["--init-from", "runs", "--data", "other"]).data == "other"
+    assert train_config(["--init-from", "runs", "--max-length", "9"])[0].max_length == 9
+    assert train_config(["--init-from", "runs", "--data", "other"])[0].data == "other"
 
 
 def test_self_critical_training_says_what_it_does(
@@ -358,7 +348,7 @@ def test_self_critical_training_says_what_it_does(
     folder, _ = trained
     monkeypatch.chdir(folder)
     args = ["--init-from", "runs", "--objective", "scst", "--epochs", "2", "--out", str(tmp_path), "--no-tensorboard"]
-    run = fit(train_config(args))
+    run = fit(*train_config(args))
     lines = capsys.readouterr().out.splitlines()
     assert "begins    with the weights of runs" in lines
     number = r"\d\.\d{3}"
@@ -367,9 +357,9 @@ def test_self_critical_training_says_what_it_does(
     )
     assert any(re.fullmatch(pattern, line) for line in lines)
     assert any(re.fullmatch(r"best      epoch [12], val \S+ nats per word, CIDEr \d\.\d{4}", line) for line in lines)
-    again = train_config(["--resume", str(run), "--epochs", "3"])  # it is still what it was
+    again, found = train_config(["--resume", str(run), "--epochs", "3"])  # it is still what it was
     assert (again.objective, again.init_from) == ("scst", Path("runs"))
-    assert len(runs.read(fit(again))) == 3
+    assert len(runs.read(fit(again, found))) == 3
 
 
 def start_long(folder: Path) -> subprocess.Popen[str]:
@@ -394,13 +384,13 @@ def test_a_run_that_is_told_to_end_saves_and_resume_goes_on(tmp_path: Path, numb
     assert err == ""
     step = int(re.fullmatch(r"stopped after step (\d+), which is saved; .*--resume.*", out.splitlines()[-1])[1])
     run = tmp_path / "runs" / "tiny-rnn-1"
-    saved = checkpoints.load(run / "last.pt").progress
+    saved = checkpoints.load(run / "last.safetensors").progress
     assert saved["step"] == step
     out, _ = call("train.py", "--resume", "--epochs", str(saved["epoch"] + 1), cwd=tmp_path)
     assert [line.split("/")[0] for line in out.splitlines() if line.startswith("epoch")] == [
         f"epoch {saved['epoch'] + 1}"
     ]
-    assert checkpoints.load(run / "last.pt").progress["epoch"] == saved["epoch"] + 1
+    assert checkpoints.load(run / "last.safetensors").progress["epoch"] == saved["epoch"] + 1
 
 
 def test_a_second_process_is_refused_while_the_first_lives(
@@ -417,12 +407,12 @@ def test_a_second_process_is_refused_while_the_first_lives(
     holder = f"process {process.pid} on {platform.node()}" if os.name == "posix" else "another process"
     run = Path("runs") / "tiny-rnn-1"
     assert said == f"error: {run}: {holder} trains there; wait until it ends, or stop it\n"
-    epochs = str(checkpoints.load(run / "last.pt").progress["epoch"])
-    assert guarded(lambda: fit(train_config(["--resume", "--epochs", epochs]))) == 0
+    epochs = str(checkpoints.load(run / "last.safetensors").progress["epoch"])
+    assert guarded(lambda: fit(*train_config(["--resume", "--epochs", epochs]))) == 0
 
 
 def train_mistake(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    return mistake(guarded(lambda: fit(train_config(args))), capsys)
+    return mistake(guarded(lambda: fit(*train_config(args))), capsys)
 
 
 def sample_mistake(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -455,8 +445,8 @@ def mistake(status: int, capsys: pytest.CaptureFixture[str]) -> str:
         (["--resume", "--out", "nothing"], "no run in nothing yet"),
         (["--resume", "tiny-rnn-99"], "there is no run 'tiny-rnn-99'"),
         (["--resume", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
-        (["--init-from", "nowhere.pt"], "nowhere.pt: there is no such checkpoint"),
-        (["--init-from", "tiny"], str(Path("tiny") / "best.pt: there is no such checkpoint")),
+        (["--init-from", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
+        (["--init-from", "tiny"], str(Path("tiny") / "best.safetensors: there is no such checkpoint")),
         (["--init-from", "runs", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
         (["--data", "tiny", "--objective", "scst"], "name it with --init-from"),
     ],
@@ -488,7 +478,7 @@ def test_mistakes_in_training(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--checkpoint", "nowhere.pt"], "nowhere.pt: there is no such checkpoint"),
+        (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
         (["--checkpoint", "tiny/coco2014_vocab.json"], "not a checkpoint"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "wide"], "trained on features of width 8, but those of wide have 9"),
@@ -557,7 +547,7 @@ def test_a_run_that_diverges_ends_with_one_line(
     folder, _ = trained
     monkeypatch.chdir(folder)
     args = ["--data", "tiny", *SMALL, "--lr", "1e38", "--out", str(tmp_path), "--lr-schedule", "constant"]
-    assert guarded(lambda: fit(train_config(args))) == 1
+    assert guarded(lambda: fit(*train_config(args))) == 1
     err = capsys.readouterr().err
     assert re.fullmatch(r"error: epoch 1/\d+, step \d: .*not? .*\n|error: epoch 1/\d+, step \d: the \S+ .*\n", err)
 
@@ -570,7 +560,6 @@ DOES = {
     "prepare": ("torch_caption.cli.prepare.prepare", ["--out", "x"]),
     "export": ("torch_caption.cli.export.run", []),
     "compare": ("torch_caption.cli.compare.report", []),
-    "convert": ("torch_caption.cli.convert.convert", ["a.pt", "b.pt"]),
     "check-data": ("torch_caption.data.dataset.open_kinds", ["."]),
 }
 

@@ -30,6 +30,7 @@ from torch_caption.__main__ import main
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli import demo
 from torch_caption.cli.demo import DemoConfig, captions_html, chance, load, maps, words_html
+from torch_caption.config import TrainConfig
 from torch_caption.encoders import extractor as recipes
 from torch_caption.inference.explain import BEST_FIVE, Description, Guess, Word, describe
 from torch_caption.io.images import load_image
@@ -129,29 +130,31 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"--host 127.0.0.1 --port {port}: Address already in use" in mistake(capsys, "--port", port)
-    assert "nowhere.pt: there is no such checkpoint" in mistake(capsys, str(tmp_path / "nowhere.pt"), "--port", "0")
+    assert "nowhere.safetensors: there is no such checkpoint" in mistake(
+        capsys, str(tmp_path / "nowhere.safetensors"), "--port", "0"
+    )
 
 
 def test_a_checkpoint_that_does_not_say_how_features_are_made(tmp_path: Path) -> None:
     model = describer("lstm").model
-    settings = {"input_dim": 3, "wordvec_dim": 8, "hidden_dim": 16, "cell_type": "lstm"}
+    config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm")
     words = [*describer("lstm").vocabulary.words]
-    checkpoints.save(tmp_path / "x.pt", checkpoints.Checkpoint(dict(model.state_dict()), {}, words, {}, settings))
-    with pytest.raises(ValueError, match=r"x.pt: does not say how its features were made"):
-        load(DemoConfig(tmp_path / "x.pt"))
+    checkpoints.save(tmp_path / "x.safetensors", checkpoints.Checkpoint(dict(model.state_dict()), config, words, {}, 3))
+    with pytest.raises(ValueError, match=r"x.safetensors: does not say how its features were made"):
+        load(DemoConfig(tmp_path / "x.safetensors"))
 
 
 def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
     """With the recipe that the checkpoint keeps, and what the page says of it."""
     made = describer("lstm")
     model = CaptioningRNN(made.vocabulary.word_to_idx, scenes.FEATURE_DIM, 8, 16, cell_type="lstm")
-    settings = {"input_dim": scenes.FEATURE_DIM, "wordvec_dim": 8, "hidden_dim": 16, "cell_type": "lstm"}
+    config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm", max_length=4)
     recipe = {"encoder": recipes.SCENES, "recipe": scenes.RECIPE, "features": "vgg16_fc7"}
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
-    saved = checkpoints.Checkpoint(weights, {"max_length": 4}, [*made.vocabulary.words], recipe, settings)
-    checkpoints.save(tmp_path / "x.pt", saved)
-    loaded, about = load(DemoConfig(tmp_path / "x.pt", device="cpu"))
-    assert about == f"{tmp_path / 'x.pt'}: lstm, H = 16, 14 words, features by scenes.features"
+    saved = checkpoints.Checkpoint(weights, config, [*made.vocabulary.words], recipe, scenes.FEATURE_DIM)
+    checkpoints.save(tmp_path / "x.safetensors", saved)
+    loaded, about = load(DemoConfig(tmp_path / "x.safetensors", device="cpu"))
+    assert about == f"{tmp_path / 'x.safetensors'}: lstm, H = 16, 14 words, features by scenes.features"
     picture = Image.new("RGB", (scenes.SIDE, scenes.SIDE), "white")
     features = torch.from_numpy(scenes.features(np.asarray(picture)))
     assert loaded(picture) == describe(model.eval(), made.vocabulary, features, replace(BEST_FIVE, max_length=4))

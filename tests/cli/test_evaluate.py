@@ -98,7 +98,7 @@ def test_scores_of_every_image_against_all_its_references(
     out, err = capsys.readouterr()
     assert err == ""  # no bar of progress where nobody looks
     lines = out.splitlines()
-    assert lines[0].endswith("best.pt, greedy")
+    assert lines[0].endswith("best.safetensors, greedy")
     assert lines[2].endswith("24, 2.0 an image, from " + str(split_file(config)) + ", as the model learns them")
     for name, value in found.first.scores.overall.items():
         low, high = dataclasses.astuple(found.first.intervals[name])
@@ -487,7 +487,7 @@ def test_another_tokenizer_may_be_asked_for(config: EvaluateConfig, tmp_path: Pa
 def test_training_scores_with_the_datas_tokenizer(han: EvaluateConfig) -> None:
     """Here the full stop is a token, which the other tokenizers leave out."""
     split = open_data(han.checkpoint.parent.parent / "han")["val"]
-    model = checkpoints.build_model(checkpoints.load(han.checkpoint / "best.pt"))
+    model = checkpoints.build_model(checkpoints.load(han.checkpoint / "best.safetensors"))
     images = [*range(split.num_images)]
     captions = caption_images(model.eval(), split, images, DecodingOptions(max_length=6))
     texts = {idx: caption.text for idx, (caption,) in captions.items()}
@@ -532,7 +532,7 @@ def test_without_java(config: EvaluateConfig, tmp_path: Path, monkeypatch: pytes
         (["--references", "nowhere.json"], "nowhere.json: cannot be read: No such file or directory"),
         (["--references", "empty.json"], "empty.json: has no caption of any image of val, the first of which is 'red_"),
         (["--data", "nowhere"], "nowhere: no such folder"),
-        (["--against", "nowhere.pt"], "nowhere.pt: there is no such checkpoint"),
+        (["--against", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -555,10 +555,10 @@ def test_captions_are_found_as_the_flags_say(
     options = DecodingOptions(beam_size=3, length_penalty=0.0, n_best=1, no_unk=True, max_length=2)
     found = run(dataclasses.replace(config, decoding=options))
     data = open_data(folder / "tiny")
-    saved = checkpoints.load(config.checkpoint / "best.pt")
+    saved = checkpoints.load(config.checkpoint / "best.safetensors")
     beams = caption_images(checkpoints.build_model(saved).eval(), data["val"], range(12), options)
     assert found.first.captions == {idx: captions[0] for idx, captions in beams.items()}
-    assert "best.pt, beam search, 3 wide" in capsys.readouterr().out
+    assert "best.safetensors, beam search, 3 wide" in capsys.readouterr().out
 
 
 def test_references_need_the_images_names(config: EvaluateConfig, folder: Path, tmp_path: Path) -> None:

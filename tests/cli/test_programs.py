@@ -116,7 +116,7 @@ def test_a_run_without_streams_is_whole(streams: str, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert bool(ended.stdout) is (">&-" not in streams.split())
     made = {path.name for path in (tmp_path / "runs" / "tiny-rnn-1").iterdir()}
-    assert made >= {"best.pt", "last.pt", "metrics.jsonl", "loss.png", "gallery.png", "tensorboard"}
+    assert made >= {"best.safetensors", "last.safetensors", "metrics.jsonl", "loss.png", "gallery.png", "tensorboard"}
     ended = call(closed(streams, *command("sample.py", "--json", "captions.json")), tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert (tmp_path / "captions.json").is_file()
@@ -248,9 +248,11 @@ def test_a_run_whose_terminal_is_lost_saves_and_ends(workers: str, tmp_path: Pat
     status, _ = lost_terminal(command("train.py", *long), tmp_path)
     assert status == 128 + signal.SIGHUP
     run = tmp_path / "runs" / "tiny-rnn-1"
-    saved = checkpoints.load(run / "last.pt").progress
+    saved = checkpoints.load(run / "last.safetensors").progress
     assert saved["step"] > 4
-    ended = call(command("train.py", "--resume", f"{run / 'last.pt'}", "--epochs", str(saved["epoch"] + 1)), tmp_path)
+    ended = call(
+        command("train.py", "--resume", f"{run / 'last.safetensors'}", "--epochs", str(saved["epoch"] + 1)), tmp_path
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -274,4 +276,4 @@ def test_a_signal_to_all_processes_of_a_run_saves_the_last_whole_step(number: in
     assert (process.returncode, err) == (128 + number, "")
     step = int(out.splitlines()[-1].split()[3].strip(","))
     assert out.splitlines()[-1].startswith(f"stopped after step {step}, which is saved; `python train.py --resume`")
-    assert checkpoints.load(tmp_path / "runs" / "tiny-rnn-1" / "last.pt").progress["step"] == step
+    assert checkpoints.load(tmp_path / "runs" / "tiny-rnn-1" / "last.safetensors").progress["step"] == step

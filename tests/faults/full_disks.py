@@ -65,7 +65,7 @@ def _fill(cases: int, seed: int, folder: Path, how: str) -> Figures:
                 status, program, _ = programs.run(*flags)
             figures.cases += 1
             _look(figures, status, program, str(out), what)
-            begun = next(out.glob("*/last.pt"), None)  # the folder may not be named yet, or have nothing in it
+            begun = next(out.glob("*/last.safetensors"), None)  # the folder may not be named yet, or have nothing in it
             resume = [*flags, "--resume", str(begun.parent)] if begun else flags
             status, program, _ = programs.run(*resume)
             if status != 0 or program.complained():

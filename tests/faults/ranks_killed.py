@@ -37,7 +37,7 @@ def lost(cases: int, seed: int, folder: Path) -> Figures:
 def _by_kill(figures: Figures, name: str, folder: Path, ranks: int, rank: int, moment: float) -> None:
     process, own = _start(folder, figures.cases, ranks)
     try:
-        _wait(lambda: any(own.glob("runs/*/last.pt")), process)
+        _wait(lambda: any(own.glob("runs/*/last.safetensors")), process)
         time.sleep(moment)
         pid = torchrun.pids(own)[rank]
         begun = time.monotonic()
@@ -52,7 +52,7 @@ def _by_kill(figures: Figures, name: str, folder: Path, ranks: int, rank: int, m
 def _by_error(figures: Figures, name: str, folder: Path, ranks: int, rank: int, moment: float) -> None:
     process, own = _start(folder, figures.cases, ranks, f"{rank} {10 + int(40 * moment)} features.h5: cannot be read")
     try:
-        _wait(lambda: any(own.glob("runs/*/last.pt")), process)
+        _wait(lambda: any(own.glob("runs/*/last.safetensors")), process)
         _end(figures, name, process, own, time.monotonic(), f"RankError: rank {rank}: features.h5: cannot be read")
         figures.saw("failed")
     finally:
@@ -64,7 +64,7 @@ def _by_orphaning(figures: Figures, name: str, folder: Path, ranks: int, rank: i
     """Without torchrun the ranks save and stop."""
     process, own = _start(folder, figures.cases, ranks)
     try:
-        _wait(lambda: any(own.glob("runs/*/last.pt")), process)
+        _wait(lambda: any(own.glob("runs/*/last.safetensors")), process)
         time.sleep(moment)
         begun = time.monotonic()
         process.kill()
@@ -107,7 +107,7 @@ def _end(figures: Figures, name: str, process: subprocess.Popen[str], own: Path,
     if left:
         figures.wrong("orphans", f"{name}: {left}")
     try:
-        (last,) = own.glob("runs/*/last.pt")
+        (last,) = own.glob("runs/*/last.safetensors")
         checkpoints.load(last)
     except ValueError as error:
         figures.wrong("checkpoints lost", f"{name}: {error}")

@@ -27,9 +27,10 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 from tests.faults.figures import Family, Figures  # noqa: E402
-from tests.helpers import saved_checkpoint  # noqa: E402
+from tests.helpers.saved_checkpoint import CONFIG, WORDS, D  # noqa: E402
 from torch_caption.checkpoints import format as checkpoints  # noqa: E402
-from torch_caption.checkpoints.format import Checkpoint, CheckpointError  # noqa: E402
+from torch_caption.checkpoints.format import Checkpoint  # noqa: E402
+from torch_caption.errors import CheckpointError  # noqa: E402
 from torch_caption.io import files  # noqa: E402
 
 POSIX = os.name == "posix"
@@ -38,14 +39,15 @@ POSIX = os.name == "posix"
 def generation(number: int, size: int) -> Checkpoint:
     """A checkpoint that says which it is in its progress and in every one of `size` numbers."""
     weights = {name: torch.full((size,), float(number)) for name in ("Wx", "Wh")}
+    random_state = torch.full((size,), number % 256, dtype=torch.uint8)
     return Checkpoint(
         weights,
+        CONFIG,
+        WORDS,
         {},
-        saved_checkpoint.WORDS,
-        {},
-        saved_checkpoint.MODEL,
+        D,
         {"step": number},
-        random={"state": weights["Wx"].long()},
+        random={"0/torch": random_state},
     )
 
 
@@ -56,11 +58,8 @@ def of(path: Path) -> int | None:
     except CheckpointError:
         return None
     number = found.progress["step"]
-    return number if all(bool((numbers == number).all()) for numbers in _numbers(found)) else None
-
-
-def _numbers(found: Checkpoint) -> list[torch.Tensor]:
-    return [*found.weights.values(), *(found.random or {}).values()]
+    whole = all(bool((weight == number).all()) for weight in found.weights.values())
+    return number if whole and bool((found.random["0/torch"] == number % 256).all()) else None
 
 
 # No room -------------------------------------------------------------------------------------------------------------
@@ -104,7 +103,7 @@ def _fill(begin: list[str], cases: int, seed: int, folder: Path, how: str) -> Fi
 def _run_out_of_room(cases: int, seed: int, folder: Path, how: str) -> Figures:
     figures, rng = Figures(), random.Random(seed)
     figures.expect("lost", "left behind", "tracebacks")
-    path = folder / "last.pt"
+    path = folder / "last.safetensors"
     for number in (1, 2):
         checkpoints.save(path, generation(number, 1000))
     whole = path.stat().st_size
@@ -182,11 +181,11 @@ def killed(cases: int, seed: int, folder: Path) -> Figures:
     """A process saves one generation after the other and is killed: after a time, or at a step of the file system."""
     figures, rng = Figures(), random.Random(seed)
     figures.expect("lost", "left behind", "wrong generation")
-    path = folder / "run" / "last.pt"
+    path = folder / "run" / "last.safetensors"
     path.parent.mkdir()
     context = multiprocessing.get_context("forkserver" if POSIX else "spawn")
     if POSIX:  # torch is imported once, and each process is a fork of that
-        context.set_forkserver_preload(["__main__", "saving"])
+        context.set_forkserver_preload(["__main__", "tests.faults.saving"])
         with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
             forkserver.ensure_running()
     number = 1
@@ -218,7 +217,7 @@ def _look(figures: Figures, path: Path, begun: int, done: int, what: str) -> int
     number = (latest or begun) + 1
     checkpoints.save(path, generation(number, SIZE))
     left = sorted(file.name for file in path.parent.iterdir())
-    if left != ["last.previous.pt", "last.pt"]:
+    if left != ["last.previous.safetensors", "last.safetensors"]:
         figures.wrong("left behind", f"{what}: {left}")
     return number
 

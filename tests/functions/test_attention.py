@@ -343,7 +343,7 @@ def right(function: str) -> dict:
     if function != "packed_attention_lstm":
         return example(function)
     args = example("attention_lstm")
-    return {**args, "x": args["x"].detach()[0].repeat(2, 1), "sizes": (2, 2, 2)}
+    return {**args, "x": args["x"].detach()[0].repeat(2, 1), "batch_sizes": (2, 2, 2)}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

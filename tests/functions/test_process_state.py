@@ -60,7 +60,7 @@ for cell in ("rnn", "attention"):
     run = training.fit(TrainConfig(**common, **options, cell_type=cell, out=out / cell))
     training.fit(TrainConfig(**common, **options, cell_type=cell, out=out / cell, resume=str(run)))
     found[cell] = [{{k: v for k, v in record.items() if k != "seconds"}} for record in runs.read(run)]
-    model = checkpoint.build_model(checkpoint.load(run / "best.pt")).eval()
+    model = checkpoint.build_model(checkpoint.load(run / "best.safetensors")).eval()
     assert {{(p.device, p.dtype) for p in model.parameters()}} == {{(cpu, torch.float32)}}
     data = open_data(directory, grids=CELLS[cell].looks, max_train=20)
     split = data["val"]

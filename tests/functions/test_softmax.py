@@ -23,11 +23,11 @@ from tests.helpers.random_arguments import (
 from torch_caption import functions
 from torch_caption.functions import (
     reference,
-    softmax,
     temporal_affine,
     temporal_affine_softmax_loss,
     temporal_softmax_loss,
 )
+from torch_caption.functions._inplace import softmax as inplace
 from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives, difference
 
 LOSSES = ["temporal_softmax_loss", "temporal_affine_softmax_loss"]
@@ -301,7 +301,7 @@ def test_chunks_of_any_size_give_the_same(monkeypatch, rows, mask, s):
     N, T, H, V = 3, 4, 1, 64  # w is as large as one row of scores
     args = example("temporal_affine_softmax_loss", N=N, T=T, H=H, V=V)
     args["mask"] = args["mask"] if mask == "some" else args["mask"] * torch.rand(N, T, dtype=torch.float64)
-    monkeypatch.setattr(softmax, "CHUNK", rows * V * 8)
+    monkeypatch.setattr(inplace, "CHUNK", rows * V * 8)
     args["label_smoothing"] = s
     assert_agrees(temporal_affine_softmax_loss, reference.temporal_affine_softmax_loss, tuple(args.values()))
     counted = int(args["mask"].count_nonzero())
@@ -323,7 +323,7 @@ def test_64_mebibytes_of_scores_are_held_at_a_time():
 
 def test_a_row_of_scores_may_be_larger_than_what_is_held(monkeypatch):
     """Rows then come one by one."""
-    monkeypatch.setattr(softmax, "CHUNK", 1)
+    monkeypatch.setattr(inplace, "CHUNK", 1)
     V = 64
     args = example("temporal_affine_softmax_loss", H=1, V=V)
     with Watch(2 * V * 8) as watch:

@@ -42,12 +42,12 @@ def model(request: pytest.FixtureRequest) -> CaptioningRNN:
 @pytest.fixture(scope="module")
 def saved(model: CaptioningRNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the model, with a word that JSON has to escape."""
-    path = tmp_path_factory.mktemp("saved") / "best.pt"
+    path = tmp_path_factory.mktemp("saved") / "best.safetensors"
     words = ["<NULL>", "<START>", "<END>", "<UNK>", 'l"jardinière"', *(f"w{k}" for k in range(5, 23))]
-    sizes = {"input_dim": 5, "wordvec_dim": 4, "hidden_dim": 6, "cell_type": model.cell_type}
+    config = TrainConfig(wordvec_dim=4, hidden_dim=6, cell_type=model.cell_type)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     manifest = {"encoder": "none"}
-    checkpoints.save(path, checkpoints.Checkpoint(weights, TrainConfig().plain(), words, manifest, sizes))
+    checkpoints.save(path, checkpoints.Checkpoint(weights, config, words, manifest, 5))
     return path
 
 
@@ -91,7 +91,7 @@ def test_what_the_onnx_file_says_of_itself(onnx_file: Path, saved: Path) -> None
     assert about["max_length"] == T
     assert about["features"] == {"encoder": "none"}
     (features,), (ids,) = session.get_inputs(), session.get_outputs()
-    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).model["cell_type"]].looks else ["N", 5]
+    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).config.cell_type].looks else ["N", 5]
     assert (features.name, features.shape, features.type) == ("features", shape, "tensor(float)")
     assert (ids.name, ids.shape, ids.type) == ("ids", ["N", T], "tensor(int64)")
     assert {path.name for path in onnx_file.parent.glob(f"{README_OUT}*")} == {README_OUT}  # one file, weights and all
@@ -174,20 +174,20 @@ def test_captions_without_an_end() -> None:
 @pytest.fixture
 def in_folder(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "best.pt").write_bytes(saved.read_bytes())
+    (tmp_path / "best.safetensors").write_bytes(saved.read_bytes())
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere.pt"], "nowhere.pt: there is no such checkpoint"),
-        (["best.pt", "--out", "x.txt"], "--out x.txt: the name must end in .onnx or .pt2"),
-        (["best.pt", "--out", "missing/x.pt2"], "there is no folder missing"),
-        (["best.pt", "--out", "x.pt2", "--max-length", "0"], "--max-length must be at least 1, not 0"),
-        (["best.pt", "--out", "folder.pt2"], "folder.pt2"),
+        (["nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
+        (["best.safetensors", "--out", "x.txt"], "--out x.txt: the name must end in .onnx or .pt2"),
+        (["best.safetensors", "--out", "missing/x.pt2"], "there is no folder missing"),
+        (["best.safetensors", "--out", "x.pt2", "--max-length", "0"], "--max-length must be at least 1, not 0"),
+        (["best.safetensors", "--out", "folder.pt2"], "folder.pt2"),
         (
-            ["best.pt", "--out", "x.onnx"],
+            ["best.safetensors", "--out", "x.onnx"],
             "--out x.onnx: needs onnx and onnxscript: python -m pip install -r requirements-export.txt",
         ),
     ],
@@ -200,9 +200,9 @@ def test_mistakes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if args[-1] == "x.onnx" or args[0] == "nowhere.pt":
+    if args[-1] == "x.onnx" or args[0] == "nowhere.safetensors":
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    args = ["nowhere.pt", "--out", "x.pt2"] if args == ["nowhere.pt"] else args
+    args = ["nowhere.safetensors", "--out", "x.pt2"] if args == ["nowhere.safetensors"] else args
     (in_folder / "folder.pt2").mkdir()
     assert main(["export", *args]) == 2
     out, err = capsys.readouterr()

@@ -95,9 +95,9 @@ def mistake(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def made(run: Path, sources: list[str], **options: Any) -> photographs.Photographs:
     """What sample.py makes of photographs."""
-    saved = checkpoints.load(run / "best.pt")
+    saved = checkpoints.load(run / "best.safetensors")
     config = sampling.SampleConfig(photographs=tuple(sources), checkpoint=run, device="cpu", **options)
-    subject = sampling._photographs(config, run / "best.pt", saved, TrainConfig.from_plain(saved.config))
+    subject = sampling._photographs(config, run / "best.safetensors", saved, saved.config)
     return subject.split
 
 
@@ -131,10 +131,10 @@ def test_captions_are_those_of_the_split(
     files = ["--json", str(tmp_path / "c.json"), "--gallery", str(tmp_path / "g.png")]
     status, out, err = call([*names, "--checkpoint", str(run), *files, "--device", "cpu"], capsys)
     assert (status, err) == (0, "")
-    model = checkpoints.build_model(checkpoints.load(run / "best.pt")).eval()
+    model = checkpoints.build_model(checkpoints.load(run / "best.safetensors")).eval()
     expected = [caption for (caption,) in caption_images(model, split, [2, 0]).values()]
     lines = out.splitlines()
-    assert lines[0] == str(run / "best.pt")
+    assert lines[0] == str(run / "best.safetensors")
     for line, name, caption in zip(lines[2:], names, expected, strict=True):
         label, log_prob, *words = line.split()
         assert label == name
@@ -181,8 +181,8 @@ def test_many_photographs_are_made_in_batches(photo_run: tuple[Path, Path], monk
 
 def test_the_checkpoint_needs_no_data_directory(photo_run: tuple[Path, Path], tmp_path: Path) -> None:
     directory, run = photo_run
-    saved = checkpoints.load(run / "best.pt")
-    checkpoints.save(tmp_path / "best.pt", saved)
+    saved = checkpoints.load(run / "best.safetensors")
+    checkpoints.save(tmp_path / "best.safetensors", saved)
     assert saved.manifest["projection"]["components"].shape == (512, 5)
     name = str(directory.parent / "images" / "0.png")
     for path in directory.iterdir():
@@ -199,7 +199,7 @@ def test_a_checkpoint_without_a_recipe(tmp_path: Path, capsys: pytest.CaptureFix
     run = fit(TrainConfig(data=str(tmp_path / "tiny"), out=tmp_path / "runs", **SMALL))
     capsys.readouterr()
     photo = str(tmp_path / "tiny" / "images" / "red_circle.png")
-    for more, source in (([], run / "best.pt"), (["--data", str(tmp_path / "tiny")], tmp_path / "tiny")):
+    for more, source in (([], run / "best.safetensors"), (["--data", str(tmp_path / "tiny")], tmp_path / "tiny")):
         message = mistake([photo, "--checkpoint", str(run), *more], capsys)
         assert f"error: {source}: does not say how its features were made" in message
         assert "--data" in message
@@ -208,9 +208,9 @@ def test_a_checkpoint_without_a_recipe(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_directory_may_say_it_instead(photo_run: tuple[Path, Path], tmp_path: Path) -> None:
     directory, run = photo_run
-    saved = checkpoints.load(run / "best.pt")
+    saved = checkpoints.load(run / "best.safetensors")
     saved.manifest = {}
-    checkpoints.save(tmp_path / "best.pt", saved)
+    checkpoints.save(tmp_path / "best.safetensors", saved)
     name = str(directory.parent / "images" / "0.png")
     ours = made(tmp_path, [name], data=str(directory)).features_of([0])
     assert torch.equal(ours, made(run, [name]).features_of([0]))
@@ -248,24 +248,24 @@ def test_recipes_that_cannot_be_followed(
     kind: str, photo_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory, run = photo_run
-    saved = checkpoints.load(run / "best.pt")
+    saved = checkpoints.load(run / "best.safetensors")
     make, message = RECIPES[kind]
     saved.manifest = make(saved.manifest)
-    checkpoints.save(tmp_path / "best.pt", saved)
+    checkpoints.save(tmp_path / "best.safetensors", saved)
     photo = str(directory.parent / "images" / "0.png")
     assert message in mistake([photo, "--checkpoint", str(tmp_path), "--device", "cpu"], capsys)
 
 
 def test_weights_may_be_said(photo_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory, run = photo_run
-    saved = checkpoints.load(run / "best.pt")
+    saved = checkpoints.load(run / "best.safetensors")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         weights = features._model("resnet18").state_dict()
     torch.save(weights, tmp_path / "w.pt")
     sha256 = features.file_sha256(tmp_path / "w.pt")
     saved.manifest["weights"] = {"name": "gone.pt", "sha256": sha256, "path": "/gone/gone.pt"}
-    checkpoints.save(tmp_path / "best.pt", saved)
+    checkpoints.save(tmp_path / "best.safetensors", saved)
     photo = str(directory.parent / "images" / "0.png")
     assert "are not found" in mistake([photo, "--checkpoint", str(tmp_path)], capsys)
     ours = made(tmp_path, [photo], weights=tmp_path / "w.pt").features_of([0])

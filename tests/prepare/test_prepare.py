@@ -224,7 +224,7 @@ def test_a_folder_a_split(photos: Photos, tmp_path: Path, capsys: pytest.Capture
         photos.annotations[split].write_text(text.replace(f"{split}_", ""), encoding="utf-8")
     folders = [f"{split}={photos.images / called[split]}" for split in SPLITS]
     arguments = photos.arguments(tmp_path / "out")
-    arguments[1:2] = folders
+    arguments[2:3] = folders
     told = mistake(photos.arguments(tmp_path / "out"), capsys)
     assert "holds '0.png' more than once" in told
     assert "name the folder of each split, such as --images train=DIR" in told
@@ -236,9 +236,9 @@ def test_a_folder_a_split(photos: Photos, tmp_path: Path, capsys: pytest.Capture
         assert data[split].image_path(3) == photos.images / called[split] / "3.png"
     vectors = [data[split].features_of([3]) for split in SPLITS]
     assert not torch.equal(*vectors)
-    arguments[1:3] = folders[:1]
+    arguments[2:4] = folders[:1]
     assert "--images names no folder of the split val; the splits are train, val" in mistake(arguments, capsys)
-    arguments[1:2] = [*folders, "more=x"]
+    arguments[2:3] = [*folders, "more=x"]
     assert "--images names a folder of no split, called more" in mistake(arguments, capsys)
 
 
@@ -535,7 +535,9 @@ def test_mistakes_are_one_line(
 
 
 def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mistake(["--annotations", "a.json"], capsys).startswith("error: --images, --out: name what to prepare")
+    assert mistake(["prepare", "--annotations", "a.json"], capsys).startswith(
+        "error: --images, --out: name what to prepare"
+    )
 
 
 @pytest.mark.parametrize("flags", [["--pca", "13"], ["--grid", "--grid-pca", "25"]])
@@ -753,7 +755,7 @@ def test_recover_pca(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
     projection = Projection(recipe["projection"]["mean"], recipe["projection"]["components"])
     x = torch.from_numpy(stored(course / "val2014_vgg16_fc7.h5"))
     torch.testing.assert_close(projection(x), data["val"].features_of(range(9)), rtol=0, atol=1e-5)
-    assert mistake(["--recover-pca", str(course)], capsys).endswith(
+    assert mistake(["prepare", "--recover-pca", str(course)], capsys).endswith(
         "says already how the features were made, with vgg16"
     )
 
@@ -774,7 +776,7 @@ def test_recover_pca_with_weights_sees_as_caffe_does(
 
 def test_recover_pca_needs_both_kinds(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (course / "val2014_vgg16_fc7.h5").unlink()
-    assert "val2014_vgg16_fc7.h5: no such file" in mistake(["--recover-pca", str(course)], capsys)
+    assert "val2014_vgg16_fc7.h5: no such file" in mistake(["prepare", "--recover-pca", str(course)], capsys)
     assert not (course / "manifest.json").exists()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from torch_caption.checkpoints.format import CheckpointError
+from torch_caption.errors import CheckpointError
 from torch_caption.training import run_folder as runs
 
 
@@ -52,19 +52,19 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
 
 def test_the_last_checkpoint_of_a_run_means_the_run(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "tiny-rnn")
-    for name in ("last.pt", "best.pt"):
+    for name in ("last.safetensors", "best.safetensors"):
         (run / name).write_bytes(b"")
-    assert runs.find("nowhere", str(run / "last.pt")) == run
-    assert runs.find(tmp_path, "tiny-rnn-1/last.pt") == run
+    assert runs.find("nowhere", str(run / "last.safetensors")) == run
+    assert runs.find(tmp_path, "tiny-rnn-1/last.safetensors") == run
 
 
-@pytest.mark.parametrize("name", ["last.previous.pt", "best.pt", "best.safetensors"])
+@pytest.mark.parametrize("name", ["last.previous.safetensors", "best.safetensors"])
 def test_another_checkpoint_of_a_run_is_not_the_run(name: str, tmp_path: Path) -> None:
-    """Resuming would use last.pt, which is not the file that was named."""
+    """Resuming would use last.safetensors, which is not the file that was named."""
     run = runs.create(tmp_path, "tiny-rnn")
-    for file in ("last.pt", name):
+    for file in ("last.safetensors", name):
         (run / file).write_bytes(b"")
-    advice = f"`--resume {run}` resumes the run from its last.pt, and `--init-from {run / name}` begins a new run"
+    advice = f"`--resume {run}` resumes the run from its last.safetensors, and `--init-from {run / name}` begins a new"
     with pytest.raises(CheckpointError, match=re.escape(f"{run / name}: is a file, not a run; {advice}")):
         runs.find("nowhere", str(run / name))
 

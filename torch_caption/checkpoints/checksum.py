@@ -1,141 +1,126 @@
-"""A checksum of a whole file within the file, which stays an ordinary file of its kind.
+"""safetensors files whose header begins with a SHA-256 of the whole file.
 
-Of an archive (`torch.save`'s is a ZIP file) the SHA-256 of all bytes before it stands in 64 hexadecimal digits at the
-end of the archive's comment, which is the end of the file. Of safetensors it is an entry of the header,
-`"sha256":"..."`, and is that of the file with zeros in the digits' place. So there is no byte that could change unseen,
-and no length at which the file could be cut.
+A safetensors file is the length of its header (8 bytes, little-endian), the header (JSON: metadata, and the dtype,
+shape and offsets of each tensor), and the tensors' bytes. Here the header begins with the checksum:
+
+    {"__metadata__":{"sha256":"<64 hexadecimal digits>", ...
+
+It is the SHA-256 of the file with zeros in place of these digits, so that no byte can change, and no end be cut off,
+unnoticed. Any program that reads safetensors reads these files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-SEAL = b"torch_caption sha256 "
-DIGITS = 64
-SEAL_SIZE = len(SEAL) + DIGITS
-MOST_HEADER = 16 * 2**20
-NO_DIGITS = "0" * DIGITS
-_END_SIZE = 22  # of an archive without a comment
-_ENTRY = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from torch_caption.errors import CheckpointError
+from torch_caption.io.text import parse_json
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What a tensor may be, and safetensors' name for it."""
+HEADER_LIMIT = 4 * 2**20
+"""The most bytes of a header: parsed JSON takes up to thirty times its length."""
+_PREFIX = b'{"__metadata__":{"sha256":"'
+_DIGITS = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 64)
+_ZEROS = b"0" * 64
+_PICKLES = (b"PK\3\4", b"\x80")  # how torch.save's files begin: a ZIP archive, and a pickle before torch 1.6
 _CHUNK = 2**20
 
 
-class Sealing:
-    """A file for `torch.save` that hashes what goes through it, and seals it in the end.
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """A file's bytes, in pieces to be written one after the other; those of a tensor are its own memory.
 
-    Attributes:
-        failed: what the file beneath raised.
+    Args:
+        tensors: dense ones on the CPU, of `DTYPES`.
+
+    Raises:
+        CheckpointError: the header is longer than `HEADER_LIMIT`.
     """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self._end = b""  # held back: an archive's end says how long its comment is
-        self.failed: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write through; all but the last 22 bytes, which may be the archive's end."""
-        view = memoryview(data).cast("B")
-        if len(view) >= _END_SIZE:
-            self._pass(self._end)
-            self._pass(view[:-_END_SIZE])
-            self._end = bytes(view[-_END_SIZE:])
-        else:
-            held = self._end + bytes(view)
-            self._pass(held[:-_END_SIZE])
-            self._end = held[-_END_SIZE:]
-        return len(view)
-
-    def flush(self) -> None:
-        """Nothing is held back but the end."""
-
-    def finish(self) -> None:
-        """Write the archive's end and its comment, the seal.
-
-        Raises:
-            OSError: what was written is no archive, or the file cannot be written.
-        """
-        if not self._end.startswith(b"PK\5\6") or not self._end.endswith(b"\0\0"):
-            raise OSError("what was written does not end as an archive does")
-        self._pass(self._end[:-2] + SEAL_SIZE.to_bytes(2, "little") + SEAL)
-        self._file.write(self._hash.hexdigest().encode("ascii"))
-
-    def _pass(self, data: Any) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.failed = error
-            raise
-        self._hash.update(data)
+    header: dict[str, Any] = {"__metadata__": {"sha256": _ZEROS.decode("ascii"), **metadata}}
+    body: list[memoryview] = []
+    offset = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):  # which aligns each of them
+        tensor = tensors[name].detach().contiguous()
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [offset, end]}
+        body.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise CheckpointError(f"its header would have {len(text):,} bytes; at most {HEADER_LIMIT:,} are read")
+    head = len(text).to_bytes(8, "little") + text
+    return [head[: _DIGITS.start] + _digest(head, *body) + head[_DIGITS.stop :], *body]
 
 
-def is_whole(path: str | Path) -> bool:
-    """Whether an archive is sealed and its content is that which was sealed; a mebibyte of it at a time in memory."""
+def decode(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file, once its checksum is verified.
+
+    Returns:
+        Tensors on the CPU, each in memory of its own, and the metadata without the checksum.
+
+    Raises:
+        CheckpointError: the bytes are not those of the checksum, or not a valid safetensors file.
+    """
+    if data[8 : _DIGITS.start] != _PREFIX:
+        if data.startswith(_PICKLES):
+            raise CheckpointError(
+                "a file of torch.save, or another archive or pickle, which can hold code and is not opened; a "
+                "checkpoint is a safetensors file, such as best.safetensors"
+            )
+        raise CheckpointError("truncated, damaged or not a checkpoint of torch_caption")
+    if data[_DIGITS] != _digest(data):
+        raise CheckpointError("truncated or damaged: the SHA-256 of its bytes is not the one in its header")
+    size = int.from_bytes(data[:8], "little")
+    if size > min(HEADER_LIMIT, len(data) - 8):
+        raise CheckpointError(f"its header has {size:,} bytes; at most {min(HEADER_LIMIT, len(data) - 8):,} are read")
+    metadata = parse_json(data[8 : 8 + size].decode("utf-8"), "its header")["__metadata__"]
+    try:
+        tensors = safetensors.torch.load(data)
+    except Exception as error:  # of a hostile file, the library's own and more
+        raise CheckpointError(f"not a valid safetensors file: {' '.join(str(error).split())[:200]}") from error
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.clone()  # in memory that torch aligned: products may round by the alignment
+    return tensors, {name: text for name, text in metadata.items() if name != "sha256"}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file's bytes are those of its checksum. It reads a mebibyte at a time."""
     try:
         with open(path, "rb") as file:
-            left = os.fstat(file.fileno()).st_size - DIGITS
-            digest = hashlib.sha256()
-            while left > 0 and (piece := file.read(min(left, _CHUNK))):
+            head = file.read(_DIGITS.stop)
+            if head[8 : _DIGITS.start] != _PREFIX:
+                return False
+            digest = hashlib.sha256(head[: _DIGITS.start] + _ZEROS)
+            while piece := file.read(_CHUNK):
                 digest.update(piece)
-                left -= len(piece)
-            return file.read() == digest.hexdigest().encode("ascii")
+            return head[_DIGITS] == digest.hexdigest().encode("ascii")
     except OSError:
         return False
 
 
-def archive_is_whole(data: bytes) -> bool:
-    """The same of an archive in memory that ends with a seal."""
-    return data[-DIGITS:] == _digest(memoryview(data)[:-DIGITS])
-
-
-def sealed_weights(data: bytes) -> tuple[bytes, memoryview]:
-    """safetensors with their checksum, in two pieces: the header, and the numbers as they are.
-
-    The header is the same for the same content, which the library does not promise of its own.
-
-    Raises:
-        ValueError: the header is longer than what is read.
-    """
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    metadata = header.pop("__metadata__", {}) | {"sha256": NO_DIGITS}
-    header = {"__metadata__": dict(sorted(metadata.items())), **header}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    head, body = len(text).to_bytes(8, "little") + text, memoryview(data)[8 + size :]
-    place = _entry(head)
-    if place is None:
-        raise ValueError(f"a header of {len(text):,} bytes, and {MOST_HEADER:,} are the most")
-    digits = _digest(head[:place], NO_DIGITS.encode("ascii"), head[place + DIGITS :], body)
-    return head[:place] + digits + head[place + DIGITS :], body
-
-
-def weights_are_whole(data: bytes) -> bool | None:
-    """Whether safetensors are those which were sealed; None where they are not sealed."""
-    place = _entry(data)
-    if place is None:
-        return None
-    view = memoryview(data)
-    digits = _digest(view[:place], NO_DIGITS.encode("ascii"), view[place + DIGITS :])
-    return data[place : place + DIGITS] == digits
-
-
-def _entry(data: bytes) -> int | None:
-    """Where the digits are in the header."""
-    size = int.from_bytes(data[:8], "little")
-    if size > min(MOST_HEADER, len(data) - 8):
-        return None
-    found = [match.start(1) for match in _ENTRY.finditer(data, 8, 8 + size)]
-    return found[0] if len(found) == 1 else None
-
-
-def _digest(*pieces: bytes | memoryview) -> bytes:
-    digest = hashlib.sha256()
-    for piece in pieces:
+def _digest(head: bytes, *more: memoryview) -> bytes:
+    """The checksum of a file that begins with `head`, which has any digits, and goes on with `more`."""
+    digest = hashlib.sha256(head[: _DIGITS.start] + _ZEROS)
+    for piece in (memoryview(head)[_DIGITS.stop :], *more):
         digest.update(piece)
     return digest.hexdigest().encode("ascii")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch_caption.config import ConfigError, check_length
+from torch_caption.config import check_length
 from torch_caption.decoding import DecodingOptions, TokenIds
 from torch_caption.decoding.filters import excluded
 from torch_caption.io.text import flag_of
@@ -13,7 +13,7 @@ from torch_caption.io.text import flag_of
 def check_decoding(options: DecodingOptions) -> None:
     """Raise ConfigError, naming the flag, on the first option that cannot be used."""
     check_length(options.max_length)
-    _naming_flags(options, None)
+    options.resolve(flag_of)
 
 
 def for_model(options: DecodingOptions, max_length: int, ids: TokenIds) -> DecodingOptions:
@@ -26,14 +26,6 @@ def for_model(options: DecodingOptions, max_length: int, ids: TokenIds) -> Decod
         ConfigError: they contradict that length, or the model has no such word.
     """
     options = dataclasses.replace(options, max_length=options.max_length or max_length)
-    _naming_flags(options, ids)
+    options.resolve(flag_of)
+    excluded(ids, options, flag_of("avoid"))
     return options
-
-
-def _naming_flags(options: DecodingOptions, ids: TokenIds | None) -> None:
-    try:
-        options.resolve(flag_of)
-        if ids is not None:
-            excluded(ids, options, "--avoid")
-    except ValueError as error:
-        raise ConfigError(str(error)) from None

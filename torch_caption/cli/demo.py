@@ -27,11 +27,11 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.decoding_flags import check_decoding, for_model
 from torch_caption.cli.sample import find_checkpoint, recipe_of
-from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
+from torch_caption.errors import ConfigError, TorchCaptionError
 from torch_caption.inference.explain import BEST_FIVE, Describer, Description, Guess
 from torch_caption.io.exits import is_watched
 from torch_caption.io.images import MAX_BYTES, load_image
@@ -89,8 +89,8 @@ def serve(config: DemoConfig) -> None:
     """Show the page until Ctrl-C.
 
     Raises:
-        ValueError: gradio is not installed, the port is taken, or the checkpoint cannot be used or does not say how its
-            features are made.
+        UsageError, InputError: gradio is not installed, the port is taken, or the checkpoint cannot be used or does not
+            say how its features are made.
     """
     config.check()
     _check_gradio()
@@ -121,7 +121,7 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
     """The model that the configuration names, and a line about it.
 
     Raises:
-        ValueError: the checkpoint cannot be used, or does not say how its features are made.
+        UsageError, InputError: the checkpoint cannot be used, or does not say how its features are made.
     """
     path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
@@ -129,7 +129,7 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
     device = choose_device(config.device)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=device)
     model = checkpoints.build_model(saved, path).to(device).eval()
-    options = for_model(config.decoding, TrainConfig.from_plain(saved.config).max_length, model.token_ids())
+    options = for_model(config.decoding, saved.config.max_length, model.token_ids())
     encoder = str(recipe["encoder"]).removeprefix("torch_caption.data.")
     about = f"{path}: {model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words, features by {encoder}"
     return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, options), about
@@ -210,7 +210,7 @@ def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path
             try:
                 shown = load_image(Path(path), truncated=told.append)
                 description = describer(shown)
-            except ValueError as error:
+            except TorchCaptionError as error:
                 return fault_html(_without_folder(error, path)), "", []
             faults = "".join(fault_html(_without_folder(line, path)) for line in told)
             return (

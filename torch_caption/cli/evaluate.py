@@ -22,17 +22,18 @@ from torch_caption import plots
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.decoding_flags import check_decoding, for_model
 from torch_caption.cli.sample import find_checkpoint
-from torch_caption.config import ConfigError, TrainConfig
 from torch_caption.data import caption_files, file_names
 from torch_caption.data import manifest as manifests
 from torch_caption.data.caption_files import Photograph
-from torch_caption.data.dataset import CocoData, DataError, Split, below
+from torch_caption.data.dataset import CocoData, Split, below
 from torch_caption.data.file_names import Names
 from torch_caption.data.tokenizer import TOKENIZERS, readable, tokenize
 from torch_caption.decoding import DecodingOptions
+from torch_caption.errors import ConfigError, DataError
 from torch_caption.functions.matmul import prefer_onednn
 from torch_caption.inference.captions import Caption, caption_images, captioned_images
-from torch_caption.io.exits import is_watched, within_memory
+from torch_caption.io.exits import is_watched
+from torch_caption.io.memory import within_memory
 from torch_caption.metrics import java
 from torch_caption.metrics import scores as metrics
 from torch_caption.metrics.scores import Interval, Scores
@@ -189,7 +190,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     """Caption and score as the configuration says: prints a table or JSON, and writes the files it names.
 
     Raises:
-        ValueError: a setting, a checkpoint, the data or the references cannot be used, or they do not fit together.
+        UsageError, InputError: a setting, a checkpoint, the data or the references cannot be used, or they do not fit
+            together.
     """
     config.check()
     path, model, data, options = _open(config, config.checkpoint)
@@ -249,7 +251,7 @@ def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningR
     """The checkpoint's path, its model, the data for it, and how its captions are chosen."""
     path = find_checkpoint(named)
     saved = checkpoints.load(path)
-    trained = TrainConfig.from_plain(saved.config)
+    trained = saved.config
     data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
     checkpoints.check_fits(
         saved, data.vocabulary, data[config.split].feature_dim, data.recipe, path=path, data=data.directory

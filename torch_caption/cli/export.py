@@ -12,7 +12,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.sample import find_checkpoint
-from torch_caption.config import ConfigError, TrainConfig, check_length
+from torch_caption.config import check_length
+from torch_caption.errors import ConfigError
 from torch_caption.inference import export
 
 
@@ -43,15 +44,15 @@ def run(config: ExportConfig) -> None:
     """Export as the configuration says, and print what the file takes and gives.
 
     Raises:
-        ValueError: a setting or the checkpoint cannot be used.
+        UsageError, InputError: a setting or the checkpoint cannot be used.
     """
     config.check()
     path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
     model = checkpoints.build_model(saved, path)
-    max_length = config.max_length or TrainConfig.from_plain(saved.config).max_length
+    max_length = config.max_length or saved.config.max_length
     export.save(export.trace(model, max_length, no_unk=config.no_unk), config.out, export.about(saved, max_length))
-    kind = str(model.W_proj.dtype).removeprefix("torch.")
+    kind = str(model.dtype).removeprefix("torch.")
     size = config.out.stat().st_size / 1e6
     shape = f"(N, {model.input_dim}{', L' if model.cell.looks else ''})"
     print(f"{config.out}: {export.FEATURES} {shape} {kind} -> {export.IDS} (N, {max_length}) int64, {size:.1f} MB")

@@ -18,16 +18,17 @@ from torch_caption import plots
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.cli.decoding_flags import check_decoding, for_model
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Split
 from torch_caption.data.tokenizer import readable
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
+from torch_caption.errors import ConfigError, ImageError
 from torch_caption.inference import photographs
 from torch_caption.inference.captions import Caption, caption_images, looked, some_images
-from torch_caption.io.exits import within_memory
-from torch_caption.io.images import ImageError, is_url, load_image
+from torch_caption.io.images import is_url, load_image
+from torch_caption.io.memory import within_memory
 from torch_caption.io.program import typed
 from torch_caption.io.text import printable
 from torch_caption.model.captioner import CaptioningRNN
@@ -137,12 +138,12 @@ def run(config: SampleConfig) -> list[Described]:
     """Caption as the configuration says: prints a table or JSON, and writes the files it names.
 
     Raises:
-        ValueError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
+        UsageError, InputError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
     """
     config.check()
     path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
-    trained = TrainConfig.from_plain(saved.config)
+    trained = saved.config
     device = choose_device(config.device)
     _check_files(config)
     find = _photographs if config.photographs else _images
@@ -182,7 +183,8 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     read, it is an error.
 
     Raises:
-        ValueError: no photograph can be read, nobody says how their features are made, or the encoder is not to be had.
+        UsageError, InputError: no photograph can be read, nobody says how their features are made, or the encoder is
+            not to be had.
     """
     recipe, source = recipe_of(path, saved, config.data)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
@@ -207,9 +209,8 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
         if len(sources) == 1:
             raise errors[sources[0]]
         raise ConfigError(f"none of the {len(sources)} photographs can be captioned")
-    width = saved.model.get("input_dim")
-    if found.feature_dim != width:
-        raise ConfigError(f"{path}: takes features of width {width}, but {source} makes {found.feature_dim}")
+    if found.feature_dim != saved.input_dim:
+        raise ConfigError(f"{path}: takes features of width {saved.input_dim}, but {source} makes {found.feature_dim}")
     return Subject(
         found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
     )
@@ -261,12 +262,11 @@ def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[
     """How the features of pictures are made for a checkpoint, and who says so: itself, or the directory that is named.
 
     Raises:
-        ValueError: nobody does, or the directory is not fit for the checkpoint.
+        UsageError, InputError: nobody does, or the directory is not fit for the checkpoint.
     """
     recipe, source = saved.manifest, path
     if named is not None:
-        trained = TrainConfig.from_plain(saved.config)
-        data = load_data(dataclasses.replace(trained, data=named, max_train=None, in_memory="no"))
+        data = load_data(dataclasses.replace(saved.config, data=named, max_train=None, in_memory="no"))
         checkpoints.check_fits(
             saved, data.vocabulary, data["train"].feature_dim, data.recipe, path=path, data=data.directory
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torch_caption.decoding.options import DecodingOptions
 from torch_caption.decoding.protocol import TokenIds
+from torch_caption.errors import ConfigError
 
 
 class LogitFilter(Protocol):
@@ -90,12 +91,12 @@ def excluded(ids: TokenIds, options: DecodingOptions, name: str = "avoid") -> se
         name: what the message calls the option.
 
     Raises:
-        ValueError: `options.avoid` names a word that `ids.words` lacks.
+        ConfigError: `options.avoid` names a word that `ids.words` lacks.
     """
     known = ids.words or {}
     unknown = [word for word in options.avoid if word not in known]
     if unknown:
-        raise ValueError(f"{name}: the vocabulary has no word {unknown[0]!r}")
+        raise ConfigError(f"{name}: the vocabulary has no word {unknown[0]!r}")
     unk = {ids.unk} if options.no_unk and ids.unk is not None else set()
     return ({ids.start, ids.null} - {ids.end}) | unk | {known[word] for word in options.avoid}
 

@@ -55,7 +55,7 @@ def word_by_word(
     """Captions of which `choose` takes each word from its filtered log-probabilities, `copies` of each image.
 
     Raises:
-        ValueError: at some step a row has no word to choose.
+        InputError: at some step a row has no word to choose.
     """
     if copies > 1:
         features = features.repeat_interleave(copies, 0)

@@ -38,8 +38,8 @@ def decode(
         K captions of each image: 1 of greedy decoding, `samples` of sampling, `n_best` of beam search.
 
     Raises:
-        ValueError: an option is out of its range or contradicts another; or at some step a row has no word to choose
-            (logits that are NaN or infinite, or every word is excluded).
+        ConfigError: an option is out of its range or contradicts another.
+        InputError: at some step a row has no word to choose: logits that are NaN or infinite, or every word is excluded.
     """
     options = options or DecodingOptions()
     return METHODS[options.resolve()](stepper, features, ids, options, generator)

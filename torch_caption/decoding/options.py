@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, arg
 
+from torch_caption.errors import ConfigError
+
 METHODS = {
     "greedy": (),
     "beam": ("beam_size", "length_penalty", "n_best"),
@@ -78,11 +80,11 @@ class DecodingOptions:
             spelling: how a message names an option, such as "--top-k" for "top_k".
 
         Raises:
-            ValueError: a value is out of its range, or options of two methods are set.
+            ConfigError: a value is out of its range, or options of two methods are set.
         """
 
-        def refuse(name: str, must: str) -> ValueError:
-            return ValueError(f"{spelling(name)} must be {must}, not {getattr(self, name)}")
+        def refuse(name: str, must: str) -> ConfigError:
+            return ConfigError(f"{spelling(name)} must be {must}, not {getattr(self, name)}")
 
         if self.method not in ("auto", *METHODS):
             raise refuse("method", f"auto, {', '.join(METHODS)}")
@@ -105,7 +107,7 @@ class DecodingOptions:
                 given.setdefault(method, name)
         if len(given) > 1:
             (method, name), (other, clash) = list(given.items())[:2]
-            raise ValueError(
+            raise ConfigError(
                 f"{spelling(clash)} {getattr(self, clash)} is an option of {other}, but {spelling(name)} "
                 f"{getattr(self, name)} of {method}: use one of them"
             )

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from torch_caption.errors import InputError
+
 State = tuple[Tensor, ...]
 
 
@@ -77,8 +79,8 @@ class Decoded:
     ended: Tensor
 
 
-def no_choice(row: int, t: int) -> ValueError:
+def no_choice(row: int, t: int) -> InputError:
     """What is raised where a row has no word to choose."""
-    return ValueError(
+    return InputError(
         f"row {row} has no word to choose at step {t}: its logits are NaN or infinite, or every word is excluded"
     )

@@ -82,9 +82,11 @@ class DotProductAttention(Function):
 class DotProductAttentionWithJVP(DotProductAttention):
     r"""`DotProductAttention` with its forward mode.
 
-    ts       = (tprev_h A + prev_h tA) / sqrt(H)
-    tweights = weights * (ts - sum_l weights * ts)
-    tattn    = tweights A^T + weights tA^T
+    The tangent of each line:
+
+        ts       = (tprev_h A + prev_h tA) / sqrt(H)
+        tweights = weights * (ts - sum_l weights * ts)
+        tattn    = tweights A^T + weights tA^T
     """
 
     @staticmethod
@@ -188,9 +190,11 @@ class AttentionLSTM(Function):
 class AttentionLSTMWithJVP(AttentionLSTM):
     r"""`AttentionLSTM` with its forward mode.
 
-    tattn_t, tweights_t = DotProductAttention's, of th_{t-1}[:n_t] and tA[:n_t]
-    ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tattn_t Wattn + attn_t tWattn + tb
-    th_t, tc_t = `step_jvp` of ta_t and tc_{t-1}[:n_t]
+    The tangent of each line:
+
+        tattn_t, tweights_t = DotProductAttention's, of th_{t-1}[:n_t] and tA[:n_t]
+        ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tattn_t Wattn + attn_t tWattn + tb
+        th_t, tc_t = `step_jvp` of ta_t and tc_{t-1}[:n_t]
     """
 
     @staticmethod

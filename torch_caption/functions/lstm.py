@@ -176,8 +176,10 @@ class LSTM(Function):
 class LSTMWithJVP(LSTM):
     r"""`LSTM` with its forward mode.
 
-    ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
-    th_t, tc_t = `step_jvp` of ta_t and tc_{t-1}[:n_t]
+    The tangent of each line:
+
+        ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
+        th_t, tc_t = `step_jvp` of ta_t and tc_{t-1}[:n_t]
     """
 
     @staticmethod

@@ -72,8 +72,10 @@ class RNNStep(Function):
 class RNNStepWithJVP(RNNStep):
     r"""`RNNStep` with its forward mode.
 
-    ta      = tx Wx + x tWx + tprev_h Wh + prev_h tWh + tb
-    tnext_h = ta * (1 - next_h^2)
+    The tangent of each line:
+
+        ta      = tx Wx + x tWx + tprev_h Wh + prev_h tWh + tb
+        tnext_h = ta * (1 - next_h^2)
     """
 
     @staticmethod
@@ -153,8 +155,10 @@ class RNN(Function):
 class RNNWithJVP(RNN):
     r"""`RNN` with its forward mode.
 
-    ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
-    th_t = ta_t * (1 - h_t^2)
+    The tangent of each line:
+
+        ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
+        th_t = ta_t * (1 - h_t^2)
     """
 
     @staticmethod

@@ -21,9 +21,9 @@ from torch.export import Dim, ExportedProgram
 
 from torch_caption import __version__
 from torch_caption.checkpoints.format import Checkpoint
-from torch_caption.config import ConfigError
 from torch_caption.decoding import DecodingOptions
 from torch_caption.decoding.filters import excluded
+from torch_caption.errors import ConfigError
 from torch_caption.model.captioner import CaptioningRNN
 
 FEATURES, IDS = "features", "ids"
@@ -94,7 +94,7 @@ def save(program: ExportedProgram, path: Path, about: dict[str, str]) -> None:
     """Write a graph and what is to be known about it to a .onnx or a .pt2 file.
 
     Raises:
-        ValueError: the file is of another kind, or the packages that write it are missing.
+        ConfigError: the file is of another kind, or the packages that write it are missing.
         OSError: it cannot be written.
     """
     check_kind(path)

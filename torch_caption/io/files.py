@@ -29,7 +29,7 @@ _PAUSES = (0.02, 0.1, 0.5, 1.0, 2.0)
 
 
 def previous(path: str | Path) -> Path:
-    """Where the file before the one at `path` is kept: `last.previous.pt` for `last.pt`."""
+    """Where the file before the one at `path` is kept: `last.previous.safetensors` for `last.safetensors`."""
     path = Path(path)
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 

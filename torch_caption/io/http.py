@@ -152,18 +152,18 @@ def _checked(url: str) -> str:
         raise FetchError(f"a URL of more than {MAX_URL:,} characters")
     try:
         parts = urlsplit(url)
-        host = parts.netloc.encode("idna").decode("ascii")
-        no_host = not parts.hostname or parts.port == 0
+        place = parts.netloc.encode("idna").decode("ascii")
+        host, _ = parts.hostname, parts.port  # which may be no number
     except ValueError as error:
         raise FetchError(f"not a URL: {one_line(error)}") from None
     if parts.scheme not in ("http", "https"):
         raise FetchError("only http and https URLs are fetched")
-    if no_host:
+    if not host:
         raise FetchError("a URL without a host")
-    if "@" in host:  # http://public.example@localhost/ reads as if it were public.example's
+    if "@" in place:  # http://public.example@localhost/ reads as if it were public.example's
         raise FetchError("a URL with a user's name before its host; leave it out")
     path, query = (quote(part, safe=_NOT_ESCAPED, errors="replace") for part in (parts.path, parts.query))
-    return parts._replace(netloc=host, path=path, query=query, fragment="").geturl()
+    return parts._replace(netloc=place, path=path, query=query, fragment="").geturl()
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

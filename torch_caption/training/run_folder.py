@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from torch_caption.checkpoints.format import CheckpointError
+from torch_caption.errors import CheckpointError, DataError
 from torch_caption.io import files
 from torch_caption.io.exits import one_line
 from torch_caption.io.program import typed
@@ -18,8 +18,7 @@ from torch_caption.io.text import read_text, shown
 if TYPE_CHECKING:
     from torch_caption.training.tensorboard import Curves
 
-BEST, LAST, METRICS = "best.pt", "last.pt", "metrics.jsonl"
-WEIGHTS = "best.safetensors"
+BEST, LAST, METRICS = "best.safetensors", "last.safetensors", "metrics.jsonl"
 POINTER = "last.txt"
 TENSORBOARD = "tensorboard"
 GO_ON = "make room, and --resume goes on"
@@ -53,8 +52,8 @@ def point_to(run: Path) -> None:
 
 
 def find(out: str | Path, name: str | None = None) -> Path:
-    """The run `name` (a name inside `out`, or a path, or that of its last.pt), or the last one where name is None or
-    "last".
+    """The run `name` (a name inside `out`, or a path, or that of its last.safetensors), or the last one where name is
+    None or "last".
 
     Raises:
         CheckpointError: there is no such run; the message is one line that says what to do.
@@ -84,7 +83,7 @@ def _not_a_run(file: Path) -> str:
     advice = ["name the run's folder"]
     if (file.parent / LAST).is_file():
         advice = [f"`--resume {file.parent}` resumes the run from its {LAST}"]
-    if file.suffix in (".pt", ".safetensors"):
+    if file.suffix == ".safetensors":
         advice.append(f"`--init-from {file}` begins a new run with these weights")
     return f"{file}: is a file, not a run; {', and '.join(advice)}"
 
@@ -172,12 +171,12 @@ def read(run: Path) -> list[dict[str, Any]]:
     """The run's records, one an epoch; a last line that was cut short is left out.
 
     Raises:
-        ValueError: another line is no record; the message names file and line.
+        DataError: another line is no record; the message names file and line.
         OSError: the file cannot be read.
     """
     records, damage = _records(run / METRICS)
     if damage is not None:
-        raise ValueError(damage)
+        raise DataError(damage)
     return records
 
 
@@ -203,10 +202,10 @@ def _record(line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line.decode("utf-8-sig"))
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise DataError("nested too deep") from None
     numbers = [found.get(name) for name in ("epoch", "step")] if isinstance(found, dict) else [None]
     if not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError(f"{shown(found)} has no epoch and step")
+        raise DataError(f"{shown(found)} has no epoch and step")
     return cast(dict[str, Any], found)
 
 

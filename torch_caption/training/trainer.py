@@ -20,13 +20,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.checkpoints.format import Found
+from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Loader, Split, batches, open_data
 from torch_caption.data.tokenizer import TOKENIZERS
 from torch_caption.decoding import DecodingOptions
+from torch_caption.errors import ConfigError, NonFiniteError, RankError, WorkerLost
 from torch_caption.inference.captions import caption_images, some_images
 from torch_caption.io import lock
-from torch_caption.io.exits import Failure, is_watched, one_line, within_memory
+from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.memory import within_memory
 from torch_caption.metrics import scores as metrics
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
@@ -34,17 +37,14 @@ from torch_caption.model.dropout import dropout
 from torch_caption.scenes import dataset as scenes
 from torch_caption.training import distributed, non_finite, report
 from torch_caption.training import run_folder as runs
+from torch_caption.training.checkpointing import CheckpointManager
 from torch_caption.training.interrupt import Interrupt
-from torch_caption.training.non_finite import LossNotFinite
 from torch_caption.training.objectives import Lesson, Objective, make_objective
-from torch_caption.training.state import Keeper, Progress, State, begin, restore
+from torch_caption.training.progress import Progress
+from torch_caption.training.state import State, begin, resume, source
 
 OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
 """What says how much memory training takes."""
-
-
-class WorkerLost(Failure):
-    """A process that loads batches was killed."""
 
 
 def train_step(
@@ -74,7 +74,7 @@ def train_step(
         The batch's loss (sum over time, mean over N) and the gradient's norm before clipping.
 
     Raises:
-        LossNotFinite: one of the two is infinite or NaN; the weights are as before.
+        NonFiniteError: one of the two is infinite or NaN; the weights are as before.
     """
     given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
     share = share or distributed.Share.whole(model, len(captions))
@@ -84,10 +84,10 @@ def train_step(
     loss.backward()
     value = share.received()
     if not math.isfinite(value):
-        raise LossNotFinite(f"the loss is {value}")
+        raise NonFiniteError(f"the loss is {value}")
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf))
     if not math.isfinite(norm):
-        raise LossNotFinite(f"the gradient's norm is {norm}")
+        raise NonFiniteError(f"the gradient's norm is {norm}")
     optimizer.step()
     return value, norm
 
@@ -169,16 +169,20 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return lr * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
 
 
-def fit(config: TrainConfig) -> Path:
+def fit(config: TrainConfig, found: Found | None = None) -> Path:
     """Train as the configuration says and return the run's directory, which holds all that came of it.
 
     The run seeds torch's global generator and draws from it: it is that of its seed if nothing else in the process
     draws from that generator or seeds it meanwhile. At the end the generator is as it was before.
 
+    Args:
+        found: the checkpoint that the run resumes or begins with, where it has been read (`state.source`); it is read
+            again only if the file has been replaced since.
+
     Raises:
-        ValueError: a setting, the data or the checkpoint to go on from cannot be used, or another process trains in the
+        UsageError, InputError: a setting, the data or the checkpoint cannot be used, or another process trains in the
             run's directory, or another thread of this process trains.
-        LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
+        NonFiniteError: the loss or its gradient is no number any more; the checkpoints before it are kept.
         OutOfMemory: the model or a batch of it takes more memory than there is.
         WorkerLost: a process that loads batches was killed.
         Stopped: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
@@ -197,31 +201,32 @@ def fit(config: TrainConfig) -> Path:
         stack.enter_context(within_memory(*OF_THE_MEMORY))
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
+        if found is None or not found.is_current():
+            found = source(config)
         data = load_data(config)
         report.check(data)
         objective = make_objective(config, data["train"])
         scored = some_images(data["val"], config.score_images, seed=config.seed)
         check_scored(config, data["val"], scored)
-        state = begin(config, data, device)
+        if config.resume is not None and found is not None:
+            state, warnings = resume(config, data, device, found)
+            for line in warnings if distributed.first() else ():
+                report.warning(line)
+        else:
+            state = begin(config, data, device, found)
+            name = f"{runs.data_name(config.data)}-{config.cell_type}"
+            run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
         if config.compile:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
-        restored = None
-        if config.resume is not None:
-            restored = restore(state, config, data, run / runs.LAST)
-            for line in restored.warnings if distributed.first() else ():
-                report.warning(line)
-        else:
-            name = f"{runs.data_name(config.data)}-{config.cell_type}"
-            run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
-        keeper = Keeper(run, state, config, data)
-        keeper.begin(restored)
+        manager = CheckpointManager(run, state, config, data)
+        manager.begin(found if config.resume is not None else None)
         distributed.from_first(lambda: runs.point_to(run))
         try:
-            with within_memory(*OF_THE_MEMORY, kept=lambda: keeper.kept):
-                _train(run, state, config, data, objective, scored, keeper)
-        except LossNotFinite as error:
-            raise LossNotFinite(f"{error}; {keeper.kept}; {error.advice}") from error
+            with within_memory(*OF_THE_MEMORY, kept=lambda: manager.kept):
+                _train(run, state, config, data, objective, scored, manager)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {manager.kept}; {error.advice}") from error
         if distributed.first():
             report.closing(run, config, data, device)
         distributed.wait_for_all()
@@ -245,13 +250,13 @@ def _train(
     data: CocoData,
     objective: Objective,
     scored: list[int],
-    keeper: Keeper,
+    manager: CheckpointManager,
 ) -> None:
     """Train from where the state is to the end, or until this process is told to stop."""
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
-    with Interrupt() as interrupt, _naming_lost_workers(loader, keeper):
+    with Interrupt() as interrupt, _naming_lost_workers(loader, manager):
         log = None
         if distributed.first():
             report.opening(run, config, data, state.model)
@@ -261,18 +266,18 @@ def _train(
         while not finished(state.progress, config):
             record = None
             try:
-                _train_epoch(state, config, objective, replica, loader, interrupt, keeper)
+                _train_epoch(state, config, objective, replica, loader, interrupt, manager)
             except Exception as error:
-                _save_whole_steps(error, run, state, keeper, interrupt, loader)
+                _save_whole_steps(error, run, state, manager, interrupt, loader)
                 raise
-            keeper.save_steps()  # so that they are kept whatever becomes of what follows
+            manager.save_steps()  # so that they are kept whatever becomes of what follows
             if not interrupt.agreed:
                 record = interrupt.unless_asked(lambda: _judge(state, config, data, scored))
             if record is not None:
                 state.progress = state.progress.end_epoch(record, config.objective)
                 if log is not None:  # before the checkpoint, which would not write it again
                     log.write(record)
-                keeper.save()
+                manager.save()
                 if distributed.first():
                     with interrupt.printing():
                         report.epoch(record, config, best=state.progress.ends_best_epoch())
@@ -285,18 +290,18 @@ def _train(
 
 
 @contextmanager
-def _naming_lost_workers(loader: Loader, keeper: Keeper) -> Iterator[None]:
+def _naming_lost_workers(loader: Loader, manager: CheckpointManager) -> Iterator[None]:
     """In the block, the error that follows the end of a loading process, in whatever was going on, is a WorkerLost."""
     try:
         yield
     except Exception as error:
         if lost := ", ".join(map(str, loader.lost())):
-            raise WorkerLost(f"process {lost} of --workers was killed or has ended; {keeper.kept}") from error
+            raise WorkerLost(f"process {lost} of --workers was killed or has ended; {manager.kept}") from error
         raise
 
 
 def _save_whole_steps(
-    error: Exception, run: Path, state: State, keeper: Keeper, interrupt: Interrupt, loader: Loader
+    error: Exception, run: Path, state: State, manager: CheckpointManager, interrupt: Interrupt, loader: Loader
 ) -> None:
     """Save what was done before an error, if the state is that of a whole step, and say how to go on.
 
@@ -305,13 +310,13 @@ def _save_whole_steps(
     Raises:
         Stopped: all processes of the program were told to stop, and one that loads batches was the first to end.
     """
-    if distributed.size() > 1 or state.torn or isinstance(error, LossNotFinite):
+    if distributed.size() > 1 or state.inconsistent or isinstance(error, NonFiniteError):
         return
     try:
-        keeper.save_steps()
+        manager.save_steps()
     except Exception as second:  # which must not hide the first
         report.warning(f"step {state.progress.step} is not saved: {one_line(second)}")
-    if keeper.step == state.progress.step:
+    if manager.step == state.progress.step:
         with suppress(OSError):  # nor may this, if nobody reads on
             report.interrupted(run, state.progress.step)
         if interrupt.asked and loader.lost():
@@ -322,7 +327,7 @@ def load_data(config: TrainConfig) -> CocoData:
     """Open the configuration's data, the built-in scenes being drawn on first use.
 
     Raises:
-        ValueError: the directory is not there or its content is not as it should be.
+        DataError: the directory is not there or its content is not as it should be.
     """
     progress = is_watched() and distributed.first()
     directory = scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data)
@@ -340,8 +345,7 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" is a GPU where there is one.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
-        ValueError: there are fewer GPUs than processes on this machine.
+        ConfigError: a GPU is asked for and there is none, or there are fewer GPUs than processes on this machine.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here")
@@ -372,7 +376,7 @@ def _train_epoch(
     replica: distributed.Replica,
     loader: Loader,
     interrupt: Interrupt,
-    keeper: Keeper,
+    manager: CheckpointManager,
 ) -> None:
     """What remains of the epoch under way, or as much of it as goes before this process is told to stop."""
     progress, order = state.progress, loader.order
@@ -388,10 +392,10 @@ def _train_epoch(
             try:
                 with state.step():
                     _train_batch(state, config, objective, features, batch, steps, share)
-            except LossNotFinite as error:
+            except NonFiniteError as error:
                 rows = order.rows_at(progress.position)
-                of = non_finite.batch(objective, rows, error.places)
-                raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; {of}") from None
+                of = non_finite.batch(objective, rows, error.rows)
+                raise NonFiniteError(f"{label}, step {progress.step + 1}: {error}; {of}") from None
             interrupt.agree(share.asked)
             progress.seconds += time.perf_counter() - started
             started = time.perf_counter()
@@ -400,7 +404,7 @@ def _train_epoch(
             if interrupt.agreed:
                 break
             if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
-                keeper.save()
+                manager.save()
 
 
 def _train_batch(
@@ -413,8 +417,9 @@ def _train_batch(
     share: distributed.Share | None = None,
 ) -> None:
     model, optimizer, progress = state.model, state.optimizer, state.progress
+    lr = learning_rate(config, progress.step, steps_per_epoch)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, progress.step, steps_per_epoch)
+        group["lr"] = lr
     features = dropout(features, config.feature_dropout).to(model.device, model.dtype)
     batch = batch.to(features.device)
     lesson = _lesson(objective, model, features, batch, progress)
@@ -432,19 +437,20 @@ def _train_batch(
             amp=config.amp,
             share=share,
         )
-    except LossNotFinite as error:
-        raise LossNotFinite(str(error), non_finite.places(model, features, lesson, config.amp)) from error
+    except NonFiniteError as error:
+        raise NonFiniteError(str(error), non_finite.places(model, features, lesson, config.amp)) from error
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, round(words), rewards)
+    progress.lr = lr
 
 
 def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, progress: Progress) -> Lesson:
     """The batch's lesson; none of a rank that has no rows.
 
     Raises:
-        LossNotFinite: the model is to say something itself, and its scores are no numbers.
-        Failure: so it is, of this rank's share alone.
+        NonFiniteError: the model is to say something itself, and its scores are no numbers.
+        RankError: so it is, of this rank's share alone.
     """
     if not len(batch):
         return Lesson(batch.new_empty(0, 1))
@@ -456,8 +462,8 @@ def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch:
             raise
         message = "the scores of what the model says itself are not finite"
         if distributed.size() > 1:  # the others are in the middle of the step: their part of the batch is not known
-            raise Failure(f"epoch {progress.epoch + 1}, step {progress.step + 1}: {message}") from error
-        raise LossNotFinite(message, places) from error
+            raise RankError(f"epoch {progress.epoch + 1}, step {progress.step + 1}: {message}") from error
+        raise NonFiniteError(message, places) from error
 
 
 def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:
@@ -468,12 +474,12 @@ def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int])
         "step": progress.step,
         **progress.means(),
         "val_loss": validate(state.judged, val),
-        "lr": state.optimizer.param_groups[0]["lr"],
+        "lr": progress.lr,
         "gradient_norm": progress.norms / progress.position,
         "seconds": round(progress.seconds, 1),
     }
     if not math.isfinite(record["val_loss"]):
-        raise LossNotFinite(
+        raise NonFiniteError(
             f"epoch {record['epoch']}: the validation loss is {record['val_loss']}",
             advice="--init-from a checkpoint before it, with a lower --lr, may help",
         )

@@ -1,0 +1,133 @@
+"""How far a run has come, and the sums of the epoch under way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from reprlib import repr as short
+from typing import Any
+
+from torch_caption.errors import InputError
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: whole epochs done.
+        position: steps done of the epoch under way.
+        step: steps done in all.
+        nats, words: the training loss summed over the epoch under way, and over how many words.
+        norms: the gradients' norms, summed likewise.
+        images, reward, greedy_reward: how many images the epoch under way has rewarded captions of, and the rewards
+            of the drawn and of the greedy ones, summed over them.
+        lr: the learning rate of the last step.
+        seconds: how long the epoch under way has taken.
+        best_epoch: whose weights are kept: those of the lowest validation loss, in self-critical training of the
+            highest CIDEr.
+        best_loss, best_cider: the validation loss and CIDEr then.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    nats: float = 0.0
+    words: int = 0
+    norms: float = 0.0
+    images: int = 0
+    reward: float = 0.0
+    greedy_reward: float = 0.0
+    lr: float = 0.0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best_cider: float = -math.inf
+
+    def plain(self) -> dict[str, Any]:
+        """The fields for JSON, which has no infinity: `best_loss` and `best_cider` only once there are such."""
+        return {name: value for name, value in vars(self).items() if value not in (math.inf, -math.inf)}
+
+    @classmethod
+    def from_plain(cls, saved: Mapping[str, Any]) -> Progress:
+        """The inverse of `plain`; a missing field takes its default.
+
+        Raises:
+            InputError: a field is unknown, of another type, out of its range, or contradicts another.
+        """
+        types = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+        for name, value in saved.items():
+            if name not in types:
+                raise InputError(f"its progress has an unknown field {short(name)}")
+            if type(value) not in (int, types[name]):
+                raise InputError(f"its progress has {name} {short(value)}, which is not of type {types[name].__name__}")
+            if not (0 <= value <= 2**53 if types[name] is int else abs(value) <= sys.float_info.max):
+                raise InputError(f"its progress has {name} {short(value)}, which is out of range")
+        progress = cls(**saved)
+        for name, most in {"best_epoch": "epoch", "position": "step", "images": "words"}.items():
+            if getattr(progress, name) > getattr(progress, most):
+                raise InputError(
+                    f"its progress has {name} {getattr(progress, name)}, but {most} {getattr(progress, most)}"
+                )
+        if bool(progress.position) != bool(progress.words):
+            raise InputError(f"its progress has words {progress.words}, but position {progress.position}")
+        return progress
+
+    def check_epoch(self, steps: int, rewarded: bool) -> None:
+        """Raise InputError unless this can be the progress in an epoch of so many steps, which rewards captions."""
+        if self.position > steps:
+            raise InputError(f"its progress has position {self.position}, but an epoch has {steps} steps")
+        if bool(self.images) != (rewarded and self.position > 0):
+            raise InputError(
+                f"its progress has images {self.images}, but position {self.position} of an epoch that rewards "
+                + ("them" if rewarded else "none")
+            )
+
+    def count(self, rows: int, loss: float, norm: float, words: int, rewards: Sequence[float]) -> None:
+        """Count a step: its rows, loss (mean over them), gradient's norm and words, and its `Lesson.rewards`."""
+        self.position += 1
+        self.step += 1
+        self.nats += loss * rows
+        self.words += words
+        self.norms += norm
+        images, reward, greedy_reward = rewards
+        self.images += round(images)
+        self.reward += reward
+        self.greedy_reward += greedy_reward
+
+    def means(self) -> dict[str, float]:
+        """What the epoch under way has come to: the loss of people's captions, or the rewards of the model's own."""
+        if self.images:
+            return {"reward": self.reward / self.images, "greedy_reward": self.greedy_reward / self.images}
+        return {"train_loss": self.nats / self.words}
+
+    def is_beaten_by(self, record: Mapping[str, Any], objective: str) -> bool:
+        """Whether the record's epoch is better than the best before it."""
+        if objective == "scst":
+            return record["CIDEr"] > self.best_cider
+        return record["val_loss"] < self.best_loss
+
+    def next_epoch(self) -> Progress:
+        """This epoch done, and nothing of the next one."""
+        return Progress(
+            self.epoch + 1,
+            step=self.step,
+            best_epoch=self.best_epoch,
+            best_loss=self.best_loss,
+            best_cider=self.best_cider,
+        )
+
+    def end_epoch(self, record: Mapping[str, Any], objective: str) -> Progress:
+        """`next_epoch`, with this one as the best if its record is."""
+        done = self.next_epoch()
+        if self.is_beaten_by(record, objective):
+            done.best_epoch, done.best_loss = done.epoch, record["val_loss"]
+            done.best_cider = record.get("CIDEr", -math.inf)
+        return done
+
+    def ends_best_epoch(self) -> bool:
+        """Whether these are the weights of the best epoch so far."""
+        return self.position == 0 and 0 < self.epoch == self.best_epoch
