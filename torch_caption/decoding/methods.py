@@ -39,7 +39,8 @@ def decode(
 
     Raises:
         ConfigError: an option is out of its range or contradicts another.
-        InputError: at some step a row has no word to choose: logits that are NaN or infinite, or every word is excluded.
+        InputError: at some step a row has no word to choose: its logits are NaN or infinite, or every word is
+            excluded.
     """
     options = options or DecodingOptions()
     return METHODS[options.resolve()](stepper, features, ids, options, generator)
