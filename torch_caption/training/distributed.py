@@ -242,7 +242,10 @@ def several(main: Callable[[], object]) -> None:
         return
     from torch.distributed.elastic.multiprocessing.errors import record  # it takes as long to load as the rest
 
-    record(_rank)(main)
+    try:
+        record(_rank)(main)
+    except RankError as error:
+        raise error from error.__context__  # recorded as one line; --traceback shows what led to it
 
 
 def _rank(main: Callable[[], object]) -> None:
@@ -262,5 +265,5 @@ def _rank(main: Callable[[], object]) -> None:
             raise SystemExit(line) from None
         if not isinstance(error, TorchCaptionError | OSError):
             raise  # a mistake of the program's: the traceback says where
-        raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from error
+        raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from None
     dist.destroy_process_group()
