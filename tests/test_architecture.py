@@ -18,30 +18,31 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "torch_caption"
 # What each room, and each module beside them, may import of the others.
 MAY_IMPORT = {
+    "errors": set(),
     "functions": set(),
-    "io": set(),
-    "data": {"io"},
-    "scenes": {"data", "io"},
-    "metrics": {"data"},
+    "io": {"errors"},
+    "data": {"errors", "io"},
+    "scenes": {"data", "errors", "io"},
+    "metrics": {"data", "errors"},
     "decoding": set(),
-    "config": {"io"},
-    "plots": {"io"},
+    "config": {"errors", "io"},
+    "plots": {"errors", "io"},
     "model": {"data", "decoding", "functions"},
-    "checkpoints": {"config", "data", "io", "model"},
-    "encoders": {"data", "io", "scenes"},
-    "prepare": {"data", "encoders", "io"},
-    "verify": {"data", "functions", "io", "model", "plots"},
-    "inference": {"checkpoints", "config", "data", "decoding", "encoders", "io", "model"},
-    "cs231n": {"data", "functions", "io", "model"},
+    "checkpoints": {"config", "data", "errors", "io", "model"},
+    "encoders": {"data", "errors", "io", "scenes"},
+    "prepare": {"data", "encoders", "errors", "io"},
+    "verify": {"data", "errors", "functions", "io", "model", "plots"},
+    "inference": {"checkpoints", "config", "data", "decoding", "encoders", "errors", "io", "model"},
+    "cs231n": {"data", "errors", "functions", "io", "model"},
     "training": {
-        *("checkpoints", "config", "data", "decoding", "functions", "inference"),
+        *("checkpoints", "config", "data", "decoding", "errors", "functions", "inference"),
         *("io", "metrics", "model", "plots", "scenes"),
     },
     "cli": {
-        *("checkpoints", "config", "data", "decoding", "encoders", "functions", "inference", "io"),
+        *("checkpoints", "config", "data", "decoding", "encoders", "errors", "functions", "inference", "io"),
         *("metrics", "model", "plots", "prepare", "scenes", "training", "verify"),
     },
-    "__main__": {"cli", "io"},
+    "__main__": {"cli", "errors", "io"},
 }
 FORBIDDEN = re.compile(
     r"""torch\.(

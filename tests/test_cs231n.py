@@ -29,7 +29,7 @@ from torch_caption.cs231n import (
     rel_error,
     sample_coco_minibatch,
 )
-from torch_caption.data.dataset import DataError
+from torch_caption.errors import DataError
 
 N, T, D, H, V, M = 2, 3, 4, 5, 6, 7
 rng = np.random.default_rng(231)

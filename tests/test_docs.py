@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 
-from torch_caption.__main__ import COMMANDS, main
+from torch_caption.__main__ import COMMANDS, TRACEBACK, main
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "notes").glob("*.md"))]
@@ -97,7 +97,7 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
 
 @functools.cache
 def known_flags(program: str) -> frozenset[str]:
-    """Every flag that the command's own help lists."""
+    """Every flag that the command's own help lists, and that of every command."""
     help_text = io.StringIO()
     with (
         mock.patch.dict(os.environ, COLUMNS="200"),
@@ -106,7 +106,7 @@ def known_flags(program: str) -> frozenset[str]:
     ):
         main([program.removesuffix(".py"), "--help"])
     assert stop.value.code in (0, None), f"{program} --help ends with {stop.value.code}"
-    return frozenset(re.findall(r"--[A-Za-z][\w-]*", help_text.getvalue()))
+    return frozenset(re.findall(r"--[A-Za-z][\w-]*", help_text.getvalue())) | {TRACEBACK}
 
 
 def name_of(page: Path) -> str:

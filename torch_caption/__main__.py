@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from torch_caption.errors import ConfigError
 from torch_caption.io.exits import guarded
 from torch_caption.io.program import typed
 
+TRACEBACK = "--traceback"
 COMMANDS = {
     "train": "train a captioner",
     "sample": "caption photographs, or images of a split",
@@ -25,18 +27,22 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command that `args`, or the command line, names. Exit status: as `guarded` says."""
-    return guarded(lambda: _run(sys.argv[1:] if args is None else args))
+    """Run the command that `args`, or the command line, names. Exit status: as `guarded` says. Every command takes
+    --traceback."""
+    args = sys.argv[1:] if args is None else args
+    named = [arg for arg in args if arg != TRACEBACK]
+    return guarded(lambda: _run(named), traceback=TRACEBACK in args)
 
 
 def _run(args: Sequence[str]) -> None:
     command = args[0] if args else ""
     if command in ("-h", "--help"):
         lines = [f"  {name:<12}{does}" for name, does in COMMANDS.items()]
-        print(f"usage: {typed('COMMAND')} [--help] [flags of the command]\n", *lines, sep="\n")
+        print(f"usage: {typed('COMMAND')} [--help] [{TRACEBACK}] [flags of the command]\n", *lines, sep="\n")
+        print(f"\n{TRACEBACK} shows where an error was raised, of any command")
         return
     if command not in COMMANDS:
-        raise ValueError(f"there is no command {command!r}; use one of {', '.join(COMMANDS)}")
+        raise ConfigError(f"there is no command {command!r}; use one of {', '.join(COMMANDS)}")
     import_module(f"torch_caption.cli.{command.replace('-', '_')}").main(args[1:], typed(command))
 
 

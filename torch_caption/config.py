@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
+from torch_caption.errors import ConfigError
 from torch_caption.io.files import at_home, from_home
 from torch_caption.io.text import flag_of, shown
 
@@ -24,10 +25,6 @@ LONGEST = 1000
 """The most words of a caption."""
 OF_THE_MACHINE = ("out", "init_from", "resume", "in_memory", "workers", "threads", "device")
 """What says nothing about the model."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names its flag and value."""
 
 
 @dataclass(frozen=True)

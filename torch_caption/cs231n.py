@@ -47,7 +47,8 @@ from torch import Tensor
 from torch_caption import functions
 from torch_caption.data import dataset
 from torch_caption.data.vocabulary import END, NULL, START
-from torch_caption.io.images import ImageError, load_image
+from torch_caption.errors import ImageError
+from torch_caption.io.images import load_image
 from torch_caption.model import captioner
 
 __all__ = [

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from torch_caption.errors import DataError, ImageError
 from torch_caption.io import cache_folder
-from torch_caption.io.images import ImageError, load_image
+from torch_caption.io.images import load_image
 
 os.environ |= cache_folder.for_matplotlib()  # which looks for its folders when it is imported; workers inherit them
 
@@ -52,10 +53,10 @@ def loss_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: s
         path.
 
     Raises:
-        ValueError: the history is empty.
+        DataError: the history is empty.
     """
     if not history:
-        raise ValueError("there is no epoch to draw a curve of")
+        raise DataError("there is no epoch to draw a curve of")
     scores = [name for name in SCORES if any(_number(row, name) is not None for row in history)]
     figure = Figure(figsize=(10.5 if scores else 7.0, 4.4), dpi=DPI, layout=_layout())
     grid = figure.add_gridspec(max(1, len(scores)), 5)

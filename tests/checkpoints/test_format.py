@@ -23,8 +23,8 @@ import torch
 from tests.helpers.saved_checkpoint import CONFIG, WORDS, D, forged, framed, make, sealed
 from torch_caption.checkpoints import checksum
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import CheckpointError
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.errors import CheckpointError
 from torch_caption.io import files
 from torch_caption.io.exits import Stopped
 
@@ -594,9 +594,9 @@ def test_a_file_is_read_with_torch_and_safetensors_alone_to_the_bit(saved: Path)
 def test_a_fresh_process_opens_it_with_the_library(saved: Path) -> None:
     program = (
         "import sys\n"
-        "from torch_caption.checkpoints import format as checkpoint\n"
-        "saved = checkpoint.load(sys.argv[1])\n"
-        "model = checkpoint.build_model(saved)\n"
+        "from torch_caption.checkpoints import format as checkpoints\n"
+        "saved = checkpoints.load(sys.argv[1])\n"
+        "model = checkpoints.build_model(saved)\n"
         "print(model.W_proj.detach().numpy().tobytes().hex(), saved.progress)\n"
     )
     root = Path(__file__).resolve().parents[2]

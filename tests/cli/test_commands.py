@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from torch_caption.__main__ import COMMANDS, main
+from torch_caption.data import dataset
 from torch_caption.io.program import typed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,8 @@ def test_help_lists_every_command_and_does_not_import_torch() -> None:
     code = "import sys; from torch_caption.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == [*COMMANDS]
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == [*COMMANDS]
+    assert "--traceback" in done.stdout
 
 
 @pytest.mark.parametrize("args", [[], ["trian"], ["--data", "x"]])
@@ -35,6 +37,32 @@ def test_an_unknown_command_is_one_line_that_names_the_commands(
     assert capsys.readouterr().err == (
         f"error: there is no command {args[0] if args else ''!r}; use one of {', '.join(COMMANDS)}\n"
     )
+
+
+@pytest.mark.parametrize("args", [["check-data", "nowhere", "--traceback"], ["--traceback", "check-data", "nowhere"]])
+def test_traceback_is_a_flag_of_every_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert last.startswith("error: nowhere: no such folder")
+
+
+@pytest.mark.parametrize(
+    "bug", [ZeroDivisionError("division by zero"), ValueError("of numpy"), KeyError("x")], ids=repr
+)
+def test_a_bug_shows_its_traceback_and_asks_for_a_report(
+    bug: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(directory: Path) -> None:
+        raise bug
+
+    monkeypatch.setattr(dataset, "open_kinds", broken)
+    assert main(["check-data", "data"]) == 1
+    first, *between, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert any(line.endswith("in broken") for line in between)
+    assert f"{type(bug).__name__}: {bug}" in between
+    assert last.startswith("error: this is a bug in torch_caption")
 
 
 def test_the_console_script_is_the_same_entry() -> None:

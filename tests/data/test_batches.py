@@ -17,7 +17,8 @@ import torch
 
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.data.batches import Batch
-from torch_caption.data.dataset import DataError, Split, batches, open_data
+from torch_caption.data.dataset import Split, batches, open_data
+from torch_caption.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent to processes there")

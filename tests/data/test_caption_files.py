@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from torch_caption.data._errors import DataError
 from torch_caption.data.caption_files import locate, read, read_splits
+from torch_caption.errors import DataError
 
 
 def content(count: int = 3, name: str = "photo") -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_caption.data._errors import DataError
 from torch_caption.data.caption_files import Photograph, locate, named_folders, of_split, read, read_splits
+from torch_caption.errors import DataError
 
 KARPATHY_SPLITS = ["train", "restval", "val", "test", "train"]
 

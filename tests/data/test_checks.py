@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from torch_caption.data import checks
-from torch_caption.data.dataset import DataError, open_data
+from torch_caption.data.dataset import open_data
+from torch_caption.errors import DataError
 
 CAPTIONS = "coco2014_captions.h5"
 VOCAB = "coco2014_vocab.json"

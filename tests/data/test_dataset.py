@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from torch_caption.data import checks, dataset
-from torch_caption.data.dataset import DataError, EpochBatches, batches, open_data
+from torch_caption.data.dataset import EpochBatches, batches, open_data
+from torch_caption.errors import DataError
 
 CAPTIONS = "coco2014_captions.h5"
 VOCAB = "coco2014_vocab.json"

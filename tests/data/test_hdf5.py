@@ -23,8 +23,9 @@ from hypothesis.extra import numpy as npst
 
 from torch_caption.data import hdf5
 from torch_caption.data import manifest as manifests
-from torch_caption.data.dataset import DataError, batches, open_data
+from torch_caption.data.dataset import batches, open_data
 from torch_caption.data.hdf5 import FLOATS, dataset, opened
+from torch_caption.errors import DataError
 
 FEATURES = "train2014_vgg16_fc7_pca.h5"
 

@@ -12,7 +12,8 @@ import pytest
 
 from torch_caption.__main__ import main
 from torch_caption.data import manifest as manifests
-from torch_caption.data.dataset import DataError, open_data
+from torch_caption.data.dataset import open_data
+from torch_caption.errors import DataError
 
 KINDS = {"vgg16_fc7_pca": {"pca": True}, "vgg16_fc7": {"pca": False}, "grid": {"grids": True}}
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.data import _memory
-from torch_caption.data.dataset import DataError, open_data
+from torch_caption.data.dataset import open_data
+from torch_caption.errors import DataError
 
 
 def test_a_system_that_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from tests.helpers.tiny_data import write_tiny
-from torch_caption.data.checks import DataError
 from torch_caption.data.dataset import open_data
 from torch_caption.data.projection import Projection
 from torch_caption.data.recipe import record
 from torch_caption.encoders import extractor as recipes
 from torch_caption.encoders.torchvision_encoder import IMAGENET, Encoded, Transform
+from torch_caption.errors import DataError
 
 
 @pytest.mark.parametrize("size", [(90, 60), (61, 90), (64, 64), (400, 300)])

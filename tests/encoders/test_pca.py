@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from torch_caption.data._errors import DataError
 from torch_caption.data.projection import Projection
 from torch_caption.encoders import pca
 from torch_caption.encoders.pca import Moments, fit, recover
+from torch_caption.errors import ConfigError, DataError
 
 N, D, K = 300, 12, 5
 
@@ -81,7 +81,7 @@ def test_more_components_than_there_can_be(size: int, n: int) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, float("nan"), float("inf")])
 def test_what_is_no_size(size: float) -> None:
-    with pytest.raises(DataError, match=r"--pca .*: name a number of components, or a share"):
+    with pytest.raises(ConfigError, match=r"--pca .*: name a number of components, or a share"):
         pca.check_size(size, "--pca")
 
 

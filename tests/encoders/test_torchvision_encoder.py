@@ -16,16 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torch_caption.encoders import torchvision_encoder as features
-from torch_caption.encoders.torchvision_encoder import (
-    BACKBONES,
-    CAFFE,
-    IMAGENET,
-    Encoder,
-    FeatureError,
-    build,
-    from_recipe,
-    stream,
-)
+from torch_caption.encoders.torchvision_encoder import BACKBONES, CAFFE, IMAGENET, Encoder, build, from_recipe, stream
+from torch_caption.errors import EncoderError
 from torch_caption.io.images import load_image
 
 SHAPES = {  # of vectors and grids
@@ -73,7 +65,7 @@ def picture(width: int = 300, height: int = 260, seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def line(error: pytest.ExceptionInfo[FeatureError]) -> str:
+def line(error: pytest.ExceptionInfo[EncoderError]) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -229,7 +221,7 @@ def test_bad_weights_are_one_line(kind: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     make, message = BAD_WEIGHTS[kind]
     make(tmp_path / "w.pt")
-    with pytest.raises(FeatureError) as error:
+    with pytest.raises(EncoderError) as error:
         build("resnet18", tmp_path / "w.pt")
     assert line(error).startswith(str(tmp_path / "w.pt"))
     assert message in line(error)
@@ -239,7 +231,7 @@ def test_bad_weights_are_one_line(kind: str, tmp_path: Path, monkeypatch: pytest
 def test_weights_that_are_not_numbers_are_found_out(tmp_path: Path) -> None:
     path = save_weights(tmp_path / "w.pt", lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)})
     encoder = build("resnet18", path)
-    with pytest.raises(FeatureError, match=r"features that are not finite.*--weights") as error:
+    with pytest.raises(EncoderError, match=r"features that are not finite.*--weights") as error:
         encoder.encode(torch.zeros(1, 3, 224, 224))
     line(error)
 
@@ -253,7 +245,7 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("arguments", [{"name": "resnet9"}, {"name": "resnet18", "transform": "other"}])
 def test_names_that_are_not(arguments: dict[str, str]) -> None:
-    with pytest.raises(FeatureError, match="choose one of"):
+    with pytest.raises(EncoderError, match="choose one of"):
         build(**arguments)
 
 
@@ -285,7 +277,7 @@ def test_default_weights_are_fetched_once(cache: Path, monkeypatch: pytest.Monke
     (file,) = cache.iterdir()
     assert build("resnet18", file).weights == encoder.weights  # known by its content
     file.write_bytes(b"half")
-    with pytest.raises(FeatureError, match="damaged, its SHA-256 is not that of its name; remove it"):
+    with pytest.raises(EncoderError, match="damaged, its SHA-256 is not that of its name; remove it"):
         build("resnet18")
 
 
@@ -295,7 +287,7 @@ def test_without_a_home_no_folder_of_that_name_is_made(
     """torch leaves the ~ of a user without a home as it is."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "~/.cache/torch/hub")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FeatureError, match="no home folder for the weights; set TORCH_HOME, or name"):
+    with pytest.raises(EncoderError, match="no home folder for the weights; set TORCH_HOME, or name"):
         build("resnet18")
     assert not (tmp_path / "~").exists()
 
@@ -305,7 +297,7 @@ def test_a_folder_of_weights_that_cannot_be_made_is_told_with_what_to_set(
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
-    with pytest.raises(FeatureError, match=r"were not downloaded \(.*\(TORCH_HOME names another folder\)"):
+    with pytest.raises(EncoderError, match=r"were not downloaded \(.*\(TORCH_HOME names another folder\)"):
         build("resnet18")
 
 
@@ -317,7 +309,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(cache: Path, monkeypatch: p
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", download)
         with pytest.raises(
-            FeatureError, match=r"the weights of resnet18 were not downloaded \((no route|invalid)"
+            EncoderError, match=r"the weights of resnet18 were not downloaded \((no route|invalid)"
         ) as e:
             build("resnet18")
         assert "--weights" in line(e)
@@ -342,10 +334,10 @@ def test_weights_are_found_by_their_content(tmp_path: Path, monkeypatch: pytest.
     near = tmp_path / "near"
     near.mkdir()
     save_weights(path, seed=2)  # others, at the place where they were
-    with pytest.raises(FeatureError, match=r"the weights of resnet18, w.pt \(SHA-256 \w{12}...\), are not found") as e:
+    with pytest.raises(EncoderError, match=r"the weights of resnet18, w.pt \(SHA-256 \w{12}...\), are not found") as e:
         from_recipe(recipe, near=[near])
     assert "--weights" in line(e)
-    with pytest.raises(FeatureError, match="other weights than the features were made with"):
+    with pytest.raises(EncoderError, match="other weights than the features were made with"):
         from_recipe(recipe, weights=path)
     save_weights(near / "w.pt")
     assert from_recipe(recipe, near=[near]).weights.sha256 == recipe["weights"]["sha256"]
@@ -355,7 +347,7 @@ def test_weights_are_found_by_their_content(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("recipe", [{}, {"encoder": "resnet18"}, {"encoder": "resnet18", "weights": {"x": 1}}])
 def test_what_is_no_recipe(recipe: dict[str, object]) -> None:
-    with pytest.raises(FeatureError, match="not a recipe of features"):
+    with pytest.raises(EncoderError, match="not a recipe of features"):
         from_recipe(recipe)
 
 
@@ -387,7 +379,7 @@ TRANSFORM = {"resize": 256, "crop": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
 def test_recipes_of_harm(weights: dict[str, object], transform: dict[str, object], reason: str) -> None:
     """A recipe comes with a checkpoint, and so from a stranger."""
     recipe = {"encoder": "resnet18", "weights": {"name": "w.pt"} | weights, "transform": TRANSFORM | transform}
-    with pytest.raises(FeatureError, match=f"not a recipe of features: ValueError .*{reason}"):
+    with pytest.raises(EncoderError, match=f"not a recipe of features: .*{reason}"):
         from_recipe(recipe)
 
 
@@ -403,7 +395,7 @@ def test_no_other_machine_is_asked_for_weights(path: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "is_file", noted)
     recipe = {"encoder": "resnet18", "weights": {"name": "w.pt", "path": path}, "transform": TRANSFORM}
-    with pytest.raises(FeatureError, match="are not found; name their file with --weights"):
+    with pytest.raises(EncoderError, match="are not found; name their file with --weights"):
         from_recipe(recipe)
     assert not any("host" in str(path) for path in asked)
 
@@ -420,7 +412,7 @@ def test_random_weights_come_back(resnet: Encoder) -> None:
     for encoder in (resnet, build("resnet18", "random", seed=1)):
         assert from_recipe(encoder.recipe).weights == encoder.weights
     recipe = {**resnet.recipe, "weights": {"name": "random", "sha256": "0" * 64, "seed": 0}}
-    with pytest.raises(FeatureError, match="random: other weights than the features were made with"):
+    with pytest.raises(EncoderError, match="random: other weights than the features were made with"):
         from_recipe(recipe)
 
 
@@ -523,7 +515,7 @@ from torch_caption.encoders import torchvision_encoder as features
 torch.library.define = lambda *args: 1 / 0
 try:
     features.build("resnet18", "random")
-except features.FeatureError as error:
+except features.EncoderError as error:
     assert re.search({message!r}, str(error)), error
 """
     result = run_python(code, path=tmp_path)

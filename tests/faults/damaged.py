@@ -12,9 +12,9 @@ from tests.helpers import saved_checkpoint
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import checksum
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import CheckpointError
 from torch_caption.data import manifest as manifests
-from torch_caption.data.dataset import DataError, open_kinds
+from torch_caption.data.dataset import open_kinds
+from torch_caption.errors import CheckpointError, DataError
 
 Region = tuple[str, range]
 

@@ -20,7 +20,8 @@ from tests.faults.figures import Family, Figures
 from tests.faults.programs import Program, Programs
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import Checkpoint, CheckpointError
+from torch_caption.checkpoints.format import Checkpoint
+from torch_caption.errors import CheckpointError
 from torch_caption.training import run_folder as runs
 
 SMALL = "--data tiny --hidden-dim 16 --wordvec-dim 8 --batch-size 5 --lr 0.01 --max-length 6 --score-images 6"

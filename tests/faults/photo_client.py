@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.helpers.hostile_photos import SOUND, damaged, made
 from tests.helpers.usage import descriptors, forget_the_peak, memory
-from torch_caption.io.images import ImageError, load_image
+from torch_caption.errors import ImageError
+from torch_caption.io.images import load_image
 
 ADDRESS_SPACE = 4 * 2**30
 RUNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile")

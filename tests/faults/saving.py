@@ -29,7 +29,8 @@ import torch  # noqa: E402
 from tests.faults.figures import Family, Figures  # noqa: E402
 from tests.helpers.saved_checkpoint import CONFIG, WORDS, D  # noqa: E402
 from torch_caption.checkpoints import format as checkpoints  # noqa: E402
-from torch_caption.checkpoints.format import Checkpoint, CheckpointError  # noqa: E402
+from torch_caption.checkpoints.format import Checkpoint  # noqa: E402
+from torch_caption.errors import CheckpointError  # noqa: E402
 from torch_caption.io import files  # noqa: E402
 
 POSIX = os.name == "posix"

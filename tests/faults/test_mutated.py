@@ -22,7 +22,8 @@ from hypothesis.extra import numpy as arrays
 from tests.faults import hostile_json
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.data import caption_files, checks
-from torch_caption.data.dataset import CocoData, DataError, batches, open_data
+from torch_caption.data.dataset import CocoData, batches, open_data
+from torch_caption.errors import DataError
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 NUMBERS = st.one_of(

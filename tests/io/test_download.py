@@ -18,8 +18,9 @@ import pytest
 
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data
+from torch_caption.errors import DownloadError
 from torch_caption.io import download, http
-from torch_caption.io.download import DownloadError, Source
+from torch_caption.io.download import Source
 
 
 @dataclass
@@ -145,7 +146,7 @@ def run(target: Path, url: str, capsys) -> tuple[int, str, str]:
     return status, said.out, said.err
 
 
-def assert_fails(target: Path, url: str, capsys, message: str, status: int = 1) -> None:
+def assert_fails(target: Path, url: str, capsys, message: str, status: int = 2) -> None:
     """The command fails in one line, and leaves nothing that would be taken for data."""
     found, out, err = run(target, url, capsys)
     assert (found, out) == (status, "")

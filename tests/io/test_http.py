@@ -16,9 +16,10 @@ import pytest
 
 from tests.helpers import photo_server
 from tests.helpers.photo_server import PHOTO, Server, quarters, server_context, serving
+from torch_caption.errors import ImageError
 from torch_caption.io import http
 from torch_caption.io.http import FetchError, is_public, read_url
-from torch_caption.io.images import ImageError, load_image
+from torch_caption.io.images import load_image
 
 fetch = partial(read_url, timeout=10.0, most=200_000)
 fetch_here = partial(fetch, allow_private=True)

@@ -27,8 +27,9 @@ from tests.helpers.photo_server import (
     png,
     quarters,
 )
+from torch_caption.errors import ImageError
 from torch_caption.io import images
-from torch_caption.io.images import ImageError, load_image
+from torch_caption.io.images import load_image
 
 
 def rows_of_16_bits(*values: int) -> bytes:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from torch_caption.io.lock import RunInUse, alone_in, alone_in_process
+from torch_caption.errors import RunInUse
+from torch_caption.io.lock import alone_in, alone_in_process
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """

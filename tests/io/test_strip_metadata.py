@@ -24,8 +24,9 @@ from tests.helpers.hostile_photos import (
     segment,
 )
 from tests.helpers.photo_server import chunk, encoded, quarters
+from torch_caption.errors import ImageError
 from torch_caption.io import images, strip_metadata
-from torch_caption.io.images import ImageError, load_image
+from torch_caption.io.images import load_image
 from torch_caption.io.strip_metadata import bare, orientation
 
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'

@@ -20,6 +20,7 @@ from PIL import Image
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.errors import ConfigError, DataError, InputError
 from torch_caption.scenes import dataset as scenes
 from torch_caption.scenes.dataset import Group, Scene, Verdict, ensure, features, grid, judge, load, score, tell
 from torch_caption.scenes.draw import COLOURS, MARGIN, PALETTE, SHAPES, SIDE, draw, place
@@ -197,7 +198,7 @@ def test_two_builds_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sizes", [{"train": 5}, {**SMALL, "val": 0}, {**SMALL, "more": 1}])
 def test_bad_sizes(sizes: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="sizes must give"):
+    with pytest.raises(ConfigError, match="sizes must give"):
         ensure(tmp_path, sizes=sizes)
 
 
@@ -659,13 +660,13 @@ def test_score_elsewhere(tmp_path: Path) -> None:
 
 
 def test_score_refuses(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no split 'tests'; there are train, val, test, novel"):
+    with pytest.raises(DataError, match="no split 'tests'; there are train, val, test, novel"):
         score(directory, "tests", {})
-    with pytest.raises(ValueError, match="test has 12 scenes, none with the index 12"):
+    with pytest.raises(DataError, match="test has 12 scenes, none with the index 12"):
         score(directory, "test", {12: ""})
     for content in ("{", "[]", json.dumps({"test": [{"first": 1}]}), "[" * 100_000):
         (tmp_path / "scenes.json").write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"scenes\.json: not (the scenes|JSON)"):
+        with pytest.raises(InputError, match=r"scenes\.json: not (the scenes|JSON)"):
             score(tmp_path, "test", {})
 
 
@@ -677,9 +678,7 @@ def test_a_scene_of_what_is_never_drawn_is_refused(directory: Path, tmp_path: Pa
     scene = content["test"][3]
     (scene[key[0]] if key else scene)[last] = value
     (tmp_path / "scenes.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"scenes\.json: not the scenes of this recipe \(\w+: .* is none of "
-    ) as raised:
+    with pytest.raises(DataError, match=r"scenes\.json: not the scenes of this recipe \(\w+: .* is none of ") as raised:
         load(tmp_path)
     assert repr(value) in str(raised.value)
 
@@ -689,15 +688,15 @@ def test_what_could_not_be_judged_is_found_before(directory: Path, tmp_path: Pat
     images = {"test": 12, "novel": SMALL["novel"]}
     scenes.check(directory, manifest, images)
     scenes.check(tmp_path, {}, images)  # no scenes
-    with pytest.raises(ValueError, match="test has 12 scenes, none with the index 12"):
+    with pytest.raises(DataError, match="test has 12 scenes, none with the index 12"):
         scenes.check(directory, manifest, images | {"test": 13})
-    with pytest.raises(ValueError, match="no split 'other'"):
+    with pytest.raises(DataError, match="no split 'other'"):
         scenes.check(directory, manifest, images | {"other": 1})
     content = (directory / "scenes.json").read_bytes()
     path = tmp_path / "scenes.json"
     path.write_bytes(content.replace(b'"red"', b'"blue"', 1))  # which nothing but the manifest can tell
     scenes.check(tmp_path, {}, images)
-    with pytest.raises(ValueError, match=r"scenes\.json: .* manifest\.json says"):
+    with pytest.raises(DataError, match=r"scenes\.json: .* manifest\.json says"):
         scenes.check(tmp_path, manifest, images)
     path.write_bytes(content)
     scenes.check(tmp_path, manifest, images)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tests.helpers.tiny_data import write_tiny
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, batches, open_data
 from torch_caption.decoding import greedy as decoding
+from torch_caption.errors import ConfigError
 from torch_caption.inference.captions import limits
 from torch_caption.metrics.scores import CiderReward
 from torch_caption.model.captioner import CaptioningRNN

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from torch_caption.checkpoints.format import CheckpointError
+from torch_caption.errors import CheckpointError
 from torch_caption.training import run_folder as runs
 
 

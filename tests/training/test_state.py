@@ -15,10 +15,11 @@ import torch
 
 from tests.helpers.tiny_data import D, write_tiny
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import Checkpoint, CheckpointError
+from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.cli.train import train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Split, open_data
+from torch_caption.errors import CheckpointError
 from torch_caption.training import run_folder as runs
 from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, judged, random_state, resume, set_random_state, snapshot

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import Checkpoint, CheckpointError
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.checkpoints.format import Checkpoint
+from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, EpochBatches, batches, open_data
+from torch_caption.errors import CheckpointError, ConfigError, NonFiniteError, WorkerLost
 from torch_caption.inference.captions import describe, draw, looked, some_images
 from torch_caption.io import files, lock
 from torch_caption.io.exits import Stopped, guarded
@@ -38,7 +39,7 @@ from torch_caption.training import report, trainer
 from torch_caption.training import run_folder as runs
 from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, resume, snapshot, source
-from torch_caption.training.trainer import LossNotFinite, WorkerLost, fit, learning_rate, score, train_step, validate
+from torch_caption.training.trainer import fit, learning_rate, score, train_step, validate
 
 CPU = torch.device("cpu")
 SCST: dict[str, Any] = {"objective": "scst", "init_from": Path("somewhere")}
@@ -977,7 +978,7 @@ def test_a_validation_loss_that_is_no_number(config: TrainConfig, monkeypatch: p
     """The steps are kept, and so is the checkpoint before them, with which to begin again."""
     losses = iter([1.0, math.nan])
     monkeypatch.setattr(trainer, "validate", lambda *_: next(losses))
-    with pytest.raises(LossNotFinite) as stopped:
+    with pytest.raises(NonFiniteError) as stopped:
         fit(config)
     run = runs.find(config.out)
     assert str(stopped.value) == (
@@ -1064,7 +1065,7 @@ def test_a_loss_that_is_no_number_stops_the_run(config: TrainConfig, monkeypatch
         return train_step(model, *args, **kwargs)
 
     monkeypatch.setattr(trainer, "train_step", poisoned)
-    with pytest.raises(LossNotFinite) as stopped:
+    with pytest.raises(NonFiniteError) as stopped:
         fit(config)
     order = EpochBatches(24, 5)
     order.set_epoch(1)
@@ -1095,7 +1096,7 @@ def test_the_caption_without_a_finite_loss_is_named(
         return data
 
     monkeypatch.setattr(trainer, "load_data", poisoned)
-    with pytest.raises(LossNotFinite) as stopped:
+    with pytest.raises(NonFiniteError) as stopped:
         fit(replace(config, feature_dropout=0.0))
     named = {"xe": r"row [89] \(image 4\)", "scst": "image 4"}[objective]
     assert re.search(
@@ -1149,7 +1150,7 @@ def test_a_damaged_checkpoint_is_written_anew_at_once(config: TrainConfig, monke
 def test_a_gradient_that_is_no_number_has_no_caption(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(
-        LossNotFinite, match=r"step 1: the gradient's norm is inf; .*, each of which alone has a finite loss"
+        NonFiniteError, match=r"step 1: the gradient's norm is inf; .*, each of which alone has a finite loss"
     ):
         fit(config)
 
@@ -1169,7 +1170,7 @@ def test_a_gradient_that_is_no_number_leaves_the_weights(data: CocoData) -> None
     model.W_proj.register_hook(lambda gradient: gradient * math.inf)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     features, captions = next(iter(batches(data["train"], 6)))
-    with pytest.raises(LossNotFinite, match="the gradient's norm is "):
+    with pytest.raises(NonFiniteError, match="the gradient's norm is "):
         train_step(model, torch.optim.AdamW(model.parameters()), features, captions, clip=1.0)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 

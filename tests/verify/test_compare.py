@@ -222,8 +222,9 @@ def test_broken_on_the_command_line(run):
     [
         (["--break", "RNN.dX"], "--break RNN.dX: no such gradient; there are Affine.dx, "),
         (["--break", "WordEmbedding.dx"], "--break WordEmbedding.dx: no such gradient"),
-        (["--N", "0"], "--N must be at least 1, but is 0"),
-        (["--repeat", "0"], "--repeat must be at least 1, but is 0"),
+        (["--N", str(10**30)], "--N must be at least 1 and below 2^31, but is 1000000000000000000000000000000"),
+        (["--N", "0"], "--N must be at least 1 and below 2^31, but is 0"),
+        (["--repeat", "0"], "--repeat must be at least 1 and below 2^31, but is 0"),
         (["--device", "nonsense"], "Expected one of cpu"),
         (["--json", "nowhere/all.json"], "there is no folder nowhere"),
         (["--plot", "nowhere/all.png"], "there is no folder nowhere"),

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from torch_caption.errors import CheckpointError
 from torch_caption.io.text import parse_json
 
 DTYPES = {
@@ -52,7 +53,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[b
         tensors: dense ones on the CPU, of `DTYPES`.
 
     Raises:
-        ValueError: the header is longer than `HEADER_LIMIT`.
+        CheckpointError: the header is longer than `HEADER_LIMIT`.
     """
     header: dict[str, Any] = {"__metadata__": {"sha256": _ZEROS.decode("ascii"), **metadata}}
     body: list[memoryview] = []
@@ -66,7 +67,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[b
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_LIMIT:
-        raise ValueError(f"its header would have {len(text):,} bytes; at most {HEADER_LIMIT:,} are read")
+        raise CheckpointError(f"its header would have {len(text):,} bytes; at most {HEADER_LIMIT:,} are read")
     head = len(text).to_bytes(8, "little") + text
     return [head[: _DIGITS.start] + _digest(head, *body) + head[_DIGITS.stop :], *body]
 
@@ -78,25 +79,25 @@ def decode(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         Tensors on the CPU, each in memory of its own, and the metadata without the checksum.
 
     Raises:
-        ValueError: the bytes are not those of the checksum, or not a valid safetensors file.
+        CheckpointError: the bytes are not those of the checksum, or not a valid safetensors file.
     """
     if data[8 : _DIGITS.start] != _PREFIX:
         if data.startswith(_PICKLES):
-            raise ValueError(
+            raise CheckpointError(
                 "a file of torch.save, or another archive or pickle, which can hold code and is not opened; a "
                 "checkpoint is a safetensors file, such as best.safetensors"
             )
-        raise ValueError("truncated, damaged or not a checkpoint of torch_caption")
+        raise CheckpointError("truncated, damaged or not a checkpoint of torch_caption")
     if data[_DIGITS] != _digest(data):
-        raise ValueError("truncated or damaged: the SHA-256 of its bytes is not the one in its header")
+        raise CheckpointError("truncated or damaged: the SHA-256 of its bytes is not the one in its header")
     size = int.from_bytes(data[:8], "little")
     if size > min(HEADER_LIMIT, len(data) - 8):
-        raise ValueError(f"its header has {size:,} bytes; at most {min(HEADER_LIMIT, len(data) - 8):,} are read")
+        raise CheckpointError(f"its header has {size:,} bytes; at most {min(HEADER_LIMIT, len(data) - 8):,} are read")
     metadata = parse_json(data[8 : 8 + size].decode("utf-8"), "its header")["__metadata__"]
     try:
         tensors = safetensors.torch.load(data)
     except Exception as error:  # of a hostile file, the library's own and more
-        raise ValueError(f"not a valid safetensors file: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"not a valid safetensors file: {' '.join(str(error).split())[:200]}") from error
     for name, tensor in tensors.items():
         tensors[name] = tensor.clone()  # in memory that torch aligned: products may round by the alignment
     return tensors, {name: text for name, text in metadata.items() if name != "sha256"}

@@ -27,6 +27,7 @@ from torch_caption import __version__
 from torch_caption.checkpoints import checksum
 from torch_caption.config import TrainConfig
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.errors import CheckpointError
 from torch_caption.io import files
 from torch_caption.io.files import previous
 from torch_caption.io.text import parse_json, shown
@@ -43,10 +44,6 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _PARTS = ("average", "optimizer", "random", "manifest")  # whose tensors have their part's name before their own
 _JSON = {"words": list, "config": dict, "manifest": dict, "input_dim": int, "progress": dict, "data": dict}
 _RANDOM = re.compile(r"\d{1,6}/(torch|cuda)")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line that names the file and says why."""
 
 
 class NonFiniteTensor(CheckpointError):
@@ -270,24 +267,24 @@ def _flat(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _from_flat(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
     """The inverse of `_flat`."""
     if metadata.get("kind") != KIND:
-        raise ValueError("not a checkpoint of torch_caption")
+        raise CheckpointError("not a checkpoint of torch_caption")
     if metadata.get("version") != str(VERSION):
-        raise ValueError(
+        raise CheckpointError(
             f"of format version {shown(metadata.get('version'))}, written by torch_caption "
             f"{shown(metadata.get('library'))}; this is torch_caption {__version__}, which reads version {VERSION}"
         )
     plain: dict[str, Any] = {}
     for name, kind in _JSON.items():
         if name not in metadata:
-            raise ValueError(f"its metadata lack {name!r}")
+            raise CheckpointError(f"its metadata lack {name!r}")
         plain[name] = parse_json(metadata[name], f"its {name}")
         if type(plain[name]) is not kind:
-            raise ValueError(f"its {name} is of type {type(plain[name]).__name__}, not {kind.__name__}")
+            raise CheckpointError(f"its {name} is of type {type(plain[name]).__name__}, not {kind.__name__}")
     parts: dict[str, Any] = {"weights": {}, **{name: {} for name in _PARTS}}
     for name, tensor in tensors.items():
         part, slash, rest = name.partition("/")
         if slash and part not in _PARTS:
-            raise ValueError(f"unknown tensor {shown(name)}")
+            raise CheckpointError(f"unknown tensor {shown(name)}")
         parts[part if slash else "weights"][rest or name] = tensor
     _join(plain["manifest"], parts.pop("manifest"))
     plain["config"] = TrainConfig.from_plain(plain["config"])
@@ -317,7 +314,7 @@ def _join(tree: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         for key in keys:
             inner = inner.get(key) if isinstance(inner, dict) else None
         if not isinstance(inner, dict) or last in inner:
-            raise ValueError(f"its manifest has no place for the tensor {shown('manifest/' + name)}")
+            raise CheckpointError(f"its manifest has no place for the tensor {shown('manifest/' + name)}")
         inner[last] = tensor
 
 
@@ -329,7 +326,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless all tensors are finite and of the names, shapes and dtypes that the weights imply."""
+    """Raise CheckpointError unless all tensors are finite and named, shaped and typed as the weights imply."""
     Vocabulary(tuple(checkpoint.words))
     _check_depth(checkpoint.manifest)
     dtype = getattr(torch, checkpoint.config.dtype)
@@ -341,27 +338,29 @@ def _check(checkpoint: Checkpoint) -> None:
         for name in sorted(wanted.keys() | found.keys()) if found else ():
             named = f"tensor {shown(name if part == 'weights' else f'{part}/{name}')}"
             if name not in wanted or name not in found:
-                raise ValueError(f"unknown {named}" if name in found else f"the {named} is missing")
+                raise CheckpointError(f"unknown {named}" if name in found else f"the {named} is missing")
             tensor, shape = found[name], tuple(found[name].shape)
             if shape != wanted[name]:
-                raise ValueError(f"the {named} has shape {shape}, not {wanted[name]}")
+                raise CheckpointError(f"the {named} has shape {shape}, not {wanted[name]}")
             if tensor.dtype != dtype and not (name.endswith("/step") and tensor.is_floating_point()):
-                raise ValueError(f"the {named} is of {tensor.dtype}, not {dtype}")
+                raise CheckpointError(f"the {named} is of {tensor.dtype}, not {dtype}")
     for name, state in checkpoint.random.items():
         if not _RANDOM.fullmatch(name) or f"{name.partition('/')[0]}/torch" not in checkpoint.random:
-            raise ValueError(f"unknown tensor {shown(f'random/{name}')}")
+            raise CheckpointError(f"unknown tensor {shown(f'random/{name}')}")
         if state.dtype != torch.uint8:
-            raise ValueError(f"the tensor {shown(f'random/{name}')} is of {state.dtype}, not {torch.uint8}")
+            raise CheckpointError(f"the tensor {shown(f'random/{name}')} is of {state.dtype}, not {torch.uint8}")
     for name, tensor in {**_tensors(checkpoint), **_split(checkpoint.manifest, "manifest/")[0]}.items():
         if tensor.dtype not in checksum.DTYPES or tensor.layout is not torch.strided:
-            raise ValueError(f"the tensor {shown(name)} is of {tensor.dtype} and {tensor.layout}, which is not saved")
+            raise CheckpointError(
+                f"the tensor {shown(name)} is of {tensor.dtype} and {tensor.layout}, which is not saved"
+            )
         if tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
             raise NonFiniteTensor(f"the tensor {shown(name)} holds NaN or infinity")
 
 
 def _check_depth(value: Any, depth: int = 0) -> None:
     if depth > DEPTH_LIMIT:
-        raise ValueError(f"its manifest is nested more than {DEPTH_LIMIT} levels deep")
+        raise CheckpointError(f"its manifest is nested more than {DEPTH_LIMIT} levels deep")
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
         _check_depth(inner, depth + 1)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import tyro
 
-from torch_caption.io.exits import within_memory
+from torch_caption.io.memory import within_memory
 from torch_caption.verify import compare
 from torch_caption.verify.compare import LETTERS, CompareConfig
 

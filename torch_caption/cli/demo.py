@@ -26,10 +26,10 @@ from tyro.conf import Positional, arg
 
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.sample import find_checkpoint, recipe_of
-from torch_caption.config import ConfigError
 from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders import extractor as recipes
+from torch_caption.errors import ConfigError, TorchCaptionError
 from torch_caption.inference.explain import Describer, Description, Guess
 from torch_caption.io.exits import is_watched
 from torch_caption.io.images import MAX_BYTES, load_image
@@ -84,8 +84,8 @@ def serve(config: DemoConfig) -> None:
     """Show the page until Ctrl-C.
 
     Raises:
-        ValueError: gradio is not installed, the port is taken, or the checkpoint cannot be used or does not say how its
-            features are made.
+        UsageError, InputError: gradio is not installed, the port is taken, or the checkpoint cannot be used or does not
+            say how its features are made.
     """
     config.check()
     _check_gradio()
@@ -116,7 +116,7 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
     """The model that the configuration names, and a line about it.
 
     Raises:
-        ValueError: the checkpoint cannot be used, or does not say how its features are made.
+        UsageError, InputError: the checkpoint cannot be used, or does not say how its features are made.
     """
     path = find_checkpoint(config.checkpoint)
     saved = checkpoints.load(path)
@@ -204,7 +204,7 @@ def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path
             try:
                 shown = load_image(Path(path), truncated=told.append)
                 description = describer(shown)
-            except ValueError as error:
+            except TorchCaptionError as error:
                 return fault_html(_without_folder(error, path)), "", []
             faults = "".join(fault_html(_without_folder(line, path)) for line in told)
             return (

@@ -25,7 +25,7 @@ class Options:
 
 
 def main(args: Sequence[str], prog: str) -> None:
-    """Exits with status 1 where the download failed, 2 where the data is not sound."""
+    """Exits with status 2 where the download failed or the data is not sound."""
     options = tyro.cli(Options, args=args, prog=prog)
     download.download(options.directory, options.url, check=open_kinds)
     print(summary(open_kinds(options.directory)))

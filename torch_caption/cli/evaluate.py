@@ -21,17 +21,19 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from torch_caption import plots
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.sample import find_checkpoint
-from torch_caption.config import ConfigError, check_length
+from torch_caption.config import check_length
 from torch_caption.data import caption_files, file_names
 from torch_caption.data import manifest as manifests
 from torch_caption.data.caption_files import Photograph
-from torch_caption.data.dataset import CocoData, DataError, Split, below
+from torch_caption.data.dataset import CocoData, Split, below
 from torch_caption.data.file_names import Names
 from torch_caption.data.tokenizer import TOKENIZERS, readable, tokenize
 from torch_caption.decoding.beam import LengthPenalty
+from torch_caption.errors import ConfigError, DataError
 from torch_caption.functions.matmul import prefer_onednn
 from torch_caption.inference.captions import LENGTH_PENALTY, Caption, captioned_images, describe
-from torch_caption.io.exits import is_watched, within_memory
+from torch_caption.io.exits import is_watched
+from torch_caption.io.memory import within_memory
 from torch_caption.metrics import java
 from torch_caption.metrics import scores as metrics
 from torch_caption.metrics.scores import Interval, Scores
@@ -191,7 +193,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     """Caption and score as the configuration says: prints a table or JSON, and writes the files it names.
 
     Raises:
-        ValueError: a setting, a checkpoint, the data or the references cannot be used, or they do not fit together.
+        UsageError, InputError: a setting, a checkpoint, the data or the references cannot be used, or they do not fit
+            together.
     """
     config.check()
     path, model, data, limit = _open(config, config.checkpoint)

@@ -12,7 +12,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli.sample import find_checkpoint
-from torch_caption.config import ConfigError, check_length
+from torch_caption.config import check_length
+from torch_caption.errors import ConfigError
 from torch_caption.inference import export
 
 
@@ -43,7 +44,7 @@ def run(config: ExportConfig) -> None:
     """Export as the configuration says, and print what the file takes and gives.
 
     Raises:
-        ValueError: a setting or the checkpoint cannot be used.
+        UsageError, InputError: a setting or the checkpoint cannot be used.
     """
     config.check()
     path = find_checkpoint(config.checkpoint)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import tyro
 
-from torch_caption.io.exits import Stopped, within_memory
+from torch_caption.io.exits import Stopped
+from torch_caption.io.memory import within_memory
 from torch_caption.prepare.prepare import PrepareConfig, prepare
 
 

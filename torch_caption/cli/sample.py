@@ -17,16 +17,17 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from torch_caption import plots
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.checkpoints.format import Checkpoint
-from torch_caption.config import ConfigError, TrainConfig, check_length
+from torch_caption.config import TrainConfig, check_length
 from torch_caption.data.dataset import CocoData, Split
 from torch_caption.data.tokenizer import readable
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.decoding.beam import LengthPenalty
 from torch_caption.encoders import extractor as recipes
+from torch_caption.errors import ConfigError, ImageError
 from torch_caption.inference import photographs
 from torch_caption.inference.captions import LENGTH_PENALTY, Caption, describe, draw, looked, search, some_images
-from torch_caption.io.exits import within_memory
-from torch_caption.io.images import ImageError, is_url, load_image
+from torch_caption.io.images import is_url, load_image
+from torch_caption.io.memory import within_memory
 from torch_caption.io.program import typed
 from torch_caption.io.text import flag_of, printable
 from torch_caption.model.captioner import CaptioningRNN
@@ -175,7 +176,7 @@ def run(config: SampleConfig) -> list[Described]:
     """Caption as the configuration says: prints a table or JSON, and writes the files it names.
 
     Raises:
-        ValueError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
+        UsageError, InputError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
     """
     config.check()
     path = find_checkpoint(config.checkpoint)
@@ -253,7 +254,8 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     read, it is an error.
 
     Raises:
-        ValueError: no photograph can be read, nobody says how their features are made, or the encoder is not to be had.
+        UsageError, InputError: no photograph can be read, nobody says how their features are made, or the encoder is
+            not to be had.
     """
     recipe, source = recipe_of(path, saved, config.data)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
@@ -331,7 +333,7 @@ def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[
     """How the features of pictures are made for a checkpoint, and who says so: itself, or the directory that is named.
 
     Raises:
-        ValueError: nobody does, or the directory is not fit for the checkpoint.
+        UsageError, InputError: nobody does, or the directory is not fit for the checkpoint.
     """
     recipe, source = saved.manifest, path
     if named is not None:

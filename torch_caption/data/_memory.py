@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from torch_caption.data._errors import DataError
+from torch_caption.errors import DataError
 
 
 def has_room(size: int) -> bool:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from torch_caption.data import file_names
-from torch_caption.data._errors import DataError
 from torch_caption.data.file_names import Names
+from torch_caption.errors import DataError, InputError
 from torch_caption.io.text import lines, parse_json, read_text, shown, strange
 
 SPLITS = ("train", "val", "test")
@@ -202,7 +202,7 @@ def _names_in(path: Path) -> list[str]:
     """The names in a list, one a line."""
     try:
         return [name for name in lines(read_text(path)) if name.strip()]
-    except ValueError as error:
+    except InputError as error:
         raise DataError(f"{error}; name a list of photographs' names, one a line") from None
 
 
@@ -249,11 +249,11 @@ def read(path: Path) -> list[Photograph]:
     """
     try:
         text = read_text(path, ANNOTATIONS_LIMIT)
-    except ValueError as error:
+    except InputError as error:
         raise DataError(f"{error}; name a file of captions in UTF-8") from None
     try:
         content = parse_json(text, path) if text.lstrip()[:1] in ("{", "[") else None
-    except ValueError as error:
+    except InputError as error:
         raise DataError(f"{error}; {_FORMATS}") from None
     if content is None:
         return _read_lines(text, path)

@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from torch_caption.data._errors import DataError
 from torch_caption.data._memory import check_room
 from torch_caption.data.hdf5 import INTEGERS, dataset
 from torch_caption.data.tokenizer import TOKENIZERS
 from torch_caption.data.vocabulary import END, NULL, START, Vocabulary
+from torch_caption.errors import DataError, InputError
 from torch_caption.io.exits import is_watched, one_line
 from torch_caption.io.text import lines, read_json, read_text, shown, strange
 
@@ -162,7 +162,7 @@ def read_names(path: Path, images: int) -> list[str] | None:
         return None
     try:
         names = lines(read_text(path, NAMES_LIMIT))
-    except ValueError as error:
+    except InputError as error:
         raise DataError(f"{error}; write it again in UTF-8, or remove it") from None
     if len(names) != images:
         raise DataError(
@@ -182,7 +182,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         return {}
     try:
         manifest = read_json(path)
-    except ValueError as error:
+    except InputError as error:
         raise DataError(f"{error}; write it again, or remove it") from None
     if not isinstance(manifest, dict):
         raise DataError(f"{path}: holds {type(manifest).__name__}, not an object; write it again, or remove it")
@@ -222,5 +222,5 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """
     try:
         return Vocabulary.load(path)
-    except ValueError as error:
+    except InputError as error:
         raise DataError(f"{one_line(error)}; copy the file that belongs to these captions") from None

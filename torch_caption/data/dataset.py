@@ -35,11 +35,11 @@ from torch.utils.data import Dataset
 from torch_caption.data import _memory, checks, feature_files, file_names, hdf5
 from torch_caption.data import manifest as manifests
 from torch_caption.data import recipe as recipes
-from torch_caption.data._errors import DataError
 from torch_caption.data.batches import Batch, EpochBatches, Loader, batches, generator
 from torch_caption.data.feature_files import FeatureFile
 from torch_caption.data.hdf5 import INTEGERS
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.errors import ConfigError, DataError
 from torch_caption.io.program import typed
 
 __all__ = [
@@ -272,14 +272,14 @@ def open_data(
 
     Raises:
         DataError: the data cannot be used; the message names file, dataset, row and value.
-        ValueError: an argument is out of range.
+        ConfigError: an argument is out of range.
     """
     if in_memory not in ("auto", "yes", "no"):
-        raise ValueError(f"in_memory is {in_memory!r}; choose auto, yes or no")
+        raise ConfigError(f"in_memory is {in_memory!r}; choose auto, yes or no")
     if max_train is not None and max_train < 1:
-        raise ValueError(f"max_train is {max_train}; it takes 1 or more")
+        raise ConfigError(f"max_train is {max_train}; it takes 1 or more")
     if grids and pca:
-        raise ValueError("grids of features have no PCA; leave pca to cells that take one vector an image")
+        raise ConfigError("grids of features have no PCA; leave pca to cells that take one vector an image")
     directory = Path(directory)
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder; `{typed('download')} DIR` downloads one")

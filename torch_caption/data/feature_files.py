@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from torch_caption.data import checks, hdf5
-from torch_caption.data._errors import DataError
 from torch_caption.data.hdf5 import FLOATS
+from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import h5py
 from h5py import h5pl, h5t, h5z
 
-from torch_caption.data._errors import DataError
+from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
 
 # What h5py raises on a damaged file, by the place of the damage: it maps HDF5's own errors to all of these.

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from torch_caption.data import hdf5
-from torch_caption.data._errors import DataError
+from torch_caption.errors import DataError
 from torch_caption.io.files import sha256_of
 from torch_caption.io.text import shown
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_caption.data._errors import DataError
+from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
 
 PROJECTION_LIMIT = 2**30
@@ -82,7 +82,7 @@ def _arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         with zipfile.ZipFile(file) as archive:
             size = sum(info.file_size for info in archive.infolist())
         if size > PROJECTION_LIMIT:
-            raise ValueError(f"its arrays take {size:,} bytes, more than the {PROJECTION_LIMIT:,} that they may")
+            raise DataError(f"its arrays take {size:,} bytes, more than the {PROJECTION_LIMIT:,} that they may")
         file.seek(0)
         with np.load(file, allow_pickle=False) as content:
             yield content
@@ -90,6 +90,6 @@ def _arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 def _floats(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
-        raise ValueError(f"it holds {array.dtype}, not floating-point numbers")
+        raise DataError(f"it holds {array.dtype}, not floating-point numbers")
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32)

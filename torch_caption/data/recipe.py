@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from torch_caption.data import manifest as manifests
-from torch_caption.data._errors import DataError
 from torch_caption.data.projection import Projection
+from torch_caption.errors import DataError
 from torch_caption.io.files import at_home
 from torch_caption.io.text import shown
 

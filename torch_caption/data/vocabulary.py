@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch_caption.errors import DataError
 from torch_caption.io.text import read_json, shown, strange
 
 NULL = "<NULL>"
@@ -26,7 +27,7 @@ class Vocabulary:
         words: every word once, the four special words <NULL>, <START>, <END> and <UNK> among them.
 
     Raises:
-        ValueError: a word occurs twice or is no text, or a special word is missing.
+        DataError: a word occurs twice or is no text, or a special word is missing.
     """
 
     words: tuple[str, ...]
@@ -37,15 +38,15 @@ class Vocabulary:
         word_to_idx: dict[str, int] = {}
         for idx, word in enumerate(self.words):
             if not isinstance(word, str):
-                raise ValueError(f"the word of id {idx} is {shown(word)}, not a string")
+                raise DataError(f"the word of id {idx} is {shown(word)}, not a string")
             if strange(word) or _NO_WORD.search(word):
-                raise ValueError(f"the word of id {idx} is {shown(word)}, but a word has no blanks and no controls")
+                raise DataError(f"the word of id {idx} is {shown(word)}, but a word has no blanks and no controls")
             if word in word_to_idx:
-                raise ValueError(f"the word {shown(word)} has two ids, {word_to_idx[word]} and {idx}")
+                raise DataError(f"the word {shown(word)} has two ids, {word_to_idx[word]} and {idx}")
             word_to_idx[word] = idx
         missing = [word for word in SPECIAL if word not in word_to_idx]
         if missing:
-            raise ValueError(f"the vocabulary lacks {', '.join(missing)}")
+            raise DataError(f"the vocabulary lacks {', '.join(missing)}")
         object.__setattr__(self, "word_to_idx", word_to_idx)
 
     def __len__(self) -> int:
@@ -91,33 +92,33 @@ class Vocabulary:
         """Read `coco2014_vocab.json`: `{"idx_to_word": [word, ...], "word_to_idx": {word: id, ...}}`.
 
         Raises:
-            ValueError: the file is missing or not such JSON, or its two halves disagree; the message names the file and
+            InputError: the file is missing or not such JSON, or its two halves disagree; the message names the file and
                 the entry.
         """
         path = Path(path)
         content = read_json(path)
         if not isinstance(content, Mapping) or not isinstance(content.get("idx_to_word"), list):
-            raise ValueError(f"{path}: no list named idx_to_word")
+            raise DataError(f"{path}: no list named idx_to_word")
         words = content["idx_to_word"]
         try:
             vocabulary = cls(tuple(words))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
         vocabulary._check_agrees(path, content.get("word_to_idx"))
         return vocabulary
 
     def _check_agrees(self, path: Path, word_to_idx: object) -> None:
         if not isinstance(word_to_idx, Mapping):
-            raise ValueError(f"{path}: no object named word_to_idx")
+            raise DataError(f"{path}: no object named word_to_idx")
         for word, idx in self.word_to_idx.items():
             other = word_to_idx.get(word)
             if type(other) is not int or other != idx:  # 1.0 and true are equal to 1
-                raise ValueError(
+                raise DataError(
                     f"{path}: idx_to_word[{idx}] is {shown(word)}, but word_to_idx[{shown(word)}] is {shown(other)}"
                 )
         extra = next((word for word in word_to_idx if word not in self.word_to_idx), None)
         if extra is not None:
-            raise ValueError(
+            raise DataError(
                 f"{path}: word_to_idx[{shown(extra)}] is {shown(word_to_idx[extra])}, "
                 f"but idx_to_word lacks {shown(extra)}"
             )

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torch_caption.data._errors import DataError
 from torch_caption.data.projection import Projection
 from torch_caption.data.recipe import PROJECTED
 from torch_caption.encoders import torchvision_encoder as features
 from torch_caption.encoders.torchvision_encoder import BACKBONES, Encoder
+from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
 from torch_caption.io.text import shown
 from torch_caption.scenes import dataset as scenes
@@ -57,7 +57,7 @@ def maker(
         near: folders to look for them.
 
     Raises:
-        ValueError: it is no recipe, or one of another version, or the weights are not to be had.
+        DataError, EncoderError: it is no recipe, or one of another version, or the weights are not to be had.
     """
     if not is_one(recipe):
         raise DataError("not a recipe of features")

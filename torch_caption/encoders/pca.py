@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_caption.data import checks, hdf5
-from torch_caption.data._errors import DataError
 from torch_caption.data.hdf5 import FLOATS
 from torch_caption.data.projection import Projection
+from torch_caption.errors import ConfigError, DataError
 from torch_caption.io.exits import is_watched
 
 CHUNK = 8192  # rows in float64 at a time
@@ -52,9 +52,9 @@ class Moments:
 
 
 def check_size(size: float, flag: str) -> None:
-    """Raise DataError unless it is a number of components, or a share of the variance below 1."""
+    """Raise ConfigError unless it is a number of components, or a share of the variance below 1."""
     if not (0 < size < 1 or (size >= 1 and float(size).is_integer())):
-        raise DataError(f"{flag} {size:g}: name a number of components, or a share of the variance between 0 and 1")
+        raise ConfigError(f"{flag} {size:g}: name a number of components, or a share of the variance between 0 and 1")
 
 
 def check_count(size: float, rows: int, width: int, flag: str) -> None:

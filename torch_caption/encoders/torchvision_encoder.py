@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from torch_caption.errors import EncoderError, ImageError
 from torch_caption.io.exits import is_watched, one_line
 from torch_caption.io.files import from_home, sha256_of
-from torch_caption.io.images import ImageError, load_image
+from torch_caption.io.images import load_image
 from torch_caption.io.text import printable
 
 BATCH = 16
@@ -37,10 +38,6 @@ TRANSFORMS = ("auto", "imagenet", "caffe")
 
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # what others put around a state dict
-
-
-class FeatureError(ValueError):
-    """An encoder that cannot be had; the message is one line and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +92,15 @@ class Transform:
     channels: str = "RGB"
 
     def check(self) -> None:
-        """Raise ValueError on the first value that no picture can be brought through."""
+        """Raise EncoderError on the first value that no picture can be brought through."""
         sizes = (self.crop, self.resize)
         if any(type(size) is not int for size in sizes) or not 1 <= self.crop <= self.resize <= LARGEST:
-            raise ValueError(f"resize {self.resize!r} and crop {self.crop!r}; {LARGEST} pixels are the most")
+            raise EncoderError(f"resize {self.resize!r} and crop {self.crop!r}; {LARGEST} pixels are the most")
         for name, values in {"mean": self.mean, "std": self.std}.items():
             if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-                raise ValueError(f"{name} is {values!r}, not three numbers")
+                raise EncoderError(f"{name} is {values!r}, not three numbers")
         if min(self.std) <= 0 or self.channels not in ("RGB", "BGR") or self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"std {self.std}, channels {self.channels!r}, interpolation {self.interpolation!r}")
+            raise EncoderError(f"std {self.std}, channels {self.channels!r}, interpolation {self.interpolation!r}")
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """A Pillow picture in RGB as (3, crop, crop) float32."""
@@ -141,13 +138,13 @@ class Weights:
     seed: int | None = None
 
     def check(self) -> None:
-        """Raise ValueError unless it can be looked for: by a file's name, which leads to no other folder."""
+        """Raise EncoderError unless it can be looked for: by a file's name, which leads to no other folder."""
         kinds = {"name": str, "sha256": str | None, "path": str | None, "seed": int | None}
         for field, kind in kinds.items():
             if not isinstance(getattr(self, field), kind):
-                raise ValueError(f"{field} of its weights is {getattr(self, field)!r}")
+                raise EncoderError(f"{field} of its weights is {getattr(self, field)!r}")
         if not self.name or Path(self.name).name != self.name or "\\" in self.name or not 0 <= (self.seed or 0) < 2**63:
-            raise ValueError(f"its weights are called {self.name!r}, with seed {self.seed}")
+            raise EncoderError(f"its weights are called {self.name!r}, with seed {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,7 @@ class Encoder:
         """The features of prepared pictures (N, 3, h, w).
 
         Raises:
-            FeatureError: a feature is not a finite number; the weights are not sound.
+            EncoderError: a feature is not a finite number; the weights are not sound.
         """
         outputs = self._model(pictures.to(self._device))
         grid = outputs["grid"].float()
@@ -204,7 +201,7 @@ class Encoder:
         else:
             vector = outputs["vector"].float() if self._spec.vector else grid.mean((2, 3))
         if not (vector.isfinite().all() and (not grids or grid.isfinite().all())):
-            raise FeatureError(
+            raise EncoderError(
                 f"{self.name} with the weights {self.weights.name} computes features that are not finite: "
                 "the weights are not sound, or some are missing; name others with --weights"
             )
@@ -300,12 +297,12 @@ def build(
             IMAGENET for others; "imagenet" is that; "caffe" is that of Caffe's VGG-16.
 
     Raises:
-        FeatureError: there is no such backbone or file, the weights do not fit or are not to be had.
+        EncoderError: there is no such backbone or file, the weights do not fit or are not to be had.
     """
     if name not in BACKBONES:
-        raise FeatureError(f"no encoder is called {name!r}; choose one of {', '.join(BACKBONES)}")
+        raise EncoderError(f"no encoder is called {name!r}; choose one of {', '.join(BACKBONES)}")
     if transform not in TRANSFORMS:
-        raise FeatureError(f"no transform is called {transform!r}; choose one of {', '.join(TRANSFORMS)}")
+        raise EncoderError(f"no transform is called {transform!r}; choose one of {', '.join(TRANSFORMS)}")
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -314,7 +311,7 @@ def build(
         return Encoder(name, model, label, _transform(None, transform), torch.device(device))
     path = _download(name) if weights == "default" else Path(weights)
     if not path.is_file():
-        raise FeatureError(f"{path}: there is no such file of weights")
+        raise EncoderError(f"{path}: there is no such file of weights")
     sha256 = file_sha256(path)
     published = _published(name, sha256)
     model = _model(name)
@@ -343,7 +340,7 @@ def from_recipe(
         near: folders to look for the file of weights in, beside the place where it was.
 
     Raises:
-        FeatureError: the recipe is not one, or the weights are not found, or they are others.
+        EncoderError: the recipe is not one, or the weights are not found, or they are others.
     """
     try:
         name, label = recipe["encoder"], Weights(**recipe["weights"])
@@ -351,12 +348,14 @@ def from_recipe(
         transform = Transform(**settings | {k: tuple(settings[k]) for k in ("mean", "std")})
         label.check()
         transform.check()
+    except EncoderError as error:
+        raise EncoderError(f"not a recipe of features: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise FeatureError(f"not a recipe of features: {type(error).__name__} {error}") from None
+        raise EncoderError(f"not a recipe of features: {type(error).__name__} {error}") from None
     path: str | Path = weights or _find(name, label, near)
     encoder = build(name, path, device=device, seed=label.seed or 0)
     if label.sha256 is not None and encoder.weights.sha256 != label.sha256:
-        raise FeatureError(
+        raise EncoderError(
             f"{path}: other weights than the features were made with: SHA-256 {short(encoder.weights.sha256)}, "
             f"but those of {label.name} have {short(label.sha256)}"
         )
@@ -368,12 +367,12 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits.
 
     Raises:
-        FeatureError: it cannot be read.
+        EncoderError: it cannot be read.
     """
     try:
         return sha256_of(path)
     except OSError as error:
-        raise FeatureError(f"{path}: cannot be read: {error.strerror}") from None
+        raise EncoderError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def versions() -> dict[str, str]:
@@ -396,7 +395,7 @@ def _find(name: str, label: Weights, near: Sequence[Path]) -> str | Path:
         if path.is_file() and (label.sha256 is None or file_sha256(path) == label.sha256):
             return path
     known = f" (SHA-256 {short(label.sha256)})" if label.sha256 else ""
-    raise FeatureError(f"the weights of {name}, {label.name}{known}, are not found; name their file with --weights")
+    raise EncoderError(f"the weights of {name}, {label.name}{known}, are not found; name their file with --weights")
 
 
 def short(sha256: str | None) -> str:
@@ -414,15 +413,15 @@ def _torchvision() -> ModuleType:
     `nms` in Python. Declared, and never called, it does no harm.
 
     Raises:
-        FeatureError: it is not installed, or fails in another way.
+        EncoderError: it is not installed, or fails in another way.
     """
     try:
         import torchvision
     except ImportError as error:
-        raise FeatureError(f"photographs need torchvision, which cannot be imported: {error}") from None
+        raise EncoderError(f"photographs need torchvision, which cannot be imported: {error}") from None
     except RuntimeError as error:
         if str(error) != "operator torchvision::nms does not exist":
-            raise FeatureError(f"photographs need torchvision, and importing it fails: {one_line(error)}") from error
+            raise EncoderError(f"photographs need torchvision, and importing it fails: {one_line(error)}") from error
         for operator in ("nms", "qnms"):
             torch.library.define(f"torchvision::{operator}", _NMS)
         import torchvision
@@ -476,11 +475,11 @@ def _download(name: str, entry_name: str = "DEFAULT") -> Path:
     entries = _torchvision().models.get_model_weights(name)
     entry = getattr(entries, entry_name, None)
     if entry is None:
-        raise FeatureError(f"torchvision knows no weights {entry_name} of {name}; name their file with --weights")
+        raise EncoderError(f"torchvision knows no weights {entry_name} of {name}; name their file with --weights")
     path = _cache() / entry.url.rpartition("/")[2]
     if not path.is_file():
         if path.parts[0] == "~":  # torch would make a folder of that name here
-            raise FeatureError(
+            raise EncoderError(
                 "there is no home folder for the weights; set TORCH_HOME, or name their file with --weights"
             )
         try:
@@ -488,12 +487,12 @@ def _download(name: str, entry_name: str = "DEFAULT") -> Path:
             torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_prefix(entry), progress=is_watched())
         except (OSError, RuntimeError) as error:  # RuntimeError: another content than the name says
             reason = one_line(getattr(error, "reason", None) or error)
-            raise FeatureError(
+            raise EncoderError(
                 f"{entry.url}: the weights of {name} were not downloaded ({reason}); copy the file to {path.parent} "
                 "(TORCH_HOME names another folder), or name one with --weights"
             ) from None
     if not file_sha256(path).startswith(_prefix(entry)):
-        raise FeatureError(f"{path}: damaged, its SHA-256 is not that of its name; remove it, and it is fetched again")
+        raise EncoderError(f"{path}: damaged, its SHA-256 is not that of its name; remove it, and it is fetched again")
     return path
 
 
@@ -502,12 +501,12 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a stranger's bytes raise whatever they like
-        raise FeatureError(f"{path}: refused, for it is damaged or holds more than tensors") from error
+        raise EncoderError(f"{path}: refused, for it is damaged or holds more than tensors") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise FeatureError(f"{path}: not a state dict of {name}: it holds no weights by name")
+        raise EncoderError(f"{path}: not a state dict of {name}: it holds no weights by name")
     found = {str(key).removeprefix("module."): value for key, value in content.items()}
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
@@ -515,11 +514,11 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
     unexpected = [key for key in found if key not in wanted and key not in known]
     if missing or unexpected:
         parts = [f"{what}: {_some(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-        raise FeatureError(f"{path}: not the weights of {name}; {'; '.join(parts)}")
+        raise EncoderError(f"{path}: not the weights of {name}; {'; '.join(parts)}")
     for key, value in wanted.items():
         if key in found and found[key].shape != value.shape:
             shapes = f"{tuple(found[key].shape)}, not {tuple(value.shape)}"
-            raise FeatureError(f"{path}: not the weights of {name}; {key} has the shape {shapes}")
+            raise EncoderError(f"{path}: not the weights of {name}; {key} has the shape {shapes}")
     model.load_state_dict({key: found.get(key, value) for key, value in wanted.items()})
 
 

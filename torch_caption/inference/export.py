@@ -21,8 +21,8 @@ from torch.export import Dim, ExportedProgram
 
 from torch_caption import __version__
 from torch_caption.checkpoints.format import Checkpoint
-from torch_caption.config import ConfigError
 from torch_caption.decoding.greedy import never_chosen
+from torch_caption.errors import ConfigError
 from torch_caption.model.captioner import CaptioningRNN
 
 FEATURES, IDS = "features", "ids"
@@ -93,7 +93,7 @@ def save(program: ExportedProgram, path: Path, about: dict[str, str]) -> None:
     """Write a graph and what is to be known about it to a .onnx or a .pt2 file.
 
     Raises:
-        ValueError: the file is of another kind, or the packages that write it are missing.
+        ConfigError: the file is of another kind, or the packages that write it are missing.
         OSError: it cannot be written.
     """
     check_kind(path)

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders.extractor import Maker
+from torch_caption.errors import ImageError
 from torch_caption.io.exits import is_watched
-from torch_caption.io.images import ImageError, is_picture, is_url, load_image
+from torch_caption.io.images import is_picture, is_url, load_image
 
 BATCH = 16
 SHOWN = 1024  # pixels of a side that is kept of a picture to show

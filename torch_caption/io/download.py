@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from torch_caption.io.exits import Failure, Stopped, is_watched, one_line
+from torch_caption.errors import DownloadError, InputError
+from torch_caption.io.exits import Stopped, is_watched, one_line
 from torch_caption.io.http import CHUNK, FetchError, open_url, pieces
 from torch_caption.io.text import printable
 
@@ -35,10 +36,6 @@ UNPACKED_LIMIT = 2**33
 """The most bytes that an archive's files may have together (8 GiB)."""
 
 _TIMEOUT = 30.0  # seconds without a byte
-
-
-class DownloadError(Failure, OSError):
-    """The archive was not downloaded, or is not sound; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def download(directory: Path, url: str, check: Callable[[Path], object]) -> None
         directory: made if it is not there. Until the files are whole and checked it holds only the archive, in part.
             Data files that are not sound are left alone: they may be somebody's work.
         url: http or https.
-        check: raises a ValueError that says what is wrong with the data in a directory.
+        check: raises an InputError that says what is wrong with the data in a directory.
 
     Raises:
         DownloadError: it cannot be downloaded or is not sound.
@@ -72,7 +69,7 @@ def download(directory: Path, url: str, check: Callable[[Path], object]) -> None
     archive = directory / "coco_captioning.zip.part"
     try:
         check(directory)
-    except ValueError as error:
+    except InputError as error:
         found = [name for name in MEMBERS if (directory / name).exists()]
         if found and not archive.exists():  # beside an archive they are the files of a move that was stopped
             raise DownloadError(f"{one_line(error)}; or download into another folder") from None
@@ -197,6 +194,8 @@ def unpack(archive: Path, directory: Path, check: Callable[[Path], object]) -> N
         (directory / MEMBERS[-1]).unlink(missing_ok=True)
         for name in names:
             (folder / name).replace(directory / name)
+    except DownloadError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         _discard(archive)
         reason = one_line(error).replace(f"{folder}{os.sep}", "")
@@ -219,7 +218,7 @@ def _extract(archive: Path, folder: Path) -> list[str]:
         found = _known(content)
         total = sum(info.file_size for info in found.values())
         if total > UNPACKED_LIMIT:
-            raise ValueError(f"its files would take {total:,} bytes, more than the {UNPACKED_LIMIT:,} allowed")
+            raise InputError(f"its files would take {total:,} bytes, more than the {UNPACKED_LIMIT:,} allowed")
         free = shutil.disk_usage(folder).free
         if total > free:
             raise DownloadError(f"{folder.parent}: the files take {total:,} bytes, but {free:,} are free; make room")
@@ -240,14 +239,14 @@ def _known(content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for info in content.infolist():
         parts = info.filename.replace("\\", "/").split("/")
         if ".." in parts or parts[0] == "" or ":" in info.filename:
-            raise ValueError(f"the entry {info.filename!r} leads out of the directory")
+            raise InputError(f"the entry {info.filename!r} leads out of the directory")
         if parts[-1] not in MEMBERS or len(parts) > 2:
             continue
         if parts[-1] in entries:
-            raise ValueError(f"it has {parts[-1]} twice")
+            raise InputError(f"it has {parts[-1]} twice")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"it has {parts[-1]} packed by method {info.compress_type}")
+            raise InputError(f"it has {parts[-1]} packed by method {info.compress_type}")
         entries[parts[-1]] = info
     if not entries:
-        raise ValueError("it has none of cs231n's files")
+        raise InputError("it has none of cs231n's files")
     return {name: entries[name] for name in MEMBERS if name in entries}

@@ -22,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from torch_caption.errors import ImageError
 from torch_caption.io.exits import one_line
 from torch_caption.io.http import FetchError, read_url
 from torch_caption.io.strip_metadata import bare
@@ -53,10 +54,6 @@ _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _HEADS = re.compile(rb"(?s)\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II\*\0|MM\0\*|....ftyp")
 _BITS, _PHOTOMETRIC = 258, 262  # of a TIFF
-
-
-class ImageError(ValueError):
-    """A photograph that cannot be had; the message is one line and begins with the photograph's name."""
 
 
 def load_image(

@@ -14,14 +14,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from torch_caption.errors import RunInUse
 from torch_caption.io import files
 
 NAME = "lock"
 _trains: dict[int, object] = {}  # by process: of a fork the parent's run is not its own
-
-
-class RunInUse(ValueError):
-    """Another process trains in the run's directory, or another run trains in this process; the message is one line."""
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
+from torch_caption.errors import ImageError
+
 MAX_PARTS = 2**16
 """The most segments, chunks or blocks of a file; the largest photographs have some thousands."""
 MAX_SCANS = 64
@@ -51,7 +53,7 @@ def bare(content: bytes) -> tuple[bytes, int]:
     Content of another format than JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF and HEIC comes back as it is.
 
     Raises:
-        ValueError: it has more parts than any photograph, would take too long to decode, or is a TIFF of a kind that is
+        ImageError: it has more parts than any photograph, would take too long to decode, or is a TIFF of a kind that is
             not read.
     """
     for magic, trim in _FORMATS:
@@ -86,7 +88,7 @@ def _counted() -> Iterator[None]:
     """So many parts may be looked at."""
     for _ in range(MAX_PARTS):
         yield
-    raise ValueError(f"more than {MAX_PARTS} parts, as no photograph has")
+    raise ImageError(f"more than {MAX_PARTS} parts, as no photograph has")
 
 
 def _jpeg(content: bytes) -> tuple[bytes, int]:
@@ -113,7 +115,7 @@ def _jpeg(content: bytes) -> tuple[bytes, int]:
             break
         scans += code == 0xDA
         if scans > MAX_SCANS:
-            raise ValueError(f"a JPEG of more than {MAX_SCANS} scans")
+            raise ImageError(f"a JPEG of more than {MAX_SCANS} scans")
     return b"".join(kept), orientation(bytes(exif), xmp)
 
 
@@ -182,7 +184,7 @@ def _bmp(content: bytes) -> tuple[bytes, int]:
         width, height, _, _, compression = struct.unpack_from("<iiHHI", content, 18)
         most = 2 * MAX_RLE_PIXELS
         if compression in (1, 2) and (abs(width * height) > MAX_RLE_PIXELS or len(content) > most):
-            raise ValueError(f"a compressed BMP of more than {MAX_RLE_PIXELS} pixels or {most} bytes")
+            raise ImageError(f"a compressed BMP of more than {MAX_RLE_PIXELS} pixels or {most} bytes")
     return content, 1
 
 
@@ -190,7 +192,7 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
     """With one more directory at the end, which names what the pixels need, and no other is named."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
     if order is None:
-        raise ValueError("a TIFF of a kind that is not read, such as BigTIFF; save it as plain TIFF")
+        raise ImageError("a TIFF of a kind that is not read, such as BigTIFF; save it as plain TIFF")
     try:
         (at,) = struct.unpack_from(f"{order}L", content, 4)
         (count,) = struct.unpack_from(f"{order}H", content, at)
@@ -199,12 +201,12 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
             tag, _, size = struct.unpack_from(f"{order}HHL", content, place)
             if tag in _TIFF_TAGS and tag not in kept:
                 if size > MAX_VALUES:
-                    raise ValueError(f"a TIFF of more than {MAX_VALUES} strips or tiles")
+                    raise ImageError(f"a TIFF of more than {MAX_VALUES} strips or tiles")
                 kept[tag] = content[place : place + 12]
         _check_tiff(content, order, kept)
         last = struct.unpack_from(f"{order}L", content, at + 2 + 12 * count) == (0,)
     except struct.error:
-        raise ValueError("damaged: its directory is cut off") from None
+        raise ImageError("damaged: its directory is cut off") from None
     turn = orientation(content)
     if last and len(kept) == count:
         return content, turn
@@ -213,31 +215,31 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
 
 
 def _check_tiff(content: bytes, order: str, entries: dict[int, bytes]) -> None:
-    """Raise ValueError where strips or tiles would take a decoder further than the file and the picture are large."""
+    """Raise ImageError where strips or tiles would take a decoder further than the file and the picture are large."""
 
     def values(tag: int) -> tuple[int, ...]:
         if tag not in entries:
             return ()
         _, kind, size, place = struct.unpack(f"{order}HHLL", entries[tag])
         if kind not in _INTEGERS:
-            raise ValueError(f"damaged: the values of the tag {tag} are of the type {kind}")
+            raise ImageError(f"damaged: the values of the tag {tag} are of the type {kind}")
         form = f"{order}{size}{_INTEGERS[kind]}"
         inside = struct.calcsize(form) <= 4
         return struct.unpack_from(form, entries[tag] if inside else content, 8 if inside else place)
 
     if max(values(_SAMPLES), default=1) > MAX_SAMPLES:
-        raise ValueError(f"a TIFF of more than {MAX_SAMPLES} numbers a pixel")
+        raise ImageError(f"a TIFF of more than {MAX_SAMPLES} numbers a pixel")
     packing = _TIFF_PACKINGS.get(code := next(iter(values(_COMPRESSION)), 1))
     if packing is None:
-        raise ValueError(f"a TIFF of the compression {code}, which is not read; save it with LZW or deflate")
+        raise ImageError(f"a TIFF of the compression {code}, which is not read; save it with LZW or deflate")
     sizes = values(_STRIP_SIZES) + values(_TILE_SIZES)
     parts = len(values(_STRIPS)) + len(values(_TILES))
     if packing != "none" and (sum(sizes) > len(content) or len(sizes) < parts):
-        raise ValueError("damaged: a TIFF whose parts are larger than the file, or of sizes that it does not say")
+        raise ImageError("damaged: a TIFF whose parts are larger than the file, or of sizes that it does not say")
     if math.prod(max(values(tag), default=1) for tag in _TILE_SHAPE) > MAX_TILE:
-        raise ValueError(f"a TIFF with a tile of more than {MAX_TILE} pixels")
+        raise ImageError(f"a TIFF with a tile of more than {MAX_TILE} pixels")
     if packing == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS + 4 * parts:
-        raise ValueError(f"a TIFF with a JPEG of more than {MAX_SCANS} scans")
+        raise ImageError(f"a TIFF with a JPEG of more than {MAX_SCANS} scans")
 
 
 def _boxes(content: bytes) -> tuple[bytes, int]:

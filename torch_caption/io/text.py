@@ -9,6 +9,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch_caption.errors import InputError
 from torch_caption.io.exits import one_line
 
 TEXT_LIMIT = 2**26
@@ -28,21 +29,21 @@ def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
     """The content of a file in UTF-8, without the mark of the order of bytes that some editors put at its head.
 
     Raises:
-        ValueError: it is no file, larger than `most` bytes, or not UTF-8; the message names it.
+        InputError: it is no file, larger than `most` bytes, or not UTF-8; the message names it.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device, which may have no end
-            raise ValueError(f"{path}: not a file")
+            raise InputError(f"{path}: not a file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
-                raise ValueError(f"{path}: has {size:,} bytes, more than the {most:,} that it may")
+                raise InputError(f"{path}: has {size:,} bytes, more than the {most:,} that it may")
             content = file.read(most)
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text in UTF-8: {error}") from None
+        raise InputError(f"{path}: not a text in UTF-8: {error}") from None
 
 
 def lines(text: str) -> list[str]:
@@ -55,7 +56,7 @@ def read_json(path: Path, most: int = TEXT_LIMIT) -> Any:
     """What a file of JSON holds. A key that occurs twice in an object, and NaN, are not JSON here.
 
     Raises:
-        ValueError: it is no such file; the message names it.
+        InputError: it is no such file; the message names it.
     """
     return parse_json(read_text(path, most), path)
 
@@ -65,9 +66,9 @@ def parse_json(text: str, path: object) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:
-        raise ValueError(f"{path}: not JSON in UTF-8: nested too deep") from None
+        raise InputError(f"{path}: not JSON in UTF-8: nested too deep") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON in UTF-8: {one_line(error)}") from None
+        raise InputError(f"{path}: not JSON in UTF-8: {one_line(error)}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,12 +77,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         met: set[str] = set()
         twice = next(key for key, _ in pairs if key in met or met.add(key))  # type: ignore[func-returns-value]
         values = [shown(value) for key, value in pairs if key == twice]
-        raise ValueError(f"an object has the key {shown(twice)} twice, with {values[0]} and with {values[1]}")
+        raise InputError(f"an object has the key {shown(twice)} twice, with {values[0]} and with {values[1]}")
     return made
 
 
 def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise InputError(f"{name} is no number of JSON")
 
 
 def shown(value: Any, most: int = 80) -> str:

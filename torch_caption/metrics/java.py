@@ -14,11 +14,9 @@ import numpy as np
 from pycocoevalcap.meteor import meteor
 from pycocoevalcap.tokenizer import ptbtokenizer as ptb
 
+from torch_caption.errors import ConfigError, RunFailure
+
 _UTF_8 = "-Dfile.encoding=UTF-8"  # Java before 18 takes the locale's
-
-
-class JavaError(ValueError):
-    """Java is not there, or its program failed; the message is one line."""
 
 
 def available() -> bool:
@@ -32,7 +30,8 @@ def ptb_tokenize(captions: Sequence[str]) -> list[list[str]]:
     """The tokens of each caption by Stanford's PTB tokeniser, in lower case, without punctuation: COCO's own.
 
     Raises:
-        JavaError: there is no Java, or it failed.
+        ConfigError: there is no Java.
+        RunFailure: it failed.
     """
     jar = Path(ptb.__file__).parent / ptb.STANFORD_CORENLP_3_4_1_JAR
     command = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
@@ -49,7 +48,8 @@ def meteor_statistics(candidates: Sequence[str], references: Sequence[Sequence[s
         synonym and paraphrase: content words of both, function words of both; chunks, matched words of both.
 
     Raises:
-        JavaError: there is no Java, or it failed.
+        ConfigError: there is no Java.
+        RunFailure: it failed.
     """
     jar = Path(meteor.__file__).parent / meteor.METEOR_JAR
     lines = [
@@ -60,7 +60,7 @@ def meteor_statistics(candidates: Sequence[str], references: Sequence[Sequence[s
     try:
         return np.array([line.split() for line in counts], dtype=np.float64).reshape(len(lines), 23)
     except ValueError:
-        raise JavaError(f"METEOR answered {counts[0]!r}, not its 23 counts") from None
+        raise RunFailure(f"METEOR answered {counts[0]!r}, not its 23 counts") from None
 
 
 def _run(what: str, command: Sequence[str], lines: Sequence[str]) -> list[str]:
@@ -75,9 +75,11 @@ def _run(what: str, command: Sequence[str], lines: Sequence[str]) -> list[str]:
             check=False,
         )
     except OSError as error:
-        raise JavaError(f"{what} needs Java: {error.strerror}: java; install a Java runtime, or leave it out") from None
+        raise ConfigError(
+            f"{what} needs Java: {error.strerror}: java; install a Java runtime, or leave it out"
+        ) from None
     answers = done.stdout.split("\n")[:-1]
     if done.returncode or len(answers) != len(lines):
         said = " ".join(done.stderr.split())[:300] or f"{len(answers)} lines for {len(lines)}"
-        raise JavaError(f"{what}: java ended with status {done.returncode}: {said}")
+        raise RunFailure(f"{what}: java ended with status {done.returncode}: {said}")
     return answers

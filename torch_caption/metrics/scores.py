@@ -18,6 +18,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from torch_caption.data.tokenizer import TOKENIZERS, tokenize  # noqa: F401 - tokenize was here before
+from torch_caption.errors import DataError
 from torch_caption.metrics import java
 
 Image = TypeVar("Image")
@@ -106,8 +107,11 @@ def score(
         reference: among few images it says little, and of one image it is always 0.
 
     Raises:
-        ValueError: no candidates; an image without references, or whose references hold no word; a caption that is not
-            a string; an unknown metric or tokeniser; Java is wanted and not there.
+        ValueError: no candidates; an image without references; a caption that is not a string; an unknown metric or
+            tokeniser.
+        DataError: no reference of an image holds a word.
+        ConfigError: Java is needed and not installed.
+        RunFailure: Java failed.
     """
     return score_each(candidates, references, metrics, tokenizer).overall
 
@@ -135,7 +139,7 @@ def score_each(
         guesses[key] = [next(joined)]
         truths[key] = [next(joined) for _ in references[image]]
         if not any(truths[key]):
-            raise ValueError(f"no reference of image {image!r} holds a word: {list(references[image])}")
+            raise DataError(f"no reference of image {image!r} holds a word: {list(references[image])}")
     counted = tuple(_METRICS[name](truths, guesses) for name in metrics)
     overall = {name: value for part in counted for name, value in part.overall.items()}
     each = {name: values for part in counted for name, values in part.each.items()}

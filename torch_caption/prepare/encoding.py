@@ -20,11 +20,11 @@ import torch
 from tqdm import tqdm
 
 from torch_caption.data import file_names
-from torch_caption.data._errors import DataError
 from torch_caption.data.caption_files import Photograph
 from torch_caption.data.projection import Projection
 from torch_caption.encoders import pca
 from torch_caption.encoders.torchvision_encoder import Batch, Encoder, stream
+from torch_caption.errors import DataError
 from torch_caption.io.exits import is_watched, one_line
 from torch_caption.io.files import replace_text
 from torch_caption.io.text import printable

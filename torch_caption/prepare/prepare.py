@@ -42,7 +42,6 @@ from tyro.conf import FlagCreatePairsOff, arg
 from torch_caption import __version__
 from torch_caption.data import caption_files, checks, dataset
 from torch_caption.data import manifest as manifests
-from torch_caption.data._errors import DataError
 from torch_caption.data.caption_files import Photograph
 from torch_caption.data.projection import Projection
 from torch_caption.data.tokenizer import TOKENIZERS, is_unspaced
@@ -50,6 +49,7 @@ from torch_caption.data.vocabulary import NULL, SPECIAL, Vocabulary
 from torch_caption.encoders import pca
 from torch_caption.encoders import torchvision_encoder as features
 from torch_caption.encoders.torchvision_encoder import Encoder
+from torch_caption.errors import ConfigError, DataError
 from torch_caption.io.exits import is_watched
 from torch_caption.io.files import replace_text
 from torch_caption.io.program import typed
@@ -127,28 +127,28 @@ class PrepareConfig:
     """Where to compute; auto takes a GPU where there is one."""
 
     def check(self) -> None:
-        """Raise DataError, naming the flag, on the first value that cannot be used."""
+        """Raise ConfigError, naming the flag, on the first value that cannot be used."""
         needed = {"--images": self.images, "--annotations": self.annotations, "--out": self.out}
         missing = [] if self.recover_pca else [flag for flag, value in needed.items() if not value]
         if missing:
-            raise DataError(f"{', '.join(missing)}: name what to prepare, or use --recover-pca DIR")
+            raise ConfigError(f"{', '.join(missing)}: name what to prepare, or use --recover-pca DIR")
         least = {"min_count": 1, "max_words": 1, "batch_size": 1, "workers": 1, "seed": 0}
         most = {"max_words": checks.LONGEST - 2, "seed": 2**63 - 1}  # <START> and <END> are columns too
         for name, at_least in least.items():
             value = getattr(self, name)
             if value < at_least:
-                raise DataError(f"{flag_of(name)} must be at least {at_least}, not {value}")
+                raise ConfigError(f"{flag_of(name)} must be at least {at_least}, not {value}")
             if value > most.get(name, value):
-                raise DataError(f"{flag_of(name)} must be at most {most[name]}, not {value}")
+                raise ConfigError(f"{flag_of(name)} must be at most {most[name]}, not {value}")
         if not 0 < self.val_share < 1:
-            raise DataError(f"--val-share must be above 0 and below 1, not {self.val_share}")
+            raise ConfigError(f"--val-share must be above 0 and below 1, not {self.val_share}")
         for flag, size in {"--pca": self.pca, "--grid-pca": self.grid_pca}.items():
             if size is not None:
                 pca.check_size(size, flag)
         if self.grid_pca is not None and not self.grid:
-            raise DataError("--grid-pca projects grids: give --grid as well")
+            raise ConfigError("--grid-pca projects grids: give --grid as well")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise DataError("--device cuda: PyTorch finds no GPU here")
+            raise ConfigError("--device cuda: PyTorch finds no GPU here")
 
     @property
     def computes_on(self) -> str:
@@ -177,8 +177,8 @@ def prepare(config: PrepareConfig) -> Path:
     """Do as the configuration says, and return the directory.
 
     Raises:
-        ValueError: a setting, the annotations, the photographs or the weights cannot be used, or the directory holds
-            something else; the message is one line.
+        UsageError, InputError: a setting, the annotations, the photographs or the weights cannot be used, or the
+            directory holds something else.
         OSError: the directory cannot be written.
     """
     config.check()

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from torch_caption.data.checks import BLOCK_BYTES
+from torch_caption.errors import DataError
 
 
 class RowFile:
@@ -22,7 +23,7 @@ class RowFile:
         count: rows.
 
     Raises:
-        ValueError: the file has fewer rows than are said to be whole.
+        DataError: the file has fewer rows than are said to be whole.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str, rows: int = 0) -> None:
@@ -34,7 +35,7 @@ class RowFile:
         self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - closed at the end of a with
         if os.fstat(self._file.fileno()).st_size < rows * self._bytes:
             self._file.close()
-            raise ValueError(f"{path}: shorter than {rows} rows")
+            raise DataError(f"{path}: shorter than {rows} rows")
         self._file.truncate(rows * self._bytes)
         self._file.seek(0, os.SEEK_END)
 

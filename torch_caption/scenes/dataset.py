@@ -46,6 +46,7 @@ from tqdm import tqdm
 
 from torch_caption.data import manifest as manifests
 from torch_caption.data.vocabulary import SPECIAL, Vocabulary
+from torch_caption.errors import ConfigError, DataError
 from torch_caption.io import cache_folder, files
 from torch_caption.io.exits import is_watched
 from torch_caption.io.text import read_json, shown
@@ -104,14 +105,14 @@ def ensure(
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: a size is not positive, a split is unknown or missing, or the seed is negative.
+        ConfigError: a size is not positive, a split is unknown or missing, or the seed is negative.
         OSError: the folder cannot be written, or the user has none.
     """
     sizes = dict(SPLITS if sizes is None else sizes)
     if sizes.keys() != SPLITS.keys() or any(size < 1 for size in sizes.values()):
-        raise ValueError(f"sizes must give a positive number for each of {', '.join(SPLITS)}, not {sizes}")
+        raise ConfigError(f"sizes must give a positive number for each of {', '.join(SPLITS)}, not {sizes}")
     if seed < 0:
-        raise ValueError(f"seed must not be negative, not {seed}")
+        raise ConfigError(f"seed must be at least 0, not {seed}")
     elsewhere = f"set {cache_folder.CACHE} to a folder that can be written" if cache is None else ""
     cache = cache_folder.cache() if cache is None else Path(cache)
     size = "" if sizes == SPLITS else "-" + "-".join(str(sizes[split]) for split in SPLITS)
@@ -130,7 +131,7 @@ def load(directory: str | Path) -> dict[str, list[Scene]] | None:
     """The scenes of each split in the order of their images; None if the directory holds no scenes.
 
     Raises:
-        ValueError: `scenes.json` is not what `ensure` writes.
+        InputError: `scenes.json` is not what `ensure` writes.
     """
     path = Path(directory) / SCENES
     if not path.is_file():
@@ -142,24 +143,24 @@ def score(directory: str | Path, split: str, captions: Mapping[int, str]) -> Sco
     """Judge captions of a split, by image index; None if the directory holds no scenes.
 
     Raises:
-        ValueError: there is no such split or no such image.
+        DataError: there is no such split or no such image.
     """
     splits = load(directory)
     if splits is None:
         return None
     if split not in splits:
-        raise ValueError(f"{Path(directory) / SCENES}: no split {split!r}; there are {', '.join(splits)}")
+        raise DataError(f"{Path(directory) / SCENES}: no split {split!r}; there are {', '.join(splits)}")
     drawn = splits[split]
     outside = next((idx for idx in captions if not 0 <= idx < len(drawn)), None)
     if outside is not None:
-        raise ValueError(f"{Path(directory) / SCENES}: {split} has {len(drawn)} scenes, none with the index {outside}")
+        raise DataError(f"{Path(directory) / SCENES}: {split} has {len(drawn)} scenes, none with the index {outside}")
     verdicts = {idx: judge(caption, drawn[idx]) for idx, caption in captions.items()}
     kinds = Counter(kind for v in verdicts.values() for kind in {fault.split(":")[0] for fault in v.faults})
     return Score(sum(v.right for v in verdicts.values()), len(verdicts), kinds, verdicts)
 
 
 def check(directory: str | Path, manifest: Mapping[str, Any], images: Mapping[str, int]) -> None:
-    """Raise ValueError unless `score` can judge captions of the splits; a directory that holds no scenes need not.
+    """Raise DataError unless `score` can judge captions of the splits; a directory that holds no scenes need not.
 
     Args:
         manifest: the directory's; `scenes.json` is held against what it says of it.
@@ -178,7 +179,7 @@ def _load(path: Path, _: int) -> dict[str, list[Scene]]:
     try:
         return {split: [_scene(entry) for entry in entries] for split, entries in content.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not the scenes of this recipe ({type(error).__name__}: {error})") from None
+        raise DataError(f"{path}: not the scenes of this recipe ({type(error).__name__}: {error})") from None
 
 
 def _scene(entry: Mapping) -> Scene:
@@ -190,7 +191,7 @@ def _scene(entry: Mapping) -> Scene:
     group = SHAPES, COLOURS, SIZES, COUNTS
     for value, known in zip(scene.composition, (*group, RELATIONS, *group), strict=True):
         if value not in known:
-            raise ValueError(f"{shown(value)} is none of {', '.join(map(str, known))}")
+            raise DataError(f"{shown(value)} is none of {', '.join(map(str, known))}")
     return scene
 
 

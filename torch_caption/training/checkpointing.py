@@ -8,9 +8,9 @@ from torch_caption.checkpoints import format as checkpoints
 from torch_caption.checkpoints.format import Checkpoint, Found
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData
+from torch_caption.errors import NonFiniteError
 from torch_caption.training import distributed
 from torch_caption.training import run_folder as runs
-from torch_caption.training.non_finite import LossNotFinite
 from torch_caption.training.state import State, judged, snapshot
 
 
@@ -56,7 +56,7 @@ class CheckpointManager:
         writes; all have to call it.
 
         Raises:
-            LossNotFinite: the weights, or what the optimizer holds, are not finite after a step.
+            NonFiniteError: the weights, or what the optimizer holds, are not finite after a step.
             OSError: it cannot be written; what was saved before is as it was.
         """
         self._tried = self._state.progress.step
@@ -65,7 +65,7 @@ class CheckpointManager:
             try:
                 checkpoints.save(self._run / runs.LAST, saved)
             except checkpoints.NonFiniteTensor as error:
-                raise LossNotFinite(f"after step {self._tried}: {error}") from error
+                raise NonFiniteError(f"after step {self._tried}: {error}") from error
         self.step = self._tried
         if distributed.first() and self._state.progress.ends_best_epoch():
             self._save_best(saved)

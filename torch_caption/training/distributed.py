@@ -25,16 +25,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_caption.io.exits import Failure, exit_status, one_line
+from torch_caption.errors import ConfigError, RankError, TorchCaptionError
+from torch_caption.io.exits import exit_status, one_line
 
 T = TypeVar("T")
 SILENCE = timedelta(minutes=10)
 """How long a rank waits for another that neither answers nor has closed its connection, as of a machine without power.
 Longer than what rank 0 does alone while the others wait: scoring, drawing, writing."""
-
-
-class RankError(Failure):
-    """What went wrong on a rank; the message says on which."""
 
 
 # Who they are --------------------------------------------------------------------------------------------------------
@@ -77,13 +74,13 @@ def gpu() -> torch.device:
     """The rank's own GPU, which is made the current one.
 
     Raises:
-        ValueError: this machine has fewer GPUs than ranks.
+        ConfigError: this machine has fewer GPUs than ranks.
     """
     if size() == 1:
         return torch.device("cuda")
     place, ranks = _local()
     if ranks > torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"{ranks} processes on a machine with {torch.cuda.device_count()} GPUs; start no more of them "
             "(--nproc-per-node), or take --device cpu"
         )
@@ -121,7 +118,7 @@ def from_first(make: Callable[[], T]) -> T:
     """What `make` returns on rank 0, which alone calls it.
 
     Raises:
-        Failure: what it raises there ends the other ranks too, with the same message.
+        RankError: what it raises there ends the other ranks too, with the same message.
     """
     if size() == 1:
         return make()
@@ -137,7 +134,7 @@ def from_first(make: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if made[1] is not None:
-        raise Failure(*made[1])
+        raise RankError(*made[1])
     return cast(T, made[0])
 
 
@@ -263,7 +260,7 @@ def _rank(main: Callable[[], object]) -> None:
             # Not recorded: torchrun's report takes the earliest record for the cause.
             line = f"error: rank {rank()} has lost another, which torchrun names: {one_line(error)}"
             raise SystemExit(line) from None
-        if not isinstance(error, ValueError | OSError | ArithmeticError | Failure):
+        if not isinstance(error, TorchCaptionError | OSError):
             raise  # a mistake of the program's: the traceback says where
-        raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from None
+        raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from error
     dist.destroy_process_group()

@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-from torch_caption.io.exits import SIGNALS, Cut, Stopped
+from torch_caption.io.exits import SIGNALS, Stopped
 from torch_caption.training import distributed
 
 T = TypeVar("T")
+
+
+class _Cut(BaseException):
+    """A signal ends a function that changes nothing, from within."""
 
 
 class Interrupt:
@@ -48,7 +52,7 @@ class Interrupt:
             self._only_looking = distributed.size() == 1
             found = look()
             self._only_looking = False
-        except Cut:
+        except _Cut:
             return None
         finally:
             self._only_looking = False
@@ -84,4 +88,4 @@ class Interrupt:
         self._number = number
         self.__exit__()
         if self._only_looking:
-            raise Cut
+            raise _Cut

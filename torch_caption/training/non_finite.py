@@ -15,20 +15,6 @@ from torch_caption.training.objectives import Lesson, Objective
 SHOWN = 8
 
 
-class LossNotFinite(ArithmeticError):
-    """The loss or its gradient is no number any more.
-
-    Args:
-        places: where in the batch, as far as that is known.
-        advice: what may help.
-    """
-
-    def __init__(self, message: str, places: Sequence[int] = (), *, advice: str = "a lower --lr may help") -> None:
-        super().__init__(message)
-        self.places = places
-        self.advice = advice
-
-
 @torch.no_grad()
 def places(model: CaptioningRNN, features: Tensor, lesson: Lesson, amp: str) -> list[int]:
     """The places in a batch whose captions have a loss that is not finite when they are alone, without dropout."""

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import NULL, START, UNK
 from torch_caption.decoding import greedy as decoding
+from torch_caption.errors import ConfigError
 from torch_caption.inference.captions import captioned_images, limits
 from torch_caption.metrics.scores import CiderReward, cider_weighs
 from torch_caption.model.captioner import CaptioningRNN

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
+from torch_caption.errors import InputError
+
 
 @dataclass
 class Progress:
@@ -54,32 +56,32 @@ class Progress:
         """The inverse of `plain`; a missing field takes its default.
 
         Raises:
-            ValueError: a field is unknown, of another type, out of its range, or contradicts another.
+            InputError: a field is unknown, of another type, out of its range, or contradicts another.
         """
         types = {f.name: type(f.default) for f in dataclasses.fields(cls)}
         for name, value in saved.items():
             if name not in types:
-                raise ValueError(f"its progress has an unknown field {short(name)}")
+                raise InputError(f"its progress has an unknown field {short(name)}")
             if type(value) not in (int, types[name]):
-                raise ValueError(f"its progress has {name} {short(value)}, which is not of type {types[name].__name__}")
+                raise InputError(f"its progress has {name} {short(value)}, which is not of type {types[name].__name__}")
             if not (0 <= value <= 2**53 if types[name] is int else abs(value) <= sys.float_info.max):
-                raise ValueError(f"its progress has {name} {short(value)}, which is out of range")
+                raise InputError(f"its progress has {name} {short(value)}, which is out of range")
         progress = cls(**saved)
         for name, most in {"best_epoch": "epoch", "position": "step", "images": "words"}.items():
             if getattr(progress, name) > getattr(progress, most):
-                raise ValueError(
+                raise InputError(
                     f"its progress has {name} {getattr(progress, name)}, but {most} {getattr(progress, most)}"
                 )
         if bool(progress.position) != bool(progress.words):
-            raise ValueError(f"its progress has words {progress.words}, but position {progress.position}")
+            raise InputError(f"its progress has words {progress.words}, but position {progress.position}")
         return progress
 
     def check_epoch(self, steps: int, rewarded: bool) -> None:
-        """Raise ValueError unless this can be the progress in an epoch of so many steps, which rewards captions."""
+        """Raise InputError unless this can be the progress in an epoch of so many steps, which rewards captions."""
         if self.position > steps:
-            raise ValueError(f"its progress has position {self.position}, but an epoch has {steps} steps")
+            raise InputError(f"its progress has position {self.position}, but an epoch has {steps} steps")
         if bool(self.images) != (rewarded and self.position > 0):
-            raise ValueError(
+            raise InputError(
                 f"its progress has images {self.images}, but position {self.position} of an epoch that rewards "
                 + ("them" if rewarded else "none")
             )

@@ -16,6 +16,7 @@ from torch_caption.checkpoints import format as checkpoints
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Split
 from torch_caption.data.tokenizer import readable
+from torch_caption.errors import TorchCaptionError
 from torch_caption.inference.captions import captioned_images, describe, some_images
 from torch_caption.io.exits import one_line
 from torch_caption.io.program import typed
@@ -79,7 +80,7 @@ def interrupted(run: Path, step: int) -> None:
 
 
 def check(data: CocoData) -> None:
-    """Raise ValueError where `closing` could not judge scenes, before hours of training have led there."""
+    """Raise DataError where `closing` could not judge scenes, before hours of training have led there."""
     images = {split.name: split.num_images for split in (*_judged(data), _drawn(data))}
     scenes.check(data.directory, data.manifest, images)
 
@@ -123,7 +124,7 @@ def _or_warned(what: str) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (TorchCaptionError, OSError) as error:
         warning(f"{what}: {one_line(error)}")
 
 

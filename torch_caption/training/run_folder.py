@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from torch_caption.checkpoints.format import CheckpointError
+from torch_caption.errors import CheckpointError, DataError
 from torch_caption.io import files
 from torch_caption.io.exits import one_line
 from torch_caption.io.program import typed
@@ -171,12 +171,12 @@ def read(run: Path) -> list[dict[str, Any]]:
     """The run's records, one an epoch; a last line that was cut short is left out.
 
     Raises:
-        ValueError: another line is no record; the message names file and line.
+        DataError: another line is no record; the message names file and line.
         OSError: the file cannot be read.
     """
     records, damage = _records(run / METRICS)
     if damage is not None:
-        raise ValueError(damage)
+        raise DataError(damage)
     return records
 
 
@@ -202,10 +202,10 @@ def _record(line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line.decode("utf-8-sig"))
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise DataError("nested too deep") from None
     numbers = [found.get(name) for name in ("epoch", "step")] if isinstance(found, dict) else [None]
     if not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError(f"{shown(found)} has no epoch and step")
+        raise DataError(f"{shown(found)} has no epoch and step")
     return cast(dict[str, Any], found)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import Checkpoint, CheckpointError, Found
+from torch_caption.checkpoints.format import Checkpoint, Found
 from torch_caption.config import OF_THE_MODEL, TrainConfig
 from torch_caption.data.dataset import CocoData, generator
+from torch_caption.errors import CheckpointError, InputError
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.training import distributed
 from torch_caption.training import run_folder as runs
@@ -156,7 +157,7 @@ def resume(config: TrainConfig, data: CocoData, device: torch.device, found: Fou
         _set_rank_state(saved.random, device, config.seed, progress.step)
     except CheckpointError:
         raise
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, InputError) as error:
         raise CheckpointError(f"{path}: cannot be resumed: {' '.join(str(error).split())}") from error
     state.progress = progress
     return state, [line for line in (warning, changed) if line is not None]
@@ -212,10 +213,10 @@ def _load_optimizer(state: State, saved: Mapping[str, Tensor], steps: int) -> No
         steps: that it has taken.
 
     Raises:
-        ValueError: it has moments before its first step, or none after it.
+        InputError: it has moments before its first step, or none after it.
     """
     if bool(saved) != (steps > 0):
-        raise ValueError(f"its optimizer has {len(saved)} tensors after step {steps}")
+        raise InputError(f"its optimizer has {len(saved)} tensors after step {steps}")
     names = {parameter: name for name, parameter in state.model.named_parameters()}
     content = state.optimizer.state_dict()
     if steps:

@@ -21,12 +21,14 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from torch_caption.checkpoints.format import Found
-from torch_caption.config import ConfigError, TrainConfig
+from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Loader, Split, batches, open_data
 from torch_caption.data.tokenizer import TOKENIZERS
+from torch_caption.errors import ConfigError, NonFiniteError, RankError, WorkerLost
 from torch_caption.inference.captions import describe, some_images
 from torch_caption.io import lock
-from torch_caption.io.exits import Failure, is_watched, one_line, within_memory
+from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.memory import within_memory
 from torch_caption.metrics import scores as metrics
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
@@ -36,17 +38,12 @@ from torch_caption.training import distributed, non_finite, report
 from torch_caption.training import run_folder as runs
 from torch_caption.training.checkpointing import CheckpointManager
 from torch_caption.training.interrupt import Interrupt
-from torch_caption.training.non_finite import LossNotFinite
 from torch_caption.training.objectives import Lesson, Objective, make_objective
 from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, resume, source
 
 OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
 """What says how much memory training takes."""
-
-
-class WorkerLost(Failure):
-    """A process that loads batches was killed."""
 
 
 def train_step(
@@ -76,7 +73,7 @@ def train_step(
         The batch's loss (sum over time, mean over N) and the gradient's norm before clipping.
 
     Raises:
-        LossNotFinite: one of the two is infinite or NaN; the weights are as before.
+        NonFiniteError: one of the two is infinite or NaN; the weights are as before.
     """
     weight = model.W_proj
     given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
@@ -87,10 +84,10 @@ def train_step(
     loss.backward()
     value = share.received()
     if not math.isfinite(value):
-        raise LossNotFinite(f"the loss is {value}")
+        raise NonFiniteError(f"the loss is {value}")
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf))
     if not math.isfinite(norm):
-        raise LossNotFinite(f"the gradient's norm is {norm}")
+        raise NonFiniteError(f"the gradient's norm is {norm}")
     optimizer.step()
     return value, norm
 
@@ -184,9 +181,9 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
             again only if the file has been replaced since.
 
     Raises:
-        ValueError: a setting, the data or the checkpoint cannot be used, or another process trains in the run's
-            directory, or another thread of this process trains.
-        LossNotFinite: the loss or its gradient is no number any more; the checkpoints before it are kept.
+        UsageError, InputError: a setting, the data or the checkpoint cannot be used, or another process trains in the
+            run's directory, or another thread of this process trains.
+        NonFiniteError: the loss or its gradient is no number any more; the checkpoints before it are kept.
         OutOfMemory: the model or a batch of it takes more memory than there is.
         WorkerLost: a process that loads batches was killed.
         Stopped: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
@@ -229,8 +226,8 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
         try:
             with within_memory(*OF_THE_MEMORY, kept=lambda: manager.kept):
                 _train(run, state, config, data, objective, scored, manager)
-        except LossNotFinite as error:
-            raise LossNotFinite(f"{error}; {manager.kept}; {error.advice}") from error
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {manager.kept}; {error.advice}") from error
         if distributed.first():
             report.closing(run, config, data, device)
         distributed.wait_for_all()
@@ -314,7 +311,7 @@ def _save_whole_steps(
     Raises:
         Stopped: all processes of the program were told to stop, and one that loads batches was the first to end.
     """
-    if distributed.size() > 1 or state.inconsistent or isinstance(error, LossNotFinite):
+    if distributed.size() > 1 or state.inconsistent or isinstance(error, NonFiniteError):
         return
     try:
         manager.save_steps()
@@ -331,7 +328,7 @@ def load_data(config: TrainConfig) -> CocoData:
     """Open the configuration's data, the built-in scenes being drawn on first use.
 
     Raises:
-        ValueError: the directory is not there or its content is not as it should be.
+        DataError: the directory is not there or its content is not as it should be.
     """
     progress = is_watched() and distributed.first()
     directory = scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data)
@@ -349,8 +346,7 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" is a GPU where there is one.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
-        ValueError: there are fewer GPUs than processes on this machine.
+        ConfigError: a GPU is asked for and there is none, or there are fewer GPUs than processes on this machine.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here")
@@ -397,10 +393,10 @@ def _train_epoch(
             try:
                 with state.step():
                     _train_batch(state, config, objective, features, batch, steps, share)
-            except LossNotFinite as error:
+            except NonFiniteError as error:
                 rows = order.rows_at(progress.position)
-                of = non_finite.batch(objective, rows, error.places)
-                raise LossNotFinite(f"{label}, step {progress.step + 1}: {error}; {of}") from None
+                of = non_finite.batch(objective, rows, error.rows)
+                raise NonFiniteError(f"{label}, step {progress.step + 1}: {error}; {of}") from None
             interrupt.agree(share.asked)
             progress.seconds += time.perf_counter() - started
             started = time.perf_counter()
@@ -442,8 +438,8 @@ def _train_batch(
             amp=config.amp,
             share=share,
         )
-    except LossNotFinite as error:
-        raise LossNotFinite(str(error), non_finite.places(model, features, lesson, config.amp)) from error
+    except NonFiniteError as error:
+        raise NonFiniteError(str(error), non_finite.places(model, features, lesson, config.amp)) from error
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, round(words), rewards)
@@ -454,8 +450,8 @@ def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch:
     """The batch's lesson; none of a rank that has no rows.
 
     Raises:
-        LossNotFinite: the model is to say something itself, and its scores are no numbers.
-        Failure: so it is, of this rank's share alone.
+        NonFiniteError: the model is to say something itself, and its scores are no numbers.
+        RankError: so it is, of this rank's share alone.
     """
     if not len(batch):
         return Lesson(batch.new_empty(0, 1))
@@ -467,8 +463,8 @@ def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch:
             raise
         message = "the scores of what the model says itself are not finite"
         if distributed.size() > 1:  # the others are in the middle of the step: their part of the batch is not known
-            raise Failure(f"epoch {progress.epoch + 1}, step {progress.step + 1}: {message}") from error
-        raise LossNotFinite(message, places) from error
+            raise RankError(f"epoch {progress.epoch + 1}, step {progress.step + 1}: {message}") from error
+        raise NonFiniteError(message, places) from error
 
 
 def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:
@@ -484,7 +480,7 @@ def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int])
         "seconds": round(progress.seconds, 1),
     }
     if not math.isfinite(record["val_loss"]):
-        raise LossNotFinite(
+        raise NonFiniteError(
             f"epoch {record['epoch']}: the validation loss is {record['val_loss']}",
             advice="--init-from a checkpoint before it, with a lower --lr, may help",
         )

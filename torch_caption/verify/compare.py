@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from torch_caption import functions
 from torch_caption.data.vocabulary import SPECIAL
+from torch_caption.errors import ConfigError
 from torch_caption.functions import reference
 from torch_caption.io.exits import is_watched, one_line
 from torch_caption.model.captioner import CaptioningRNN
@@ -233,7 +234,7 @@ def run(config: CompareConfig) -> list[Result]:
     """Compare every case.
 
     Raises:
-        ValueError: `broken` names no gradient.
+        ConfigError: `broken` names no gradient.
     """
     sizes = {letter: getattr(config, letter) for letter in LETTERS}
     full = cases(sizes, getattr(torch, config.dtype), config.device)
@@ -263,10 +264,10 @@ def broken(name: str) -> Iterator[None]:
     """Multiply the named gradient by 1.001 inside its class's backward, for as long as the context lasts.
 
     Raises:
-        ValueError: there is no such gradient.
+        ConfigError: there is no such gradient.
     """
     if name not in gradient_names():
-        raise ValueError(f"--break {name}: no such gradient; there are {', '.join(gradient_names())}")
+        raise ConfigError(f"--break {name}: no such gradient; there are {', '.join(gradient_names())}")
     class_name, _, gradient = name.partition(".")
     cls = CLASSES[class_name]
     place = list(inspect.signature(cls.forward).parameters).index(gradient[1:])
@@ -373,18 +374,18 @@ def check(config: CompareConfig) -> None:
     """Check what would only fail at the end, or not clearly.
 
     Raises:
-        ValueError: a size is below 1, a device is not there, or a file has no folder to be in.
+        ConfigError: a size is out of range, a device is not there, or a file has no folder to be in.
     """
     try:
         torch.zeros(1, device=config.device).item()  # the meta device has no numbers to compare
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        raise ValueError(f"--device {config.device}: {one_line(error)}") from None
+        raise ConfigError(f"--device {config.device}: {one_line(error)}") from None
     for name in (*LETTERS, "repeat"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, but is {getattr(config, name)}")
+        if not 1 <= getattr(config, name) < 2**31:
+            raise ConfigError(f"--{name} must be at least 1 and below 2^31, but is {getattr(config, name)}")
     for path in (config.json, config.plot):
         if path and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
+            raise ConfigError(f"{path}: there is no folder {path.parent}")
 
 
 def write(config: CompareConfig, results: list[Result]) -> None:

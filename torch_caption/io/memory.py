@@ -1,0 +1,55 @@
+"""Too little memory, of the machine or of a GPU, as one line that says how much was asked for and what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch_caption.errors import OutOfMemory, TorchCaptionError
+
+# torch has a RuntimeError for each way in which memory cannot be had, and a name for one of them alone.
+_NO_MEMORY = re.compile(
+    "can(no|')t allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED"
+    "|(size calculation|integer multiplication) overflow",
+    re.IGNORECASE,
+)
+_ASKED_FOR = re.compile(r"allocate (\d[\d.]*) (\w+)")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether memory was asked for, of the machine or of a GPU, that could not be had."""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
+@contextmanager
+def within_memory(*smaller: str, kept: Callable[[], str] | None = None) -> Iterator[None]:
+    """In the block, whatever is raised where memory does not suffice becomes an OutOfMemory.
+
+    Args:
+        smaller: the flags of what takes the memory.
+        kept: returns a line about the work that was done before.
+
+    Raises:
+        OutOfMemory: how much was asked for, and what to do.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if isinstance(error, TorchCaptionError) or not lacks_memory(error):
+            raise
+        names = " or ".join(filter(None, (", ".join(smaller[:-1]), *smaller[-1:])))
+        advice = f"make {names} smaller" if smaller else "use a machine with more"
+        raise OutOfMemory("; ".join([_shortage(str(error)), advice, *([kept()] if kept else [])])) from error
+
+
+def _shortage(message: str) -> str:
+    where = " on the GPU" if "CUDA" in message else ""
+    asked = _ASKED_FOR.search(message)
+    if asked is None:
+        return f"not enough memory{where}"
+    amount = f"{int(asked[1]):,}" if asked[1].isdecimal() else asked[1]
+    return f"not enough memory{where}: {amount} {asked[2]} more were asked for"
