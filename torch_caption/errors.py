@@ -59,8 +59,10 @@ class RunInUse(UsageError):
 
 
 class InputError(TorchCaptionError, ValueError):
-    """A file, or what a server sends, is missing or cannot be used. Raised itself where the file's kind is not known, such
-    as by readers of text and JSON."""
+    """A file, or what a server sends, is missing or cannot be used.
+
+    Raised itself where the kind of file is not known, as by readers of text and JSON.
+    """
 
     status = 2
 

@@ -594,9 +594,9 @@ def test_a_file_is_read_with_torch_and_safetensors_alone_to_the_bit(saved: Path)
 def test_a_fresh_process_opens_it_with_the_library(saved: Path) -> None:
     program = (
         "import sys\n"
-        "from torch_caption.checkpoints import format as checkpoint\n"
-        "saved = checkpoint.load(sys.argv[1])\n"
-        "model = checkpoint.build_model(saved)\n"
+        "from torch_caption.checkpoints import format as checkpoints\n"
+        "saved = checkpoints.load(sys.argv[1])\n"
+        "model = checkpoints.build_model(saved)\n"
         "print(model.W_proj.detach().numpy().tobytes().hex(), saved.progress)\n"
     )
     root = Path(__file__).resolve().parents[2]

@@ -324,7 +324,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError unless all tensors are finite, with the names, shapes and dtypes that the weights imply."""
+    """Raise CheckpointError unless all tensors are finite and named, shaped and typed as the weights imply."""
     Vocabulary(tuple(checkpoint.words))
     _check_depth(checkpoint.manifest)
     dtype = getattr(torch, checkpoint.config.dtype)
