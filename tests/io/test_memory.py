@@ -58,6 +58,12 @@ def test_too_little_memory_is_told_with_what_takes_it(
     assert capsys.readouterr().err == f"error: not enough memory{line}; {advice}\n"
 
 
+def test_sizes_beyond_any_memory_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for make in (lambda: torch.empty(10**30), lambda: np.empty((10**30,))):
+        assert guarded(make) == 1
+        assert capsys.readouterr().err == "error: not enough memory; use a machine with more\n"
+
+
 @pytest.mark.parametrize("size", [2**48, 2**60, 2**62], ids=hex)
 def test_torch_says_so_itself_in_words_that_are_known(size: int, capsys: pytest.CaptureFixture[str]) -> None:
     """On this machine, whatever its version of torch: the smallest is the address space of a process."""

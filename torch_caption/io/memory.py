@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 from torch_caption.errors import OutOfMemory, TorchCaptionError
 
-# torch has a RuntimeError for each way in which memory cannot be had, and a name for one of them alone.
+# torch and NumPy have a message for each way in which memory cannot be had, and a class for two of them alone.
 _NO_MEMORY = re.compile(
     "can(no|')t allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED"
-    "|(size calculation|integer multiplication) overflow",
+    "|(size calculation|integer multiplication) overflow|overflow when unpacking|maximum allowed dimension",
     re.IGNORECASE,
 )
 _ASKED_FOR = re.compile(r"allocate (\d[\d.]*) (\w+)")
@@ -20,7 +20,7 @@ _ASKED_FOR = re.compile(r"allocate (\d[\d.]*) (\w+)")
 
 def lacks_memory(error: Exception) -> bool:
     """Whether memory was asked for, of the machine or of a GPU, that could not be had."""
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError | ValueError | TypeError):
         return type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(error)) is not None
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
@@ -38,7 +38,7 @@ def within_memory(*smaller: str, kept: Callable[[], str] | None = None) -> Itera
     """
     try:
         yield
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, ValueError, TypeError, MemoryError, OSError) as error:
         if isinstance(error, TorchCaptionError) or not lacks_memory(error):
             raise
         names = " or ".join(filter(None, (", ".join(smaller[:-1]), *smaller[-1:])))
