@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_caption.errors import ConfigError, RankError, TorchCaptionError
-from torch_caption.io.exits import exit_status, one_line
+from torch_caption.io.exits import TRACEBACK, exit_status, one_line
 
 T = TypeVar("T")
 SILENCE = timedelta(minutes=10)
@@ -262,5 +262,6 @@ def _rank(main: Callable[[], object]) -> None:
             raise SystemExit(line) from None
         if not isinstance(error, TorchCaptionError | OSError):
             raise  # a mistake of the program's: the traceback says where
-        raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from error
+        cause = error if os.environ.get(TRACEBACK) else None  # which torchrun's report would print too
+        raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from cause
     dist.destroy_process_group()
