@@ -110,7 +110,7 @@ def measure(cell: Cell, shape: Shape, folder: Path, effort: Effort) -> list[tupl
         SAVE: (lambda: checkpoints.save(last, whole), last),
         LOAD: (lambda: checkpoints.load(last), last),
         HASH: (lambda: hashlib.sha256(data).hexdigest(), last),
-        TORCH_SAVE: (lambda: torch.save(vars(whole), plain), plain),
+        TORCH_SAVE: (lambda: torch.save(vars(whole) | {"config": config.plain()}, plain), plain),
         TORCH_LOAD: (lambda: torch.load(plain, weights_only=True), plain),
     }
     contenders = [Contender(name, run) for name, (run, _) in work.items()]

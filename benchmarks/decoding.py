@@ -161,7 +161,7 @@ def measure_beams(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ..
     peer = Speaker(model.float())
     parted = sum(parted_beams(model, peer, features))
     contenders = [
-        Contender(OURS, lambda: model.beam_search(features, BEAMS, STEPS)),
+        Contender(OURS, lambda: model.beam_search(features, BEAMS, STEPS, length_penalty=0.0)),
         Contender("loop", lambda: plain_beams(peer, features)),
     ]
     label = f"beam search, {model.cell_type}, N={N}, V={model.vocab_size}"
@@ -202,7 +202,7 @@ def _plain_beam(peer: Speaker, image: Tensor) -> list[list[int]]:
 
 def parted_beams(model: CaptioningRNN, peer: Speaker, features: Tensor) -> list[bool]:
     """Of each image whether our beams and the loop's differ in any word."""
-    beams = model.beam_search(features, BEAMS, STEPS)
+    beams = model.beam_search(features, BEAMS, STEPS, length_penalty=0.0)
     ours = [
         [caption[:length] for caption, length in zip(*image, strict=True)]
         for image in zip(beams.words.tolist(), beams.lengths.tolist(), strict=True)

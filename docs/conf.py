@@ -59,6 +59,7 @@ autodoc_inherit_docstrings = False
 napoleon_use_param = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 python_maximum_signature_line_length = 100
+viewcode_follow_imported_members = False  # or the list of sources has pages that do not exist
 
 
 def dotted(path: Path) -> str:

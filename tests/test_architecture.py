@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "data": {"errors", "io"},
     "scenes": {"data", "errors", "io"},
     "metrics": {"data", "errors"},
-    "decoding": set(),
+    "decoding": {"errors"},
     "config": {"errors", "io"},
     "plots": {"errors", "io"},
     "model": {"data", "decoding", "functions"},

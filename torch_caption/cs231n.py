@@ -381,7 +381,7 @@ class CaptioningRNN:
     def _read(self, features: Array) -> Tensor:
         """Bring the model to `params`; the features as a tensor of its dtype."""
         self._model.load_params(self.params)
-        return _copy(features).to(self._model.W_proj.dtype)
+        return _copy(features).to(self._model.dtype)
 
     def loss(self, features: Array, captions: Array) -> tuple[float, dict[str, np.ndarray]]:
         """The loss of predicting captions[:, 1:] from captions[:, :-1], <NULL> not counted, and its gradients.

@@ -32,7 +32,8 @@ from torch_caption.data import manifest as manifests
 from torch_caption.data.caption_files import Photograph
 from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
-from torch_caption.inference.captions import describe, search
+from torch_caption.decoding import DecodingOptions
+from torch_caption.inference.captions import caption_images
 from torch_caption.metrics import java
 from torch_caption.metrics import scores as metrics
 from torch_caption.training import trainer
@@ -64,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(folder: Path) -> EvaluateConfig:
-    return EvaluateConfig(folder / "runs" / "tiny-lstm-1", meteor="no", beam_size=1)
+    return EvaluateConfig(folder / "runs" / "tiny-lstm-1", meteor="no", decoding=DecodingOptions(n_best=1))
 
 
 def annotations(path: Path, *, leave_out: int = 0) -> dict[str, list[str]]:
@@ -422,7 +423,7 @@ def han(folder: Path) -> EvaluateConfig:
     (data / "manifest.json").write_text('{"tokenizer": "characters"}', encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):
         run = train(data, 40)
-    return EvaluateConfig(run, meteor="no", beam_size=1)
+    return EvaluateConfig(run, meteor="no", decoding=DecodingOptions(n_best=1))
 
 
 def han_references(path: Path) -> dict[int, list[str]]:
@@ -488,7 +489,8 @@ def test_training_scores_with_the_datas_tokenizer(han: EvaluateConfig) -> None:
     split = open_data(han.checkpoint.parent.parent / "han")["val"]
     model = checkpoints.build_model(checkpoints.load(han.checkpoint / "best.safetensors"))
     images = [*range(split.num_images)]
-    texts = {idx: caption.text for idx, caption in describe(model.eval(), split, images, max_length=6).items()}
+    captions = caption_images(model.eval(), split, images, DecodingOptions(max_length=6))
+    texts = {idx: caption.text for idx, (caption,) in captions.items()}
     references = {idx: split.references(idx) for idx in images}
     split.tokenizer = "whitespace"
     by_all = metrics.score(texts, references, tokenizer="whitespace")
@@ -516,11 +518,14 @@ def test_without_java(config: EvaluateConfig, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--beam-size", "0"], "--beam-size must be at least 1, not 0"),
-        (["--length-penalty", "-1"], "length_penalty must be"),
+        (["--beam-size", "0"], "--beam-size must be an integer of at least 1, not 0"),
+        (["--length-penalty", "-1"], "--length-penalty must be 0, a positive number or mean, not -1.0"),
+        (["--samples", "3", "--beam-size", "1"], "--samples 3: one caption an image is scored, so it must be 1"),
+        (["--n-best", "2"], "--n-best 2: one caption an image is scored, so it must be 1"),
+        (["--top-k", "3"], "--top-k 3 is an option of sampling, but --beam-size 5 of beam: use one of them"),
         (["--draws", "1"], "--draws must be at least 2, not 1"),
         (["--seed", "-1"], "--seed must be at least 0, not -1"),
-        (["--max-length", "0"], "--max-length must be at least 1, not 0"),
+        (["--max-length", "0"], "--max-length must be an integer of at least 1, not 0"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: there is no folder nowhere"),
         (["--gallery", "nowhere/x.png"], "--gallery nowhere/x.png: there is no folder nowhere"),
         (["--split", "dev"], "no split 'dev'; choose one of train, val, test"),
@@ -547,13 +552,11 @@ def test_a_mistake_is_one_line(
 def test_captions_are_found_as_the_flags_say(
     config: EvaluateConfig, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(dataclasses.replace(config, beam_size=3, length_penalty=0.0, no_unk=True, max_length=2))
+    options = DecodingOptions(beam_size=3, length_penalty=0.0, n_best=1, no_unk=True, max_length=2)
+    found = run(dataclasses.replace(config, decoding=options))
     data = open_data(folder / "tiny")
     saved = checkpoints.load(config.checkpoint / "best.safetensors")
-    beams = search(
-        checkpoints.build_model(saved).eval(), data["val"], range(12), beam_size=3, length_penalty=0.0, no_unk=True,
-        max_length=2,
-    )  # fmt: skip
+    beams = caption_images(checkpoints.build_model(saved).eval(), data["val"], range(12), options)
     assert found.first.captions == {idx: captions[0] for idx, captions in beams.items()}
     assert "best.safetensors, beam search, 3 wide" in capsys.readouterr().out
 

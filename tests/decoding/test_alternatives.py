@@ -17,19 +17,19 @@ from tests.helpers.steppers import (
     C,
     TableStepper,
     captioner,
+    greedy,
     images,
     rows,
     teacher_forced,
 )
-from torch_caption.decoding.alternatives import alternatives
-from torch_caption.decoding.greedy import greedy
+from torch_caption.decoding import TokenIds, alternatives
 from torch_caption.model.cells import CELLS
 
 
 def test_by_hand() -> None:
     """a, b, <END>: after <START> a .5, b .3, <END> .1; after a b .6, <END> .25, a .1; after b <NULL> .4 is left out."""
     words = torch.tensor([[A, B, END, NULL]])
-    found = alternatives(TableStepper(), rows(1), words, **IDS, k=3)
+    found = alternatives(TableStepper(), rows(1), words, TokenIds(**IDS), k=3)
     assert found.words.tolist() == [[[A, B, END], [B, END, A], [END, A, C], [NULL, NULL, NULL]]]
     expected = [[[0.5, 0.3, 0.1], [0.6, 0.25, 0.1], [0.35, 0.15, 0.1], [0, 0, 0]]]
     torch.testing.assert_close(found.probs, torch.tensor(expected, dtype=torch.float64))
@@ -38,7 +38,7 @@ def test_by_hand() -> None:
 
 
 def test_fewer_words_than_asked_for() -> None:
-    found = alternatives(TableStepper(), rows(1), torch.tensor([[B]]), **IDS, k=9)
+    found = alternatives(TableStepper(), rows(1), torch.tensor([[B]]), TokenIds(**IDS), k=9)
     assert found.words.tolist() == [[[A, B, END, *[NULL] * 6]]]
     assert found.probs[0, 0, 3:].tolist() == [0.0] * 6
 
@@ -47,7 +47,7 @@ def test_captions_that_others_wrote_and_of_different_lengths() -> None:
     """The words need not be likely; a caption is over at its first <NULL> too, and empty ones cost nothing."""
     stepper = TableStepper()
     words = torch.tensor([[B, A, NULL, A], [END, A, A, A], [A, A, A, A], [NULL] * 4], dtype=torch.int32)
-    found = alternatives(stepper, rows(4), words, **IDS, k=1)
+    found = alternatives(stepper, rows(4), words, TokenIds(**IDS), k=1)
     assert found.words.squeeze(2).tolist() == [[A, END, NULL, NULL], [A, NULL, NULL, NULL], [A, B, B, B], [NULL] * 4]
     assert stepper.rows == [3, 2, 1, 1]
     torch.testing.assert_close(found.log_probs.exp()[2], torch.tensor([0.5, 0.1, 0.1, 0.1], dtype=torch.float64))
@@ -72,7 +72,7 @@ def test_the_sum_is_the_log_probability_of_the_caption(cell_type: str) -> None:
 
 
 def test_no_captions() -> None:
-    found = alternatives(TableStepper(), rows(0), torch.zeros(0, 4, dtype=torch.int64), **IDS, k=2)
+    found = alternatives(TableStepper(), rows(0), torch.zeros(0, 4, dtype=torch.int64), TokenIds(**IDS), k=2)
     assert found.words.shape == found.probs.shape == (0, 4, 2)
 
 
@@ -88,4 +88,4 @@ def test_no_captions() -> None:
 )
 def test_arguments_are_checked(words: list, k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        alternatives(TableStepper(), rows(1), torch.tensor(words), **IDS, k=k)
+        alternatives(TableStepper(), rows(1), torch.tensor(words), TokenIds(**IDS), k=k)

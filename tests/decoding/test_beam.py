@@ -22,23 +22,25 @@ from tests.helpers.steppers import (
     B,
     C,
     TableStepper,
+    beam_search,
     captioner,
+    greedy,
     images,
     rows,
     teacher_forced,
 )
-from torch_caption.decoding.beam import Beams, LengthPenalty, beam_search
-from torch_caption.decoding.greedy import State, greedy
+from torch_caption.decoding import Decoded, State
+from torch_caption.decoding.options import LengthPenalty
 from torch_caption.model.cells import CELLS
 
 
-def spoken(beams: Beams, row: int = 0) -> list[list[int]]:
+def spoken(beams: Decoded, row: int = 0) -> list[list[int]]:
     """The captions of a row, without what is past their length."""
     words, lengths = beams.words[row].tolist(), beams.lengths[row].tolist()
     return [caption[:length] for caption, length in zip(words, lengths, strict=True)]
 
 
-def equal(one: Beams, other: Beams) -> bool:
+def equal(one: Decoded, other: Decoded) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))
 
 
@@ -479,13 +481,13 @@ def test_a_hypothesis_that_cannot_go_on_leaves_the_others() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beam_size": 0}, "^beam_size must be a whole number of at least 1, not 0$"),
-        ({"beam_size": 2.5}, "^beam_size must be a whole number of at least 1, not 2.5$"),
-        ({"max_length": 0}, "^max_length must be a whole number of at least 1, not 0$"),
-        ({"n_best": 0}, "^n_best must be a whole number of at least 1, not 0$"),
+        ({"beam_size": 0}, "^beam_size must be an integer of at least 1, not 0$"),
+        ({"beam_size": 2.5}, "^beam_size must be an integer of at least 1, not 2.5$"),
+        ({"max_length": 0}, "^max_length must be an integer of at least 1, not 0$"),
+        ({"n_best": 0}, "^n_best must be an integer of at least 1, not 0$"),
         ({"n_best": 4}, "^n_best must be at most beam_size, which is 3, not 4$"),
-        ({"no_repeat_ngram": 0}, "^no_repeat_ngram must be a whole number of at least 1, not 0$"),
-        ({"length_penalty": -0.1}, '^length_penalty must be 0, a positive number or "mean", not -0.1$'),
+        ({"no_repeat_ngram": 0}, "^no_repeat_ngram must be an integer of at least 1, not 0$"),
+        ({"length_penalty": -0.1}, "^length_penalty must be 0, a positive number or mean, not -0.1$"),
         ({"length_penalty": math.nan}, "^length_penalty must be .* not nan$"),
         ({"length_penalty": math.inf}, "^length_penalty must be .* not inf$"),
         ({"length_penalty": "none"}, "^length_penalty must be .* not none$"),

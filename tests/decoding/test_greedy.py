@@ -23,17 +23,21 @@ from tests.helpers.steppers import (
     C,
     TableStepper,
     captioner,
+    greedy,
     images,
     rows,
+    sample,
     teacher_forced,
 )
-from torch_caption.decoding.greedy import Decoded, greedy, sample, select
+from torch_caption.decoding import select
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 
 
 class Recurrent(torch.nn.Module):
     """A small random recurrent stepper."""
+
+    constant = 0
 
     def __init__(self, V: int = 11, H: int = 7) -> None:
         super().__init__()
@@ -234,7 +238,7 @@ def test_half_precision_scores_are_summed_in_float32(dtype: torch.dtype) -> None
 
 
 def test_a_result_is_frozen() -> None:
-    decoded = Decoded(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1))
+    decoded = greedy(TableStepper(), rows(1), **IDS)
     with pytest.raises(AttributeError):
         decoded.words = decoded.words  # type: ignore[misc]
 
@@ -270,12 +274,12 @@ def test_a_stopped_row_may_hold_what_is_not_a_number() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": 0}, "max_length must be at least 1, not 0"),
-        ({"temperature": 0.0}, "temperature must be positive and finite, not 0.0"),
+        ({"max_length": 0}, "max_length must be an integer of at least 1, not 0"),
+        ({"temperature": 0.0}, "temperature must be a positive number, not 0.0"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": math.inf}, "temperature"),
-        ({"top_k": 0}, "top_k must be a whole number of at least 1, not 0"),
+        ({"top_k": 0}, "top_k must be an integer of at least 1, not 0"),
         ({"top_k": 2.5}, "top_k"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
         ({"top_p": 1.01}, "top_p"),
@@ -288,7 +292,7 @@ def test_arguments_are_checked(options: dict[str, float], message: str) -> None:
 
 
 def test_greedy_checks_max_length() -> None:
-    with pytest.raises(ValueError, match="max_length must be at least 1, not -3"):
+    with pytest.raises(ValueError, match="max_length must be an integer of at least 1, not -3"):
         greedy(TableStepper(), rows(1), **IDS, max_length=-3)
 
 

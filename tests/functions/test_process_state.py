@@ -31,7 +31,7 @@ from torch_caption.inference import captions as captioning
 from torch_caption.checkpoints import format as checkpoint
 from torch_caption.verify import compare
 from torch_caption import cs231n
-from torch_caption.decoding import greedy as decoding
+from torch_caption.decoding import METHODS, DecodingOptions, decode
 from torch_caption.cli import evaluate, sample as sampling
 from torch_caption.training import run_folder as runs
 from torch_caption.training import trainer as training
@@ -65,13 +65,14 @@ for cell in ("rnn", "attention"):
     data = open_data(directory, grids=CELLS[cell].looks, max_train=20)
     split = data["val"]
     images = captioning.some_images(split, 3, seed=0)
-    found[cell, "greedy"] = [c.text for c in captioning.describe(model, split, images, max_length=6).values()]
-    found[cell, "beams"] = [c[0].text for c in captioning.search(model, split, images, max_length=6).values()]
-    found[cell, "drawn"] = [c[0].text for c in captioning.draw(model, split, images, max_length=6, seed=3).values()]
+    for method in METHODS:
+        options = DecodingOptions(method, max_length=6)
+        captions = captioning.caption_images(model, split, images, options, seed=3)
+        found[cell, method] = [c[0].text for c in captions.values()]
     features = split.features_of(images)
     words = model.sample(features, 6)
     assert model.alternatives(features, words).words.device == cpu
-    decoded = decoding.greedy(model.stepper(9), features[:0], **model.special())
+    decoded = decode(model.stepper(9), features[:0], model.token_ids())
     assert decoded.log_probs.dtype == torch.float32 and decoded.words.device == cpu
     if CELLS[cell].looks:
         captioning.looked(model, data.vocabulary, features, found[cell, "greedy"])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from torch_caption.cli import demo
 from torch_caption.data.vocabulary import Vocabulary
-from torch_caption.inference.explain import Describer
+from torch_caption.inference.explain import BEST_FIVE, Describer
 from torch_caption.io.exits import guarded
 from torch_caption.model.captioner import CaptioningRNN
 
@@ -45,7 +46,7 @@ def describer(cell_type: str) -> Describer:
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(2)
-    return Describer(model, vocabulary, {}, Colours(cell_type == "attention"), max_length=8)
+    return Describer(model, vocabulary, {}, Colours(cell_type == "attention"), replace(BEST_FIVE, max_length=8))
 
 
 def main(folder: Path, cell_type: str) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from torch_caption.decoding.greedy import Stepper
+from torch_caption.decoding import Decoded, DecodingOptions, Stepper, TokenIds, decode
+from torch_caption.decoding.options import LengthPenalty
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 
@@ -24,7 +28,7 @@ TABLE = [
 ]
 
 
-class TableStepper:
+class TableStepper(Stepper):
     """Scores are log TABLE[last word] plus the row's own features (N, 6); the state counts the steps."""
 
     def __init__(self, table: list[list[float]] = TABLE) -> None:
@@ -40,6 +44,43 @@ class TableStepper:
         self.steps += 1
         self.rows.append(len(words))
         return self.scores[words] + features, (features, count + 1)
+
+
+def decoded_by(
+    method: str,
+    stepper: Stepper,
+    features: Tensor,
+    *,
+    start: int,
+    end: int | None,
+    null: int,
+    avoid: Iterable[int] = (),
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Decoded:
+    """Captions by a method; the ids of `avoid` are the words of that name."""
+    ids = TokenIds(start, end, null, words={str(idx): idx for idx in avoid})
+    return decode(stepper, features, ids, DecodingOptions(method, avoid=tuple(ids.words), **options), generator)
+
+
+def beam_search(stepper: Stepper, features: Tensor, length_penalty: LengthPenalty = 0.0, **options: Any) -> Decoded:
+    """By log-probability, unless there is a length penalty."""
+    return decoded_by("beam", stepper, features, length_penalty=length_penalty, **options)
+
+
+def greedy(stepper: Stepper, features: Tensor, **options: Any) -> Decoded:
+    """With the one caption of each image: words (N, T), log_probs (N,)."""
+    return first(decoded_by("greedy", stepper, features, **options))
+
+
+def sample(stepper: Stepper, features: Tensor, **options: Any) -> Decoded:
+    """One caption of each image, drawn at random."""
+    return first(decoded_by("sampling", stepper, features, **options))
+
+
+def first(decoded: Decoded) -> Decoded:
+    """The first caption of each image."""
+    return Decoded(*(part[:, 0] for part in vars(decoded).values()))
 
 
 def rows(n: int) -> Tensor:

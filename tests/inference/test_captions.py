@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.helpers.tiny_data import D, write_tiny
 from torch_caption.data.dataset import Split, open_data
-from torch_caption.inference.captions import describe, search
+from torch_caption.decoding import DecodingOptions
+from torch_caption.inference.captions import caption_images
 from torch_caption.model.captioner import CaptioningRNN
 
 
@@ -31,39 +34,40 @@ def model(split: Split) -> CaptioningRNN:
 def test_the_best_caption_of_a_beam_is_the_first_of_the_n_best(model: CaptioningRNN, split: Split) -> None:
     """Whatever the batches, with a length penalty unless told otherwise."""
     images = [7, 0, 11, 3, 5]
-    found = search(model, split, images, beam_size=4, max_length=6)
+    four = DecodingOptions(beam_size=4, max_length=6)
+    found = caption_images(model, split, images, four)
     assert [*found] == images
     assert all(len(captions) == 4 for captions in found.values())
-    by_twos = search(model, split, iter(images), beam_size=4, max_length=6, length_penalty=0.7, batch_size=2)
+    by_twos = caption_images(model, split, iter(images), replace(four, length_penalty=0.7), batch_size=2)
     for idx, captions in found.items():
         assert [caption.text for caption in captions] == [caption.text for caption in by_twos[idx]]
         scores = [caption.score for caption in by_twos[idx]]
         assert [caption.score for caption in captions] == pytest.approx(scores, rel=1e-12)
-    described = describe(model, split, images, beam_size=4, max_length=6)
-    assert described == {idx: captions[0] for idx, captions in found.items()}
-    likeliest = search(model, split, images, beam_size=4, max_length=6, length_penalty=0.0, n_best=1)
+    best = caption_images(model, split, images, replace(four, n_best=1))
+    assert best == {idx: captions[:1] for idx, captions in found.items()}
+    likeliest = caption_images(model, split, images, replace(four, length_penalty=0.0, n_best=1))
     for (caption,) in likeliest.values():
         assert caption.score == caption.log_prob
-    for caption in described.values():
+    for (caption,) in best.values():
         length = len(caption.text.split()) + caption.ended
         assert caption.score == pytest.approx(caption.log_prob / ((5 + length) / 6) ** 0.7)
 
 
-def test_a_beam_of_one_describes_greedily(model: CaptioningRNN, split: Split) -> None:
-    greedy = describe(model, split, range(12), max_length=6)
-    beams = search(model, split, range(12), beam_size=1, max_length=6)
-    for idx, caption in greedy.items():
+def test_a_beam_of_one_is_greedy(model: CaptioningRNN, split: Split) -> None:
+    greedy = caption_images(model, split, range(12), DecodingOptions(max_length=6))
+    beams = caption_images(model, split, range(12), DecodingOptions("beam", max_length=6))
+    for idx, (caption,) in greedy.items():
         assert caption.score is None
         assert (caption.text, caption.ended) == (beams[idx][0].text, beams[idx][0].ended)
         assert caption.log_prob == pytest.approx(beams[idx][0].log_prob, rel=1e-12)
-    assert len({caption.ended for caption in greedy.values()}) == 2
+    assert len({caption.ended for (caption,) in greedy.values()}) == 2
 
 
 def test_no_images(model: CaptioningRNN, split: Split) -> None:
-    assert describe(model, split, [], beam_size=3) == search(model, split, []) == {}
+    assert caption_images(model, split, [], DecodingOptions(beam_size=3)) == caption_images(model, split, []) == {}
 
 
 def test_captions_that_there_are_not_are_left_out(model: CaptioningRNN, split: Split) -> None:
     """Of one word there are as many captions as words that may be said."""
-    (captions,) = search(model, split, [0], beam_size=50, max_length=1).values()
+    (captions,) = caption_images(model, split, [0], DecodingOptions(beam_size=50, max_length=1)).values()
     assert len(captions) == model.vocab_size - 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,23 +11,23 @@ import torch
 from PIL import Image
 
 from tests.helpers.demo_page import CELLS, describer
-from torch_caption.inference.captions import LENGTH_PENALTY
-from torch_caption.inference.explain import Description, describe
+from torch_caption.inference.explain import BEST_FIVE, Description, describe
 
+EIGHT = replace(BEST_FIVE, max_length=8)
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8))
 
 
-def described(cell_type: str, **settings: int) -> Description:
+def described(cell_type: str, alternatives: int = 5, **options: int) -> Description:
     made = describer(cell_type)
     features = made._maker.make([made._maker.prepare(PICTURE)])[0]
-    return describe(made.model, made.vocabulary, features, **{"max_length": 8} | settings)
+    return describe(made.model, made.vocabulary, features, replace(EIGHT, **options), alternatives)
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
 def test_captions_are_those_of_beam_search(cell_type: str) -> None:
     made = describer(cell_type)
     features = made._maker.make([made._maker.prepare(PICTURE)])
-    beams = made.model.beam_search(features, 5, 8, length_penalty=LENGTH_PENALTY)
+    beams = made.model.beam_search(features, 5, 8)
     description = made(PICTURE)
     assert [guess.text for guess in description.captions] == [
         made.vocabulary.decode(words) for words in beams.words[0].tolist()
@@ -77,11 +78,11 @@ def test_attention_is_over_the_picture() -> None:
 
 def test_places_without_rows_and_columns_are_not_drawn() -> None:
     made = describer("attention")
-    words = describe(made.model, made.vocabulary, torch.randn(3, 9), max_length=8).words
+    words = describe(made.model, made.vocabulary, torch.randn(3, 9), EIGHT).words
     assert all(word.attention is None for word in words)
 
 
 def test_fewer_captions_on_request() -> None:
-    assert len(described("lstm", captions=2).captions) == 2
+    assert len(described("lstm", beam_size=2).captions) == 2
     with pytest.raises(ValueError, match="beam_size"):
-        described("lstm", captions=0)
+        described("lstm", beam_size=0)

@@ -30,7 +30,7 @@ from torch_caption.data.recipe import record
 from torch_caption.encoders import extractor
 from torch_caption.encoders import torchvision_encoder as features
 from torch_caption.inference import photographs
-from torch_caption.inference.captions import describe
+from torch_caption.inference.captions import caption_images
 from torch_caption.io.exits import guarded
 from torch_caption.io.images import load_image
 from torch_caption.prepare import prepare
@@ -132,10 +132,10 @@ def test_captions_are_those_of_the_split(
     status, out, err = call([*names, "--checkpoint", str(run), *files, "--device", "cpu"], capsys)
     assert (status, err) == (0, "")
     model = checkpoints.build_model(checkpoints.load(run / "best.safetensors")).eval()
-    expected = describe(model, split, [2, 0])
+    expected = [caption for (caption,) in caption_images(model, split, [2, 0]).values()]
     lines = out.splitlines()
     assert lines[0] == str(run / "best.safetensors")
-    for line, name, caption in zip(lines[2:], names, expected.values(), strict=True):
+    for line, name, caption in zip(lines[2:], names, expected, strict=True):
         label, log_prob, *words = line.split()
         assert label == name
         assert " ".join(words) == caption.text

@@ -15,9 +15,8 @@ from torch import Tensor
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, batches, open_data
-from torch_caption.decoding import greedy as decoding
+from torch_caption.decoding import DecodingOptions, decode
 from torch_caption.errors import ConfigError
-from torch_caption.inference.captions import limits
 from torch_caption.metrics.scores import CiderReward
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
@@ -178,8 +177,10 @@ def test_drawn_captions_are_weighted_by_their_advantage(data: CocoData, cell_typ
     features = data["train"].features_of(images).double()
     torch.manual_seed(0)
     stepper = model.stepper(10**6)
-    drawn = decoding.sample(stepper, features, **limits(model, 6)).words
-    greedy = decoding.greedy(stepper, features, **limits(model, 6)).words
+    drawn, greedy = (
+        decode(stepper, features, model.token_ids(), DecodingOptions(method, max_length=6)).words[:, 0]
+        for method in ("sampling", "greedy")
+    )
     assert torch.equal(lesson.captions[:, 1:], drawn)
     assert (lesson.captions[:, 0] == model.start).all()
     references = {image: [[*text.split(), "<END>"] for text in data["train"].references(image)] for image in range(12)}

@@ -79,7 +79,7 @@ ENDS = {
     "a file of scenes that went": (scenes, "score", ["test", "novel", "gallery.png"]),
     "a picture that cannot be written": (report.plots, "loss_curves", ["loss.png"]),
     "another": (report.plots, "gallery", ["gallery.png"]),
-    "captions": (report, "describe", ["test", "novel", "gallery.png"]),
+    "captions": (report, "caption_images", ["test", "novel", "gallery.png"]),
     "records": (runs, "read", ["loss.png"]),
 }
 

@@ -29,8 +29,9 @@ from torch_caption.checkpoints import format as checkpoints
 from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, EpochBatches, batches, open_data
+from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import CheckpointError, ConfigError, NonFiniteError, WorkerLost
-from torch_caption.inference.captions import describe, draw, looked, some_images
+from torch_caption.inference.captions import caption_images, looked, some_images
 from torch_caption.io import files, lock
 from torch_caption.io.exits import Stopped, guarded
 from torch_caption.model.captioner import CaptioningRNN
@@ -177,15 +178,16 @@ def test_captions_are_scored_without_a_look_at_the_references(data: CocoData) ->
     assert images == some_images(split, 5, seed=3)
     assert len(set(images)) == 5
     assert images != some_images(split, 5, seed=4)
-    captions = describe(model, split, images, max_length=6)
+    options = DecodingOptions(max_length=6)
+    captions = caption_images(model, split, images, options)
     assert score(model, split, images, max_length=6).keys() == {"BLEU-4", "CIDEr"}
     kept = split.captions.clone()
     try:
         split.captions.copy_(kept.roll(3, 0))
-        again = describe(model, split, images, max_length=6, batch_size=2)
-        assert {idx: c.text for idx, c in again.items()} == {idx: c.text for idx, c in captions.items()}
-        for idx, caption in captions.items():  # a batch of another size is rounded differently
-            assert again[idx].log_prob == pytest.approx(caption.log_prob, rel=1e-6)
+        again = caption_images(model, split, images, options, batch_size=2)
+        assert {idx: c.text for idx, (c,) in again.items()} == {idx: c.text for idx, (c,) in captions.items()}
+        for idx, (caption,) in captions.items():  # a batch of another size is rounded differently
+            assert again[idx][0].log_prob == pytest.approx(caption.log_prob, rel=1e-6)
     finally:
         split.captions.copy_(kept)
 
@@ -210,14 +212,15 @@ def test_the_cells_are_those_of_the_flag() -> None:
 
 def test_drawn_captions_depend_on_the_seed_and_the_image_alone(data: CocoData) -> None:
     model, split = model_of(data).eval(), data["val"]
-    drawn = draw(model, split, [2, 5, 7], samples=4, max_length=6, seed=1)
-    assert draw(model, split, [7], samples=4, max_length=6, seed=1)[7] == drawn[7]
-    assert draw(model, split, [7], samples=4, max_length=6, seed=2)[7] != drawn[7]
+    four = DecodingOptions(samples=4, max_length=6)
+    drawn = caption_images(model, split, [2, 5, 7], four, seed=1)
+    assert caption_images(model, split, [7], four, seed=1)[7] == drawn[7]
+    assert caption_images(model, split, [7], four, seed=2)[7] != drawn[7]
     assert len({caption.text for caption in drawn[2]}) > 1
-    greedy = describe(model, split, [2, 5, 7], max_length=6)
-    for idx, (caption,) in draw(model, split, [2, 5, 7], top_k=1, max_length=6).items():
-        assert caption.text == greedy[idx].text
-        assert caption.log_prob == pytest.approx(greedy[idx].log_prob, rel=1e-5)
+    greedy = caption_images(model, split, [2, 5, 7], DecodingOptions(max_length=6))
+    for idx, (caption,) in caption_images(model, split, [2, 5, 7], DecodingOptions(top_k=1, max_length=6)).items():
+        assert caption.text == greedy[idx][0].text
+        assert caption.log_prob == pytest.approx(greedy[idx][0].log_prob, rel=1e-5)
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
@@ -246,8 +249,8 @@ def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, cell_type: str) -> None:
     assert last["val_loss"] < 0.02
     data = data_for(cell_type, directory)
     model = checkpoints.build_model(checkpoints.load(run / "best.safetensors")).eval()
-    captions = describe(model, data["test"], range(12))
-    assert [captions[idx].text for idx in range(12)] == [data["test"].references(idx)[0] for idx in range(12)]
+    captions = caption_images(model, data["test"], range(12))
+    assert [captions[idx][0].text for idx in range(12)] == [data["test"].references(idx)[0] for idx in range(12)]
 
 
 # The moving average of the weights, and their decay ------------------------------------------------------------------

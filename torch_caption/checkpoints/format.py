@@ -52,18 +52,20 @@ class NonFiniteTensor(CheckpointError):
 
 @dataclass
 class Checkpoint:
-    """Attributes:
-    weights: the model's parameters by name, all of `config.dtype`.
-    config: the run's settings.
-    words: the vocabulary, in the order of the ids.
-    manifest: how the features were made, the recipe of `torch_caption.data.recipe`, as far as the data says.
-    input_dim: D, the width of the features.
-    progress: how far training has come (`torch_caption.training.progress.Progress.plain`).
-    average: the moving average of the weights, by the same names; empty where training keeps none.
-    optimizer: AdamW's state, "W_embed/exp_avg" and so on (`MOMENTS`); empty before the first step.
-    random: the random state of each rank, "0/torch" and "0/cuda" and so on, uint8; empty where training is not to be
-        resumed.
-    data: by the name of a split, the digest of its captions that training is to be resumed with (`Split.digest`).
+    """The content of a checkpoint.
+
+    Attributes:
+        weights: the model's parameters by name, all of `config.dtype`.
+        config: the run's settings.
+        words: the vocabulary, in the order of the ids.
+        manifest: how the features were made, the recipe of `torch_caption.data.recipe`, as far as the data says.
+        input_dim: D, the width of the features.
+        progress: how far training has come (`torch_caption.training.progress.Progress.plain`).
+        average: the moving average of the weights, by the same names; empty where training keeps none.
+        optimizer: AdamW's state, "W_embed/exp_avg" and so on (`MOMENTS`); empty before the first step.
+        random: the random state of each rank, "0/torch" and "0/cuda" and so on, uint8; empty where training is not
+            to be resumed.
+        data: by the name of a split, the digest of its captions that training is to be resumed with (`Split.digest`).
     """
 
     weights: dict[str, Tensor]

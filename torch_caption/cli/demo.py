@@ -22,15 +22,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from PIL import Image
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.cli.decoding_flags import check_decoding, for_model
 from torch_caption.cli.sample import find_checkpoint, recipe_of
 from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
 from torch_caption.errors import ConfigError, TorchCaptionError
-from torch_caption.inference.explain import Describer, Description, Guess
+from torch_caption.inference.explain import BEST_FIVE, Describer, Description, Guess
 from torch_caption.io.exits import is_watched
 from torch_caption.io.images import MAX_BYTES, load_image
 from torch_caption.plots import lit
@@ -67,6 +69,8 @@ class DemoConfig:
     """A directory that says how the model's features are made, where the checkpoint does not."""
     weights: Annotated[Path | None, arg(metavar="FILE")] = None
     """The weights of the network that looks at photographs, where they are not found by what the checkpoint says."""
+    decoding: Annotated[DecodingOptions, OmitArgPrefixes] = BEST_FIVE
+    """How captions are chosen."""
     host: str = "127.0.0.1"
     """Who can open the page: this machine alone, or 0.0.0.0 for everybody who reaches it."""
     port: int = 7860
@@ -78,6 +82,7 @@ class DemoConfig:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"--port must be from 0 to 65535, not {self.port}")
+        check_decoding(self.decoding)
 
 
 def serve(config: DemoConfig) -> None:
@@ -124,9 +129,10 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
     device = choose_device(config.device)
     maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=device)
     model = checkpoints.build_model(saved, path).to(device).eval()
+    options = for_model(config.decoding, saved.config.max_length, model.token_ids())
     encoder = str(recipe["encoder"]).removeprefix("torch_caption.data.")
     about = f"{path}: {model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words, features by {encoder}"
-    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, saved.config.max_length), about
+    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, options), about
 
 
 def built_in() -> list[Path]:

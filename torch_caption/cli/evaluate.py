@@ -16,22 +16,22 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from torch_caption import plots
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.cli.decoding_flags import check_decoding, for_model
 from torch_caption.cli.sample import find_checkpoint
-from torch_caption.config import check_length
 from torch_caption.data import caption_files, file_names
 from torch_caption.data import manifest as manifests
 from torch_caption.data.caption_files import Photograph
 from torch_caption.data.dataset import CocoData, Split, below
 from torch_caption.data.file_names import Names
 from torch_caption.data.tokenizer import TOKENIZERS, readable, tokenize
-from torch_caption.decoding.beam import LengthPenalty
+from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import ConfigError, DataError
 from torch_caption.functions.matmul import prefer_onednn
-from torch_caption.inference.captions import LENGTH_PENALTY, Caption, captioned_images, describe
+from torch_caption.inference.captions import Caption, caption_images, captioned_images
 from torch_caption.io.exits import is_watched
 from torch_caption.io.memory import within_memory
 from torch_caption.metrics import java
@@ -50,6 +50,7 @@ _TOKENS = {
     "whitespace": "as they are between blanks",
     "ptb": "by Stanford PTB",
 }
+FIVE_BEAMS = DecodingOptions(beam_size=5, n_best=1)
 PRINTED, DRAWN = 3, 8  # of the best captions, and of the worst
 
 
@@ -69,14 +70,8 @@ class EvaluateConfig:
     there; else the captions that the model is trained on, which lack long ones and have <UNK> in place of rare
     words."""
 
-    beam_size: int = 5
-    """Hypotheses of beam search; 1 is the greedy choice."""
-    length_penalty: Annotated[LengthPenalty, arg(metavar="FLOAT|mean")] = LENGTH_PENALTY
-    """Of beam search: 0 finds the likeliest caption, which tends to be a short one; see the help of `sample`."""
-    no_unk: Annotated[bool, FlagCreatePairsOff] = False
-    """Never say <UNK>."""
-    max_length: Annotated[int | None, arg(metavar="INT")] = None
-    """Longest caption, in words; as in training without it."""
+    decoding: Annotated[DecodingOptions, OmitArgPrefixes] = FIVE_BEAMS
+    """How captions are chosen."""
 
     meteor: Literal["auto", "yes", "no"] = "auto"
     """Score by METEOR too: where there is Java, always, or never."""
@@ -88,7 +83,7 @@ class EvaluateConfig:
     draws: int = 1000
     """Draws of the bootstrap, which the intervals come from."""
     seed: int = 0
-    """Decides those draws."""
+    """Decides those draws, and those of random sampling."""
 
     format: Literal["table", "json"] = "table"
     """What to print."""
@@ -103,11 +98,13 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
-        least = {"beam-size": (self.beam_size, 1), "max-length": (self.max_length, 1), "draws": (self.draws, 2)}
-        for name, (value, at_least) in {**least, "seed": (self.seed, 0)}.items():
-            if value is not None and value < at_least:
-                raise ConfigError(f"--{name} must be at least {at_least}, not {value}")
-        check_length(self.max_length)
+        for name, (value, least) in {"draws": (self.draws, 2), "seed": (self.seed, 0)}.items():
+            if value < least:
+                raise ConfigError(f"--{name} must be at least {least}, not {value}")
+        check_decoding(self.decoding)
+        for name, captions in {"samples": self.decoding.samples, "n-best": self.decoding.n_best}.items():
+            if captions != 1:
+                raise ConfigError(f"--{name} {captions}: one caption an image is scored, so it must be 1")
         for flag, path in {"--json": self.json, "--gallery": self.gallery}.items():
             if path is not None and not path.parent.is_dir():
                 raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
@@ -197,7 +194,7 @@ def run(config: EvaluateConfig) -> Evaluation:
             together.
     """
     config.check()
-    path, model, data, limit = _open(config, config.checkpoint)
+    path, model, data, options = _open(config, config.checkpoint)
     split = data[config.split]
     if config.tokenizer == "auto":
         config = dataclasses.replace(config, tokenizer=split.tokenizer)
@@ -210,11 +207,11 @@ def run(config: EvaluateConfig) -> Evaluation:
     if rival is not None:
         _check_tokenizer(config, rival[2], rival[2][config.split])
         _check_same(split, rival[2][config.split], f"--against {rival[0]}: {data.directory} and {rival[2].directory}")
-    first = _judge(config, path, _caption(config, model, split, references, limit), references)
+    first = _judge(config, path, _caption(config, model, split, references, options), references)
     second, differences = None, {}
     if rival is not None:
-        path, model, other, limit = rival
-        second = _judge(config, path, _caption(config, model, other[config.split], references, limit), references)
+        path, model, other, options = rival
+        second = _judge(config, path, _caption(config, model, other[config.split], references, options), references)
         differences = first.scores.interval(second.scores, draws=config.draws, seed=config.seed)
     evaluation = Evaluation(first, references, second, differences)
     _tell(config, data, split, evaluation)
@@ -250,8 +247,8 @@ def _lengths(split: Split, idx: int) -> list[int]:
     return [len(caption.split()) for caption in split.references(idx)]
 
 
-def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningRNN, CocoData, int]:
-    """The checkpoint's path, its model, the data for it, and the longest caption it is to write."""
+def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningRNN, CocoData, DecodingOptions]:
+    """The checkpoint's path, its model, the data for it, and how its captions are chosen."""
     path = find_checkpoint(named)
     saved = checkpoints.load(path)
     trained = saved.config
@@ -260,7 +257,7 @@ def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningR
         saved, data.vocabulary, data[config.split].feature_dim, data.recipe, path=path, data=data.directory
     )
     model = checkpoints.build_model(saved, path).to(choose_device(config.device)).eval()
-    return path, model, data, config.max_length or trained.max_length
+    return path, model, data, for_model(config.decoding, trained.max_length, model.token_ids())
 
 
 def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> References:
@@ -314,19 +311,11 @@ def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[in
 
 
 def _caption(
-    config: EvaluateConfig, model: CaptioningRNN, split: Split, references: References, max_length: int
+    config: EvaluateConfig, model: CaptioningRNN, split: Split, references: References, options: DecodingOptions
 ) -> dict[int, Caption]:
     """The model's caption of each image that has references; of those only the images are looked at."""
     images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_watched())
-    return describe(
-        model,
-        split,
-        images,
-        max_length=max_length,
-        beam_size=config.beam_size,
-        length_penalty=config.length_penalty,
-        no_unk=config.no_unk,
-    )
+    return {idx: found[0] for idx, found in caption_images(model, split, images, options, seed=config.seed).items()}
 
 
 def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], references: References) -> Judged:
@@ -366,7 +355,8 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
     images = f"{len(texts):,}" if len(texts) == split.num_images else f"{len(texts):,} of {split.num_images:,}"
     count = sum(map(len, references.captions.values()))
     wordless = f", {references.empty:,} without words left out" if references.empty else ""
-    decoding = f"beam search, {config.beam_size} wide" if config.beam_size > 1 else "greedy"
+    method = config.decoding.resolve()
+    decoding = f"beam search, {config.decoding.beam_size} wide" if method == "beam" else method
     length = sum(len(text.split()) for text in texts) / len(texts)
     lines = [
         f"model       {first.path}, {decoding}",
@@ -423,8 +413,7 @@ def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
         "images": len(first.captions),
         "references": evaluation.references.source,
         "reference_count": sum(map(len, evaluation.references.captions.values())),
-        "beam_size": config.beam_size,
-        "length_penalty": config.length_penalty,
+        "decoding": dataclasses.asdict(config.decoding),
         "tokenizer": config.tokenizer,
         "scores": first.scores.overall | ({} if "CIDEr" in first.scores.overall else {"CIDEr": None}),
         "intervals": {name: [interval.low, interval.high] for name, interval in first.intervals.items()},

@@ -52,7 +52,7 @@ def run(config: ExportConfig) -> None:
     model = checkpoints.build_model(saved, path)
     max_length = config.max_length or saved.config.max_length
     export.save(export.trace(model, max_length, no_unk=config.no_unk), config.out, export.about(saved, max_length))
-    kind = str(model.W_proj.dtype).removeprefix("torch.")
+    kind = str(model.dtype).removeprefix("torch.")
     size = config.out.stat().st_size / 1e6
     shape = f"(N, {model.input_dim}{', L' if model.cell.looks else ''})"
     print(f"{config.out}: {export.FEATURES} {shape} {kind} -> {export.IDS} (N, {max_length}) int64, {size:.1f} MB")

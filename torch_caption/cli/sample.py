@@ -12,36 +12,38 @@ from typing import Annotated, Any, Literal
 import tyro
 from PIL import Image
 from tqdm import tqdm
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from torch_caption import plots
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.checkpoints.format import Checkpoint
-from torch_caption.config import TrainConfig, check_length
+from torch_caption.cli.decoding_flags import check_decoding, for_model
+from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Split
 from torch_caption.data.tokenizer import readable
 from torch_caption.data.vocabulary import Vocabulary
-from torch_caption.decoding.beam import LengthPenalty
+from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
 from torch_caption.errors import ConfigError, ImageError
 from torch_caption.inference import photographs
-from torch_caption.inference.captions import LENGTH_PENALTY, Caption, describe, draw, looked, search, some_images
+from torch_caption.inference.captions import Caption, caption_images, looked, some_images
 from torch_caption.io.images import is_url, load_image
 from torch_caption.io.memory import within_memory
 from torch_caption.io.program import typed
-from torch_caption.io.text import flag_of, printable
+from torch_caption.io.text import printable
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.training import report
 from torch_caption.training import run_folder as runs
 from torch_caption.training.trainer import choose_device, load_data
 
+ONE_CAPTION = DecodingOptions(n_best=1)
 SOME = 5  # names in a line that tells what was skipped
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Caption images with a trained model: greedily, by beam search (--beam-size), or drawn at random where a flag of
-    chance is given."""
+    """Caption images with a trained model: greedily, by beam search (--beam-size) or by random sampling (--temperature,
+    --top-k, --top-p, --min-p, --samples)."""
 
     photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO|FOLDER|URL...")] = ()
     """Photographs to caption: files, folders of files, and http(s) URLs. Without any, images of a split are
@@ -60,30 +62,10 @@ class SampleConfig:
     count: int = 8
     """How many images, where --images names none."""
 
-    beam_size: int = 1
-    """Hypotheses of beam search; 1 is the greedy choice."""
-    length_penalty: Annotated[LengthPenalty, arg(metavar="FLOAT|mean")] = LENGTH_PENALTY
-    """Beam search divides a log-probability by ((5 + words) / 6)^FLOAT (Wu et al. 2016): 0 finds the likeliest caption,
-    which tends to be a short one. `mean` divides by the number of words."""
-    n_best: int = 1
-    """Captions per image that beam search shows, best first."""
-    no_repeat_ngram: Annotated[int | None, arg(metavar="INT")] = None
-    """No so many words may come twice in a caption in the same order."""
-    no_unk: Annotated[bool, FlagCreatePairsOff] = False
-    """Never say <UNK>, whichever way captions are found."""
-
-    samples: int = 1
-    """Captions per image; more than one are drawn at random."""
-    temperature: Annotated[float | None, arg(metavar="FLOAT")] = None
-    """Draw at random: below 1 likely words gain, above 1 unlikely ones do (1 where only other flags ask for chance)."""
-    top_k: Annotated[int | None, arg(metavar="INT")] = None
-    """Draw at random among the k likeliest words."""
-    top_p: Annotated[float | None, arg(metavar="FLOAT")] = None
-    """Draw at random among the fewest words that have this probability together."""
     seed: int = 0
     """Decides the images and the random draws."""
-    max_length: Annotated[int | None, arg(metavar="INT")] = None
-    """Longest caption, in words; as in training without it."""
+    decoding: Annotated[DecodingOptions, OmitArgPrefixes] = ONE_CAPTION
+    """How captions are chosen."""
 
     allow_private: bool = False
     """Fetch URLs from addresses that are not public, too: this machine, the local network."""
@@ -105,37 +87,17 @@ class SampleConfig:
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
-        for name in ("count", "samples", "max_length", "beam_size", "n_best", "no_repeat_ngram"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{flag_of(name)} must be at least 1, not {value}")
-        check_length(self.max_length)
+        if self.count < 1:
+            raise ConfigError(f"--count must be at least 1, not {self.count}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")
-        if self.n_best > self.beam_size:
-            raise ConfigError(f"--n-best {self.n_best} needs a --beam-size of as many, not {self.beam_size}")
-        if self.length_penalty != "mean" and not 0 <= self.length_penalty < float("inf"):
-            raise ConfigError(f"--length-penalty must be 0, a positive number or mean, not {self.length_penalty}")
-        if self.random and (self.beam_size > 1 or self.no_repeat_ngram is not None):
-            flag = "--beam-size" if self.beam_size > 1 else "--no-repeat-ngram"
-            raise ConfigError(f"{flag} is of beam search, which draws nothing at random: leave out either")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise ConfigError(f"--temperature must be a positive number, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"--top-k must be at least 1, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
+        check_decoding(self.decoding)
         of_a_split = {"split": self.split is not None, "images": bool(self.images), "references": self.references}
         for name, given in of_a_split.items():
             if self.photographs and given:
                 raise ConfigError(f"--{name} is for the images of a split, not for photographs")
         if self.recursive and not self.photographs:
             raise ConfigError("--recursive is for a folder of photographs: name one")
-
-    @property
-    def random(self) -> bool:
-        """A flag of chance is given."""
-        return self.samples > 1 or any(flag is not None for flag in (self.temperature, self.top_k, self.top_p))
 
 
 @dataclass(frozen=True)
@@ -190,8 +152,8 @@ def run(config: SampleConfig) -> list[Described]:
     model = checkpoints.build_model(saved, path).to(device).eval()
     if config.show_attention is not None:
         _check_looks(model, split, path)
-    max_length = config.max_length or trained.max_length
-    captions = _decode(config, model, split, images, max_length)
+    options = for_model(config.decoding, trained.max_length, model.token_ids())
+    captions = caption_images(model, split, images, options, seed=config.seed)
     described = [
         Described(idx, split.image_name(idx), captions[idx], split.references(idx) if config.references else [])
         for idx in images
@@ -200,39 +162,6 @@ def run(config: SampleConfig) -> list[Described]:
     if config.show_attention is not None:
         _draw_attention(model, subject, described, config.show_attention)
     return described
-
-
-def _decode(
-    config: SampleConfig, model: CaptioningRNN, split: Split, images: list[int], max_length: int
-) -> dict[int, list[Caption]]:
-    """The captions of each image, found as the configuration says."""
-    if config.random:
-        return draw(
-            model,
-            split,
-            images,
-            samples=config.samples,
-            max_length=max_length,
-            no_unk=config.no_unk,
-            temperature=1.0 if config.temperature is None else config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            seed=config.seed,
-        )
-    if config.beam_size > 1 or config.no_repeat_ngram is not None:
-        return search(
-            model,
-            split,
-            images,
-            beam_size=config.beam_size,
-            max_length=max_length,
-            length_penalty=config.length_penalty,
-            n_best=config.n_best,
-            no_unk=config.no_unk,
-            no_repeat_ngram=config.no_repeat_ngram,
-        )
-    greedy = describe(model, split, images, max_length=max_length, no_unk=config.no_unk)
-    return {idx: [caption] for idx, caption in greedy.items()}
 
 
 def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:

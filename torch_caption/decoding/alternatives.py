@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_caption.decoding.greedy import LogProbs, Stepper, best_words, never_chosen, select
+from torch_caption.decoding.beam import best_words
+from torch_caption.decoding.filters import LogProbs, excluded
+from torch_caption.decoding.options import DecodingOptions
+from torch_caption.decoding.protocol import Stepper, TokenIds, select
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,14 @@ class Alternatives:
 
 
 @torch.no_grad()
-def alternatives(
-    stepper: Stepper, features: Tensor, words: Tensor, *, start: int, end: int | None, null: int, k: int = 5
-) -> Alternatives:
+def alternatives(stepper: Stepper, features: Tensor, words: Tensor, ids: TokenIds, k: int = 5) -> Alternatives:
     """The likeliest words at every place of given captions, however those were found.
 
     Args:
-        stepper: as in `decoding.greedy`.
+        stepper: as in `decoding.decode`.
         features: (N, ...) whatever `stepper.begin` takes. For several captions of one image repeat its features.
         words: (N, T) integers, a caption a row as decoding returns them: it is over at its first <END> or <NULL>.
-        start, end, null: the ids of <START>, <END> and <NULL>.
+        ids: of the special tokens.
         k: words at each place; V of them if there are no more.
 
     Raises:
@@ -49,24 +50,24 @@ def alternatives(
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     words = words.long()
-    others = words.new_full((*words.shape, k), null)
+    others = words.new_full((*words.shape, k), ids.null)
     probs = torch.zeros(others.shape, dtype=torch.float64, device=words.device)
     own = torch.zeros(words.shape, dtype=torch.float64, device=words.device)
-    lengths = _lengths(words, end, null)
-    log_softmax = LogProbs(never_chosen(start, end, null, ()))
+    lengths = _lengths(words, ids.end, ids.null)
+    log_probs = LogProbs(excluded(ids, DecodingOptions()))
     state, rows = stepper.begin(features), torch.arange(len(words), device=words.device)
-    last = torch.full_like(rows, start)
+    last = torch.full_like(rows, ids.start)
     for t in range(int(lengths.max()) if len(words) else 0):
         going = (lengths[rows] > t).nonzero().squeeze(1)
         rows, last, state = rows[going], last[going], select(state, going)
-        scores, state = stepper.step(last, state)
+        logits, state = stepper.step(last, state)
         if t == 0:
-            _check_ids(words, lengths, scores.shape[1])
-        log_p, last = log_softmax(scores), words[rows, t]
+            _check_ids(words, lengths, logits.shape[1])
+        log_p, last = log_probs(logits), words[rows, t]
         own[rows, t] = log_p.gather(1, last[:, None]).squeeze(1).double()
         best, values = best_words(log_p, min(k, log_p.shape[1]))
         possible = values > -math.inf
-        others[rows, t, : best.shape[1]] = best.where(possible, null)
+        others[rows, t, : best.shape[1]] = best.where(possible, ids.null)
         probs[rows, t, : best.shape[1]] = values.double().exp()
     return Alternatives(others, probs, own)
 

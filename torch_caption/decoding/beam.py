@@ -1,12 +1,10 @@
 """Beam search: several hypotheses of every image side by side, and the likeliest captions among them.
 
-A hypothesis is a caption as far as it has been written. A step grows all hypotheses of all images at once, in one call
-of the stepper (see `decoding`), by every word, and each image keeps the best. An image has `beam_size` places. A
-hypothesis that ends keeps its place for good, and the search of an image is over when all its places hold hypotheses
-that have ended, or at `max_length` (Sutskever et al. 2014, "Sequence to Sequence Learning with Neural Networks"). So
-those that compete for a place are always equally long, and lengths are compared only in the end, among what was found,
-by the scores. With one place it is the greedy choice. Scores are looked through where they are; who stands where, which
-is little, is kept by NumPy on the host: a step brings the best words there and takes back which rows go on.
+A hypothesis is a caption as far as it has been written. A step extends all hypotheses of all images by every word, in
+one call of the stepper, and each image keeps the best: it has `beam_size` slots. A hypothesis that ends keeps its slot
+for good, and the search of an image is over when all its slots hold hypotheses that have ended, or at `max_length`
+(Sutskever et al. 2014, "Sequence to Sequence Learning with Neural Networks"). So those that compete for a slot are
+always equally long, and lengths are compared only in the end, among what was found, by the scores.
 
 The score of a caption Y is `log P(Y) / lp(|Y|)`, with `|Y|` its number of words, <END> counted:
 
@@ -14,107 +12,86 @@ The score of a caption Y is `log P(Y) / lp(|Y|)`, with `|Y|` its number of words
     lp(n) = ((5 + n) / 6)^alpha      length_penalty alpha > 0: eq. 14 of Wu et al. 2016, "Google's Neural Machine
                                      Translation System", where 0.6 to 0.7 is usual
     lp(n) = n                        length_penalty "mean": the mean log-probability of a word
+
+Example: one image, beam_size 2, length_penalty 0, and a model that knows the words a and b:
+
+    after <START>   a .6   b .4
+    after a         a .2   b .35   <END> .2   (the rest is <NULL> and <START>, which are never chosen)
+    after b         a .05  b .05   <END> .9
+
+    t   live (probability)      extensions, best first                    kept               slots that ended
+    0   <START> 1               a .6, b .4                                a, b               -
+    1   a .6, b .4              b <END> .36, a b .21, a a .12, ...        b <END>, a b       b <END> .36
+    2   a b .21                 a b <END> .189, a b a .0105, ...          a b <END>          both: the search is over
+
+b <END> (.36) is returned first, a b <END> (.189) second. Greedy decoding takes a at first and finds only the second.
+At t = 1 the rows of the state are reordered: the one live hypothesis that goes on continues row 0, so the state is
+`select`ed with rows [0].
+
+Log-probabilities stay on the model's device. What stands in which slot is little, and NumPy keeps it on the host: a
+step brings the best words there and takes back which rows go on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torch_caption.decoding.greedy import LogProbs, State, Stepper, best_words, never_chosen, no_choice, select
-
-LengthPenalty = float | Literal["mean"]
-
-
-@dataclass(frozen=True)
-class Beams:
-    """The best K captions of each image, best first; of equal scores the one that ended first.
-
-    Attributes:
-        words: (N, K, max_length) int64, <END> included where it was reached, <NULL> after it.
-        log_probs: (N, K) float64, the sum of the model's log-probabilities of those words up to and with <END>; -inf
-            where the image has fewer than K captions (a small vocabulary, few words), whose words are all <NULL>.
-        scores: (N, K) float64, the same over the length penalty, what they are ordered by.
-        lengths: (N, K) int64, the number of words, <END> counted; 0 where there is no caption.
-        ended: (N, K) boolean: the caption came to its <END>, and was not cut off at max_length.
-    """
-
-    words: Tensor
-    log_probs: Tensor
-    scores: Tensor
-    lengths: Tensor
-    ended: Tensor
+from torch_caption.decoding.filters import LogProbs, excluded, logit_filters
+from torch_caption.decoding.options import DecodingOptions, LengthPenalty
+from torch_caption.decoding.protocol import Decoded, State, Stepper, TokenIds, no_choice, select
 
 
 @torch.no_grad()
 def beam_search(
     stepper: Stepper,
     features: Tensor,
-    *,
-    start: int,
-    end: int | None,
-    null: int,
-    beam_size: int,
-    max_length: int = 30,
-    length_penalty: LengthPenalty = 0.0,
-    n_best: int | None = None,
-    avoid: Collection[int] = (),
-    no_repeat_ngram: int | None = None,
-) -> Beams:
+    ids: TokenIds,
+    options: DecodingOptions,
+    generator: torch.Generator | None = None,
+) -> Decoded:
     """The captions with the best scores that a beam of `beam_size` hypotheses an image finds.
 
-    A word's log-probability is the model's own, whatever is not to be chosen; equally good hypotheses stand in the
-    order of those that they continue, then of their words' ids. An image's result does not depend on its batch.
+    Equally good hypotheses stand in the order of those that they continue, then of their words' ids. An image's result
+    does not depend on its batch. With fewer captions asked for (`n_best`) an image is done as soon as nothing that
+    could still come has a better score than the n_best that ended. What has not ended at `max_length` is a caption all
+    the same.
 
-    Args:
-        stepper: the model; put a module with dropout into `eval()` first.
-        features: (N, ...) whatever `stepper.begin` takes.
-        start, end, null: the ids of <START>, <END> and <NULL>; without an end (None) every caption has `max_length`.
-        beam_size: hypotheses an image; 1 is `decoding.greedy`.
-        max_length: the most words of a caption, <END> counted. What has not ended there is a caption all the same.
-        length_penalty: 0, alpha or "mean", see the head of this module.
-        n_best: K, how many captions of each image to return, `beam_size` of them without it. Fewer are found sooner:
-            an image is done as soon as nothing that could still come has a better score than the n_best that ended.
-        avoid: ids of other words that are never chosen, that of <UNK> for example.
-        no_repeat_ngram: n, where no n words may come twice in a caption in the same order (Paulus et al. 2018, "A Deep
-            Reinforced Model for Abstractive Summarization"); 1 repeats no word.
+    Args: as `torch_caption.decoding.decode`; nothing is random.
 
-    Raises:
-        ValueError: an argument is out of its range; or at some step an image has no hypothesis and no word to go on
-            with (scores that are not numbers, or no word possible that may be chosen).
+    Returns:
+        log_probs and scores float64.
     """
-    n_best = beam_size if n_best is None else n_best
-    _check(beam_size, max_length, length_penalty, n_best, no_repeat_ngram)
+    n_best, max_length = options.n_best or options.beam_size, options.length
     N, device = features.shape[0], features.device
-    found = _Found(N, beam_size, max_length, null, length_penalty)
-    live = _Live(np.arange(N), np.full((N, max_length), null), np.zeros(N))
-    last = np.full(N, start)  # (r,) the last words
-    log_softmax = LogProbs(never_chosen(start, end, null, avoid))
+    found = _Found(N, options.beam_size, max_length, ids.null, options.length_penalty)
+    live = _Live(np.arange(N), np.full((N, max_length), ids.null), np.zeros(N))
+    last = np.full(N, ids.start)  # (r,) the last words
+    log_probs, filters = LogProbs(excluded(ids, options)), logit_filters(ids, options)
     state = stepper.begin(features)
     for t in range(max_length):
         if len(last) == 0:
             break
-        scores, state = stepper.step(torch.from_numpy(last).to(device), state)  # (r, V)
-        log_p = log_softmax(scores)
-        if no_repeat_ngram is not None:
-            _forbid_repeats(log_p, live.words[:, :t], no_repeat_ngram)
-        rows, last, sums = _grow(log_p, live, found, t)
+        logits, state = stepper.step(torch.from_numpy(last).to(device), state)  # (r, V)
+        log_p = log_probs(logits)
+        for logit_filter in filters:
+            logit_filter(log_p, live.words[:, :t])
+        rows, last, sums = _extend(log_p, live, found, t)
         before, live = live, _Live(live.image[rows], live.words[rows], sums)
         live.words[:, t] = last
-        ends = last == end  # none where there is no end
+        ends = last == ids.end  # none where there is no end
         if ends.any():
             found.add(live.take(ends), t + 1, ended=True)
         if found.any:
             going = ~(ends | found.settled(live.take(~ends), n_best)[live.image])
             rows, last, live = rows[going], last[going], live.take(going)
         same = np.array_equal(before.image, live.image)
-        state = _follow(state, torch.from_numpy(rows).to(device), getattr(stepper, "constant", 0) if same else 0)
+        state = _follow(state, torch.from_numpy(rows).to(device), stepper.constant if same else 0)
     found.add(live, max_length, ended=False)
     return found.best(n_best, device)
 
@@ -153,14 +130,14 @@ class _Found:
 
     def add(self, those: _Live, length: int, *, ended: bool) -> None:
         """Give each its place."""
-        starts, counts, _, rank = _groups(those.image)
-        places = those.image, self.counts[those.image] + rank
-        self.words[places] = those.words
-        self.sums[places] = those.sums
-        self.scores[places] = those.sums / _penalty(length, self.length_penalty)
-        self.lengths[places] = length
-        self.ended[places] = ended
-        self.counts[those.image[starts]] += counts
+        groups = _groups(those.image)
+        slots = those.image, self.counts[those.image] + groups.rank
+        self.words[slots] = those.words
+        self.sums[slots] = those.sums
+        self.scores[slots] = those.sums / _penalty(length, self.length_penalty)
+        self.lengths[slots] = length
+        self.ended[slots] = ended
+        self.counts[those.image[groups.starts]] += groups.counts
         self.any = True
 
     def settled(self, live: _Live, n_best: int) -> np.ndarray:
@@ -170,32 +147,32 @@ class _Found:
         """
         if n_best == self.beam_size:  # then every live hypothesis is among the best
             return np.zeros(len(self.counts), dtype=bool)
-        starts, *_ = _groups(live.image)
+        starts = _groups(live.image).starts
         best = np.full(len(self.counts), -math.inf)
         best[live.image[starts]] = live.sums[starts]  # the likeliest stands first
         return np.sort(self.scores, axis=1)[:, -n_best] >= best / _penalty(self.max_length, self.length_penalty)
 
-    def best(self, n_best: int, device: torch.device) -> Beams:
+    def best(self, n_best: int, device: torch.device) -> Decoded:
         """The n_best of each image in order."""
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, :n_best]
         words = np.take_along_axis(self.words, order[:, :, None], 1)
         rest = (np.take_along_axis(part, order, 1) for part in (self.sums, self.scores, self.lengths, self.ended))
-        return Beams(*(torch.from_numpy(part).to(device) for part in (words, *rest)))
+        return Decoded(*(torch.from_numpy(part).to(device) for part in (words, *rest)))
 
 
-def _grow(log_p: Tensor, live: _Live, found: _Found, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _extend(log_p: Tensor, live: _Live, found: _Found, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The best continuations: for each image as many as it has free places, if there are so many.
 
     Returns:
         rows (m,): which of the live hypotheses each continues; words (m,): by which word; sums (m,) float64.
     """
-    starts, counts, group, rank = _groups(live.image)
-    images = live.image[starts]
+    groups = _groups(live.image)
+    images = live.image[groups.starts]
     free = found.beam_size - found.counts[images]  # (n,)
     K = min(int(free.max()), log_p.shape[1])  # of no hypothesis more than its image has places
     words, gained = (part.cpu().numpy() for part in best_words(log_p, K))  # (r, K)
-    sums = np.full((len(images), counts.max(), K), -math.inf)
-    sums[group, rank] = live.sums[:, None] + gained
+    sums = np.full((len(images), groups.counts.max(), K), -math.inf)
+    sums[groups.group, groups.rank] = live.sums[:, None] + gained
     sums = sums.reshape(len(images), -1)
     best = sums.max(1)  # NaN, if there is one
     # An image that has found something may have nothing to go on with.
@@ -206,20 +183,32 @@ def _grow(log_p: Tensor, live: _Live, found: _Found, t: int) -> tuple[np.ndarray
     sums = np.take_along_axis(sums, order, 1)
     kept = (np.arange(sums.shape[1]) < free[:, None]) & (sums > -math.inf)
     chosen = order[kept]
-    rows = starts[kept.nonzero()[0]] + chosen // K
+    rows = groups.starts[kept.nonzero()[0]] + chosen // K
     return rows, words[rows, chosen % K], sums[kept]
 
 
-def _forbid_repeats(log_p: Tensor, words: np.ndarray, n: int) -> None:
-    """-inf in log_p (r, V) wherever a word would complete n words that the hypothesis (r, t) has already."""
-    t = words.shape[1]
-    if t < n:
-        return
-    grams = np.lib.stride_tricks.sliding_window_view(words, n, axis=1)  # (r, t - n + 1, n)
-    begun = words[:, None, t - n + 1 :]  # (r, 1, n - 1), the last words
-    rows, places = (grams[:, :, : n - 1] == begun).all(2).nonzero()
-    ids = grams[rows, places, n - 1]
-    log_p[torch.from_numpy(rows).to(log_p.device), torch.from_numpy(ids).to(log_p.device)] = -math.inf
+def best_words(log_p: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k likeliest words of each row of log_p (n, V), the first of equals first, and their log-probabilities.
+
+    Both are (n, k). `log_p` is written over: what was chosen is -inf.
+    """
+    words = log_p.new_empty((len(log_p), k), dtype=torch.int64)
+    values = log_p.new_empty((len(log_p), k))
+    rows = torch.arange(len(log_p), device=log_p.device)
+    # For the k of a beam this is faster than topk, whose order of equals is undefined; and faster again in NumPy.
+    if log_p.device.type == "cpu":
+        _take_best(*(part.numpy() for part in (log_p, words, values, rows)))
+    else:
+        _take_best(log_p, words, values, rows)
+    return words, values
+
+
+def _take_best(log_p: Any, words: Any, values: Any, rows: Any) -> None:
+    """`best_words` of four tensors, or of four arrays."""
+    for k in range(words.shape[1]):
+        words[:, k] = chosen = log_p.argmax(1)
+        values[:, k] = log_p[rows, chosen]
+        log_p[rows, chosen] = -math.inf
 
 
 def _follow(state: State, rows: Tensor, stay: int) -> State:
@@ -228,29 +217,30 @@ def _follow(state: State, rows: Tensor, stay: int) -> State:
     return (*select(state[:changing], rows), *state[changing:])
 
 
-def _groups(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of sorted (r,): where each of the n different ones begins (n,), how many there are of it (n,); which of the n
-    each is (r,), and its place among its equals (r,)."""
+class _Groups(NamedTuple):
+    """Runs of equal entries in a sorted array (r,).
+
+    Attributes:
+        starts: (n,) where each of the n runs begins.
+        counts: (n,) how many entries it has.
+        group: (r,) the run of each entry.
+        rank: (r,) its position in the run.
+    """
+
+    starts: np.ndarray
+    counts: np.ndarray
+    group: np.ndarray
+    rank: np.ndarray
+
+
+def _groups(image: np.ndarray) -> _Groups:
+    """The runs of a sorted array (r,): the hypotheses of each image."""
     first = np.ones(len(image), dtype=bool)
     first[1:] = image[1:] != image[:-1]
     starts, group = first.nonzero()[0], first.cumsum() - 1
-    return starts, np.bincount(group), group, np.arange(len(image)) - starts[group]
+    return _Groups(starts, np.bincount(group), group, np.arange(len(image)) - starts[group])
 
 
 def _penalty(length: int, length_penalty: LengthPenalty) -> float:
     """lp(length), see the head of this module."""
     return float(length) if length_penalty == "mean" else ((5 + length) / 6) ** float(length_penalty)
-
-
-def _check(
-    beam_size: int, max_length: int, length_penalty: LengthPenalty, n_best: int, no_repeat_ngram: int | None
-) -> None:
-    """Raise ValueError on the first argument that cannot be used."""
-    whole = {"beam_size": beam_size, "max_length": max_length, "n_best": n_best, "no_repeat_ngram": no_repeat_ngram}
-    for name, value in whole.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
-    if n_best > beam_size:
-        raise ValueError(f"n_best must be at most beam_size, which is {beam_size}, not {n_best}")
-    if length_penalty != "mean" and not (isinstance(length_penalty, int | float) and 0 <= length_penalty < math.inf):
-        raise ValueError(f'length_penalty must be 0, a positive number or "mean", not {length_penalty}')

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from torch_caption.data.tokenizer import readable
 from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
 from torch_caption.encoders.extractor import Maker
-from torch_caption.inference.captions import LENGTH_PENALTY
 from torch_caption.model.captioner import CaptioningRNN
+
+BEST_FIVE = DecodingOptions(beam_size=5)
+"""The five best captions that a beam of five hypotheses finds."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Word:
 @dataclass(frozen=True)
 class Description:
     """Attributes:
-    captions: the best that beam search found, in its own order: by log-probability over the length penalty.
+    captions: in the order of decoding, of beam search by log-probability over the length penalty.
     words: of the first of them.
     """
 
@@ -59,28 +62,26 @@ def describe(
     model: CaptioningRNN,
     vocabulary: Vocabulary,
     features: Tensor,
-    *,
-    captions: int = 5,
+    options: DecodingOptions = BEST_FIVE,
     alternatives: int = 5,
-    max_length: int = 30,
 ) -> Description:
     """The description of one picture.
 
     Args:
         model: in `eval()`.
         features: (D,), or a grid (D, a, b), of the picture.
-        captions: how many, found by a beam as wide.
+        options: how its captions are chosen, and how many.
         alternatives: how many words in each place.
 
     Raises:
-        ValueError: the features do not fit the model, or a number is below 1.
+        ValueError: the features do not fit the model, or a number is out of its range.
     """
-    batch = features.unsqueeze(0).to(model.W_proj)
-    beams = model.beam_search(batch, captions, max_length, length_penalty=LENGTH_PENALTY)
-    found = [place for place in range(beams.words.shape[1]) if beams.lengths[0, place] > 0]
-    texts = [readable(vocabulary.decode(beams.words[0, place].tolist())) for place in found]
-    probabilities = [math.exp(beams.log_probs[0, place]) for place in found]
-    best = beams.words[:, 0, : int(beams.lengths[0, 0])]
+    batch = features.unsqueeze(0).to(model.device, model.dtype)
+    decoded = model.decode(batch, options)
+    found = [place for place in range(decoded.words.shape[1]) if decoded.lengths[0, place] > 0]
+    texts = [readable(vocabulary.decode(decoded.words[0, place].tolist())) for place in found]
+    probabilities = [math.exp(decoded.log_probs[0, place]) for place in found]
+    best = decoded.words[:, 0, : int(decoded.lengths[0, 0])]
     others = model.alternatives(batch, best, alternatives)
     looked = model.attention(batch, best)[0].double().cpu().numpy() if model.cell.looks and batch.dim() == 4 else None
     words = [
@@ -108,7 +109,7 @@ class Describer:
         vocabulary: the model's.
         recipe: of the features that the model was trained with.
         maker: what carries it out.
-        max_length: the longest caption, in words.
+        options: how captions are chosen.
     """
 
     def __init__(
@@ -117,18 +118,18 @@ class Describer:
         vocabulary: Vocabulary,
         recipe: Mapping[str, Any],
         maker: Maker,
-        max_length: int = 30,
+        options: DecodingOptions = BEST_FIVE,
     ) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self._recipe = recipe
         self._maker = maker
-        self._max_length = max_length
+        self._options = options
 
     def __call__(self, picture: Image.Image) -> Description:
         """The description of an upright RGB picture."""
         features = self._maker.make([self._maker.prepare(picture)])[0]
-        return describe(self.model, self.vocabulary, features, max_length=self._max_length)
+        return describe(self.model, self.vocabulary, features, self._options)
 
     def seen(self, picture: Image.Image) -> Image.Image:
         """The part of the picture that the model sees, which attention is over."""

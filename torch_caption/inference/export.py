@@ -21,7 +21,8 @@ from torch.export import Dim, ExportedProgram
 
 from torch_caption import __version__
 from torch_caption.checkpoints.format import Checkpoint
-from torch_caption.decoding.greedy import never_chosen
+from torch_caption.decoding import DecodingOptions
+from torch_caption.decoding.filters import excluded
 from torch_caption.errors import ConfigError
 from torch_caption.model.captioner import CaptioningRNN
 
@@ -47,25 +48,25 @@ class Greedy(nn.Module):
 
     def __init__(self, model: CaptioningRNN, max_length: int = 30, *, no_unk: bool = False):
         super().__init__()
-        if max_length < 1:
-            raise ValueError(f"max_length must be at least 1, not {max_length}")
+        options = DecodingOptions(max_length=max_length, no_unk=no_unk)
+        options.resolve()
         self.model, self.max_length = model, max_length
-        self.ids = model.special()
-        ids = [k for k in never_chosen(**self.ids, avoid=model.avoided(no_unk)) if 0 <= k < model.vocab_size]
+        self.ids = model.token_ids()
+        ids = [k for k in excluded(self.ids, options) if 0 <= k < model.vocab_size]
         never = torch.zeros_like(model.b_vocab, requires_grad=False)
         never[ids] = -math.inf
         self.register_buffer("never", never)
 
     def forward(self, features: Tensor) -> Tensor:
         """Word ids (N, max_length) int64 of features as the model takes them, <NULL> after <END>."""
-        start, end, null = self.ids["start"], self.ids["end"], self.ids["null"]
+        end = self.ids.end
         state = self.model.begin(features)
-        last = torch.full_like(state[0][:, 0], start, dtype=torch.int64)  # (N,)
+        last = torch.full_like(state[0][:, 0], self.ids.start, dtype=torch.int64)  # (N,)
         ended = torch.zeros_like(last, dtype=torch.bool)
         words = []
         for _ in range(self.max_length):
-            scores, state = self.model.step(last, state)
-            last = (scores + self.never).argmax(1).masked_fill(ended, null)
+            logits, state = self.model.step(last, state)
+            last = (logits + self.never).argmax(1).masked_fill(ended, self.ids.null)
             ended = ended | (last == end) if end is not None else ended
             words.append(last)
         return torch.stack(words, 1)

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torch_caption import decoding
 from torch_caption.data.vocabulary import END, NULL, START, UNK
-from torch_caption.decoding import alternatives as likelihood
-from torch_caption.decoding import greedy as decoding
-from torch_caption.decoding.beam import Beams, LengthPenalty, beam_search
+from torch_caption.decoding import Alternatives, Decoded, DecodingOptions, State, TokenIds
 from torch_caption.functions._common import autocast, check_floats, check_tensor
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_from_mask
-from torch_caption.model.cells import State, check_sizes, make_cell
+from torch_caption.model.cells import check_sizes, make_cell
 from torch_caption.model.dropout import dropout
+from torch_caption.model.stepper import InferenceStepper
 
 
 class CaptioningRNN(nn.Module):
@@ -96,6 +96,7 @@ class CaptioningRNN(nn.Module):
         self.tied = tied
         self.null = word_to_idx[NULL]
         self.start, self.end, self.unk = (word_to_idx.get(word) for word in (START, END, UNK))
+        self.word_to_idx = dict(word_to_idx)
         self.cell = make_cell(cell_type, gradients)
         V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
         self.vocab_size = V
@@ -110,8 +111,24 @@ class CaptioningRNN(nn.Module):
         elif H != W:
             weights["W_out"] = torch.randn(H, W) / H**0.5
         weights["b_vocab"] = torch.zeros(V)
+        self._names = tuple(weights)
         for name, weight in weights.items():
             self.register_parameter(name, nn.Parameter(weight))
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.W_proj.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.W_proj.dtype
+
+    @property
+    def constant(self) -> int:
+        """As in `decoding.Stepper`."""
+        return self.cell.constant
 
     def forward(
         self, features: Tensor, captions: Tensor, read: Tensor | None = None, weights: Tensor | None = None
@@ -224,20 +241,30 @@ class CaptioningRNN(nn.Module):
             TypeError: the features are not a floating-point tensor, or of another dtype or device.
             ValueError: the features are of another shape.
         """
+        return self.cell.ops.affine(self._image(features), self.W_proj, self.b_proj)
+
+    def _image(self, features: Tensor) -> Tensor:
+        """Features as the projection takes them, (N, D), or (N, L, D) of a grid; under autocast in its dtype.
+
+        Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
+            ValueError: the features are of another shape.
+        """
         D = self.input_dim
         check_tensor("CaptioningRNN", "features", features)
-        if self.cell.looks:
-            if features.dim() not in (3, 4) or features.shape[1] != D or 0 in features.shape[2:]:
-                raise ValueError(
-                    f"the cell {self.cell_type} looks at a grid: features must be (N, {D}, L) or (N, {D}, a, a), "
-                    f"but are {tuple(features.shape)}"
-                )
+        if not self.cell.looks:
+            if features.dim() != 2 or features.shape[1] != D:
+                raise ValueError(f"features must be (N, {D}), but are {tuple(features.shape)}")
+        elif features.dim() not in (3, 4) or features.shape[1] != D or 0 in features.shape[2:]:
+            raise ValueError(
+                f"the cell {self.cell_type} looks at a grid: features must be (N, {D}, L) or (N, {D}, a, a), "
+                f"but are {tuple(features.shape)}"
+            )
+        else:
             features = features.flatten(2).mT  # (N, L, D)
-        elif features.dim() != 2 or features.shape[1] != D:
-            raise ValueError(f"features must be (N, {D}), but are {tuple(features.shape)}")
         features, b = autocast(features, self.b_proj)
         check_floats("CaptioningRNN", {}, features=(features, "... D"), b_proj=(b, "H"))
-        return self.cell.ops.affine(features, self.W_proj, self.b_proj)
+        return features
 
     @torch.no_grad()
     def attention(self, features: Tensor, words: Tensor) -> Tensor:
@@ -257,7 +284,7 @@ class CaptioningRNN(nn.Module):
         if not self.cell.looks:
             raise ValueError(f"the cell {self.cell_type} does not look at places of its image")
         check_tensor("CaptioningRNN", "words", words)
-        starts = words.new_full((words.shape[0], 1), self.special()["start"])
+        starts = words.new_full((words.shape[0], 1), self.token_ids().start)
         read = torch.cat([starts, words], dim=1)[:, :-1]  # before each word
         x = self.cell.ops.word_embedding(read, self.W_embed)
         places, lengths = self._project(features).mT, lengths_from_mask(words != self.null)
@@ -272,106 +299,73 @@ class CaptioningRNN(nn.Module):
         h, w = self._vocabulary_layer(state[0])
         return self.cell.ops.affine(h, w, self.b_vocab), state
 
+    def decode(
+        self, features: Tensor, options: DecodingOptions | None = None, generator: torch.Generator | None = None
+    ) -> Decoded:
+        """Captions of each image by any method: see `torch_caption.decoding`.
+
+        Args:
+            features: as `forward` takes them.
+            options: greedy without any.
+            generator: of random sampling; torch's global one without it.
+
+        Returns:
+            K captions of each image, words (N, K, max_length): K is 1 of greedy decoding, `samples` of sampling and
+            `n_best` of beam search.
+
+        Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
+            ValueError: an option is out of its range, a shape does not fit, or the vocabulary has no <START>.
+        """
+        options = options or DecodingOptions()
+        check_tensor("CaptioningRNN", "features", features)
+        stepper = self.stepper(len(features) * options.rows * options.length)
+        return decoding.decode(stepper, features, self.token_ids(), options, generator)
+
     def sample(self, features: Tensor, max_length: int = 30) -> Tensor:
-        """The greedy caption of each image.
+        """The greedy caption of each image, words (N, max_length): `decode` under the name that cs231n has for it."""
+        return self.decode(features, DecodingOptions(max_length=max_length)).words.squeeze(1)
 
-        Args:
-            features: as `forward` takes them.
-            max_length: the most words to sample, <END> counted.
+    def beam_search(self, features: Tensor, beam_size: int = 5, max_length: int = 30, **options: Any) -> Decoded:
+        """`decode` by beam search; `options` are further fields of `DecodingOptions`."""
+        return self.decode(features, DecodingOptions("beam", max_length, beam_size=beam_size, **options))
 
-        Returns:
-            (N, max_length) int64: the sampled words, <END> among them, <NULL> after it.
-
-        Raises:
-            TypeError: the features are not a floating-point tensor, or of another dtype or device.
-            ValueError: a shape does not fit, or the vocabulary has no <START>.
-        """
-        check_tensor("CaptioningRNN", "features", features)
-        stepper = self.stepper(features.shape[0] * max_length)
-        return decoding.greedy(stepper, features, **self.special(), max_length=max_length).words
-
-    def beam_search(
-        self,
-        features: Tensor,
-        beam_size: int = 5,
-        max_length: int = 30,
-        *,
-        length_penalty: LengthPenalty = 0.0,
-        n_best: int | None = None,
-        no_unk: bool = False,
-        no_repeat_ngram: int | None = None,
-    ) -> Beams:
-        """The best captions of each image that a beam of hypotheses finds: see `torch_caption.decoding.beam`.
-
-        Args:
-            features: as `forward` takes them.
-            beam_size: hypotheses an image; 1 gives the captions of `sample`.
-            max_length: the most words of a caption, <END> counted.
-            length_penalty: 0 for the likeliest caption, alpha of Wu et al. 2016, or "mean".
-            n_best: K, how many captions of each image to return; `beam_size` of them without it.
-            no_unk: never say <UNK>.
-            no_repeat_ngram: n, where no n words may come twice in a caption.
-
-        Returns:
-            `Beams`: words (N, K, max_length), their log-probabilities and scores (N, K), and whether they ended.
-
-        Raises:
-            TypeError: the features are not a floating-point tensor, or of another dtype or device.
-            ValueError: an argument is out of its range, a shape does not fit, or the vocabulary has no <START>.
-        """
-        check_tensor("CaptioningRNN", "features", features)
-        return beam_search(
-            self.stepper(features.shape[0] * beam_size * max_length),
-            features,
-            **self.special(),
-            beam_size=beam_size,
-            max_length=max_length,
-            length_penalty=length_penalty,
-            n_best=n_best,
-            avoid=self.avoided(no_unk),
-            no_repeat_ngram=no_repeat_ngram,
-        )
-
-    def alternatives(self, features: Tensor, words: Tensor, k: int = 5) -> likelihood.Alternatives:
+    def alternatives(self, features: Tensor, words: Tensor, k: int = 5) -> Alternatives:
         """The k likeliest words at each place of given captions, and the captions' own log-probabilities there.
 
         Args:
             features: as `forward` takes them.
-            words: (N, T) integers, as `sample` or `beam_search` has them.
+            words: (N, T) integers, as `sample` returns them.
 
         Raises:
             TypeError: features or words are not tensors of the right kind.
-            ValueError: as `torch_caption.decoding.alternatives.alternatives`, or the vocabulary has no <START>.
+            ValueError: as `torch_caption.decoding.alternatives`, or the vocabulary has no <START>.
         """
         for name, x in {"features": features, "words": words}.items():
             check_tensor("CaptioningRNN", name, x)
-        return likelihood.alternatives(self.stepper(words.numel()), features, words, **self.special(), k=k)
+        return decoding.alternatives(self.stepper(words.numel()), features, words, self.token_ids(), k)
 
-    def special(self) -> dict[str, Any]:
-        """The ids that decoding asks for: start, end (None without <END>) and null.
+    def token_ids(self) -> TokenIds:
+        """The ids that decoding asks for.
 
         Raises:
             ValueError: the vocabulary has no <START>.
         """
         if self.start is None:
             raise ValueError(f"the vocabulary has no {START} to begin a caption with")
-        return {"start": self.start, "end": self.end, "null": self.null}
-
-    def avoided(self, no_unk: bool) -> tuple[int, ...]:
-        """The ids that decoding is to avoid: that of <UNK> if it is not wanted, and if there is one."""
-        return (self.unk,) if no_unk and self.unk is not None else ()
+        return TokenIds(self.start, self.end, self.null, self.unk, self.word_to_idx)
 
     def blank(self, n: int, places: int = 1) -> Tensor:
         """Features of n images, zeros of the right shape, (n, D), or (n, D, places) for a cell that looks at places."""
         return self.W_proj.new_zeros(n, self.input_dim, *([places] if self.cell.looks else []))
 
-    def stepper(self, words: int) -> Prepared:
-        """This model as it is now, prepared for decoding: the same `begin` and `step`, faster and without a gradient.
+    def stepper(self, words: int) -> InferenceStepper:
+        """This model as it is now, for inference: the same `begin` and `step`, faster and without a gradient.
 
         Args:
             words: how many words it will be given to read at most, all rows and steps together.
         """
-        return Prepared(self, words)
+        return InferenceStepper(self.cell, {name: getattr(self, name) for name in self._names}, self._image, words)
 
     def params(self) -> dict[str, np.ndarray]:
         """The weights as cs231n's dictionary of NumPy arrays (copies)."""
@@ -422,74 +416,3 @@ class CaptioningRNN(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout) if self.training and self.dropout else x
-
-
-class Prepared:
-    """A captioner prepared for decoding; see `CaptioningRNN.stepper`. It has the weights as they were when it was made.
-
-    Its steps differ from the captioner's in two ways. All that is large is written to memory that they share, the next
-    state over the last one. And what a word brings, x Wx + b, is looked up in a table (V, GH) of all words, where that
-    costs less: a row of the table takes the products of one word read, done faster since all are done at once, and
-    about half of the `words` announced will be read, since captions end before their limit.
-
-    The dtype is that in which the captioner computes where this is made: under autocast, autocast's.
-
-    Attributes:
-        constant: how many parts at the end of the state are the image's own, which no step changes.
-    """
-
-    @torch.no_grad()
-    def __init__(self, model: CaptioningRNN, words: int):
-        self._model = model
-        self._cell = model.cell
-        self.constant = model.cell.constant
-        like = model.begin(model.blank(0))[0]
-
-        def weight(w: Tensor) -> Tensor:
-            return w.detach().to(like.dtype)
-
-        self._weights = {name: weight(w) for name, w in model.recurrent().items()}
-        self._Wx, self._b = self._weights["Wx"], self._weights["b"]
-        self._W_embed, self._b_vocab = weight(model.W_embed), weight(model.b_vocab)
-        self._W_vocab = self._W_embed.T if model.tied else weight(model.W_vocab)
-        self._W_out = weight(model.W_out) if hasattr(model, "W_out") else None
-        self._table: Tensor | None = None
-        if words > 2 * model.vocab_size:
-            self._table = self._project(self._W_embed, out=like.new_empty(model.vocab_size, len(self._b)))
-        self._make_room(0)
-
-    def _project(self, x: Tensor, out: Tensor) -> Tensor:
-        """x Wx + b of word vectors x (n, W), written to `out` (n, GH). (With `out`, autocast changes no dtype.)"""
-        return torch.addmm(self._b, x, self._Wx, out=out)
-
-    def _make_room(self, n: int) -> None:
-        """Memory for steps of at most n rows."""
-        self._room = n
-        self._x = self._W_embed.new_empty(n, self._W_embed.shape[1])
-        self._a = self._b.new_empty(n, len(self._b))
-        self._scores = self._b.new_empty(n, len(self._b_vocab))
-
-    @torch.no_grad()
-    def begin(self, features: Tensor) -> State:
-        """The state before the first word, of features as the model takes them.
-
-        Raises:
-            ValueError: the features are of another shape.
-        """
-        return tuple(part.to(self._b.dtype) for part in self._model.begin(features))
-
-    @torch.no_grad()
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (n, V) of the word after `words` (n,), and the state then, which is written over `state`."""
-        n = len(words)
-        if n > self._room:
-            self._make_room(n)
-        a, scores = self._a[:n], self._scores[:n]
-        if self._table is not None:
-            torch.index_select(self._table, 0, words, out=a)
-        else:
-            self._project(torch.index_select(self._W_embed, 0, words, out=self._x[:n]), out=a)
-        self._cell.step_(a, state, self._weights)
-        h = state[0] if self._W_out is None else torch.mm(state[0], self._W_out, out=self._x[:n])
-        torch.addmm(self._b_vocab, h, self._W_vocab, out=scores)
-        return scores, state

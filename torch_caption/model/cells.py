@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch_caption import functions
 from torch_caption.functions import reference
 from torch_caption.functions._common import autocast, check_floats
-from torch_caption.functions._inplace.attention import attend_
 from torch_caption.functions._inplace.lstm import step_ as lstm_step_
-from torch_caption.functions._inplace.tanh import tanh_
 
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
@@ -70,6 +68,10 @@ class Cell:
         """The state before the first step, of h0 (N, H), or of places (N, L, H) for a cell that looks."""
         raise NotImplementedError
 
+    def begin_(self, image: Tensor) -> State:
+        """`begin` without a gradient; `image` may become part of the state, which `step_` writes over."""
+        return self.begin(image)
+
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
         """The state after the input x (N, D)."""
         raise NotImplementedError
@@ -105,7 +107,7 @@ class RNNCell(Cell):
 
     def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         (h,) = state
-        h.copy_(tanh_(a.addmm_(h, weights["Wh"])))
+        torch.tanh(a.addmm_(h, weights["Wh"]), out=h)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         (h0,) = state
@@ -132,7 +134,7 @@ class LSTMCell(Cell):
     def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         h, c = state
         a.addmm_(h, weights["Wh"])
-        lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h)
+        lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0 = state
@@ -168,16 +170,20 @@ class AttentionCell(Cell):
         mean, _ = self.ops.dot_product_attention(torch.zeros_like(image[:, 0]), image.mT)  # who asks nothing sees all
         return mean, mean.clone(), image
 
+    def begin_(self, image: Tensor) -> State:
+        mean = image.mean(1)
+        return mean, mean.clone(), image
+
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
         h, c, places = state
         return *self.ops.attention_lstm_step(x, h, c, places.mT, **weights), places
 
     def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         h, c, places = state
-        attn = torch.empty_like(h)
-        attend_(h, places.mT, h.new_empty(places.shape[:2]), attn)
+        logits = torch.bmm(places, h.unsqueeze(2)).mul_(h.shape[1] ** -0.5)  # (N, L, 1)
+        attn = torch.bmm(torch.softmax(logits, 1).mT, places).squeeze(1)
         a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"])
-        lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h)
+        lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0, places = state

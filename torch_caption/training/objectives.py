@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import NULL, START, UNK
-from torch_caption.decoding import greedy as decoding
+from torch_caption.decoding import DecodingOptions, decode
 from torch_caption.errors import ConfigError
-from torch_caption.inference.captions import captioned_images, limits
+from torch_caption.inference.captions import captioned_images
 from torch_caption.metrics.scores import CiderReward, cider_weighs
 from torch_caption.model.captioner import CaptioningRNN
 
@@ -133,12 +133,12 @@ def own_words(model: CaptioningRNN, features: Tensor, captions: Tensor, share: f
     state = stepper.begin(features)
     blank = [idx for idx in (model.null, model.start) if idx is not None]
     for t in range(1, columns[-1] + 2):
-        scores, state = stepper.step(read[:, t - 1], state)
+        logits, state = stepper.step(read[:, t - 1], state)
         rows = replaced[:, t].nonzero().squeeze(1)
         if len(rows):
-            scores = scores.index_select(0, rows).float()
-            scores[:, blank] = -math.inf  # no caption has them where a word is read
-            read[rows, t] = torch.multinomial(torch.softmax(scores, 1), 1).squeeze(1)
+            logits = logits.index_select(0, rows).float()
+            logits[:, blank] = -math.inf  # no caption has them where a word is read
+            read[rows, t] = torch.multinomial(torch.softmax(logits, 1), 1).squeeze(1)
     return read
 
 
@@ -195,8 +195,10 @@ class SelfCritical:
     def lesson(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
         """Captions drawn for the images (N,), each word weighted by its caption's advantage."""
         stepper = model.stepper(2 * len(features) * self._max_length)
-        drawn = decoding.sample(stepper, features, **limits(model, self._max_length)).words
-        greedy = decoding.greedy(stepper, features, **limits(model, self._max_length)).words
+        drawn, greedy = (
+            decode(stepper, features, model.token_ids(), DecodingOptions(method, self._max_length)).words.squeeze(1)
+            for method in ("sampling", "greedy")
+        )
         reward, baseline = (self.reward(batch.tolist(), words) for words in (drawn, greedy))
         captions = torch.cat([torch.full_like(drawn[:, :1], self._start), drawn], dim=1)
         weights = (reward - baseline).to(features).unsqueeze(1).expand(drawn.shape)

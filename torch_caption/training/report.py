@@ -16,8 +16,9 @@ from torch_caption.checkpoints import format as checkpoints
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Split
 from torch_caption.data.tokenizer import readable
+from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import TorchCaptionError
-from torch_caption.inference.captions import captioned_images, describe, some_images
+from torch_caption.inference.captions import caption_images, captioned_images, some_images
 from torch_caption.io.exits import one_line
 from torch_caption.io.program import typed
 from torch_caption.model.captioner import CaptioningRNN
@@ -39,7 +40,7 @@ def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN
     places = f" at {' x '.join(map(str, train.grid))} places" if train.grid else ""
     print(
         f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{places}, "
-        f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.W_proj.device.type}"
+        f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.device.type}"
     )
     if config.init_from is not None:
         print(f"begins    with the weights of {config.init_from}")
@@ -131,11 +132,12 @@ def _or_warned(what: str) -> Iterator[None]:
 def _show(model: CaptioningRNN, data: CocoData, split: Split, config: TrainConfig, path: Path) -> None:
     """Draw a gallery of some images, or print their captions."""
     images = some_images(split, SHOWN, seed=config.seed)
-    captions = describe(model, split, images, max_length=config.max_length)
-    if gallery(data, split, {idx: [c.text] for idx, c in captions.items()}, path):
+    found = caption_images(model, split, images, DecodingOptions(max_length=config.max_length))
+    texts = {idx: caption.text for idx, (caption,) in found.items()}
+    if gallery(data, split, {idx: [text] for idx, text in texts.items()}, path):
         print(f"gallery   {path}")
     else:
-        print("\n".join(f"{split.name} {idx:<4} {readable(c.text)}" for idx, c in captions.items()))
+        print("\n".join(f"{split.name} {idx:<4} {readable(text)}" for idx, text in texts.items()))
 
 
 def gallery(
@@ -166,8 +168,8 @@ def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | N
 
 
 def _judge(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) -> None:
-    captions = describe(model, split, captioned_images(split), max_length=max_length)
-    result = scenes.score(data.directory, split.name, {idx: c.text for idx, c in captions.items()})
+    found = caption_images(model, split, captioned_images(split), DecodingOptions(max_length=max_length))
+    result = scenes.score(data.directory, split.name, {idx: caption.text for idx, (caption,) in found.items()})
     if result is not None:
         share = 100 * result.right / result.total
         print(

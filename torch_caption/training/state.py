@@ -45,7 +45,7 @@ class State:
     @contextmanager
     def step(self) -> Iterator[None]:
         """A step. One that fails leaves all as it was, random numbers too; or else `inconsistent`."""
-        device = self.model.W_proj.device
+        device = self.model.device
         random = random_state(device)
         begun: list[bool] = []
         with self.optimizer.register_step_pre_hook(lambda *_: begun.append(True)):
@@ -169,7 +169,7 @@ def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
     Of several ranks all have to call it, for it holds the random state of each.
     """
     named = {f"{name}/": p for name, p in state.model.named_parameters()}
-    ranks = distributed.gathered(random_state(state.model.W_proj.device))
+    ranks = distributed.gathered(random_state(state.model.device))
     return Checkpoint(
         weights=_weights(state.model),
         config=dataclasses.replace(config, resume=None),

@@ -24,8 +24,9 @@ from torch_caption.checkpoints.format import Found
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Loader, Split, batches, open_data
 from torch_caption.data.tokenizer import TOKENIZERS
+from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import ConfigError, NonFiniteError, RankError, WorkerLost
-from torch_caption.inference.captions import describe, some_images
+from torch_caption.inference.captions import caption_images, some_images
 from torch_caption.io import lock
 from torch_caption.io.exits import is_watched, one_line
 from torch_caption.io.memory import within_memory
@@ -75,12 +76,11 @@ def train_step(
     Raises:
         NonFiniteError: one of the two is infinite or NaN; the weights are as before.
     """
-    weight = model.W_proj
     given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
     share = share or distributed.Share.whole(model, len(captions))
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(weight.device.type, torch.bfloat16, enabled=amp == "bf16"):
-        loss = share.loss(features.to(weight), captions.to(weight.device), **given)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp == "bf16"):
+        loss = share.loss(features.to(model.device, model.dtype), captions.to(model.device), **given)
     loss.backward()
     value = share.received()
     if not math.isfinite(value):
@@ -100,11 +100,10 @@ def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> fl
     """
     training = model.training
     model.eval()
-    weight = model.W_proj
     nats, words = 0.0, 0.0
     ranks = distributed.size()
     for features, captions in batches(split, batch_size * ranks, shuffle=False, share=(distributed.rank(), ranks)):
-        loss = model(features.to(weight), captions.to(weight.device))
+        loss = model(features.to(model.device, model.dtype), captions.to(model.device))
         nats += float(loss) * len(captions)
         words += count_words(captions, model.null)
     model.train(training)
@@ -117,9 +116,9 @@ def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: 
     tell apart (`metrics.cider_weighs`)."""
     training = model.training
     model.eval()
-    captions = describe(model, split, images, max_length=max_length)
+    captions = caption_images(model, split, images, DecodingOptions(max_length=max_length))
     model.train(training)
-    texts = {idx: caption.text for idx, caption in captions.items()}
+    texts = {idx: caption.text for idx, (caption,) in captions.items()}
     scores = metrics.score(texts, {idx: split.references(idx) for idx in images}, tokenizer=split.tokenizer)
     return {name: scores[name] for name in ("BLEU-4", *(["CIDEr"] if _weighs(split, images) else []))}
 
@@ -421,7 +420,7 @@ def _train_batch(
     lr = learning_rate(config, progress.step, steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    features = dropout(features, config.feature_dropout).to(model.W_proj)
+    features = dropout(features, config.feature_dropout).to(model.device, model.dtype)
     batch = batch.to(features.device)
     lesson = _lesson(objective, model, features, batch, progress)
     share = share or distributed.Share.whole(model, len(batch))

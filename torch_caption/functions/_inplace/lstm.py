@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,18 +11,27 @@ from ..packing import Steps, first_step, zip_steps
 from .tanh import tanh_, tanh_slope
 
 
-def step_(ifo: Tensor, gates: Sequence[Tensor], prev_c: Tensor, h: Tensor, c: Tensor, tanh_c: Tensor) -> None:
+def step_(
+    ifo: Tensor,
+    gates: Sequence[Tensor],
+    prev_c: Tensor,
+    h: Tensor,
+    c: Tensor,
+    tanh_c: Tensor,
+    tanh: Callable[[Tensor], Tensor] = tanh_,
+) -> None:
     """`step` in place, for training and for inference: next_h and next_c (n, H) are written to h and c.
 
     ifo (n, 3H) and `gates` (n, H) each are views of the pre-activations, which the gates overwrite. tanh_c (n, H) holds
     i * g until it takes tanh(next_c). Inference keeps no old state: it passes prev_c as c, each element of which is
-    read before it is written, and h as tanh_c, since the pre-activations already contain h Wh.
+    read before it is written, and h as tanh_c, since the pre-activations already contain h Wh. Of the few rows of
+    inference torch.tanh_, one call, is faster than `tanh_`, which is three.
     """
     i, f, o, g = gates
     ifo.sigmoid_()
-    tanh_(g)
+    tanh(g)
     torch.addcmul(torch.mul(i, g, out=tanh_c), f, prev_c, out=c)
-    torch.mul(o, tanh_(tanh_c.copy_(c)), out=h)
+    torch.mul(o, tanh(tanh_c.copy_(c)), out=h)
 
 
 def step_backward_(

@@ -1,0 +1,179 @@
+"""Logit filters: what each step of decoding excludes or rescales, whatever chooses the words.
+
+A filter changes logits (n, V) in place; -inf excludes a word. Log-probabilities are logits too, and are what decoding
+gives: `LogProbs` takes the logits of a stepper to them. The options choose the filters: `logit_filters` those of all
+methods, `sampling_filters` those of sampling alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_caption.decoding.options import DecodingOptions
+from torch_caption.decoding.protocol import TokenIds
+from torch_caption.errors import ConfigError
+
+
+class LogitFilter(Protocol):
+    """One rule of decoding."""
+
+    def __call__(self, logits: Tensor, words: np.ndarray) -> None:
+        """Filter logits (n, V) in place, given the words (n, t) that have been chosen before."""
+        ...
+
+
+class LogProbs:
+    """From logits to log-probabilities, in memory that all steps share, with -inf for the words that are never chosen.
+
+    Args:
+        excluded: the ids of those words; ids outside of the vocabulary are ignored.
+    """
+
+    def __init__(self, excluded: Collection[int]):
+        self._excluded = excluded
+        self._ids: list[int] = []
+        self._memory = self._rows = torch.empty(0, 0, device="cpu")
+        self._host: np.ndarray | None = None  # the same rows on a CPU, where NumPy writes a few numbers sooner
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """log softmax (n, V) of logits (n, V), float32 for half precision; the next call may write over it."""
+        if len(logits) != len(self._rows):
+            self._resize(logits)
+        log_p = torch.log_softmax(logits, 1, dtype=self._rows.dtype, out=self._rows)
+        columns: Any = log_p if self._host is None else self._host
+        for idx in self._ids:
+            columns[:, idx] = -math.inf
+        return log_p
+
+    def _resize(self, logits: Tensor) -> None:
+        n, V = logits.shape
+        if n > len(self._memory):  # of the first step at the latest: V, dtype and device are then known
+            self._memory = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
+            self._ids = sorted(idx for idx in self._excluded if 0 <= idx < V)
+        self._rows = self._memory[:n]
+        self._host = self._rows.numpy() if logits.device.type == "cpu" else None
+
+
+def logit_filters(ids: TokenIds, options: DecodingOptions) -> list[LogitFilter]:
+    """The filters of all methods that the options ask for, in the order in which they apply."""
+    filters: list[LogitFilter] = []
+    if options.no_repeat_ngram is not None:
+        filters.append(NoRepeatNgram(options.no_repeat_ngram))
+    if options.min_length and ids.end is not None:
+        filters.append(MinLength(options.min_length, ids.end))
+    return filters
+
+
+def sampling_filters(options: DecodingOptions) -> list[LogitFilter]:
+    """The filters of random sampling, which apply after all others: temperature, top-k, top-p, min-p."""
+    filters: list[LogitFilter] = []
+    if options.temperature is not None and options.temperature != 1:
+        filters.append(Temperature(options.temperature))
+    if options.top_k is not None:
+        filters.append(TopK(options.top_k))
+    if options.top_p is not None and options.top_p < 1:
+        filters.append(TopP(options.top_p))
+    if options.min_p is not None:
+        filters.append(MinP(options.min_p))
+    return filters
+
+
+def excluded(ids: TokenIds, options: DecodingOptions, name: str = "avoid") -> set[int]:
+    """The ids that no caption has: <START>, <NULL> unless it is the end, and what the options avoid.
+
+    Args:
+        name: what the message calls the option.
+
+    Raises:
+        ConfigError: `options.avoid` names a word that `ids.words` lacks.
+    """
+    known = ids.words or {}
+    unknown = [word for word in options.avoid if word not in known]
+    if unknown:
+        raise ConfigError(f"{name}: the vocabulary has no word {unknown[0]!r}")
+    unk = {ids.unk} if options.no_unk and ids.unk is not None else set()
+    return ({ids.start, ids.null} - {ids.end}) | unk | {known[word] for word in options.avoid}
+
+
+class NoRepeatNgram:
+    """No n words come twice in a caption in the same order."""
+
+    def __init__(self, n: int):
+        self._n = n
+
+    def __call__(self, logits: Tensor, words: np.ndarray) -> None:
+        t, n = words.shape[1], self._n
+        if t < n:
+            return
+        grams = np.lib.stride_tricks.sliding_window_view(words, n, axis=1)  # (r, t - n + 1, n)
+        begun = words[:, None, t - n + 1 :]  # (r, 1, n - 1), the last words
+        rows, positions = (grams[:, :, : n - 1] == begun).all(2).nonzero()
+        ids = grams[rows, positions, n - 1]
+        logits[torch.from_numpy(rows).to(logits.device), torch.from_numpy(ids).to(logits.device)] = -math.inf
+
+
+class MinLength:
+    """No <END> before so many words."""
+
+    def __init__(self, length: int, end: int):
+        self._length, self._end = length, end
+
+    def __call__(self, logits: Tensor, words: np.ndarray) -> None:
+        if words.shape[1] < self._length and self._end < logits.shape[1]:
+            logits[:, self._end] = -math.inf
+
+
+class Temperature:
+    """logits / temperature, for every temperature above 0."""
+
+    def __init__(self, temperature: float):
+        self._temperature = temperature
+
+    def __call__(self, logits: Tensor, words: np.ndarray) -> None:
+        logits.sub_(logits.amax(1, keepdim=True))  # at most 0: no quotient overflows upwards
+        logits.div_(max(self._temperature, torch.finfo(logits.dtype).tiny))
+
+
+class TopK:
+    """The k likeliest words; of equally likely ones those of the smallest ids."""
+
+    def __init__(self, k: int):
+        self._k = k
+
+    def __call__(self, logits: Tensor, words: np.ndarray) -> None:
+        logits.scatter_(1, _ranked(logits)[:, self._k :], -math.inf)
+
+
+class TopP:
+    """The nucleus: the fewest likeliest words that have probability p together."""
+
+    def __init__(self, p: float):
+        self._p = p
+
+    def __call__(self, logits: Tensor, words: np.ndarray) -> None:
+        order = _ranked(logits)
+        ranked = torch.softmax(logits, 1).gather(1, order)
+        before = ranked.cumsum(1) - ranked  # of the likelier words: 0 for the first, which always stays
+        outside = before >= self._p * ranked.sum(1, keepdim=True)
+        logits.masked_fill_(torch.empty_like(outside).scatter_(1, order, outside), -math.inf)
+
+
+class MinP:
+    """The words that are at least p times as likely as the likeliest."""
+
+    def __init__(self, p: float):
+        self._log_p = math.log(p)
+
+    def __call__(self, logits: Tensor, words: np.ndarray) -> None:
+        logits.masked_fill_(logits < logits.amax(1, keepdim=True) + self._log_p, -math.inf)
+
+
+def _ranked(logits: Tensor) -> Tensor:
+    """The ids (n, V) of each row, the likeliest first; of equals the smallest first."""
+    return logits.argsort(dim=1, descending=True, stable=True)

@@ -1,0 +1,87 @@
+"""A captioner's steps for inference: those of `CaptioningRNN.step`, written into memory that all steps share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from torch_caption.decoding import State
+from torch_caption.functions._common import autocast
+from torch_caption.model.cells import Cell
+
+
+class InferenceStepper:
+    """A captioner prepared for decoding; see `CaptioningRNN.stepper`. It has the weights as they were when it was made.
+
+    Its steps differ from the captioner's in two ways. All that is large is written to memory that they share, the next
+    state over the last one. And what a word brings, x Wx + b, is looked up in a table (V, GH) of all words, where that
+    costs less: a row of the table takes the products of one word read, done faster since all are done at once, and
+    about half of the `words` announced will be read, since captions end before their limit.
+
+    The dtype is that in which the captioner computes where this is made: under autocast, autocast's.
+
+    Args:
+        cell: the captioner's.
+        weights: all of the captioner's, by name.
+        image: checks features, and brings them to the shape that W_proj takes.
+        words: how many words will be read at most, all rows and steps together.
+
+    Attributes:
+        constant: how many parts at the end of the state are the image's own, which no step changes.
+    """
+
+    def __init__(self, cell: Cell, weights: Mapping[str, Tensor], image: Callable[[Tensor], Tensor], words: int):
+        self._cell, self._image = cell, image
+        self.constant = cell.constant
+        weights = dict(zip(weights, autocast(*(w.detach() for w in weights.values())), strict=True))
+        self._weights = {name: weights[name] for name in cell.names}
+        self._Wx, self._b = weights["Wx"], weights["b"]
+        self._W_proj, self._b_proj = weights["W_proj"], weights["b_proj"]
+        self._W_embed, self._b_vocab = weights["W_embed"], weights["b_vocab"]
+        self._W_vocab = weights.get("W_vocab", self._W_embed.T)
+        self._W_out = weights.get("W_out")
+        self._table: Tensor | None = None
+        V = len(self._W_embed)
+        if words > 2 * V:
+            self._table = self._project(self._W_embed, out=self._b.new_empty(V, len(self._b)))
+        self._memory: tuple[Tensor, ...] = ()
+        self._n = 0  # rows of the last step
+
+    def _project(self, x: Tensor, out: Tensor) -> Tensor:
+        """x Wx + b of word vectors x (n, W), written to `out` (n, GH). (With `out`, autocast changes no dtype.)"""
+        return torch.addmm(self._b, x, self._Wx, out=out)
+
+    def _make_room(self, n: int) -> None:
+        """Memory for n rows: word vectors (n, W), pre-activations (n, GH) and logits (n, V)."""
+        if not self._memory or n > len(self._memory[0]):
+            widths = self._W_embed.shape[1], len(self._b), len(self._b_vocab)
+            self._memory = tuple(self._b.new_empty(n, width) for width in widths)
+        self._x, self._a, self._logits = (part[:n] for part in self._memory)
+        self._n = n
+
+    @torch.no_grad()
+    def begin(self, features: Tensor) -> State:
+        """The state before the first word, of features as the model takes them.
+
+        Raises:
+            TypeError: the features are not a floating-point tensor, or of another dtype or device.
+            ValueError: the features are of another shape.
+        """
+        projected = torch.matmul(self._image(features).to(self._b.dtype), self._W_proj).add_(self._b_proj)
+        return self._cell.begin_(projected.to(self._b.dtype))
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits (n, V) of the word after `words` (n,), and the state then, which is written over `state`."""
+        n = len(words)
+        if n != self._n or not self._memory:
+            self._make_room(n)
+        a = self._a
+        if self._table is not None:
+            torch.index_select(self._table, 0, words, out=a)
+        else:
+            self._project(torch.index_select(self._W_embed, 0, words, out=self._x), out=a)
+        self._cell.step_(a, state, self._weights)
+        h = state[0] if self._W_out is None else torch.mm(state[0], self._W_out, out=self._x)
+        return torch.addmm(self._b_vocab, h, self._W_vocab, out=self._logits), state
