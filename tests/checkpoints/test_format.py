@@ -216,10 +216,10 @@ def test_numbers_that_are_not_finite_are_not_saved(saved: Path, part: str, value
         ({"manifest": {"x": Path("x")}}, "not JSON serializable"),
         ({"manifest": {"x": torch.ones(2).to_sparse()}}, "'manifest/x' is of torch.float32 and torch.sparse_coo"),
         ({"manifest": {"x": torch.ones(2, dtype=torch.complex64)}}, "'manifest/x' is of torch.complex64"),
-        ({"progress": {"step": object()}}, "not JSON serializable"),
+        ({"progress": {"step": {1}}}, "not JSON serializable"),
         ({"words": [*WORDS, "x" * 2**23]}, "its header would have"),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:60],
 )
 def test_only_what_is_read_is_saved(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(CheckpointError, match=rf"x\.safetensors: not saved: .*{re.escape(words)}"):
