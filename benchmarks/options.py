@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
+from torch_caption.errors import ConfigError
 from torch_caption.io.text import flag_of
 
 Part = Literal["step", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"]
@@ -50,17 +51,17 @@ class Options:
     """Whole epochs, in place of --epoch-steps."""
 
     def check(self) -> None:
-        """Raise ValueError, naming the flag, on the first value that cannot be used."""
+        """Raise ConfigError, naming the flag, on the first value that cannot be used."""
         least = {"threads": 1, "seconds": 0, "compile_seconds": 0, "epoch_steps": 1, "epochs": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not low <= value < math.inf:
-                raise ValueError(f"{flag_of(name)} must be at least {low}, but is {value}")
+                raise ConfigError(f"{flag_of(name)} must be at least {low}, but is {value}")
         for name in ("only", "cells"):
             if not getattr(self, name):
-                raise ValueError(f"--{name} names nothing to measure")
+                raise ConfigError(f"--{name} names nothing to measure")
         if self.json and not self.json.parent.is_dir():
-            raise ValueError(f"--json {self.json}: there is no folder {self.json.parent}")
+            raise ConfigError(f"--json {self.json}: there is no folder {self.json.parent}")
 
     def small(self) -> Options:
         """The same for a smoke run, which compiles nothing."""

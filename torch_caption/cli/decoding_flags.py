@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch_caption.config import check_length
+from torch_caption.config import LONGEST, check_length
 from torch_caption.decoding import DecodingOptions, TokenIds
 from torch_caption.decoding.filters import excluded
 from torch_caption.io.text import flag_of
 
 
 def check_decoding(options: DecodingOptions) -> None:
-    """Raise ConfigError, naming the flag, on the first option that cannot be used."""
+    """Raise ConfigError, naming the flag, on the first option that cannot be used, whatever the model."""
     check_length(options.max_length)
-    options.resolve(flag_of)
+    dataclasses.replace(options, max_length=options.max_length or LONGEST).resolve(flag_of)
 
 
 def for_model(options: DecodingOptions, max_length: int, ids: TokenIds) -> DecodingOptions:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_caption.errors import ConfigError, RankError, TorchCaptionError
-from torch_caption.io.exits import exit_status, one_line
+from torch_caption.io.exits import TRACEBACK, exit_status, one_line
 
 T = TypeVar("T")
 SILENCE = timedelta(minutes=10)
@@ -242,10 +242,7 @@ def several(main: Callable[[], object]) -> None:
         return
     from torch.distributed.elastic.multiprocessing.errors import record  # it takes as long to load as the rest
 
-    try:
-        record(_rank)(main)
-    except RankError as error:
-        raise error from error.__context__  # recorded as one line; --traceback shows what led to it
+    record(_rank)(main)
 
 
 def _rank(main: Callable[[], object]) -> None:
@@ -265,5 +262,6 @@ def _rank(main: Callable[[], object]) -> None:
             raise SystemExit(line) from None
         if not isinstance(error, TorchCaptionError | OSError):
             raise  # a mistake of the program's: the traceback says where
-        raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from None
+        cause = error if os.environ.get(TRACEBACK) else None  # which torchrun's report would print too
+        raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from cause
     dist.destroy_process_group()
