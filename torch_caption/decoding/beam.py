@@ -25,8 +25,8 @@ Example: one image, beam_size 2, length_penalty 0, and a model that knows the wo
     2   a b .21                 a b <END> .189, a b a .0105, ...          a b <END>          both: the search is over
 
 b <END> (.36) is returned first, a b <END> (.189) second. Greedy decoding takes a at first and finds only the second.
-At t = 1 the rows of the state are reordered: the one live hypothesis that goes on continues row 0, so the state is
-`select`ed with rows [0].
+At t = 1 the rows of the state are reordered: the one live hypothesis that goes on continues row 0, so
+`select` takes rows [0] of the state.
 
 Log-probabilities stay on the model's device. What stands in which slot is little, and NumPy keeps it on the host: a
 step brings the best words there and takes back which rows go on.
