@@ -56,7 +56,6 @@ LIBRARY = {
     "metrics.scores": "functions over captions",
     "plots": "functions over arrays",
     "cs231n": "the assignment's own names",
-    "inference.export": "an nn.Module; the command checks --max-length",
     "data.batches": "a sampler; the configuration checks --batch-size and --seed",
     "data.vocabulary.decode": "ids",
     "scenes.pixels": "functions over arrays",
