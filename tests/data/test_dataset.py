@@ -88,7 +88,7 @@ def test_a_row_outside(coco_directory, in_memory, row):
 
 
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
-@pytest.mark.parametrize("image", [7, -1])
+@pytest.mark.parametrize("image", [7, -1, 10**30])
 def test_an_image_outside(coco_directory, in_memory, image):
     split = open_data(coco_directory(), in_memory=in_memory)["train"]
     ask = (lambda i: split.features_of([0, i]), split.references, split.image_name, split.image_path, split.file_name)

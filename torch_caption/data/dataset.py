@@ -137,6 +137,9 @@ class Split(Dataset[Batch]):
         Raises:
             DataError: there is no such image.
         """
+        if not isinstance(image_idxs, Tensor):
+            for image_idx in image_idxs:  # which may be beyond int64
+                self._check_image(image_idx)
         idx = torch.as_tensor(image_idxs, dtype=torch.int64, device="cpu")
         outside = idx[(idx < 0) | (idx >= self.num_images)]
         if len(outside):
