@@ -15,6 +15,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from torch_caption.errors import ConfigError, RunFailure
 from torch_caption.metrics import java
 from torch_caption.metrics.scores import CiderReward, cider_weighs, score, score_each, tokenize
 
@@ -353,7 +354,7 @@ def test_without_java_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not java.available()
     for asked, what in (({"metrics": ["METEOR"]}, "METEOR"), ({"tokenizer": "ptb"}, "the PTB tokeniser")):
-        with pytest.raises(ValueError, match=f"{what} needs Java: .*; install a Java runtime, or leave it out"):
+        with pytest.raises(ConfigError, match=f"{what} needs Java: .*; install a Java runtime, or leave it out"):
             score(CANDIDATES, REFERENCES, **asked)
 
 
@@ -370,7 +371,7 @@ def test_a_java_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scri
     (tmp_path / "java").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RunFailure, match=message):
         score(CANDIDATES, REFERENCES, ["METEOR"])
 
 

@@ -13,7 +13,9 @@ from torch_caption.io.text import flag_of
 def check_decoding(options: DecodingOptions) -> None:
     """Raise ConfigError, naming the flag, on the first option that cannot be used, whatever the model."""
     check_length(options.max_length)
-    dataclasses.replace(options, max_length=options.max_length or LONGEST).resolve(flag_of)
+    if options.max_length is None:
+        options = dataclasses.replace(options, max_length=LONGEST)
+    options.resolve(flag_of)
 
 
 def for_model(options: DecodingOptions, max_length: int, ids: TokenIds) -> DecodingOptions:
