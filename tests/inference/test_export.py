@@ -26,7 +26,7 @@ from torch_caption.model.cells import CELLS
 
 ROOT = Path(__file__).resolve().parents[2]
 T = 7
-README_OUT = "captioner.onnx"  # what the README calls the file
+PAGE_OUT = "captioner.onnx"  # what the page calls the file
 
 
 @pytest.fixture(params=CELLS, scope="module")
@@ -69,7 +69,7 @@ def run(path: Path, features: Tensor) -> Tensor:
 def onnx_file(saved: Path) -> Path:
     """Written by the command line."""
     pytest.importorskip("onnxscript", reason="requirements-export.txt is not installed")
-    path = saved.with_name(README_OUT)
+    path = saved.with_name(PAGE_OUT)
     assert main(["export", str(saved), "--out", str(path), "--max-length", str(T)]) == 0
     return path
 
@@ -94,12 +94,12 @@ def test_what_the_onnx_file_says_of_itself(onnx_file: Path, saved: Path) -> None
     shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).config.cell_type].looks else ["N", 5]
     assert (features.name, features.shape, features.type) == ("features", shape, "tensor(float)")
     assert (ids.name, ids.shape, ids.type) == ("ids", ["N", T], "tensor(int64)")
-    assert {path.name for path in onnx_file.parent.glob(f"{README_OUT}*")} == {README_OUT}  # one file, weights and all
+    assert {path.name for path in onnx_file.parent.glob(f"{PAGE_OUT}*")} == {PAGE_OUT}  # one file, weights and all
 
 
-def test_the_lines_of_the_readme(model: CaptioningRNN, onnx_file: Path, saved: Path) -> None:
+def test_the_lines_of_the_page(model: CaptioningRNN, onnx_file: Path, saved: Path) -> None:
     """They run without torch and without this package, and print the captions."""
-    (code,) = (block.content for block in blocks(ROOT / "README.md") if "onnxruntime" in block.content)
+    (code,) = (block.content for block in blocks(ROOT / "docs" / "export.md") if "onnxruntime" in block.content)
     np.save(onnx_file.with_name("features.npy"), pictures(model.cell_type, 9).numpy())
     code += "\nimport sys\nassert not {'torch', 'torch_caption'} & {*sys.modules}\n"
     printed = alone(code, onnx_file.parent)
