@@ -213,5 +213,5 @@ def test_mistakes(
 
 
 def test_a_caption_has_at_least_a_word(model: CaptioningRNN) -> None:
-    with pytest.raises(ValueError, match=r"^max_length must be at least 1, not 0$"):
+    with pytest.raises(ValueError, match=r"^max_length must be an integer of at least 1, not 0$"):
         export.trace(model, 0)
