@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen dataclass, every field a flag of `train.py`."""
+"""The settings of a training run: one frozen dataclass, each field a flag of `train.py`."""
 
 from __future__ import annotations
 
@@ -16,113 +16,113 @@ from torch_caption.io.files import at_home, from_home
 from torch_caption.io.text import flag_of, shown
 
 LEARNING_RATES = {"xe": 2e-3, "scst": 2e-4}
-"""Adam's highest learning rate for each objective, where none is given."""
+"""Default peak learning rate of Adam for each objective."""
 OF_THE_MODEL = ("cell_type", "hidden_dim", "wordvec_dim", "tied", "dtype")
-"""What a model's weights fix."""
+"""Settings that the weights of a model fix."""
 OF_THE_DATA = ("data", "pca_features", "max_length")
-"""What a model that begins with another's weights learns from, unless it is told otherwise."""
+"""Settings of the data, which --init-from takes from the checkpoint by default."""
 LONGEST = 1000
-"""The most words of a caption."""
+"""Upper limit of the length of a caption, in words."""
 OF_THE_MACHINE = ("out", "init_from", "resume", "in_memory", "workers", "threads", "device")
-"""What says nothing about the model."""
+"""Settings of the machine, which say nothing about the model."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Learn to caption images from their features, with gradients derived by hand."""
+    """Train a captioner on image features, with hand-derived gradients."""
 
     data: str = "scenes"
-    """What to learn from: `scenes`, the built-in drawn pictures, or a directory in cs231n's layout."""
+    """Training data: `scenes`, the built-in drawn pictures, or a directory in cs231n's layout."""
     max_train: Annotated[int | None, arg(metavar="INT")] = None
-    """Learn from this many training captions only, chosen at random by the seed."""
+    """Train on a random subset of this many captions, chosen by the seed."""
     pca_features: Literal["auto", "yes", "no"] = "auto"
-    """The `*_pca.h5` features: where they exist, always, or never."""
+    """Use the `*_pca.h5` features: if they exist, always, or never."""
     in_memory: Literal["auto", "yes", "no"] = "auto"
-    """Hold the features in memory: where they fit, always, or never (then read from disk batch by batch)."""
+    """Hold the features in memory: if they fit, always, or never (then they are read from disk, batch by batch)."""
     workers: int = 0
-    """Processes that load batches; 0 loads them in this one, which is fastest for features in memory."""
+    """DataLoader worker processes; 0 loads in the main process, which is fastest for features in memory."""
 
     cell_type: Literal["rnn", "lstm", "attention"] = "rnn"
-    """The recurrent cell; attention is an LSTM that looks at the places of a grid of features before each word."""
+    """The recurrent cell; attention is an LSTM that attends over the spatial feature grid at every step."""
     hidden_dim: int = 256
     """H, the size of the hidden state."""
     wordvec_dim: int = 128
     """W, the size of a word vector."""
     dropout: float = 0.4
-    """Share of the word vectors' entries, and of the hidden state's before the vocabulary, zeroed in training
-    (and so the training loss stands above what the model can do)."""
+    """Dropout probability on embeddings and on hidden states before the vocabulary layer. It raises the training loss
+    above the validation loss."""
     feature_dropout: float = 0.2
-    """Share of the features' entries zeroed in training."""
+    """Dropout probability on the image features."""
     tied: bool = False
-    """Let the word vectors be the vocabulary layer's weight as well, through a further matrix where W is not H."""
+    """Tie the input embedding and the output projection weights, through one more matrix if W is not H."""
     gradients: Literal["hand", "auto"] = "hand"
-    """Gradients derived by hand, or the same model through automatic differentiation."""
+    """Hand-derived gradients, or automatic differentiation of the same model."""
 
     objective: Literal["xe", "scst"] = "xe"
-    """Cross-entropy with people's captions; or self-critical training, which rewards captions that the model draws by
-    their CIDEr-D over its greedy ones (no dropout but that of features), beginning with the weights of --init-from."""
+    """Cross-entropy on the reference captions (teacher forcing); or self-critical sequence training (SCST), which
+    rewards sampled captions by their CIDEr-D above that of greedy captions, from the weights of --init-from and without
+    --dropout."""
     init_from: Annotated[Path | None, arg(metavar="PATH")] = None
-    """Begin with the weights of this checkpoint, run or folder of runs; its data and the sizes of its model hold where
-    no flag says otherwise."""
+    """Initialise the weights from this checkpoint, run or folder of runs; its data and model sizes are the defaults of
+    the flags."""
     temperature: float = 0.5
-    """Divide the scores by this once, when self-critical training begins: what is drawn is then nearer to the greedy
-    captions that are to be beaten, and more is learnt of each draw. 1 leaves the scores as they are."""
+    """Scale the logits by 1/temperature once, before SCST: samples are then closer to the greedy baseline. 1 does not
+    scale them."""
     epochs: int = 10
-    """Passes over the training captions, or over their images in self-critical training, at most."""
+    """Maximum number of epochs: over the training captions, or in SCST over their images."""
     batch_size: int = 128
-    """Captions in a step."""
+    """Captions per training step."""
     checkpoint_every: int = 0
-    """Save the run after so many steps as well, not only after every epoch: what a process that is killed has done
-    since is done again. 0 saves after epochs only."""
+    """Checkpoint interval in steps, besides every epoch; work since the last checkpoint is lost if the process is
+    killed. 0 saves after epochs only."""
     lr: Annotated[float | None, arg(metavar="FLOAT")] = None
-    """Adam's learning rate at its highest; without it 2e-3, and 2e-4 in self-critical training."""
+    """Peak learning rate of Adam; the default is 2e-3, and 2e-4 in SCST."""
     lr_schedule: Literal["cosine", "exponential", "constant"] = "cosine"
-    """Cosine falls to zero at the last step after the warm-up; exponential falls by --lr-decay an epoch."""
+    """Cosine decays to zero at the last step, after the warm-up; exponential decays by --lr-decay per epoch."""
     lr_decay: float = 0.9
-    """Factor an epoch of the exponential schedule."""
+    """Factor per epoch of the exponential schedule."""
     warm_up: int = 200
-    """Steps over which the cosine schedule first rises, but at most a tenth of all."""
+    """Warm-up steps of the cosine schedule, at most a tenth of all steps."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW) of the matrices. Biases and word vectors do not decay: a rare word's vector would
-    fade in the many steps that do not meet it."""
+    """Decoupled weight decay (AdamW) of the matrices. Biases and word vectors do not decay: the vector of a rare word
+    would decay in all the steps that do not contain it."""
     label_smoothing: float = 0.0
-    """Share of its probability that a training target spreads evenly over the vocabulary."""
+    """Label-smoothing factor."""
     scheduled_sampling: float = 0.0
-    """Share of the words read that the model draws itself in the last epoch; it rises from 0 in the first."""
+    """Final scheduled-sampling probability, in the last epoch; it rises linearly from 0 in the first."""
     ema: float = 0.0
-    """Decay a step of a moving average of the weights, such as 0.999; the average is what is validated, scored and
-    kept as the best. 0 averages nothing."""
+    """Decay per step of the exponential moving average (EMA) of the weights, such as 0.999; the average is validated,
+    scored and saved as the best. 0 disables it."""
     clip: float = 5.0
-    """Longest gradient, in the norm over all parameters; 0 clips nothing."""
+    """Maximum gradient norm over all parameters (clipping); 0 disables it."""
     patience: int = 4
-    """Epochs without a better validation loss (in self-critical training, CIDEr) after which training ends; 0 never
-    ends early."""
+    """Early-stopping patience, in epochs without a better validation loss (in SCST, CIDEr); 0 disables it."""
     seed: int = 0
-    """Decides the first weights, the order of the captions, dropout and the images that are scored."""
+    """Seed of the initial weights, the order of the captions, dropout and the choice of the scored images."""
 
     score_images: int = 200
-    """Validation images captioned and scored each epoch; 0 scores none."""
+    """Validation images captioned and scored after each epoch; 0 scores none."""
     max_length: int = 30
-    """Longest caption, in words."""
+    """Maximum caption length, in words."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto uses a GPU if there is one."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Precision of the weights."""
+    """Data type of the weights."""
     amp: Literal["none", "bf16"] = "none"
-    """Products in bfloat16 (automatic mixed precision): faster where the processor has it."""
+    """Automatic mixed precision, products in bfloat16: faster where the hardware supports it."""
     compile: bool = False
-    """Compile the model with torch.compile, on a GPU into CUDA graphs: then captions are padded. On a processor it is
-    slower than the functions as they are, which leave padding out."""
+    """Compile the model with torch.compile, on a GPU into CUDA graphs, with padded captions. On a CPU it is slower than
+    the functions without it, which skip padding."""
     threads: Annotated[int | None, arg(metavar="INT")] = None
-    """Processor threads; PyTorch's own choice without it."""
+    """CPU threads; the default is PyTorch's."""
 
     out: Path = Path("runs")
-    """Folder that holds the runs."""
+    """Folder of the runs."""
     resume: Annotated[str | None, arg(metavar="[RUN]")] = None
-    """Go on with the last run, or with the named one; its own settings hold where no flag says otherwise."""
+    """Resume the last run, or the named one; its settings are the defaults of the flags."""
     tensorboard: bool = True
-    """Write TensorBoard's curves beside metrics.jsonl."""
+    """Write TensorBoard event files beside metrics.jsonl."""
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
@@ -162,7 +162,7 @@ class TrainConfig:
 
     def _check_self_critical(self) -> None:
         if self.init_from is None:
-            raise ConfigError("--objective scst begins with a trained model: name it with --init-from")
+            raise ConfigError("--objective scst starts from a trained model: name it with --init-from")
         if self.score_images == 0:
             raise ConfigError("--objective scst keeps the best CIDEr's weights: --score-images must not be 0")
         if self.temperature != 1 and self.tied and self.hidden_dim == self.wordvec_dim:

@@ -1243,7 +1243,7 @@ def test_progress_says_when_to_end() -> None:
         ({"ema": 1.0}, "--ema must be at least 0 and below 1, not 1.0"),
         ({"scheduled_sampling": 1.5}, "--scheduled-sampling must be from 0 to 1, not 1.5"),
         ({"warm_up": -1}, "--warm-up must be at least 0, not -1"),
-        ({"objective": "scst"}, "--objective scst begins with a trained model: name it with --init-from"),
+        ({"objective": "scst"}, "--objective scst starts from a trained model: name it with --init-from"),
         (
             SCST | {"score_images": 0},
             "--objective scst keeps the best CIDEr's weights: --score-images must not be 0",
