@@ -18,6 +18,7 @@ from tests.faults.kills_in_training import SMALL, epochs_of
 from tests.faults.programs import Program, Programs
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.config import TrainConfig
+from torch_caption.errors import NonFiniteError
 from torch_caption.io.exits import Stopped
 from torch_caption.training import run_folder as runs
 from torch_caption.training.trainer import fit
@@ -118,7 +119,7 @@ def _run(config: TrainConfig, how: str) -> None:
     if how == "diverged":
         try:
             fit(replace(config, lr=1e39, clip=0.0, lr_schedule="constant"))
-        except ArithmeticError:
+        except NonFiniteError:
             return
     if how == "whole":
         fit(config)
