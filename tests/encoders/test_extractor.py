@@ -89,11 +89,11 @@ def test_a_projection_of_another_width() -> None:
         def encode(self, pictures: torch.Tensor, *, grids: bool) -> Encoded:
             return Encoded(torch.ones(len(pictures), 5), None)
 
-    maker = recipes._Photographs(Stub(), False, Projection(torch.zeros(3), torch.ones(3, 2)), False)
+    extractor = recipes._Photographs(Stub(), False, Projection(torch.zeros(3), torch.ones(3, 2)), False)
     with pytest.raises(DataError, match="a projection of width 3, but vgg16 makes 5"):
-        maker.make([torch.ones(3, 4, 4)])
-    maker = recipes._Photographs(Stub(), False, Projection(torch.zeros(5), torch.ones(5, 2)), False)
-    assert torch.equal(maker.make([torch.ones(3, 4, 4)]), torch.full((1, 2), 5.0))
+        extractor.make([torch.ones(3, 4, 4)])
+    extractor = recipes._Photographs(Stub(), False, Projection(torch.zeros(5), torch.ones(5, 2)), False)
+    assert torch.equal(extractor.make([torch.ones(3, 4, 4)]), torch.full((1, 2), 5.0))
 
 
 @pytest.mark.parametrize(("resize", "crop"), [("x", 3), (0, 3), (-1, 1e308), (256, 10**400), (3, 4), (True, True)])

@@ -430,7 +430,7 @@ def _use(path: Path) -> None:
     state.resume(replace(found.checkpoint.config, resume="last"), _data(), torch.device("cpu"), found)
     checkpoints.build_model(found.checkpoint, path)
     if found.checkpoint.manifest:
-        recipes.maker(found.checkpoint.manifest, near=[path.parent])
+        recipes.feature_extractor(found.checkpoint.manifest, near=[path.parent])
 
 
 def _data() -> CocoData:

@@ -176,7 +176,7 @@ def avif_lying(width: int, height: int) -> bytes:
 
 def avif_exif_bomb() -> bytes:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its maker unrolls it itself
+        warnings.simplefilter("ignore")  # its extractor unrolls it itself
         return photo("AVIF", exif=exif(4000, MIB))
 
 

@@ -19,14 +19,14 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), 
 
 def described(cell_type: str, alternatives: int = 5, **options: int) -> Description:
     made = describer(cell_type)
-    features = made._maker.make([made._maker.prepare(PICTURE)])[0]
+    features = made._extractor.make([made._extractor.prepare(PICTURE)])[0]
     return describe(made.model, made.vocabulary, features, replace(EIGHT, **options), alternatives)
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
 def test_captions_are_those_of_beam_search(cell_type: str) -> None:
     made = describer(cell_type)
-    features = made._maker.make([made._maker.prepare(PICTURE)])
+    features = made._extractor.make([made._extractor.prepare(PICTURE)])
     beams = made.model.beam_search(features, 5, 8)
     description = made(PICTURE)
     assert [guess.text for guess in description.captions] == [

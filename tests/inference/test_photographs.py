@@ -27,7 +27,7 @@ from torch_caption.cli.sample import sample_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import open_data
 from torch_caption.data.recipe import record
-from torch_caption.encoders import extractor
+from torch_caption.encoders import extractor as recipes
 from torch_caption.encoders import torchvision_encoder as features
 from torch_caption.inference import photographs
 from torch_caption.inference.captions import caption_images
@@ -237,7 +237,7 @@ RECIPES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "half a projection": (lambda r: change(r, projection={"mean": torch.zeros(512)}), "not a projection"),
     "half a recipe": (lambda r: change(r, transform={"resize": 3}), "not a recipe of features"),
     "another recipe of scenes": (
-        lambda r: {"encoder": extractor.SCENES, "recipe": 99},
+        lambda r: {"encoder": recipes.SCENES, "recipe": 99},
         "by recipe 99; this is recipe 2",
     ),
 }
@@ -552,10 +552,10 @@ def test_features_of_a_training_photograph(kind: str, shared_data: Path, tmp_pat
     prepare.prepare(config)
     data = open_data(out, pca=kind == "vgg16_fc7_pca")
     file = out / f"train2014_{kind}.h5"
-    maker = extractor.maker(record(out, data.manifest, file), device="cpu")
+    extractor = recipes.feature_extractor(record(out, data.manifest, file), device="cpu")
     names = [data["train"].image_path(idx) for idx in range(data["train"].num_images)]
     found = photographs.read(
-        [str(name) for name in names], maker, data.vocabulary, failed=lambda source, _: pytest.fail(source)
+        [str(name) for name in names], extractor, data.vocabulary, failed=lambda source, _: pytest.fail(source)
     )
     ours = found.features_of(range(len(names)))
     with h5py.File(file) as content:

@@ -639,16 +639,16 @@ def test_tied_is_the_same_weight_in_both_places(cell_type, features, W):
 def test_sharper_scores_are_the_scores_over_a_temperature(cell_type, features, tied, W):
     model = make(cell_type, wordvec_dim=W, tied=tied)
     scores, _ = model.step(CAPTIONS[:, 0], model.begin(features))
-    model.sharpen(0.25)
+    model.scale_logits_(0.25)
     sharper, _ = model.step(CAPTIONS[:, 0], model.begin(features))
     assert difference("scores", sharper, 4 * scores).agrees
 
 
 def test_what_cannot_be_sharpened():
     with pytest.raises(ValueError, match=r"^tied word vectors as wide as h are the whole layer: "):
-        make(wordvec_dim=H, tied=True).sharpen(0.5)
+        make(wordvec_dim=H, tied=True).scale_logits_(0.5)
     with pytest.raises(ValueError, match=r"^temperature must be positive and finite, but is 0$"):
-        make().sharpen(0)
+        make().scale_logits_(0)
 
 
 @pytest.mark.parametrize("W", [W, H])

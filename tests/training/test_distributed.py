@@ -40,7 +40,7 @@ from torch_caption.model.cells import CELLS
 from torch_caption.model.dropout import dropout
 from torch_caption.training import distributed, trainer
 from torch_caption.training import run_folder as runs
-from torch_caption.training.objectives import Lesson, make_objective
+from torch_caption.training.objectives import Targets, make_objective
 from torch_caption.training.state import begin
 from torch_caption.training.trainer import fit, train_step, validate
 
@@ -284,18 +284,18 @@ def check_rewards_are_those_of_all_captions(folder: Path, size: int) -> None:
     train_batch = trainer._train_batch
 
     def watched(state: Any, config: TrainConfig, objective: Any, *args: Any) -> None:
-        lesson = objective.lesson
+        targets = objective.targets
 
-        def kept(*given: Any) -> Lesson:
-            result: Lesson = lesson(*given)
+        def kept(*given: Any) -> Targets:
+            result: Targets = targets(*given)
             seen.append((len(result.captions), float(result.reward or 0.0)))
             return result
 
-        objective.lesson = kept
+        objective.targets = kept
         try:
             train_batch(state, config, objective, *args)
         finally:
-            objective.lesson = lesson
+            objective.targets = targets
 
     trainer._train_batch = watched
     try:

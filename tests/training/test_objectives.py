@@ -120,12 +120,12 @@ def test_own_words_are_drawn_from_the_models_distribution(data: CocoData) -> Non
 def test_the_share_rises_epoch_by_epoch(data: CocoData) -> None:
     config = TrainConfig(scheduled_sampling=0.5, epochs=5)
     objective, model, (features, captions) = Likelihood(config, data["train"]), model_of(data), whole_batch(data)
-    assert objective.lesson(model, features, captions, 0).read is None
+    assert objective.targets(model, features, captions, 0).read is None
     shares = []
     for epoch in (1, 2, 4, 9):
         changed = total = 0
         for _ in range(20):
-            read = objective.lesson(model, features, captions, epoch).read
+            read = objective.targets(model, features, captions, epoch).read
             assert read is not None
             places = captions[:, 1:-1].ne(model.null) & captions[:, 2:].ne(model.null)
             changed += int((read[:, 1:] != captions[:, 1:-1])[places].sum())
@@ -135,17 +135,17 @@ def test_the_share_rises_epoch_by_epoch(data: CocoData) -> None:
     for share, expected in zip(shares, (0.125, 0.25, 0.5, 0.5), strict=True):
         assert share == pytest.approx(expected * hit, abs=0.05)
     without = Likelihood(replace(config, scheduled_sampling=0.0), data["train"])
-    assert without.lesson(model, features, captions, 4).read is None
+    assert without.targets(model, features, captions, 4).read is None
     alone = Likelihood(replace(config, epochs=1), data["train"])
-    assert alone.lesson(model, features, captions, 0).read is None
+    assert alone.targets(model, features, captions, 0).read is None
 
 
 # Self-critical training ----------------------------------------------------------------------------------------------
 
 
-def lesson_of(objective: SelfCritical, model: CaptioningRNN, data: CocoData, images: Tensor, seed: int = 0) -> Any:
+def targets_of(objective: SelfCritical, model: CaptioningRNN, data: CocoData, images: Tensor, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return objective.lesson(model, data["train"].features_of(images).double(), images, 0)
+    return objective.targets(model, data["train"].features_of(images).double(), images, 0)
 
 
 def test_an_epoch_goes_through_the_images_once(data: CocoData) -> None:
@@ -173,7 +173,7 @@ def test_drawn_captions_are_weighted_by_their_advantage(data: CocoData, cell_typ
     """Captions from the model, reward and baseline from CIDEr-D over the training captions, <END> being a token."""
     model, objective = model_of(data, cell_type), SelfCritical(SCST, data["train"])
     images = torch.tensor([7, 0, 3, 3])
-    lesson = lesson_of(objective, model, data, images)
+    targets = targets_of(objective, model, data, images)
     features = data["train"].features_of(images).double()
     torch.manual_seed(0)
     stepper = model.stepper(10**6)
@@ -181,8 +181,8 @@ def test_drawn_captions_are_weighted_by_their_advantage(data: CocoData, cell_typ
         decode(stepper, features, model.token_ids(), DecodingOptions(method, max_length=6)).words[:, 0]
         for method in ("sampling", "greedy")
     )
-    assert torch.equal(lesson.captions[:, 1:], drawn)
-    assert (lesson.captions[:, 0] == model.start).all()
+    assert torch.equal(targets.captions[:, 1:], drawn)
+    assert (targets.captions[:, 0] == model.start).all()
     references = {image: [[*text.split(), "<END>"] for text in data["train"].references(image)] for image in range(12)}
     reward = CiderReward(references)
 
@@ -193,11 +193,11 @@ def test_drawn_captions_are_weighted_by_their_advantage(data: CocoData, cell_typ
 
     advantage = scored(drawn) - scored(greedy)
     assert len(set(advantage.tolist())) > 1
-    assert lesson.weights.dtype == torch.float64
+    assert targets.weights.dtype == torch.float64
     for n in range(4):
-        np.testing.assert_allclose(lesson.weights[n].numpy(), advantage[n], rtol=1e-12)
-    assert lesson.reward == pytest.approx(scored(drawn).mean(), rel=1e-12)
-    assert lesson.greedy_reward == pytest.approx(scored(greedy).mean(), rel=1e-12)
+        np.testing.assert_allclose(targets.weights[n].numpy(), advantage[n], rtol=1e-12)
+    assert targets.reward == pytest.approx(scored(drawn).mean(), rel=1e-12)
+    assert targets.greedy_reward == pytest.approx(scored(greedy).mean(), rel=1e-12)
 
 
 def test_a_caption_that_breaks_off_loses_by_it(data: CocoData) -> None:
@@ -242,24 +242,24 @@ def test_the_gradient_is_that_of_reinforce(data: CocoData, cell_type: str) -> No
     """By torch.autograd alone, of -(r - b) log p of the drawn captions, word by word through the step."""
     model, objective = model_of(data, cell_type, dropout=0.5, label_smoothing=0.1), SelfCritical(SCST, data["train"])
     images = torch.arange(12)
-    lesson = lesson_of(objective, model, data, images)
+    targets = targets_of(objective, model, data, images)
     features = data["train"].features_of(images).double()
     names, params = zip(*model.named_parameters(), strict=True)
     model.train(objective.drops)  # as training has it
-    loss = model(features, lesson.captions, weights=lesson.weights)
+    loss = model(features, targets.captions, weights=targets.weights)
     found = torch.autograd.grad(loss, params)
 
     auto = model_of(data, cell_type, gradients="auto")
     expected_loss = torch.zeros((), dtype=torch.float64)
     for n in range(12):
         state, log_p = auto.begin(features[n : n + 1]), torch.zeros((), dtype=torch.float64)
-        for t in range(lesson.captions.shape[1] - 1):
-            scores, state = auto.step(lesson.captions[n : n + 1, t], state)
-            word = lesson.captions[n, t + 1]
+        for t in range(targets.captions.shape[1] - 1):
+            scores, state = auto.step(targets.captions[n : n + 1, t], state)
+            word = targets.captions[n, t + 1]
             if word == auto.null:
                 break
             log_p = log_p + scores.log_softmax(1)[0, word]
-        expected_loss = expected_loss - lesson.weights[n, 0] * log_p / 12
+        expected_loss = expected_loss - targets.weights[n, 0] * log_p / 12
     expected = torch.autograd.grad(expected_loss, tuple(auto.parameters()))
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
     for name, ours, theirs in zip(names, found, expected, strict=True):
@@ -284,9 +284,9 @@ def test_the_mean_gradient_is_that_of_the_expected_reward(data: CocoData) -> Non
     exact = torch.autograd.grad((log_p.exp() * rewards).sum(), params)
     n = 40_000
     torch.manual_seed(1)
-    lesson = objective.lesson(model, features.expand(n, -1), torch.full((n,), 4), 0)
-    drawn = torch.autograd.grad(-model(features.expand(n, -1), lesson.captions, weights=lesson.weights), params)
-    assert lesson.reward == pytest.approx((log_p.exp() * rewards).sum().item(), rel=0.05)
+    targets = objective.targets(model, features.expand(n, -1), torch.full((n,), 4), 0)
+    drawn = torch.autograd.grad(-model(features.expand(n, -1), targets.captions, weights=targets.weights), params)
+    assert targets.reward == pytest.approx((log_p.exp() * rewards).sum().item(), rel=0.05)
     whole, estimate = (torch.cat([g.flatten() for g in gradients]) for gradients in (exact, drawn))
     assert torch.nn.functional.cosine_similarity(whole, estimate, dim=0) > 0.98
     assert (estimate.norm() / whole.norm()).item() == pytest.approx(1, abs=0.1)
@@ -307,9 +307,9 @@ def test_the_expected_reward_rises(data: CocoData, cell_type: str) -> None:
     model.train(objective.drops)
     rewards = []
     for _ in range(120):
-        lesson = objective.lesson(model, pictures, images, 0)
-        train_step(model, optimizer, pictures, lesson.captions, weights=lesson.weights, clip=5.0)
-        rewards.append(lesson.reward)
+        targets = objective.targets(model, pictures, images, 0)
+        train_step(model, optimizer, pictures, targets.captions, weights=targets.weights, clip=5.0)
+        rewards.append(targets.reward)
     assert np.mean(rewards[-10:]) > 1.3 * np.mean(rewards[:10])
 
 
@@ -317,9 +317,9 @@ def test_nothing_is_learnt_where_drawn_and_greedy_are_the_same(data: CocoData) -
     model, objective = model_of(data), SelfCritical(SCST, data["train"])
     with torch.no_grad():
         model.W_vocab.mul_(1000)
-    lesson = lesson_of(objective, model, data, torch.arange(12))
-    assert not lesson.weights.any()
-    loss = model(data["train"].features_of(range(12)).double(), lesson.captions, weights=lesson.weights)
+    targets = targets_of(objective, model, data, torch.arange(12))
+    assert not targets.weights.any()
+    loss = model(data["train"].features_of(range(12)).double(), targets.captions, weights=targets.weights)
     assert loss.item() == 0
     loss.backward()
     assert not any(p.grad.any() for p in model.parameters())

@@ -127,12 +127,12 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
     saved = checkpoints.load(path)
     recipe, _ = recipe_of(path, saved, config.data)
     device = choose_device(config.device)
-    maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=device)
+    extractor = recipes.feature_extractor(recipe, weights=config.weights, near=[path.parent], device=device)
     model = checkpoints.build_model(saved, path).to(device).eval()
     options = for_model(config.decoding, saved.config.max_length, model.token_ids())
     encoder = str(recipe["encoder"]).removeprefix("torch_caption.data.")
     about = f"{path}: {model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words, features by {encoder}"
-    return Describer(model, Vocabulary(tuple(saved.words)), recipe, maker, options), about
+    return Describer(model, Vocabulary(tuple(saved.words)), recipe, extractor, options), about
 
 
 def built_in() -> list[Path]:

@@ -187,7 +187,9 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
             not to be had.
     """
     recipe, source = recipe_of(path, saved, config.data)
-    maker = recipes.maker(recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device))
+    extractor = recipes.feature_extractor(
+        recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device)
+    )
     errors: dict[str, ImageError] = {}
     sources, lacking = _sources(config)
 
@@ -198,7 +200,7 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
 
     found = photographs.read(
         sources,
-        maker,
+        extractor,
         Vocabulary(tuple(saved.words)),
         allow_private=config.allow_private,
         keep=any(_pictures(config).values()),

@@ -24,7 +24,7 @@ SCENES = "torch_caption.data.scenes.features"
 """What manifests and checkpoints call the features of the built-in scenes; no module has that name."""
 
 
-class Maker(Protocol):
+class FeatureExtractor(Protocol):
     """Makes features of pictures in two steps, so that of many pictures only the small outcome of the first is kept."""
 
     def prepare(self, picture: Image.Image) -> Tensor:
@@ -43,13 +43,13 @@ def is_one(recipe: Mapping[str, Any]) -> bool:
     return encoder == SCENES or (encoder in BACKBONES and kind in ("vgg16_fc7", *PROJECTED) and projected)
 
 
-def maker(
+def feature_extractor(
     recipe: Mapping[str, Any],
     *,
     weights: Path | None = None,
     near: Sequence[Path] = (),
     device: str | torch.device = "cpu",
-) -> Maker:
+) -> FeatureExtractor:
     """What makes the recipe's features of new pictures.
 
     Args:

@@ -16,7 +16,7 @@ from torch_caption.data.tokenizer import readable
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
-from torch_caption.encoders.extractor import Maker
+from torch_caption.encoders.extractor import FeatureExtractor
 from torch_caption.model.captioner import CaptioningRNN
 
 BEST_FIVE = DecodingOptions(beam_size=5)
@@ -108,7 +108,7 @@ class Describer:
         model: in `eval()`.
         vocabulary: the model's.
         recipe: of the features that the model was trained with.
-        maker: what carries it out.
+        extractor: what carries it out.
         options: how captions are chosen.
     """
 
@@ -117,18 +117,18 @@ class Describer:
         model: CaptioningRNN,
         vocabulary: Vocabulary,
         recipe: Mapping[str, Any],
-        maker: Maker,
+        extractor: FeatureExtractor,
         options: DecodingOptions = BEST_FIVE,
     ) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self._recipe = recipe
-        self._maker = maker
+        self._extractor = extractor
         self._options = options
 
     def __call__(self, picture: Image.Image) -> Description:
         """The description of an upright RGB picture."""
-        features = self._maker.make([self._maker.prepare(picture)])[0]
+        features = self._extractor.make([self._extractor.prepare(picture)])[0]
         return describe(self.model, self.vocabulary, features, self._options)
 
     def seen(self, picture: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import Vocabulary
-from torch_caption.encoders.extractor import Maker
+from torch_caption.encoders.extractor import FeatureExtractor
 from torch_caption.errors import ImageError
 from torch_caption.io.exits import is_watched
 from torch_caption.io.images import is_picture, is_url, load_image
@@ -106,7 +106,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def read(
     sources: Sequence[str],
-    maker: Maker,
+    extractor: FeatureExtractor,
     vocabulary: Vocabulary,
     *,
     allow_private: bool = False,
@@ -118,7 +118,7 @@ def read(
 
     Args:
         sources: files and http(s) URLs.
-        maker: of the model's recipe.
+        extractor: of the model's recipe.
         allow_private: as in `load_image`.
         keep: keep the pictures too, to show them.
         failed: is told of every other one.
@@ -134,13 +134,13 @@ def read(
         except ImageError as error:
             failed(source, error)
             continue
-        prepared.append(maker.prepare(picture))
+        prepared.append(extractor.prepare(picture))
         kept.append(source)
         picture.thumbnail((SHOWN, SHOWN))
         pictures.append(picture if keep else None)
         if len(prepared) == BATCH:
-            made.append(maker.make(prepared))
+            made.append(extractor.make(prepared))
             prepared = []
     if prepared:
-        made.append(maker.make(prepared))
+        made.append(extractor.make(prepared))
     return Photographs(vocabulary, torch.cat(made), kept, pictures) if made else None

@@ -199,7 +199,7 @@ class CaptioningRNN(nn.Module):
         return h, self.W_embed.T
 
     @torch.no_grad()
-    def sharpen(self, temperature: float) -> None:
+    def scale_logits_(self, temperature: float) -> None:
         """Divide all scores by a temperature, for good: the likeliest words stay so, and below 1 they gain.
 
         Raises:

@@ -10,21 +10,21 @@ from torch import Tensor
 
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.training import distributed
-from torch_caption.training.objectives import Lesson, Objective
+from torch_caption.training.objectives import Objective, Targets
 
 SHOWN = 8
 
 
 @torch.no_grad()
-def places(model: CaptioningRNN, features: Tensor, lesson: Lesson, amp: str) -> list[int]:
+def places(model: CaptioningRNN, features: Tensor, targets: Targets, amp: str) -> list[int]:
     """The places in a batch whose captions have a loss that is not finite when they are alone, without dropout."""
     model.eval()
     found = []
     for k in range(len(features)):
-        given = {"read": lesson.read, "weights": lesson.weights}
+        given = {"read": targets.read, "weights": targets.weights}
         mine = {name: x[k : k + 1] for name, x in given.items() if x is not None}
         with torch.autocast(features.device.type, torch.bfloat16, enabled=amp == "bf16"):
-            loss = model.forward(features[k : k + 1], lesson.captions[k : k + 1], **mine)
+            loss = model.forward(features[k : k + 1], targets.captions[k : k + 1], **mine)
         if not math.isfinite(float(loss)):
             found.append(k)
     return found

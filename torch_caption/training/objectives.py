@@ -1,6 +1,6 @@
 """What a step of training learns: the captions that people wrote, or captions of the model's own and how good they are.
 
-An objective says what an epoch goes through and makes a `Lesson` of each batch. The loss is the same for both,
+An objective says what an epoch goes through and makes a `Targets` of each batch. The loss is the same for both,
 `CaptioningRNN.forward`, and so is its gradient, derived by hand: what the model itself says is drawn without a gradient
 and comes back as words, which are integers, and as weights, which are constants.
 """
@@ -27,7 +27,7 @@ from torch_caption.model.captioner import CaptioningRNN
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Targets:
     """What `CaptioningRNN.forward` is given beside the features.
 
     Attributes:
@@ -54,15 +54,15 @@ class Objective(Protocol):
     """What training asks of an objective.
 
     Attributes:
-        rows: what an epoch goes through; `Dataset.__getitems__` gives features (N, ...) and what `lesson` takes.
+        rows: what an epoch goes through; `Dataset.__getitems__` gives features (N, ...) and what `targets` takes.
         drops: whether the model drops and smooths as in training while it learns.
     """
 
     rows: Dataset[tuple[Tensor, Tensor]]
     drops: bool
 
-    def lesson(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
-        """The lesson of a batch, in the epoch of that number, counted from 0."""
+    def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
+        """The targets of a batch, in the epoch of that number, counted from 0."""
         ...
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
@@ -95,10 +95,10 @@ class Likelihood:
         self._share = config.scheduled_sampling
         self._last = max(config.epochs - 1, 1)
 
-    def lesson(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
+    def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
         """The captions (N, T), and the words to read instead of their own where some are drawn."""
         share = self._share * min(epoch / self._last, 1)
-        return Lesson(batch, own_words(model, features, batch, share) if share else None)
+        return Targets(batch, own_words(model, features, batch, share) if share else None)
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
         """The rows of the split's captions, and of which images they are."""
@@ -155,7 +155,7 @@ class SelfCritical:
     The baseline depends on no drawn word, so it leaves the expectation as it is; it makes better than greedy the aim.
 
     The first draws are far worse than the greedy captions, and most of what is learnt of them is noise. So the run
-    begins with scores divided by a temperature (see `CaptioningRNN.sharpen`); the greedy captions are the same.
+    begins with scores divided by a temperature (see `CaptioningRNN.scale_logits_`); the greedy captions are the same.
 
     Dropout and smoothed labels are off: captions are drawn without them, and the gradient is that of the probability
     they were drawn with. (Dropped features are the input of all three, draw, baseline and loss.) <START> and <NULL> are
@@ -192,7 +192,7 @@ class SelfCritical:
             )
         self._reward = CiderReward(references)
 
-    def lesson(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Lesson:
+    def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
         """Captions drawn for the images (N,), each word weighted by its caption's advantage."""
         stepper = model.stepper(2 * len(features) * self._max_length)
         drawn, greedy = (
@@ -202,7 +202,7 @@ class SelfCritical:
         reward, baseline = (self.reward(batch.tolist(), words) for words in (drawn, greedy))
         captions = torch.cat([torch.full_like(drawn[:, :1], self._start), drawn], dim=1)
         weights = (reward - baseline).to(features).unsqueeze(1).expand(drawn.shape)
-        return Lesson(captions, None, weights, reward.mean().item(), baseline.mean().item())
+        return Targets(captions, None, weights, reward.mean().item(), baseline.mean().item())
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
         """The images, which an epoch goes through."""

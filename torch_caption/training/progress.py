@@ -87,7 +87,7 @@ class Progress:
             )
 
     def count(self, rows: int, loss: float, norm: float, words: int, rewards: Sequence[float]) -> None:
-        """Count a step: its rows, loss (mean over them), gradient's norm and words, and its `Lesson.rewards`."""
+        """Count a step: its rows, loss (mean over them), gradient's norm and words, and its `Targets.rewards`."""
         self.position += 1
         self.step += 1
         self.nats += loss * rows

@@ -123,7 +123,7 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Foun
         built = checkpoints.build_model(dataclasses.replace(saved, config=config), path)
         model = copy.deepcopy(built)  # what is trained in place is not the checkpoint's
         if config.resume is None and config.objective == "scst" and config.temperature != 1:
-            model.sharpen(config.temperature)
+            model.scale_logits_(config.temperature)
         torch.manual_seed(config.seed)
     model.to(device)
     _seed_rank(config.seed)

@@ -39,7 +39,7 @@ from torch_caption.training import distributed, non_finite, report
 from torch_caption.training import run_folder as runs
 from torch_caption.training.checkpointing import CheckpointManager
 from torch_caption.training.interrupt import Interrupt
-from torch_caption.training.objectives import Lesson, Objective, make_objective
+from torch_caption.training.objectives import Objective, Targets, make_objective
 from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, resume, source
 
@@ -422,40 +422,42 @@ def _train_batch(
         group["lr"] = lr
     features = dropout(features, config.feature_dropout).to(model.device, model.dtype)
     batch = batch.to(features.device)
-    lesson = _lesson(objective, model, features, batch, progress)
+    targets = _targets(objective, model, features, batch, progress)
     share = share or distributed.Share.whole(model, len(batch))
-    share.counts = [count_words(lesson.captions, model.null), *lesson.rewards()]
+    share.counts = [count_words(targets.captions, model.null), *targets.rewards()]
     try:
         loss, norm = train_step(
             model,
             optimizer,
             features,
-            lesson.captions,
-            read=lesson.read,
-            weights=lesson.weights,
+            targets.captions,
+            read=targets.read,
+            weights=targets.weights,
             clip=config.clip,
             amp=config.amp,
             share=share,
         )
     except NonFiniteError as error:
-        raise NonFiniteError(str(error), non_finite.places(model, features, lesson, config.amp)) from error
+        raise NonFiniteError(str(error), non_finite.places(model, features, targets, config.amp)) from error
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, round(words), rewards)
     progress.lr = lr
 
 
-def _lesson(objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, progress: Progress) -> Lesson:
-    """The batch's lesson; none of a rank that has no rows.
+def _targets(
+    objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, progress: Progress
+) -> Targets:
+    """The batch's targets; none of a rank that has no rows.
 
     Raises:
         NonFiniteError: the model is to say something itself, and its scores are no numbers.
         RankError: so it is, of this rank's share alone.
     """
     if not len(batch):
-        return Lesson(batch.new_empty(0, 1))
+        return Targets(batch.new_empty(0, 1))
     try:
-        return objective.lesson(model, features, batch, progress.epoch)
+        return objective.targets(model, features, batch, progress.epoch)
     except (ValueError, RuntimeError) as error:
         places = non_finite.scoreless(model, features)
         if not places:
