@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from torch_caption.errors import RunFailure
+
 # Relative to the greatest entry of our float32 tensor; tf32 rounds its factors to 11 bits, bfloat16 to 8.
 TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 
 
-class Disagreement(ArithmeticError):
-    """A contender computes something else than ours."""
+class Disagreement(RunFailure):
+    """A peer computes something else than ours."""
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
