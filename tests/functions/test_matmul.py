@@ -106,6 +106,6 @@ def test_programs_of_large_products_prefer_onednn(command, monkeypatch):
     """Once, before they begin."""
     events: list[str] = []
     monkeypatch.setattr(command, "prefer_onednn", lambda: events.append("prefer"))
-    monkeypatch.setattr(command, "fit" if command is train else "run", lambda config: events.append("run"))
+    monkeypatch.setattr(command, "fit" if command is train else "run", lambda *_: events.append("run"))
     command.main([], "")
     assert events == ["prefer", "run"]

@@ -66,8 +66,7 @@ for cell in ("rnn", "attention"):
     split = data["val"]
     images = captioning.some_images(split, 3, seed=0)
     for method in METHODS:
-        options = DecodingOptions(method, max_length=6)
-        captions = captioning.caption_images(model, split, images, options, seed=3)
+        captions = captioning.caption_images(model, split, images, DecodingOptions(method, max_length=6), seed=3)
         found[cell, method] = [c[0].text for c in captions.values()]
     features = split.features_of(images)
     words = model.sample(features, 6)
