@@ -126,9 +126,14 @@ class Padded(nn.Module):
         }
 
     @property
-    def W_proj(self) -> Tensor:
-        """A weight by our name: training asks it for its dtype and device."""
-        return self.proj.weight
+    def device(self) -> torch.device:
+        """The device of the weights, as `CaptioningRNN.device`."""
+        return self.proj.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Their data type."""
+        return self.proj.weight.dtype
 
 
 class Packed(Padded):

@@ -348,6 +348,7 @@ def test_autocast(function, inside, data):
     case = data.draw(cases(function, dtype=torch.float32))
     inputs = [arg for arg in case.args if needs_grad(arg)]
     eps = torch.finfo(torch.bfloat16).eps
+    rounding = torch.finfo(torch.float32).eps  # of terms that cancel: of one word, p - q = 1 - s - (1 - s) is zero
 
     def run(function: Callable) -> tuple[Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16):
@@ -365,7 +366,7 @@ def test_autocast(function, inside, data):
     truth = by_autograd(case.auto, changed(case.args, Tensor.double))
     for name, found, oracle, true in zip(labels(case, hand), hand, oracles, truth, strict=True):
         allowed = 2 * max(error(x, true) for x in oracle) + 4 * eps * error(torch.zeros_like(true), true)
-        assert error(found, true) <= allowed, name
+        assert error(found, true) <= allowed + rounding, name
 
 
 def error(found: Tensor, true: Tensor) -> float:

@@ -30,7 +30,7 @@ from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, EpochBatches, batches, open_data
 from torch_caption.decoding import DecodingOptions
-from torch_caption.errors import CheckpointError, ConfigError, NonFiniteError, WorkerLost
+from torch_caption.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkerLost
 from torch_caption.inference.captions import caption_images, looked, some_images
 from torch_caption.io import files, lock
 from torch_caption.io.exits import Stopped, guarded
@@ -927,7 +927,7 @@ def test_a_disk_that_is_full_as_well_hides_nothing(
 ) -> None:
     save = failing(checkpoints.save, 2, OSError("last.safetensors: could not be written"))
     monkeypatch.setattr(checkpoints, "save", save)
-    monkeypatch.setattr(trainer, "train_step", failing(train_step, 4, ValueError("the first reason")))
+    monkeypatch.setattr(trainer, "train_step", failing(train_step, 4, DataError("the first reason")))
     assert guarded(lambda: fit(config)) == 2
     said = capsys.readouterr()
     assert "which is saved" not in said.out
