@@ -91,7 +91,7 @@ def _content(**changes: object) -> bytes:
         ("é".encode("latin-1"), "not a text in UTF-8"),
         (b"[" * 100_000, "not JSON in UTF-8"),
         (_content().decode().encode("utf-16"), "not a text in UTF-8"),
-        (_content(x=float("nan")), "NaN is no number of JSON"),
+        (_content(x=float("nan")), "NaN is not valid JSON"),
         (b'{"idx_to_word": [], "idx_to_word": ["a"]}', r"has the key 'idx_to_word' twice, with \[\] and with \['a'\]"),
         (b"[]", "no list named idx_to_word"),
         (_content(idx_to_word={}), "no list named idx_to_word"),

@@ -24,7 +24,7 @@ def train_config(args: Sequence[str], prog: str | None = None) -> tuple[TrainCon
         The settings, and the checkpoint that was read for them: the arguments of `training.fit`.
 
     Raises:
-        InputError: there is no run to resume, or no checkpoint to begin with.
+        InputError: there is no run to resume, or no checkpoint to start from.
         SystemExit: a flag is misspelt (status 2), or help was asked for (0).
     """
     args = _name_the_run(args)

@@ -29,7 +29,7 @@ def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
     """The content of a file in UTF-8, without the mark of the order of bytes that some editors put at its head.
 
     Raises:
-        InputError: it is no file, larger than `most` bytes, or not UTF-8; the message names it.
+        InputError: it is not a file, larger than `most` bytes, or not UTF-8; the message names it.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device, which may have no end
@@ -82,7 +82,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> NoReturn:
-    raise InputError(f"{name} is no number of JSON")
+    raise InputError(f"{name} is not valid JSON")
 
 
 def shown(value: Any, most: int = 80) -> str:

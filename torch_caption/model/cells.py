@@ -167,7 +167,7 @@ class AttentionCell(Cell):
         }
 
     def begin(self, image: Tensor) -> State:
-        mean, _ = self.ops.dot_product_attention(torch.zeros_like(image[:, 0]), image.mT)  # who asks nothing sees all
+        mean, _ = self.ops.dot_product_attention(torch.zeros_like(image[:, 0]), image.mT)  # a zero query: the mean
         return mean, mean.clone(), image
 
     def begin_(self, image: Tensor) -> State:

@@ -1,4 +1,4 @@
-"""A loss that is no number any more, and which captions it comes from."""
+"""A non-finite (NaN or Inf) loss, and the captions that cause it."""
 
 from __future__ import annotations
 

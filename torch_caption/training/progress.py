@@ -99,7 +99,7 @@ class Progress:
         self.greedy_reward += greedy_reward
 
     def means(self) -> dict[str, float]:
-        """What the epoch under way has come to: the loss of people's captions, or the rewards of the model's own."""
+        """What the epoch under way has come to: the loss of the reference captions, or the rewards of sampled ones."""
         if self.images:
             return {"reward": self.reward / self.images, "greedy_reward": self.greedy_reward / self.images}
         return {"train_loss": self.nats / self.words}

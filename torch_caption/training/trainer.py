@@ -182,13 +182,13 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
     Raises:
         UsageError, InputError: a setting, the data or the checkpoint cannot be used, or another process trains in the
             run's directory, or another thread of this process trains.
-        NonFiniteError: the loss or its gradient is no number any more; the checkpoints before it are kept.
+        NonFiniteError: the loss or its gradient is non-finite (NaN or Inf); the checkpoints before it are kept.
         OutOfMemory: the model or a batch of it takes more memory than there is.
         WorkerLost: a process that loads batches was killed.
         Stopped: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
 
     Whatever ends the run, the state after the last whole step is saved first, unless there are several processes, or
-    the loss is no number, or it cannot be saved.
+    the loss is non-finite, or it cannot be saved.
     """
     config.check()
     check_compiler(config)
@@ -305,7 +305,7 @@ def _save_whole_steps(
 ) -> None:
     """Save what was done before an error, if the state is that of a whole step, and say how to go on.
 
-    Of several ranks the others are in the middle of a step. What has led to a loss that is no number is not kept.
+    Of several ranks the others are in the middle of a step. A state that led to a non-finite loss is not kept.
 
     Raises:
         Stopped: all processes of the program were told to stop, and one that loads batches was the first to end.
@@ -451,7 +451,7 @@ def _targets(
     """The batch's targets; none of a rank that has no rows.
 
     Raises:
-        NonFiniteError: the model is to say something itself, and its scores are no numbers.
+        NonFiniteError: words are sampled from the model, and its logits are non-finite.
         RankError: so it is, of this rank's share alone.
     """
     if not len(batch):
