@@ -846,13 +846,13 @@ def test_a_lost_worker_stops_the_run_after_a_whole_step(
         return train_step(*args, **kwargs)
 
     monkeypatch.setattr(trainer, "train_step", struck)
-    lost = r"^process \d+.* of --workers was killed or has ended; .*last.safetensors is that of step 1[45]$"
+    lost = r"^process \d+.* of --workers was killed or has ended; .*last.safetensors is that of step 1[4-8]$"
     kind, message = (Stopped, "SIGTERM") if told else (WorkerLost, lost)
     capsys.readouterr()
     with pytest.raises(kind, match=message):
         fit(config)
     saved = checkpoints.load(runs.find(config.out) / "last.safetensors").progress["step"]
-    assert saved in (14, 15)  # with the step under way, or before it
+    assert 14 <= saved <= 18  # each of two workers may have had two batches ready
     assert f"stopped after step {saved}, which is saved; `python -m" in capsys.readouterr().out
     assert not multiprocessing.active_children()
     assert_same(whole, fit(replace(config, resume="last")))

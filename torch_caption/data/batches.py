@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -174,8 +175,18 @@ class Loader(DataLoader[Batch]):
         return map(_raised, each)
 
     def lost(self) -> list[int]:
-        """The processes that were killed or have ended, by their numbers. torch raises a RuntimeError at a death."""
-        return [cast(int, process.pid) for process in self._processes if not process.is_alive()]
+        """The process ids of workers that have ended.
+
+        A worker that is killed closes its connections before the system reports its end, so the error that follows may
+        come first: this waits up to a second.
+        """
+        if not self._processes:
+            return []
+        ended = multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1)
+        lost = [process for process in self._processes if process.sentinel in ended]
+        for process in lost:
+            process.join()
+        return [cast(int, process.pid) for process in lost]
 
 
 @contextmanager
