@@ -24,13 +24,14 @@ from tests.helpers.tiny_data import write_tiny
 from torch_caption import plots
 from torch_caption.__main__ import main
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.cli.sample import run as sample
 from torch_caption.cli.sample import sample_config
 from torch_caption.cli.train import train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import open_data
 from torch_caption.io.exits import SIGNALS, guarded
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
 from torch_caption.training.trainer import fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -359,7 +360,7 @@ def test_self_critical_training_says_what_it_does(
     assert any(re.fullmatch(r"best      epoch [12], val \S+ nats per word, CIDEr \d\.\d{4}", line) for line in lines)
     again, found = train_config(["--resume", str(run), "--epochs", "3"])  # it is still what it was
     assert (again.objective, again.init_from) == ("scst", Path("runs"))
-    assert len(runs.read(fit(again, found))) == 3
+    assert len(read_log(fit(again, found))) == 3
 
 
 def start_long(folder: Path) -> subprocess.Popen[str]:

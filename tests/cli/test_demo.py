@@ -29,7 +29,7 @@ from tests.helpers.hostile_photos import made, photo
 from torch_caption.__main__ import main
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli import demo
-from torch_caption.cli.demo import DemoConfig, captions_html, chance, load, maps, words_html
+from torch_caption.cli.demo import DemoConfig, captions_html, chance, maps, open_describer, words_html
 from torch_caption.config import TrainConfig
 from torch_caption.encoders import extractor as recipes
 from torch_caption.inference.explain import BEST_FIVE, Description, Guess, Word, describe
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_does_not_say_how_features_are_made(tmp_path: Path) ->
     words = [*describer("lstm").vocabulary.words]
     checkpoints.save(tmp_path / "x.safetensors", checkpoints.Checkpoint(dict(model.state_dict()), config, words, {}, 3))
     with pytest.raises(ValueError, match=r"x.safetensors: does not say how its features were made"):
-        load(DemoConfig(tmp_path / "x.safetensors"))
+        open_describer(DemoConfig(tmp_path / "x.safetensors"))
 
 
 def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
     saved = checkpoints.Checkpoint(weights, config, [*made.vocabulary.words], recipe, scenes.FEATURE_DIM)
     checkpoints.save(tmp_path / "x.safetensors", saved)
-    loaded, about = load(DemoConfig(tmp_path / "x.safetensors", device="cpu"))
+    loaded, about = open_describer(DemoConfig(tmp_path / "x.safetensors", device="cpu"))
     assert about == f"{tmp_path / 'x.safetensors'}: lstm, H = 16, 14 words, features by scenes.features"
     picture = Image.new("RGB", (scenes.SIDE, scenes.SIDE), "white")
     features = torch.from_numpy(scenes.features(np.asarray(picture)))

@@ -18,7 +18,7 @@ from tests.faults.kills_in_training import differences  # noqa: E402
 from tests.faults.programs import Program, Programs  # noqa: E402
 from tests.faults.saving import Room, small_disk  # noqa: E402
 from tests.helpers.tiny_data import write_tiny  # noqa: E402
-from torch_caption.training import run_folder as runs  # noqa: E402
+from torch_caption.checkpoints import run_folder as runs  # noqa: E402
 
 SMALL = (
     "--data tiny --hidden-dim 24 --wordvec-dim 8 --batch-size 5 --lr 0.01 --max-length 6 --score-images 0 --epochs 3"

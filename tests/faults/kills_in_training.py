@@ -20,9 +20,10 @@ from tests.faults.figures import Family, Figures
 from tests.faults.programs import Program, Programs
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.errors import CheckpointError
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
 
 SMALL = "--data tiny --hidden-dim 16 --wordvec-dim 8 --batch-size 5 --lr 0.01 --max-length 6 --score-images 6"
 EPOCHS = 12
@@ -224,7 +225,7 @@ def differences(whole: Path, run: Path) -> Iterator[str]:
         for key in sorted(ours.keys() | theirs.keys()):
             if not _same(ours.get(key), theirs.get(key)):
                 yield f"{key} of {name}"
-    ours, theirs = ([{**record, "seconds": 0} for record in runs.read(r)] for r in (run, whole))
+    ours, theirs = ([{**record, "seconds": 0} for record in read_log(r)] for r in (run, whole))
     if ours != theirs:
         yield f"records: {[record['epoch'] for record in ours]}"
     if (run / "tensorboard").is_dir() and _curve(run) != _curve(whole):

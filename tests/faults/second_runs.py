@@ -17,10 +17,11 @@ from tests.faults.figures import Family, Figures
 from tests.faults.kills_in_training import SMALL, epochs_of
 from tests.faults.programs import Program, Programs
 from tests.helpers.tiny_data import write_tiny
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.config import TrainConfig
 from torch_caption.errors import NonFiniteError
 from torch_caption.io.exits import Stopped
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
 from torch_caption.training.trainer import fit
 
 FOREVER = [*SMALL.split(), "--epochs", "100000", "--patience", "0", "--no-tensorboard"]
@@ -130,7 +131,7 @@ def _run(config: TrainConfig, how: str) -> None:
         fit(replace(config, epochs=100_000, patience=0))
     except Stopped:
         run = runs.find(config.out)
-        epochs = len(runs.read(run)) + 1
+        epochs = len(read_log(run)) + 1
         fit(replace(config, resume="last", epochs=epochs))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

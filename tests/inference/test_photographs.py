@@ -31,6 +31,7 @@ from torch_caption.encoders import extractor as recipes
 from torch_caption.encoders import torchvision_encoder as features
 from torch_caption.inference import photographs
 from torch_caption.inference.captions import caption_images
+from torch_caption.inference.load import load
 from torch_caption.io.exits import guarded
 from torch_caption.io.images import load_image
 from torch_caption.prepare import prepare
@@ -94,11 +95,12 @@ def mistake(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def made(run: Path, sources: list[str], **options: Any) -> photographs.Photographs:
-    """What sample.py makes of photographs."""
-    saved = checkpoints.load(run / "best.safetensors")
+    """What `sample` makes of photographs."""
     config = sampling.SampleConfig(photographs=tuple(sources), checkpoint=run, device="cpu", **options)
-    subject = sampling._photographs(config, run / "best.safetensors", saved, saved.config)
-    return subject.split
+    captioner = load(run, device="cpu", data=config.data, encoder_weights=config.weights)
+    split = sampling._photographs(config, captioner).split
+    assert isinstance(split, photographs.Photographs)
+    return split
 
 
 def test_features_of_photographs_are_those_of_training(photo_run: tuple[Path, Path]) -> None:

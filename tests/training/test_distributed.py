@@ -33,13 +33,14 @@ from torch.optim import SGD, Adam, Optimizer
 from tests.helpers import torchrun
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.cli.train import train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, batches, open_data
 from torch_caption.model.cells import CELLS
 from torch_caption.model.dropout import dropout
 from torch_caption.training import distributed, trainer
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
 from torch_caption.training.objectives import Targets, make_objective
 from torch_caption.training.state import begin
 from torch_caption.training.trainer import fit, train_step, validate
@@ -182,7 +183,7 @@ def check_a_whole_run_is_that_of_one(folder: Path, size: int) -> None:
     assert len(distributed.gathered(one.name)) == size
     assert one != run
     keys = ("train_loss", "val_loss", "gradient_norm", "CIDEr", "lr")
-    for ours, theirs in zip(runs.read(run), runs.read(one), strict=True):
+    for ours, theirs in zip(read_log(run), read_log(one), strict=True):
         assert all(math.isclose(ours[key], theirs[key], rel_tol=1e-9) for key in keys)
         assert ours["step"] == theirs["step"]
     best, expected = (checkpoints.load(r / "best.safetensors").weights for r in (run, one))
@@ -207,7 +208,7 @@ def check_a_resumed_run_ends_as_if_never_stopped(folder: Path, size: int, option
     assert fit(replace(config, resume="last")) == run
     ours, theirs = (checkpoints.load(r / "last.safetensors") for r in (run, whole))
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)
-    records = [[{k: v for k, v in line.items() if k != "seconds"} for line in runs.read(r)] for r in (run, whole)]
+    records = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_log(r)] for r in (run, whole)]
     assert records[0] == records[1]
 
 
@@ -305,7 +306,7 @@ def check_rewards_are_those_of_all_captions(folder: Path, size: int) -> None:
     of_all = [entry for entries in distributed.gathered(seen) for entry in entries]
     assert sum(n for n, _ in of_all) == 2 * 12
     expected = sum(n * reward for n, reward in of_all) / 12
-    assert math.isclose(sum(record["reward"] for record in runs.read(run)), expected, rel_tol=1e-9)
+    assert math.isclose(sum(record["reward"] for record in read_log(run)), expected, rel_tol=1e-9)
 
 
 @ranks(3)
@@ -435,7 +436,7 @@ def test_torchrun_trains_one_model(tmp_path: Path) -> None:
     status, out, err = ended(tmp_path, "--resume", "last", "--epochs", str(epochs))
     assert status == 0, err
     assert out.count(f"epoch {epochs}/{epochs}") == 1
-    assert [record["epoch"] for record in runs.read(run)] == list(range(1, epochs + 1))
+    assert [record["epoch"] for record in read_log(run)] == list(range(1, epochs + 1))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such signals")

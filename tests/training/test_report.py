@@ -15,7 +15,6 @@ from torch_caption.data.dataset import open_data
 from torch_caption.io.exits import guarded
 from torch_caption.scenes import dataset as scenes
 from torch_caption.training import report, trainer
-from torch_caption.training import run_folder as runs
 from torch_caption.training.trainer import fit
 
 SIZES = {"train": 20, "val": 4, "test": 5, "novel": 3}
@@ -80,7 +79,7 @@ ENDS = {
     "a picture that cannot be written": (report.plots, "loss_curves", ["loss.png"]),
     "another": (report.plots, "gallery", ["gallery.png"]),
     "captions": (report, "caption_images", ["test", "novel", "gallery.png"]),
-    "records": (runs, "read", ["loss.png"]),
+    "records": (report, "read_log", ["loss.png"]),
 }
 
 

@@ -14,18 +14,19 @@ from typing import Any
 
 import pytest
 
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.errors import CheckpointError
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import Log, read_log
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Callable[..., runs.Log]:
+def log(tmp_path: Path) -> Callable[..., Log]:
     """Makes logs of one run, which have nothing to warn of."""
 
     def warn(line: str) -> None:
         raise AssertionError(line)
 
-    return functools.partial(runs.Log, tmp_path, warn=warn)
+    return functools.partial(Log, tmp_path, warn=warn)
 
 
 def record(epoch: int) -> dict[str, Any]:
@@ -119,9 +120,7 @@ def test_a_pointer_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20])
-def test_a_log_goes_on_after_the_epochs_of_the_checkpoint(
-    log: Callable[..., runs.Log], tmp_path: Path, cut: int
-) -> None:
+def test_a_log_goes_on_after_the_epochs_of_the_checkpoint(log: Callable[..., Log], tmp_path: Path, cut: int) -> None:
     """What a run that died wrote after it is dropped, a line half written as well."""
     first = log(tensorboard=False)
     for epoch in (1, 2, 3):
@@ -129,13 +128,13 @@ def test_a_log_goes_on_after_the_epochs_of_the_checkpoint(
     whole = first.path.read_bytes()
     first.path.write_bytes(whole[: len(whole) - cut])
     again = log(tensorboard=False, epochs=2, step=12)
-    assert runs.read(tmp_path) == [record(1), record(2)]
+    assert read_log(tmp_path) == [record(1), record(2)]
     again.write(record(3))
     assert first.path.read_bytes() == whole
 
 
 def test_whoever_dies_while_dropping_records_loses_none(
-    log: Callable[..., runs.Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: Callable[..., Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = log(tensorboard=False)
     for epoch in (1, 2, 3):
@@ -147,11 +146,11 @@ def test_whoever_dies_while_dropping_records_loses_none(
     monkeypatch.setattr("os.replace", dies)
     with pytest.raises(KeyboardInterrupt):
         log(tensorboard=False, epochs=2)
-    assert [r["epoch"] for r in runs.read(tmp_path)] == [1, 2, 3]
+    assert [r["epoch"] for r in read_log(tmp_path)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("step", [0, 5, 7, 10])
-def test_curves_go_on_where_the_checkpoint_is(log: Callable[..., runs.Log], tmp_path: Path, step: int) -> None:
+def test_curves_go_on_where_the_checkpoint_is(log: Callable[..., Log], tmp_path: Path, step: int) -> None:
     """Of a later step nothing is shown twice, and of an earlier one nothing is hidden."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -188,9 +187,7 @@ NO_RECORDS = {
 
 @pytest.mark.parametrize("bad", NO_RECORDS, ids=lambda bad: repr(bad[:30]))
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_damaged_line_takes_no_other_with_it(
-    log: Callable[..., runs.Log], tmp_path: Path, bad: bytes, place: int
-) -> None:
+def test_a_damaged_line_takes_no_other_with_it(log: Callable[..., Log], tmp_path: Path, bad: bytes, place: int) -> None:
     """The file is kept aside, the run goes on with its other records, and says so once."""
     first = log(tensorboard=False)
     for epoch in (1, 2, 3):
@@ -201,29 +198,29 @@ def test_a_damaged_line_takes_no_other_with_it(
     first.path.write_bytes(damaged)
     told = f"{first.path}: line {place + 1} is no record of an epoch: "
     with pytest.raises(ValueError, match="is no record of an epoch") as raised:
-        runs.read(tmp_path)
+        read_log(tmp_path)
     assert str(raised.value).startswith(told)
     assert NO_RECORDS[bad] in str(raised.value)
     assert len(str(raised.value)) < len(told) + 200
     warned: list[str] = []
-    runs.Log(tmp_path, warn=warned.append, tensorboard=False, epochs=3)
+    Log(tmp_path, warn=warned.append, tensorboard=False, epochs=3)
     aside = tmp_path / "metrics.previous.jsonl"
     assert warned == [f"{raised.value}; the file is kept as {aside}, and its other records go on"]
     assert aside.read_bytes() == damaged
-    assert [r["epoch"] for r in runs.read(tmp_path)] == [epoch for epoch in (1, 2, 3) if epoch != place + 1]
+    assert [r["epoch"] for r in read_log(tmp_path)] == [epoch for epoch in (1, 2, 3) if epoch != place + 1]
     log(tensorboard=False, epochs=3)  # without a warning
     assert aside.read_bytes() == damaged
 
 
-def test_a_last_line_without_its_end_is_a_record_if_it_is_whole(log: Callable[..., runs.Log], tmp_path: Path) -> None:
+def test_a_last_line_without_its_end_is_a_record_if_it_is_whole(log: Callable[..., Log], tmp_path: Path) -> None:
     first = log(tensorboard=False)
     first.write(record(1))
     whole = first.path.read_bytes()
     for cut in range(1, len(whole)):
         first.path.write_bytes(whole[:-cut])
-        assert runs.read(tmp_path) == ([record(1)] if cut == 1 else [])
+        assert read_log(tmp_path) == ([record(1)] if cut == 1 else [])
     first.path.write_bytes(whole + bytes(50))  # what a machine that lost its power may leave
-    assert runs.read(tmp_path) == [record(1)]
+    assert read_log(tmp_path) == [record(1)]
 
 
 def no_room(*_: object) -> None:
@@ -231,12 +228,14 @@ def no_room(*_: object) -> None:
 
 
 def test_what_cannot_be_written_is_told_by_its_name(
-    log: Callable[..., runs.Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: Callable[..., Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = log(tensorboard=False)
     run = runs.create(tmp_path, "tiny-rnn")
     monkeypatch.setattr("os.fsync", no_room)
-    told = r"metrics\.jsonl: could not be written: No space left on device; make room, and --resume goes on$"
+    told = (
+        r"metrics\.jsonl: could not be written: No space left on device; free disk space, then continue with --resume$"
+    )
     with pytest.raises(OSError, match=told):
         first.write(record(1))
     with pytest.raises(OSError, match=told):
@@ -247,13 +246,13 @@ def test_what_cannot_be_written_is_told_by_its_name(
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_without_room_for_tensorboard_it_goes_on_and_says_so_once(
-    log: Callable[..., runs.Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+    log: Callable[..., Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     """Whether its file cannot be made, or not be written on."""
     warned: list[str] = []
     if epoch == 0:
         (tmp_path / "tensorboard").write_text("in the way", encoding="utf-8")
-    first = runs.Log(tmp_path, warn=warned.append)
+    first = Log(tmp_path, warn=warned.append)
     for number in (1, 2, 3):
         if number == epoch:
             monkeypatch.setattr("torch_caption.training.tensorboard.Curves.write", no_room)
@@ -262,7 +261,7 @@ def test_without_room_for_tensorboard_it_goes_on_and_says_so_once(
     assert line.startswith(str(tmp_path / "tensorboard"))
     assert line.endswith("; it goes on without TensorBoard")
     assert ("No space left on device" in line) == (epoch > 0)
-    assert runs.read(tmp_path) == [record(1), record(2), record(3)]
+    assert read_log(tmp_path) == [record(1), record(2), record(3)]
 
 
 def test_the_last_run_is_found_by_its_whole_name(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch_caption.cli.train import train_config
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Split, open_data
 from torch_caption.errors import CheckpointError
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
 from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, judged, random_state, resume, set_random_state, snapshot
 from torch_caption.training.trainer import fit
@@ -312,4 +312,4 @@ def test_a_run_over_changed_captions_warns_once(
         fit(replace(config, resume="last", epochs=epochs))
         told = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
         assert len(told) == warnings
-    assert len(runs.read(run)) == 3
+    assert len(read_log(run)) == 3

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, EpochBatches, batches, open_data
@@ -37,7 +38,7 @@ from torch_caption.io.exits import Stopped, guarded
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.training import report, trainer
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import Log, read_log
 from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, resume, snapshot, source
 from torch_caption.training.trainer import fit, learning_rate, score, train_step, validate
@@ -101,7 +102,7 @@ def weights_of(run: Path, name: str = "last.safetensors") -> dict[str, Tensor]:
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in runs.read(run)]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_log(run)]
 
 
 def test_constant_rate() -> None:
@@ -244,7 +245,7 @@ def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, cell_type: str) -> None:
             tensorboard=False,
         )
     )
-    last = runs.read(run)[-1]
+    last = read_log(run)[-1]
     assert last["train_loss"] < 0.01
     assert last["val_loss"] < 0.02
     data = data_for(cell_type, directory)
@@ -339,7 +340,7 @@ def test_self_critical_training_keeps_the_best_cider(config: TrainConfig) -> Non
     config = replace(config, dropout=0.0, feature_dropout=0.0, epochs=20, score_images=12)
     begun = fit(config)
     run = fit(replace(config, objective="scst", init_from=begun, epochs=24, batch_size=3, lr=2e-3, patience=0))
-    records = runs.read(run)
+    records = read_log(run)
     assert [record["step"] for record in records] == list(range(4, 97, 4))  # once an image and epoch
     assert all({"reward", "greedy_reward"} < record.keys() and "train_loss" not in record for record in records)
     best = checkpoints.load(run / "best.safetensors")
@@ -347,7 +348,7 @@ def test_self_critical_training_keeps_the_best_cider(config: TrainConfig) -> Non
     assert best.progress["best_cider"] == max(cider)
     assert best.progress["best_epoch"] == 1 + cider.index(max(cider))
     assert best.progress["best_loss"] == records[cider.index(max(cider))]["val_loss"]
-    assert max(cider) > runs.read(begun)[-1]["CIDEr"]
+    assert max(cider) > read_log(begun)[-1]["CIDEr"]
     assert (run / "loss.png").is_file()
 
 
@@ -419,7 +420,7 @@ def test_what_a_run_cannot_begin_with(config: TrainConfig, tmp_path: Path) -> No
 def test_a_compiled_run_learns_the_same(config: TrainConfig, options: dict[str, Any]) -> None:
     """Padded where the other is packed; its last batch is smaller than the others."""
     config = replace(config, epochs=2, batch_size=5, dropout=0.0, feature_dropout=0.0, score_images=0, **options)
-    packed, compiled = (runs.read(fit(replace(config, compile=compile))) for compile in (False, True))
+    packed, compiled = (read_log(fit(replace(config, compile=compile))) for compile in (False, True))
     for one, other in zip(packed, compiled, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-5)
@@ -449,11 +450,11 @@ def test_training_ends_when_the_validation_loss_no_longer_falls(
     losses = iter([3.0, 2.0, 2.5, 2.0, 1.9, 2.4, 1.9, 2.0, 1.0])
     monkeypatch.setattr(trainer, "validate", lambda *_: next(losses))
     run = fit(replace(config, epochs=9, patience=3))
-    assert [record["val_loss"] for record in runs.read(run)] == [3.0, 2.0, 2.5, 2.0, 1.9, 2.4, 1.9, 2.0]
+    assert [record["val_loss"] for record in read_log(run)] == [3.0, 2.0, 2.5, 2.0, 1.9, 2.4, 1.9, 2.0]
     best = checkpoints.load(run / "best.safetensors").progress
     assert (best["best_epoch"], best["best_loss"], best["epoch"]) == (5, 1.9, 5)
     losses = iter([3.0] * 9)
-    assert len(runs.read(fit(replace(config, epochs=9, patience=0)))) == 9
+    assert len(read_log(fit(replace(config, epochs=9, patience=0)))) == 9
 
 
 def test_a_run_holds_what_came_of_it(config: TrainConfig) -> None:
@@ -620,7 +621,7 @@ def test_an_epoch_that_died_before_its_checkpoint_leaves_no_trace(
     with pytest.raises(OSError, match="No space left"):
         fit(config)
     run = runs.find(config.out)
-    assert len(runs.read(run)) == 2
+    assert len(read_log(run)) == 2
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"epoch": 3, "st')
     monkeypatch.undo()
@@ -633,7 +634,7 @@ def test_more_epochs_may_be_asked_of_a_finished_run(config: TrainConfig) -> None
     config = replace(config, lr_schedule="constant", epochs=2)
     run = fit(config)
     assert fit(replace(config, resume="last")) == run
-    assert len(runs.read(run)) == 2
+    assert len(read_log(run)) == 2
     fit(replace(config, resume="last", epochs=3))
     assert records_of(run) == records_of(fit(replace(config, epochs=3)))
 
@@ -715,7 +716,7 @@ def test_whoever_dies_between_two_files_loses_nothing(
         return wrapped
 
     monkeypatch.setattr("torch_caption.io.files.replace", dying(files.replace))
-    monkeypatch.setattr(runs.Log, "write", dying(runs.Log.write))
+    monkeypatch.setattr(Log, "write", dying(Log.write))
     dead = config.out / "other"
     while True:
         place, written = place + 1, 0
@@ -738,15 +739,15 @@ def test_a_record_that_is_made_again_is_shown_once(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     """Killed between the record and the checkpoint; the one before may be of the epoch's last step."""
-    write = runs.Log.write
+    write = Log.write
 
-    def dying(log: runs.Log, record: dict[str, Any]) -> None:
+    def dying(log: Log, record: dict[str, Any]) -> None:
         write(log, record)
         if record["epoch"] == 2:
             raise Killed
 
     config = replace(config, checkpoint_every=every, tensorboard=True)
-    monkeypatch.setattr(runs.Log, "write", dying)
+    monkeypatch.setattr(Log, "write", dying)
     with pytest.raises(Killed):
         fit(config)
     monkeypatch.undo()
@@ -754,8 +755,8 @@ def test_a_record_that_is_made_again_is_shown_once(
     first.rename(first.with_name(first.name.replace("tfevents.", "tfevents.0")))  # of an earlier second
     monkeypatch.setattr("torch_caption.training.report.closing", lambda *_: None)
     run = fit(replace(config, resume="last"))
-    assert [record["step"] for record in runs.read(run)] == [5, 10, 15]
-    assert curve_of(run) == [(record["step"], pytest.approx(record["val_loss"])) for record in runs.read(run)]
+    assert [record["step"] for record in read_log(run)] == [5, 10, 15]
+    assert curve_of(run) == [(record["step"], pytest.approx(record["val_loss"])) for record in read_log(run)]
 
 
 @pytest.mark.usefixtures("quiet")
@@ -875,7 +876,7 @@ SAVED_AT = {  # what fails at which call, by what, and the step that is then sav
     "a step fails": ("torch_caption.training.trainer.train_step", 8, OverflowError("too large"), 7),
     "its backward does": ("torch.nn.utils.clip_grad_norm_", 8, RuntimeError("no kernel"), 7),
     "validation does": ("torch_caption.training.trainer.validate", 2, RuntimeError("no kernel"), 10),
-    "a record cannot be written": ("torch_caption.training.run_folder.Log.write", 2, OSError("no room"), 10),
+    "a record cannot be written": ("torch_caption.training.log.Log.write", 2, OSError("no room"), 10),
 }
 
 
@@ -1089,16 +1090,16 @@ def test_the_caption_without_a_finite_loss_is_named(
 ) -> None:
     if objective == "scst":
         config = replace(config, objective="scst", init_from=fit(config))
-    load_data = trainer.load_data
+    open_training_data = trainer.open_training_data
 
-    def poisoned(config: TrainConfig) -> CocoData:
-        data = load_data(config)
+    def poisoned(config: TrainConfig, **options: bool) -> CocoData:
+        data = open_training_data(config, **options)
         features = data["train"]._features
         assert isinstance(features, Tensor)
         features[4] = math.nan
         return data
 
-    monkeypatch.setattr(trainer, "load_data", poisoned)
+    monkeypatch.setattr(trainer, "open_training_data", poisoned)
     with pytest.raises(NonFiniteError) as stopped:
         fit(replace(config, feature_dropout=0.0))
     named = {"xe": r"row [89] \(image 4\)", "scst": "image 4"}[objective]
@@ -1183,7 +1184,7 @@ def test_a_gradient_that_is_no_number_leaves_the_weights(data: CocoData) -> None
 def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str, options: dict[str, Any]) -> None:
     config = replace(config, **options)
     full, mixed = (fit(replace(config, cell_type=cell_type, amp=amp)) for amp in ("none", "bf16"))
-    for ours, theirs in zip(runs.read(full), runs.read(mixed), strict=True):
+    for ours, theirs in zip(read_log(full), read_log(mixed), strict=True):
         assert theirs["train_loss"] == pytest.approx(ours["train_loss"], rel=1e-2)
         assert theirs["val_loss"] == pytest.approx(ours["val_loss"], rel=1e-2)
     assert not weights_equal(full, mixed)
