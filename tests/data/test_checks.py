@@ -140,6 +140,11 @@ DAMAGES = {
     "vocabulary truncated": (text(VOCAB, '{"idx_to_word": ['), VOCAB, "not JSON in UTF-8"),
     "manifest truncated": (text("manifest.json", '{"a": '), "manifest.json", "not JSON in UTF-8"),
     "manifest of another kind": (text("manifest.json", "[1]"), "manifest.json", "holds list, not an object"),
+    "manifest's tokenizer": (
+        text("manifest.json", '{"tokenizer": "bpe"}'),
+        "manifest.json",
+        "tokenizer is 'bpe', not one of words, characters, whitespace",
+    ),
     "manifest's images": (text("manifest.json", '{"images": 3}'), "manifest.json", "images is 3"),
     "a folder for a manifest": (folder, "manifest.json", "not a file; write it again"),
     "fewer URLs": (text("val2014_urls.txt", "a\nb\nc\n"), "val2014_urls.txt", "has 3 lines, but .* 4 rows"),
