@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,3 +78,8 @@ def replace() -> Callable[[Path, str, object], None]:
                 file[name] = value
 
     return write
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,10 +67,6 @@ def write(tmp_path: Path) -> Photos:
 def stored(path: Path, name: str = "features") -> np.ndarray:
     with h5py.File(path) as file:
         return file[name][()]
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def error_of(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:

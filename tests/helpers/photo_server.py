@@ -1,4 +1,4 @@
-"""A server on this machine, of one photograph and of all that goes wrong with photographs on the web."""
+"""A server on this machine with one photograph, and with answers that are faulty, hostile or endless."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, pixels: bytes = b"", clear: bytes = b"") -> bytes:
-    """A PNG by hand: what Pillow does not write, 16-bit colour, perhaps a clear one, and sizes that are not true."""
+    """A PNG that Pillow does not write: 16-bit colour, a transparent colour, false sizes."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = (
         chunk(b"IHDR", header)
@@ -64,7 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append((self.path, dict(self.headers)))
         self.close_connection = True
-        with contextlib.suppress(OSError):  # the client went away, as it should
+        with contextlib.suppress(OSError):  # the client has closed the connection
             getattr(self, f"answer_{urlsplit(self.path).path.split('/')[1]}", self.answer_missing)()
 
     def head(self, status: int = 200, **headers: object) -> None:
@@ -78,7 +78,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(chunk)
 
     def flood(self, piece: bytes = bytes(2**14)) -> None:
-        """The same without end, as fast as the client takes it."""
         while not self.server.closing.is_set():
             self.wfile.write(piece)
 
@@ -127,17 +126,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.head()
         self.flood()
 
-    def answer_endless_chunks(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        self.flood(b"4000\r\n" + bytes(2**14) + b"\r\n")
-
     def answer_drip(self) -> None:
         self.head(Content_Length=10_000)
         self.drip()
 
     def answer_drip_headers(self) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-        self.drip(b"X: y\r\n" if "lines" in self.path else b"X")
+        self.drip(b"X")
 
     def answer_silence(self) -> None:
         self.server.closing.wait(30)
@@ -155,14 +150,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         left = int(self.path.split("/")[2])
         self.head(302, Location=f"/hops/{left - 1}" if left > 1 else "/photo")
 
-    def answer_round(self) -> None:
-        self.head(307, Location="/round")
-
-    def answer_lost(self) -> None:
-        self.head(302)
-
     def answer_negative_chunk(self) -> None:
-        """A chunk that says it has -1 bytes, and zeros without end."""
         self.head(Transfer_Encoding="chunked")
         self.wfile.write(b"-1\r\n")
         self.flood()
@@ -205,7 +193,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
-    """The server, at its work until the end of the block; over TLS with a context."""
+    """A server until the end of the block; over TLS with a context."""
     with Server() as server:
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -220,7 +208,7 @@ def serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
 
 
 def certificate(folder: Path, name: str = "photos.example") -> Path | None:
-    """A certificate of our own for a host's name; None where there is no openssl program that makes one."""
+    """A self-signed certificate for a host; None where no openssl program makes one."""
     openssl = shutil.which("openssl")
     if openssl is None:
         return None

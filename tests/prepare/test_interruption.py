@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.photo_folder import Photos, contents, error_of
+from tests.helpers.data_directory import contents
+from tests.helpers.photo_folder import Photos, error_of
 from tests.helpers.small_encoder import CHANNELS
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers.photo_folder import SENTENCES, SPLITS, Photos, contents, error_of, stored
+from tests.helpers.data_directory import contents
+from tests.helpers.photo_folder import SENTENCES, SPLITS, Photos, error_of, stored
 from tests.helpers.small_encoder import CHANNELS
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data
