@@ -64,7 +64,7 @@ def test_matplotlib_gets_a_folder_of_its_own_without_a_home(monkeypatch: pytest.
 
 @linux
 @pytest.mark.parametrize("name", XDG)
-def test_matplotlib_gets_a_folder_of_its_own_where_one_of_its_two_cannot_be_written(
+def test_matplotlib_gets_a_folder_of_its_own_where_it_cannot_write(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

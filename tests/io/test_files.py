@@ -110,9 +110,7 @@ def test_an_error_of_the_system_leaves_whole_files(
     assert len(content_of(tmp_path)) == 2
 
 
-def test_the_previous_file_is_copied_where_hard_links_are_not_possible(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_previous_file_is_copied_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
