@@ -81,5 +81,6 @@ def replace() -> Callable[[Path, str, object], None]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    """The SHA-256 of each file, by its path from the folder on."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
