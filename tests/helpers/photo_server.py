@@ -81,42 +81,38 @@ class Handler(http.server.BaseHTTPRequestHandler):
         while not self.server.closing.is_set():
             self.wfile.write(piece)
 
+    def send(self, content: bytes = b"", **headers: object) -> None:
+        self.head(**headers)
+        self.wfile.write(content)
+
     def answer_photo(self) -> None:
-        self.head(Content_Length=len(PHOTO), Content_Type="image/png")
-        self.wfile.write(PHOTO)
+        self.send(PHOTO, Content_Length=len(PHOTO), Content_Type="image/png")
 
     def answer_unmeasured(self) -> None:
-        self.head()
-        self.wfile.write(PHOTO)
+        self.send(PHOTO)
 
     def answer_chunked(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        for start in range(0, len(PHOTO), 50):
-            piece = PHOTO[start : start + 50]
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        self.wfile.write(b"0\r\n\r\n")
+        pieces = [PHOTO[start : start + 50] for start in range(0, len(PHOTO), 50)]
+        content = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+        self.send(content + b"0\r\n\r\n", Transfer_Encoding="chunked")
 
     def answer_missing(self) -> None:
         self.head(404, Content_Length=0)
 
     def answer_empty(self) -> None:
-        self.head(Content_Length=0)
+        self.send(Content_Length=0)
 
     def answer_page(self) -> None:
-        self.head(Content_Length=6, Content_Type="image/png")
-        self.wfile.write(b"<html>")
+        self.send(b"<html>", Content_Length=6, Content_Type="image/png")
 
     def answer_short(self) -> None:
-        self.head(Content_Length=len(PHOTO) + 1)
-        self.wfile.write(PHOTO)
+        self.send(PHOTO, Content_Length=len(PHOTO) + 1)
 
     def answer_short_chunk(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        self.wfile.write(b"ffff\r\n" + PHOTO)
+        self.send(b"ffff\r\n" + PHOTO, Transfer_Encoding="chunked")
 
     def answer_compressed(self) -> None:
-        self.head(Content_Length=len(PHOTO), Content_Encoding="gzip")
-        self.wfile.write(PHOTO)
+        self.send(PHOTO, Content_Length=len(PHOTO), Content_Encoding="gzip")
 
     def answer_giant(self) -> None:
         self.head(Content_Length=10 * 2**30)
@@ -151,8 +147,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.head(302, Location=f"/hops/{left - 1}" if left > 1 else "/photo")
 
     def answer_negative_chunk(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        self.wfile.write(b"-1\r\n")
+        self.send(b"-1\r\n", Transfer_Encoding="chunked")
         self.flood()
 
     def answer_flooding_redirect(self) -> None:
@@ -160,8 +155,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.flood()
 
     def answer_trailers(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        self.wfile.write(b"%x\r\n%b\r\n0\r\n" % (len(PHOTO), PHOTO))
+        self.send(b"%x\r\n%b\r\n0\r\n" % (len(PHOTO), PHOTO), Transfer_Encoding="chunked")
         self.flood(b"X: y\r\n" * 2**10)
 
     def answer_long_header(self) -> None:
