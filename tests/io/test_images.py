@@ -58,9 +58,7 @@ def rgba() -> Image.Image:
 KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = {  # bytes, the first pixels, tolerance
     "jpeg": (lambda: encoded(Image.new("RGB", (9, 9), RED), "JPEG", quality=95), [RED], 4),
     "jpeg cmyk": (lambda: encoded(Image.new("RGB", (9, 9), RED).convert("CMYK"), "JPEG", quality=95), [RED], 8),
-    "jpeg of several pictures": (lambda: animation("MPO"), [RED], 8),
     "png": (lambda: PHOTO, [RED], 0),
-    "png palette": (lambda: palette(False), [RED, GREEN], 0),
     "png palette with a transparent colour": (lambda: palette(True), [RED, WHITE], 0),
     "png with a transparent colour": (lambda: encoded(quarters(), "PNG", transparency=RED), [WHITE], 0),
     "png alpha": (lambda: encoded(rgba(), "PNG"), [RED, WHITE, (127, 127, 127)], 1),
@@ -86,7 +84,6 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
     "bmp": (lambda: encoded(quarters(), "BMP"), [RED], 0),
     "tiff cmyk": (lambda: encoded(Image.new("RGB", (9, 9), RED).convert("CMYK"), "TIFF"), [RED], 1),
     "tiff palette": (lambda: encoded(quarters().convert("P"), "TIFF"), [RED], 60),
-    "tiff grey 16": (lambda: encoded(grey_16(), "TIFF"), [(0,) * 3, (100,) * 3, WHITE], 0),
     "tiff grey 16, white is 0": (
         lambda: tiff(
             {256: shorts(3), 257: shorts(1), 258: shorts(16), 262: shorts(0)}, struct.pack("<3H", 65535, 39835, 0)
@@ -101,7 +98,6 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
     ),
     "tiff of several pages": (lambda: animation("TIFF"), [RED], 0),
     "avif": (lambda: encoded(Image.new("RGB", (32, 32), RED), "AVIF", quality=95), [RED], 4),
-    "avif alpha": (lambda: encoded(Image.new("RGBA", (32, 32), (*RED, 0)), "AVIF", quality=95), [WHITE], 1),
 }
 
 
@@ -271,13 +267,6 @@ def test_any_name_is_read_and_printable(tmp_path: Path, monkeypatch: pytest.Monk
     assert str(error.value).endswith(": no such file")
     write(tmp_path / name, PHOTO)
     assert load_image(name).size == (12, 8)
-
-
-@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
-def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
-    write(tmp_path / "a.png", PHOTO).chmod(0)
-    with pytest.raises(ImageError, match="cannot be read: Permission denied"):
-        load_image(tmp_path / "a.png")
 
 
 def test_bytes_and_pixels_are_limited_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
