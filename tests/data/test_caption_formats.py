@@ -294,6 +294,16 @@ def test_each_split_may_have_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         named_folders(["train=a", "train=b"])
 
 
+def test_one_name_in_two_folders_is_two_photographs(tmp_path: Path) -> None:
+    splits = read_splits([f"{split}={write(tmp_path / split, CSV)}" for split in ("train", "val")], 0.1, 0)
+    folders = {split: tmp_path / f"photographs of {split}" for split in splits}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "0.jpg").touch()
+    located = locate(splits, folders)
+    assert {split: located[split][0].path for split in splits} == {s: f / "0.jpg" for s, f in folders.items()}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links take a privilege on Windows")
 @pytest.mark.parametrize("images", [["a"], ["train=a", "val=a"], ["train=a", "val=link"], ["train=a", "val=a/.."]])
 def test_a_photograph_in_two_splits_is_refused(

@@ -311,7 +311,7 @@ def test_the_manifest_names_the_folder_of_pictures(coco_directory, tmp_path):
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "a.png").touch()
     (directory / "train2014_images.txt").write_text("a.png\n", encoding="utf-8")
-    for images in ("../photographs", str(tmp_path / "photographs")):
+    for images in ("../photographs", str(tmp_path / "photographs"), {"train": "../photographs"}):
         manifest = {"encoder": "vgg16", "images": images}
         (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         data = open_data(directory)

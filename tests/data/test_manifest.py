@@ -118,15 +118,3 @@ def test_invalid_marks_are_refused(coco_directory: Callable[..., Path], files: A
     mark(directory, files)
     with pytest.raises(DataError, match=rf"manifest\.json: .*{told}.*; write it again$"):
         open_data(directory)
-
-
-@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
-def test_a_mark_of_an_impossible_file_name_is_one_line(
-    coco_directory: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    directory = coco_directory()
-    mark(directory, {name: SOUND})
-    assert main(["check-data", str(directory)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {directory / 'manifest.json'}: ")
-    assert error.count("\n") == 1

@@ -124,31 +124,6 @@ def test_captions_are_kept_unchanged_in_cocos_format(photos: Photos, tmp_path: P
     assert (kept["info"], kept["licenses"], kept["type"]) == ({}, [], "captions")  # required by pycocotools < 2.0.11
 
 
-def test_each_split_may_have_a_folder(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name in both is two photographs."""
-    called = {"train": "seen", "val": "held out"}
-    for split in SPLITS:
-        (photos.images / called[split]).mkdir()
-        for path in photos.images.glob(f"{split}_*.png"):
-            path.rename(photos.images / called[split] / path.name.removeprefix(f"{split}_"))
-        text = photos.annotations[split].read_text(encoding="utf-8")
-        photos.annotations[split].write_text(text.replace(f"{split}_", ""), encoding="utf-8")
-    folders = [f"{split}={photos.images / called[split]}" for split in SPLITS]
-    arguments = photos.arguments(tmp_path / "out")
-    arguments[2:3] = folders
-    message = error_of(photos.arguments(tmp_path / "out"), capsys)
-    assert "holds '0.png' more than once" in message
-    assert "name the folder of each split, such as --images train=DIR" in message
-    assert main(arguments) == 0
-    data = open_data(tmp_path / "out")
-    assert data.manifest["images"] == {split: f"../images/{called[split]}" for split in SPLITS}
-    for split in SPLITS:
-        assert [data[split].file_name(k) for k in range(4)] == [f"{k}.png" for k in range(4)]
-        assert data[split].image_path(3) == photos.images / called[split] / "3.png"
-    vectors = [data[split].features_of([3]) for split in SPLITS]
-    assert not torch.equal(*vectors)
-
-
 def test_captions_in_another_format_give_the_same_data(photos: Photos, tmp_path: Path) -> None:
     """A token file and lists of the splits."""
     captions, lists = "", []
