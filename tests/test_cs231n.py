@@ -883,6 +883,7 @@ def overfit(data: dict[str, Any], cell_type: str) -> tuple[CaptioningRNN, list[f
     return model, solver.loss_history
 
 
+@pytest.mark.exhaustive
 @pytest.mark.realdata
 def test_overfit_photographs(flickr, cell_type):
     """The assignment's last exercise: 50 captions learnt by heart. Its bar for the loss is the rnn's."""

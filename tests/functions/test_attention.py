@@ -45,12 +45,14 @@ def test_attention_derivatives(args):
     assert_derivatives(dot_product_attention, args)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=25)  # of up to a second each
 @given(tiny("attention_lstm_step"))
 def test_step_derivatives(args):
     assert_derivatives(attention_lstm_step, args)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=15)  # of up to two seconds each
 @given(tiny("attention_lstm"))
 def test_sequence_derivatives(args):
@@ -61,6 +63,11 @@ def test_sequence_derivatives(args):
 def test_derivatives_of_distinct_sizes(N, T, D, H, L):
     args = example("attention_lstm", N=N, T=T, D=D, H=H, L=L)
     assert_derivatives(attention_lstm, tuple(args.values()))
+
+
+def test_step_derivatives_of_distinct_sizes():
+    args = example("attention_lstm_step", N=1, D=1, H=2, L=3)
+    assert_derivatives(attention_lstm_step, tuple(args.values()))
 
 
 @pytest.mark.parametrize("lengths", [None, [2, 0], [1, 2]])

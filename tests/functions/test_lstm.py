@@ -23,11 +23,13 @@ def test_sequence_agrees(args):
     assert_all_agree(lstm, reference.lstm, args)
 
 
+@pytest.mark.exhaustive
 @given(tiny("lstm_step"))
 def test_step_derivatives(args):
     assert_derivatives(lstm_step, args)
 
 
+@pytest.mark.exhaustive
 @given(tiny("lstm"))
 def test_sequence_derivatives(args):
     assert_derivatives(lstm, args)

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.helpers.operator_log import Watch
 from tests.helpers.random_arguments import assert_same, flat, mixed, scalar
+from tests.helpers.rings import ringed
 from torch_caption.verify import compare
 from torch_caption.verify.gradcheck import (
     MODES,
@@ -168,7 +169,12 @@ def of_two_batches(case: compare.Case) -> tuple[compare.Case, compare.Case]:
     return SMALLER[case.label], (SMALLER if case.label in STEPWISE else LARGER)[case.label]
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "case",
+    ringed(CASES, {"affine", "temporal_softmax_loss", "packed_rnn", "packed_lstm", "packed_attention_lstm"}),
+    indirect=True,
+)
+@pytest.mark.parametrize("strict", ringed([False, True], {False}))
 def test_export(case, strict):
     """For any batch size, tried on another than it was traced with."""
 
@@ -185,6 +191,14 @@ def test_export(case, strict):
     assert_same(exported(*larger.args), larger.hand(*larger.args))
 
 
+@pytest.mark.parametrize(
+    "case",
+    ringed(
+        CASES,
+        {"word_embedding", "rnn", "lstm_step", "dot_product_attention", "temporal_affine_softmax_loss", "packed_lstm"},
+    ),
+    indirect=True,
+)
 def test_compile(case):
     """Once for any batch size, forward and backward."""
     case, larger = of_two_batches(case)
@@ -195,6 +209,7 @@ def test_compile(case):
         assert_agrees(compiled, flat(larger.auto), larger.args, larger.names)
 
 
+@pytest.mark.parametrize("case", ringed(CASES, {"temporal_affine", "temporal_softmax_loss"}), indirect=True)
 def test_compile_without_gradients(case):
     torch._dynamo.reset()
     compiled = torch.compile(flat(case.hand), fullgraph=True, backend="aot_eager")

@@ -37,6 +37,7 @@ from torch_caption.verify.gradcheck import gradients, leaves, needs_grad, random
 
 WEIGHTS = {"w", "W", "b", "Wx", "Wh", "Wattn"}  # shared by all rows of a batch
 
+pytestmark = pytest.mark.exhaustive
 every_function = pytest.mark.parametrize("function", FLOATS)
 
 

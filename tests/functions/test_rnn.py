@@ -28,6 +28,7 @@ def test_step_derivatives(args):
     assert_derivatives(rnn_step, args)
 
 
+@pytest.mark.exhaustive
 @given(tiny("rnn"))
 def test_sequence_derivatives(args):
     assert_derivatives(rnn, args)

@@ -671,6 +671,7 @@ def test_tied_words_are_learnt_by_heart(cell_type, W):
     assert torch.equal(model.sample(pictures(cell_type, seeded(2)), max_length=T - 1), CAPTIONS[:, 1:])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("W", [W, H])
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_option_compiles(cell_type, features, W, padded):
