@@ -57,6 +57,8 @@ DISTINCT = {"N": 4, "T": 2, "D": 5, "H": 3, "V": 6, "L": 8}
 SMALLER = {case.label: case for case in compare.cases(DISTINCT)}
 LARGER = {case.label: case for case in compare.cases({**DISTINCT, "N": 7})}
 FUNCTIONS = [label for label in CASES if "Captioning" not in label]
+WITHOUT_OPTIONS = [label for label in CASES if "," not in label]
+QUICK = {"rnn", "dot_product_attention", "temporal_affine_softmax_loss"}  # of each kind the quickest
 WEIGHTS = {"w", "W", "b", "Wx", "Wh", "Wattn"}  # shared by all rows of a batch
 Choose = Callable[[list], Any]
 
@@ -330,7 +332,7 @@ def every(*checks: Callable) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("check", checks, ids=lambda check: check.__name__)
 
 
-@every(func_grad, vmap, meta, fake_tensors, traced_by_make_fx)
+@every(func_grad, vmap, meta, fake_tensors)
 @pytest.mark.parametrize("label", CASES)
 def test_mode(check, label):
     check(CASES[label], FIRST)
@@ -353,12 +355,17 @@ def test_per_sample_gradients(label):
     per_sample_gradients(CASES[label], FIRST)
 
 
+@pytest.mark.parametrize("label", ringed(CASES, WITHOUT_OPTIONS))
+def test_make_fx(label):
+    traced_by_make_fx(CASES[label], FIRST)
+
+
 @pytest.mark.parametrize("label", ringed(FUNCTIONS, {"affine", "packed_rnn", "packed_lstm", "packed_attention_lstm"}))
 def test_export(label):
     exported(CASES[label], FIRST)
 
 
-@pytest.mark.parametrize("label", CASES)
+@pytest.mark.parametrize("label", ringed(CASES, FUNCTIONS))
 def test_vmap_over_each_argument_alone(label):
     """What is not mapped is plain, and in-place work on it would mix the rows."""
     case = CASES[label]
@@ -386,7 +393,7 @@ def test_batched_incoming_gradients(label):
     assert_same(mapped, tuple(map(torch.stack, zip(*looped, strict=True))))
 
 
-@pytest.mark.parametrize("label", FUNCTIONS)
+@pytest.mark.parametrize("label", ringed(FUNCTIONS, QUICK))
 def test_expanded_inside(label):
     """Every input repeats its first entry; gradcheck takes no such input, so it is made inside."""
     case = CASES[label]
@@ -412,7 +419,7 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("label", ringed(CASES, COMPILED))
+@pytest.mark.parametrize("label", ringed(CASES, QUICK))
 def test_compile(label):
     """Once for any batch size, forward and backward; packed rows for theirs."""
     case = SMALLER[label]
@@ -433,6 +440,7 @@ def test_compile_without_gradients(label):
         assert_same(compiled(*case.args), case.hand(*case.args))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="inductor needs a C++ compiler")
 def test_compile_with_inductor():
     case = CASES["rnn_step"]

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
 from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers.operator_log import Watch
 from tests.helpers.random_arguments import (
-    arguments,
-    assert_all_agree,
     example,
     second_derivatives,
     tangents,
-    tiny,
 )
 from torch_caption import functions
 from torch_caption.functions import (
@@ -32,26 +28,6 @@ MASKS = {
     "none": torch.zeros(2, 3, dtype=torch.bool),
     "some": torch.tensor([[True, False, True], [False, False, True]]),
 }
-
-
-@given(arguments("temporal_softmax_loss"))
-def test_loss_agrees(args):
-    assert_all_agree(temporal_softmax_loss, reference.temporal_softmax_loss, args)
-
-
-@given(arguments("temporal_affine_softmax_loss"))
-def test_affine_loss_agrees(args):
-    assert_all_agree(temporal_affine_softmax_loss, reference.temporal_affine_softmax_loss, args)
-
-
-@given(tiny("temporal_softmax_loss", V=3))
-def test_loss_derivatives(args):
-    assert_derivatives(temporal_softmax_loss, args)
-
-
-@given(tiny("temporal_affine_softmax_loss", V=3))
-def test_affine_loss_derivatives(args):
-    assert_derivatives(temporal_affine_softmax_loss, args)
 
 
 @pytest.mark.parametrize("function", LOSSES)
