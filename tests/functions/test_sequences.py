@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.helpers.random_arguments import example, tangents, tensor
+from tests.helpers.rings import ringed
 from torch_caption import functions
 from torch_caption.functions import (
     LSTM,
@@ -49,13 +50,13 @@ def whole(layer: str) -> Callable[..., Any]:
     return lambda *args, **options: getattr(functions, layer)(*args, **options, **LAYERS[layer])
 
 
-@pytest.mark.parametrize(("N", "T", "D", "H", "L"), [(2, 3, 1, 2, 3), (1, 2, 2, 1, 4), (3, 1, 1, 2, 1)])
-def test_derivatives_of_distinct_sizes(layer, N, T, D, H, L):
-    args = example(layer, N=N, T=T, D=D, H=H, L=L)
+@pytest.mark.parametrize("sizes", ringed([(2, 3, 1, 2, 3), (1, 2, 2, 1, 4), (3, 1, 1, 2, 1)], {(2, 3, 1, 2, 3)}))
+def test_derivatives_of_distinct_sizes(layer, sizes):
+    args = example(layer, **dict(zip("NTDHL", sizes, strict=True)))
     assert_derivatives(getattr(functions, layer), tuple(args.values()))
 
 
-@pytest.mark.parametrize("lengths", [None, [2, 0], [1, 2]])
+@pytest.mark.parametrize("lengths", ringed([None, [2, 0], [1, 2]], [[2, 0]]))
 def test_derivatives_of_every_option(layer, lengths):
     args = tuple(example(layer, T=2, D=1, H=1, L=2).values())
     assert_derivatives(getattr(functions, layer), with_options(layer, args, lengths))
@@ -66,7 +67,7 @@ def test_step_derivatives_of_distinct_sizes(step):
     assert_derivatives(getattr(functions, step), tuple(example(step, N=3, D=1, H=2, L=2).values()))
 
 
-@pytest.mark.parametrize("lengths", [None, [1000, 3]])
+@pytest.mark.parametrize("lengths", ringed([None, [1000, 3]], [[1000, 3]]))
 def test_a_thousand_steps(layer, lengths):
     args = tuple(example(layer, T=1024, H=8).values())
     assert_agrees(getattr(functions, layer), getattr(reference, layer), with_options(layer, args, lengths))

@@ -13,6 +13,7 @@ from tests.helpers.random_arguments import (
     second_derivatives,
     tangents,
 )
+from tests.helpers.rings import ringed
 from torch_caption import functions
 from torch_caption.functions import (
     reference,
@@ -31,9 +32,9 @@ MASKS = {
 
 
 @pytest.mark.parametrize("function", LOSSES)
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("mask", ringed(MASKS, {"some"}))
 def test_derivatives_of_distinct_sizes(function, mask):
-    args = {**example(function, H=2, V=4), "mask": mask}
+    args = {**example(function, H=2, V=4), "mask": MASKS[mask]}
     assert_derivatives(getattr(functions, function), tuple(args.values()))
 
 
