@@ -51,16 +51,16 @@ KINDS = [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, [False, True, False], strict=T
 KINDS += [(kind, sizes, not strict) for kind, sizes, strict in KINDS]
 
 
-def alternating(choices: list) -> list:
+def alternating(choices: list, inner: set[str]) -> list:
     """Each label of a loop with each of the choices, each other label with one of them, in turn.
 
-    Of a layer the first choice is in the inner ring, of the other functions one out of three.
+    In the inner ring are the first choice of the labels of `inner`, and one out of three of those without a loop.
     """
     others = [label for label in LABELS if label not in LOOPS]
-    pairs = [(label, choice, choice is choices[0] and label in LAYERS) for label in LOOPS for choice in choices]
+    pairs = [(label, choice, choice is choices[0] and label in inner) for label in LOOPS for choice in choices]
     pairs += [(label, choices[k % len(choices)], k % 3 == 0) for k, label in enumerate(others)]
     return [
-        pytest.param(label, choice, marks=[] if inner else pytest.mark.exhaustive) for label, choice, inner in pairs
+        pytest.param(label, choice, marks=() if quick else pytest.mark.exhaustive) for label, choice, quick in pairs
     ]
 
 
@@ -92,7 +92,10 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert difference(f"output {k}", one, other).agrees, difference(f"output {k}", one, other)
 
 
-@pytest.mark.parametrize(("label", "how"), alternating(KINDS))
+@pytest.mark.parametrize(
+    ("label", "how"),
+    alternating(KINDS, {"rnn, lengths", "lstm, lengths and state", "attention_lstm, lengths and state"}),
+)
 def test_an_exported_program_holds_for_every_batch_and_time(label, how):
     kind, sizes, strict = how
     case = cases_of(*TRACED[sizes])[label]
@@ -111,14 +114,14 @@ def test_an_exported_program_has_gradients(label):
     assert_equal(found, torch.autograd.grad([out.sum() for out in leaves(other.auto(*other.args))], inputs))
 
 
-@pytest.mark.parametrize("label", ringed(FUNCTIONS, {"lstm"}))
+@pytest.mark.parametrize("label", ringed(FUNCTIONS, {"rnn"}))
 def test_one_time_step_is_not_a_case_of_its_own(label):
     program = exported(cases_of(4, 3)[label], "AUTO").module()
     single = cases_of(3, 1)[label]
     assert_equal(program(*single.args), single.hand(*single.args))
 
 
-@pytest.mark.parametrize(("label", "sizes"), alternating(list(TRACED)))
+@pytest.mark.parametrize(("label", "sizes"), alternating(list(TRACED), {"rnn"}))
 def test_make_fx_with_symbolic_sizes(label, sizes):
     """Outputs and gradients."""
 
