@@ -118,12 +118,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("data") / "tiny", grids=True)
 
 
+@pytest.mark.exhaustive
 def test_the_default_device_changes_no_value(directory, tmp_path):
     """On the meta device, the one that is everywhere, whatever does not say where it is loses its values."""
     found = everything(directory, tmp_path / "meta", 'torch.set_default_device("meta")')
     assert found == everything(directory, tmp_path / "cpu", "")
 
 
+@pytest.mark.exhaustive
 def test_the_default_dtype_is_that_of_no_result(directory, tmp_path):
     """A model alone has its first weights in it, as torch.nn's layers do; `EVERYTHING` holds the dtypes of the rest."""
     found = everything(directory, tmp_path, "torch.set_default_dtype(torch.float64)")
