@@ -1,7 +1,8 @@
-"""One entry for every command."""
+"""The entry of every command."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,7 @@ from torch_caption.io.program import typed
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_table_has_every_module_of_cli_with_a_main() -> None:
+def test_every_module_of_cli_with_a_main_is_a_command() -> None:
     paths = (ROOT / "torch_caption" / "cli").glob("[!_]*.py")
     modules = {path.stem for path in paths if "\ndef main(" in path.read_text(encoding="utf-8")}
     assert {command.replace("-", "_") for command in COMMANDS} == modules
@@ -91,3 +92,31 @@ def test_help_and_advice_have_the_form_in_which_the_program_was_started(
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: {form} [-h]")
+
+
+WORK = {  # of each command: the function that does it, and arguments
+    "train": ("torch_caption.cli.train.fit", []),
+    "sample": ("torch_caption.cli.sample.run", []),
+    "evaluate": ("torch_caption.cli.evaluate.run", []),
+    "prepare": ("torch_caption.cli.prepare.prepare", ["--out", "x"]),
+    "export": ("torch_caption.cli.export.run", []),
+    "compare": ("torch_caption.cli.compare.report", []),
+    "check-data": ("torch_caption.data.dataset.open_kinds", ["."]),
+}
+
+
+@pytest.mark.parametrize("command", WORK)
+def test_every_command_reports_missing_memory_with_flags_that_it_has(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes.")
+
+    work, args = WORK[command]
+    monkeypatch.setattr(work, out_of_memory)
+    assert main([command, *args]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: not enough memory: 4,000 bytes more were asked for; .*\n", said)
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert set(re.findall(r"--[\w-]+", said)) <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))

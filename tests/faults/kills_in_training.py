@@ -113,14 +113,13 @@ def _stop_and_go_on(figures: Figures, programs: Programs, rng: random.Random, ki
     begun = ""
     for _ in range(rng.choice((1, 1, 2, 3))):
         number, moment = rng.choice(SIGNALS), Moment.of(rng, kind.seconds)
-        all_of_it, fresh = rng.random() < 0.5, rng.random() < 0.08
+        all_of_it = rng.random() < 0.5
         what = f"{name}, {signal.Signals(number).name} {moment}{' to all' if all_of_it else ''}: {begun}"
-        program = programs.start(*(["--resume", "--out", out.name] if begun else flags), fresh=fresh)
+        program = programs.start(*(["--resume", "--out", out.name] if begun else flags))
         moment.wait(programs, program)
         signals = _send(figures, rng, program, number, all_of_it=all_of_it)
         what = f"{what}, {len(signals)} signals"
         status = programs.wait(program)
-        figures.saw("of a new Python" if fresh else "of a fork")
         _look(figures, program, status, signals, out, what, kind)
         begun = _run_of(out)
     status, program, _ = programs.run(*(["--resume", "--out", out.name] if begun else flags))

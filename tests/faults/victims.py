@@ -26,6 +26,8 @@ if __name__ == "__main__":
 
 from tests.faults.figures import Figures  # noqa: E402
 
+RUNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile")
+WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 HANGS = 120.0  # seconds of the clock, on a machine that does other things as well
 ADDRESS_SPACE = 2**34
 
@@ -206,12 +208,42 @@ def resume(file: str) -> int:
     return guarded(main)
 
 
+def photograph(file: str) -> int:
+    """What `sample` reads of a photograph; running a program or writing a file would be a traceback."""
+    from torch_caption.errors import ImageError
+    from torch_caption.io.images import load_image
+
+    def forbid(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & writes
+        if watching and (opened or event in RUNS or event in WRITES):
+            raise RuntimeError(f"{event} {str(arguments)[:100]}")
+
+    watching = [True]  # an audit hook stays
+    sys.addaudithook(forbid)
+    try:
+        load_image(file)
+    except ImageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        watching.clear()
+    return 0
+
+
 def nothing() -> int:
     """Does nothing: the measures of the process itself, which are subtracted from those of a program."""
     return 0
 
 
-PROGRAMS = {"nothing": nothing, "check": check, "prepare": prepare, "references": references, "resume": resume}
+PROGRAMS = {
+    "nothing": nothing,
+    "check": check,
+    "prepare": prepare,
+    "references": references,
+    "resume": resume,
+    "photograph": photograph,
+}
 
 
 def _descriptors() -> int | None:
@@ -298,6 +330,12 @@ def _warm_up(programs: set[str]) -> None:
         import torch_caption.cli.evaluate
     if "resume" in programs:
         import torch_caption.training.state  # noqa: F401
+    if "photograph" in programs:
+        from tests.helpers.hostile_photos import SOUND
+        from torch_caption.io.images import load_image
+
+        for make in SOUND.values():
+            load_image(make())  # decoders are loaded on first use
 
 
 if __name__ == "__main__":

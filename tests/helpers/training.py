@@ -17,6 +17,14 @@ from torch_caption.model.cells import CELLS
 from torch_caption.training import run_folder as runs
 
 CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {  # settings of a run that takes a second
+    "hidden_dim": 16,
+    "wordvec_dim": 8,
+    "epochs": 1,
+    "score_images": 0,
+    "tensorboard": False,
+    "device": "cpu",
+}
 EVERY_OPTION: dict[str, Any] = {
     "tied": True,
     "label_smoothing": 0.1,

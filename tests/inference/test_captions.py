@@ -24,7 +24,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 @pytest.fixture(scope="module")
 def model(split: Split) -> CaptioningRNN:
-    """An untrained one, in float64, so that batches of any size give the same."""
+    """An untrained one in float64, which gives the same in batches of any size."""
     torch.manual_seed(0)
     model = CaptioningRNN(split.vocabulary.word_to_idx, D, 6, 8, "rnn").double()
     with torch.no_grad():
@@ -35,7 +35,7 @@ def model(split: Split) -> CaptioningRNN:
 
 
 def test_the_best_caption_of_a_beam_is_the_first_of_the_n_best(model: CaptioningRNN, split: Split) -> None:
-    """Whatever the batches, with a length penalty unless told otherwise."""
+    """In batches of any size, by default with a length penalty."""
     images = [7, 0, 11, 3, 5]
     four = DecodingOptions(beam_size=4, max_length=6)
     found = caption_images(model, split, images, four)
@@ -70,8 +70,7 @@ def test_no_images(model: CaptioningRNN, split: Split) -> None:
     assert caption_images(model, split, [], DecodingOptions(beam_size=3)) == caption_images(model, split, []) == {}
 
 
-def test_captions_that_there_are_not_are_left_out(model: CaptioningRNN, split: Split) -> None:
-    """Of one word there are as many captions as words that may be said."""
+def test_a_beam_wider_than_the_vocabulary_gives_fewer_captions(model: CaptioningRNN, split: Split) -> None:
     (captions,) = caption_images(model, split, [0], DecodingOptions(beam_size=50, max_length=1)).values()
     assert len(captions) == model.vocab_size - 2
 

@@ -42,7 +42,7 @@ def saved_by(folder: Path, out: str) -> checkpoints.Checkpoint:
 
 
 def test_torchrun_trains_one_model(tmp_path: Path) -> None:
-    """Rank 0 prints and writes for all. A signal stops all after the same step, from which they resume."""
+    """Rank 0 prints and writes for all. A signal stops all after the same step."""
     data = write_tiny(tmp_path / "tiny")
     flags = ["--data", str(data), "--threads", "1", "--workers", "1", "--epochs", "100000", "--patience", "0"]
     process = torchrun.start(tmp_path, *flags)
@@ -56,11 +56,6 @@ def test_torchrun_trains_one_model(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == [run.name]
     saved = saved_by(tmp_path, out)
     assert saved.random.keys() == {"0/torch", "1/torch"}
-    epochs = saved.progress["epoch"] + 1
-    status, out, err = ended(tmp_path, "--resume", "last", "--epochs", str(epochs))
-    assert status == 0, err
-    assert out.count(f"epoch {epochs}/{epochs}") == 1
-    assert [record["epoch"] for record in runs.read(run)] == list(range(1, epochs + 1))
 
 
 @pytest.mark.exhaustive
