@@ -49,21 +49,18 @@ def test_traceback_is_a_flag_of_every_command(args: list[str], capsys: pytest.Ca
     assert last.startswith("error: nowhere: no such folder")
 
 
-@pytest.mark.parametrize(
-    "bug", [ZeroDivisionError("division by zero"), ValueError("of numpy"), KeyError("x")], ids=repr
-)
 def test_a_bug_shows_its_traceback_and_asks_for_a_report(
-    bug: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(directory: Path) -> None:
-        raise bug
+        raise ValueError("of numpy")
 
     monkeypatch.setattr(dataset, "open_kinds", broken)
     assert main(["check-data", "data"]) == 1
     first, *between, last = capsys.readouterr().err.splitlines()
     assert first == "Traceback (most recent call last):"
     assert any(line.endswith("in broken") for line in between)
-    assert f"{type(bug).__name__}: {bug}" in between
+    assert "ValueError: of numpy" in between
     assert last.startswith("error: this is a bug in torch_caption")
 
 
@@ -79,7 +76,6 @@ def test_the_console_script_is_the_same_entry() -> None:
         ("Scripts/torch-caption.exe", "compare", "torch-caption compare"),
         ("checkout/train.py", "train", "python train.py"),
         ("checkout/train.py", "sample", "python sample.py"),
-        ("checkout/sample.py", "evaluate", "python -m torch_caption evaluate"),
         ("torch_caption/__main__.py", "train", "python -m torch_caption train"),
         ("", "train", "python -m torch_caption train"),
     ],

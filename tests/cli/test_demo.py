@@ -255,23 +255,13 @@ def assert_shows(shown: Shown, picture: Path) -> None:
 
 @pytest.mark.exhaustive
 @in_browser
-def test_a_photograph_is_uploaded_and_captioned(shown: Shown, pictures: Path) -> None:
+def test_uploaded_photographs_and_built_in_scenes_are_captioned(shown: Shown, pictures: Path) -> None:
+    """A bad picture is one line, and the next one is captioned."""
     assert "a model <of> random weights" in shown.tab.inner_text("body")
     shown.upload(pictures / "photo.jpg")
     assert_shows(shown, pictures / "photo.jpg")
-
-
-@pytest.mark.exhaustive
-@in_browser
-def test_a_built_in_scene_is_chosen(shown: Shown, pictures: Path) -> None:
-    for number in (1, 2):
-        shown.tab.locator("button.gallery-item").nth(number).click()
-        assert_shows(shown, pictures / f"scene_{number}.png")
-
-
-@pytest.mark.exhaustive
-@in_browser
-def test_a_bad_picture_is_a_line_and_the_next_one_is_captioned(shown: Shown, pictures: Path) -> None:
+    shown.tab.locator("button.gallery-item").nth(1).click()
+    assert_shows(shown, pictures / "scene_1.png")
     shown.upload(pictures / "bad.jpg")
     shown.tab.locator(".fault").wait_for()
     assert shown.texts(".fault") == ["bad.jpg: not a picture in JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC format"]

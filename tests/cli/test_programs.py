@@ -15,11 +15,10 @@ import pytest
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.__main__ import COMMANDS
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.io.exits import SIGNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = [
-    pytest.param(program, marks=[] if program == "train.py" else pytest.mark.exhaustive)
+    pytest.param(program, marks=[] if program == "download" else pytest.mark.exhaustive)
     for program in ["train.py", "sample.py", "benchmarks", *COMMANDS]
 ]
 SMALL = ["--data", "tiny", "--hidden-dim", "4", "--wordvec-dim", "4", "--epochs", "1", "--max-length", "4"]
@@ -185,48 +184,14 @@ def test_a_user_without_a_home_can_train_but_needs_a_folder_for_the_scenes(tmp_p
     assert "TORCH_CAPTION_CACHE" in ended.stderr
 
 
-@posix
-@pytest.mark.exhaustive
-def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    ended = call(command("train.py"), tmp_path, HOME=str(tmp_path / "file"))
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith(f"error: {tmp_path / 'file'}")
-    assert ended.stderr.endswith("; set TORCH_CAPTION_CACHE to a folder that can be written\n")
-
-
 # Signals -------------------------------------------------------------------------------------------------------------
 
 
 @posix
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("number", "ignored"), [*((number, False) for number in SIGNALS), (SIGNALS[0], True), (SIGNALS[-1], True)]
-)
-def test_a_signal_ends_a_program_unless_it_was_ignored_from_the_start(number: int, ignored: bool) -> None:
-    """As `nohup` ignores SIGHUP, and a shell Ctrl-C for its background jobs."""
-    code = f"""
-import signal
-before = signal.signal({int(number)}, signal.SIG_IGN) if {ignored} else None
-from torch_caption.io.exits import guarded
-from torch_caption.training.interrupt import Interrupt
-def main():
-    with Interrupt() as interrupt:
-        signal.raise_signal({int(number)})
-        assert interrupt.asked is not {ignored}
-    signal.raise_signal({int(number)})
-raise SystemExit(guarded(main))
-"""
-    ended = call([sys.executable, "-c", code], ROOT)
-    assert (ended.returncode, ended.stderr) == (0 if ignored else 128 + number, "")
-
-
-@posix
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(
     ("number", "group"),
-    [*((number, False) for number in SIGNALS), (signal.SIGHUP, True), (signal.SIGUSR1, True)],
+    [(signal.SIGTERM, False), (signal.SIGHUP, True), (signal.SIGUSR1, True)],
 )
 def test_a_signal_saves_the_last_whole_step_which_resumes(number: int, group: bool, tmp_path: Path) -> None:
     """`group`: all processes have the signal, as from a batch system, also the DataLoader workers."""
@@ -260,10 +225,9 @@ def assert_resumes(folder: Path, step: int | None = None) -> None:
 @posix
 @pytest.mark.exhaustive
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="there is no setsid")
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_run_whose_terminal_is_lost_saves_and_ends(workers: str, tmp_path: Path) -> None:
+def test_a_run_whose_terminal_is_lost_saves_and_ends(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny")
-    long = [*SMALL, "--epochs", "100000", "--patience", "0", "--batch-size", "5", "--workers", workers]
+    long = [*SMALL, "--epochs", "100000", "--patience", "0", "--batch-size", "5", "--workers", "2"]
     ours, theirs = os.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

@@ -8,18 +8,14 @@ from tests.faults import (
     hostile_hdf5,
     hostile_json,
     hostile_photographs,
-    kills_in_saving,
     kills_in_training,
     ranks_killed,
-    second_runs,
 )
 from tests.faults.figures import Family
 
 FAMILIES: tuple[Family, ...] = (
     kills_in_training.KILLED,
-    kills_in_saving.KILLED,
     ranks_killed.LOST,
-    second_runs.SECOND,
     full_disks.FULL,
     hostile_checkpoints.HOSTILE,
     hostile_photographs.FAMILY,

@@ -236,14 +236,7 @@ def nothing() -> int:
     return 0
 
 
-PROGRAMS = {
-    "nothing": nothing,
-    "check": check,
-    "prepare": prepare,
-    "references": references,
-    "resume": resume,
-    "photograph": photograph,
-}
+PROGRAMS = {program.__name__: program for program in (nothing, check, prepare, references, resume, photograph)}
 
 
 def _descriptors() -> int | None:
