@@ -249,8 +249,8 @@ def assert_shows(shown: Shown, picture: Path) -> None:
     assert shown.texts(".word .chosen") == words
     firsts = [max(word.alternatives, key=lambda guess: guess.probability).text for word in said.words]
     assert shown.texts(".word .chances > div:first-child") == firsts
-    looked = shown.texts(".grid-container .caption-label")
-    assert looked == (words if shown.cell_type == "attention" else [])
+    maps_of = shown.texts(".grid-container .caption-label")
+    assert maps_of == (words if shown.cell_type == "attention" else [])
 
 
 @pytest.mark.exhaustive

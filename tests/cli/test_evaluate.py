@@ -389,6 +389,14 @@ def test_sample_prints_captions_of_characters_without_blanks(
     assert plain["references"] == [text.replace(" ", "") for text in image.references]
 
 
+def test_another_tokenizer_gives_other_scores(config: EvaluateConfig, tmp_path: Path) -> None:
+    annotations(tmp_path / "people.json")
+    config = dataclasses.replace(config, references=tmp_path / "people.json")
+    words, blanks = (run(dataclasses.replace(config, tokenizer=name)).first.scores for name in ("words", "whitespace"))
+    assert run(config).first.scores.overall == words.overall
+    assert blanks.overall["BLEU-1"] < words.overall["BLEU-1"]  # "A" is not "a"
+
+
 def test_training_scores_with_the_datas_tokenizer(han: EvaluateConfig) -> None:
     """The full stop is a token, which the other tokenizers leave out."""
     split = open_data(han.checkpoint.parent.parent / "han")["val"]

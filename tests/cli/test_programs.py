@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,7 +170,7 @@ fit(TrainConfig(data="tiny", hidden_dim=4, wordvec_dim=4, epochs=1, max_length=4
 
 @posix
 @pytest.mark.exhaustive
-def test_a_user_without_a_home_can_train_but_needs_a_folder_for_the_scenes(tmp_path: Path) -> None:
+def test_a_user_without_a_home_can_train_but_must_name_a_folder_for_the_scenes(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny", pictures=True)
     (tmp_path / "tmp").mkdir()
     ended = call(homeless("train.py", *SMALL), tmp_path, TMPDIR=str(tmp_path / "tmp"))
@@ -182,6 +183,11 @@ def test_a_user_without_a_home_can_train_but_needs_a_folder_for_the_scenes(tmp_p
     line = "error: ~/.cache: this user has no home folder; set TORCH_CAPTION_CACHE to a folder that can be written\n"
     assert ended.stderr == (line if sys.platform == "linux" else ended.stderr)
     assert "TORCH_CAPTION_CACHE" in ended.stderr
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    ended = call(command("train.py"), tmp_path, HOME=str(tmp_path / "file"))
+    assert ended.returncode == 2
+    message = rf"error: {tmp_path / 'file'}.*; set TORCH_CAPTION_CACHE to a folder that can be written\n"
+    assert re.fullmatch(message, ended.stderr)
 
 
 # Signals -------------------------------------------------------------------------------------------------------------
@@ -213,7 +219,7 @@ def test_a_signal_saves_the_last_whole_step_which_resumes(number: int, group: bo
 
 
 def assert_resumes(folder: Path, step: int | None = None) -> None:
-    """The run goes on to the end of the epoch after the saved one."""
+    """The run trains to the end of the epoch after the saved one."""
     last = folder / "runs" / "tiny-rnn-1" / "last.safetensors"
     saved = checkpoints.load(last).progress
     assert step in (None, saved["step"])

@@ -9,13 +9,11 @@ from tests.faults import (
     hostile_json,
     hostile_photographs,
     kills_in_training,
-    ranks_killed,
 )
 from tests.faults.figures import Family
 
 FAMILIES: tuple[Family, ...] = (
     kills_in_training.KILLED,
-    ranks_killed.LOST,
     full_disks.FULL,
     hostile_checkpoints.HOSTILE,
     hostile_photographs.FAMILY,

@@ -1,4 +1,4 @@
-"""Runs that are told to stop, or killed, at any moment and taken up again: they must end as the run never stopped."""
+"""Runs that are stopped or killed at any moment and resumed: they must end as the run that was never stopped."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _send(figures: Figures, rng: random.Random, program: Program, number: int, *
             time.sleep(rng.uniform(0, 0.03))  # in the step's end, in the save or in what follows it
             signals.append(rng.choice(SIGNALS[1:]))
             os.kill(program.pid, signals[-1])
-            figures.saw("told twice")
+            figures.saw("two signals")
     except ProcessLookupError:
         figures.saw("ended first")
     return signals

@@ -122,15 +122,15 @@ def serve() -> list[str] | None:
         if "wait" in command:
             print(json.dumps(_status(command["wait"], command["seconds"])), flush=True)
             continue
-        ready, told = os.pipe()
+        ready, begun = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(ready)
             _become(command)
-            os.write(told, b"!")
-            os.close(told)
+            os.write(begun, b"!")
+            os.close(begun)
             return command["args"]  # type: ignore[no-any-return]
-        os.close(told)
+        os.close(begun)
         os.read(ready, 1)
         os.close(ready)
         print(pid, flush=True)

@@ -62,19 +62,6 @@ def test_captions_are_those_of_the_split(
     assert load_image(tmp_path / "g.png").width > 600
 
 
-def test_sampled_captions_are_the_same_in_every_call(
-    scenes_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    directory, run = scenes_run
-    name = str(directory / "images" / "test_00001.png")
-    args = [name, name, "--checkpoint", str(run), "--samples", "3", "--format", "json"]
-    status, out, _ = call(args, capsys)
-    assert status == 0
-    images = json.loads(out)["images"]
-    assert [len(image["captions"]) for image in images] == [3, 3]
-    assert call(args, capsys)[1] == out
-
-
 def test_a_checkpoint_without_a_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tiny(tmp_path / "tiny", pictures=True)
     run = fit(TrainConfig(data=str(tmp_path / "tiny"), out=tmp_path / "runs", **SMALL))

@@ -121,9 +121,6 @@ def test_incompatible_runs_are_not_resumed(
     wide = write_tiny(tmp_path / "wide", width=9)
     with pytest.raises(CheckpointError, match=r"trained on features of width 8, but those of .*wide have 9"):
         fit(replace(config, resume="last", data=str(wide)))
-    few = write_tiny(tmp_path / "few", wordings=1)
-    with pytest.raises(CheckpointError, match=r"its vocabulary is not that of .*few: 15 words against 12"):
-        fit(replace(config, resume="last", data=str(few)))
     run = runs.find(config.out)
     best = checkpoints.load(run / "last.safetensors")
     checkpoints.save(run / "last.safetensors", replace(best, random={}))
@@ -224,18 +221,18 @@ def test_a_signal_while_saving_waits_for_the_save(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent to processes there")
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("signalled", [False, True])
 def test_a_lost_worker_stops_the_run_after_a_whole_step(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: bool
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], signalled: bool
 ) -> None:
-    """`told`: the run has the signal as well, as when a batch system stops all processes of a job."""
+    """`signalled`: the run has the signal as well, as when a batch system stops all processes of a job."""
     config = replace(config, workers=2, batch_size=2)
     whole = fit(config)
     steps = iter(range(10**6))
 
     def struck(*args: Any, **kwargs: Any) -> tuple[float, float]:
         if next(steps) == 14:
-            if told:
+            if signalled:
                 signal.raise_signal(signal.SIGTERM)
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGTERM)
@@ -244,7 +241,7 @@ def test_a_lost_worker_stops_the_run_after_a_whole_step(
 
     monkeypatch.setattr(trainer, "train_step", struck)
     lost = r"^process \d+.* of --workers was killed or has ended; .*last.safetensors is that of step 1[4-8]$"
-    kind, message = (Stopped, "SIGTERM") if told else (WorkerLost, lost)
+    kind, message = (Stopped, "SIGTERM") if signalled else (WorkerLost, lost)
     capsys.readouterr()
     with pytest.raises(kind, match=message):
         fit(config)

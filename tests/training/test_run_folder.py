@@ -132,12 +132,12 @@ def test_a_damaged_line_loses_no_other_record(
     lines[place] = bad
     damaged = b"\n".join(lines) + b"\n"
     first.path.write_bytes(damaged)
-    told = f"{first.path}: line {place + 1} is no record of an epoch: "
+    message = f"{first.path}: line {place + 1} is no record of an epoch: "
     with pytest.raises(ValueError, match="is no record of an epoch") as raised:
         runs.read(tmp_path)
-    assert str(raised.value).startswith(told)
+    assert str(raised.value).startswith(message)
     assert INVALID[bad] in str(raised.value)
-    assert len(str(raised.value)) < len(told) + 200
+    assert len(str(raised.value)) < len(message) + 200
     warned: list[str] = []
     runs.Log(tmp_path, warn=warned.append, tensorboard=False, epochs=3)
     aside = tmp_path / "metrics.previous.jsonl"
@@ -169,10 +169,10 @@ def test_a_file_that_cannot_be_written_is_named(
     first = log(tensorboard=False)
     run = runs.create(tmp_path, "tiny-rnn")
     monkeypatch.setattr("os.fsync", no_room)
-    told = r"metrics\.jsonl: could not be written: No space left on device; make room, and --resume goes on$"
-    with pytest.raises(OSError, match=told):
+    message = r"metrics\.jsonl: could not be written: No space left on device; make room, and --resume goes on$"
+    with pytest.raises(OSError, match=message):
         first.write(record(1))
-    with pytest.raises(OSError, match=told):
+    with pytest.raises(OSError, match=message):
         log(tensorboard=False)
     with pytest.raises(OSError, match=r"last\.txt: could not be written: .*`.* train --resume .*tiny-rnn-1` "):
         runs.point_to(run)

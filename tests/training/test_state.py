@@ -270,6 +270,6 @@ def test_a_run_over_changed_captions_warns_once(
     capsys.readouterr()
     for epochs, warnings in ((2, 1), (3, 0)):
         fit(replace(config, resume="last", epochs=epochs))
-        told = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
-        assert len(told) == warnings
+        lines = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+        assert len(lines) == warnings
     assert len(runs.read(run)) == 3

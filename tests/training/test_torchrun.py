@@ -90,9 +90,38 @@ def test_two_machines_train_together(tmp_path: Path, lost: str) -> None:
     os.kill(torchrun.pids(tmp_path)[victim], signal.SIGKILL)
     said = [machine.communicate(timeout=120) for machine in machines]
     assert all(machine.returncode for machine in machines)
-    (told,) = [line for _, err in said for line in torchrun.errors(err)]
-    assert told.startswith(f"error: rank {1 - victim} has lost another, which torchrun names: ")
+    (line,) = [line for _, err in said for line in torchrun.errors(err)]
+    assert line.startswith(f"error: rank {1 - victim} has lost another, which torchrun names: ")
     assert any("Signal 9 (SIGKILL) received" in err for _, err in said)
+    checkpoints.load(runs.find(tmp_path / "runs") / "last.safetensors")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL")
+@pytest.mark.parametrize("lost", ["a rank killed", "a rank failed", "torchrun killed"])
+def test_the_other_ranks_end_within_seconds(tmp_path: Path, lost: str) -> None:
+    """torchrun's report has the root cause last, the output has no traceback, and the checkpoint stays."""
+    flags = ["--data", str(write_tiny(tmp_path / "tiny")), "--epochs", "100000", "--patience", "0"]
+    fail = "1 30 features.h5: cannot be read" if lost == "a rank failed" else ""
+    process = torchrun.start(tmp_path, *flags, ranks=3, fail=fail)
+    until(lambda: any(tmp_path.glob("runs/*/last.safetensors")), [process])
+    ranks = torchrun.pids(tmp_path)
+    started = time.monotonic()
+    if lost == "a rank killed":
+        os.kill(ranks[1], signal.SIGKILL)
+    elif lost == "torchrun killed":
+        process.kill()
+    _, err = process.communicate(timeout=120)  # whose end is that of all ranks
+    assert time.monotonic() - started < 30
+    assert process.returncode != 0
+    cause = {
+        "a rank killed": f"Signal 9 (SIGKILL) received by PID {ranks[1]}",
+        "a rank failed": "RankError: rank 1: features.h5: cannot be read",
+        "torchrun killed": "",
+    }[lost]
+    assert cause in err.rpartition("Root Cause (first observed failure)")[2]
+    assert cause or torchrun.errors(err) == []
+    assert 'train.py", line' not in err
     checkpoints.load(runs.find(tmp_path / "runs") / "last.safetensors")
 
 

@@ -39,7 +39,6 @@ from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.training import run_folder as runs
 from torch_caption.training import trainer
-from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, source
 from torch_caption.training.trainer import fit, learning_rate, score, train_step, validate
 
@@ -141,15 +140,6 @@ def test_training_ends_when_the_validation_loss_no_longer_falls(
     assert (best["best_epoch"], best["best_loss"], best["epoch"]) == (5, 1.9, 5)
     losses = iter([3.0] * 9)
     assert len(runs.read(fit(replace(config, epochs=9, patience=0)))) == 9
-
-
-def test_a_run_is_finished_after_its_epochs_or_its_patience() -> None:
-    config = TrainConfig(epochs=10, patience=3)
-    assert not trainer.finished(Progress(), config)
-    assert not trainer.finished(Progress(epoch=4, best_epoch=2), config)
-    assert trainer.finished(Progress(epoch=5, best_epoch=2), config)
-    assert trainer.finished(Progress(epoch=10, best_epoch=10), config)
-    assert not trainer.finished(Progress(epoch=9, best_epoch=0), replace(config, patience=0))
 
 
 def test_a_run_folder_holds_checkpoints_records_and_pictures(
