@@ -1,4 +1,4 @@
-"""Runs that are told to stop, or killed, at any moment and taken up again: they must end as the run never stopped."""
+"""Runs that are stopped or killed at any moment and resumed: they must end as the run that was never stopped."""
 
 from __future__ import annotations
 
@@ -114,14 +114,13 @@ def _stop_and_go_on(figures: Figures, programs: Programs, rng: random.Random, ki
     begun = ""
     for _ in range(rng.choice((1, 1, 2, 3))):
         number, moment = rng.choice(SIGNALS), Moment.of(rng, kind.seconds)
-        all_of_it, fresh = rng.random() < 0.5, rng.random() < 0.08
+        all_of_it = rng.random() < 0.5
         what = f"{name}, {signal.Signals(number).name} {moment}{' to all' if all_of_it else ''}: {begun}"
-        program = programs.start(*(["--resume", "--out", out.name] if begun else flags), fresh=fresh)
+        program = programs.start(*(["--resume", "--out", out.name] if begun else flags))
         moment.wait(programs, program)
         signals = _send(figures, rng, program, number, all_of_it=all_of_it)
         what = f"{what}, {len(signals)} signals"
         status = programs.wait(program)
-        figures.saw("of a new Python" if fresh else "of a fork")
         _look(figures, program, status, signals, out, what, kind)
         begun = _run_of(out)
     status, program, _ = programs.run(*(["--resume", "--out", out.name] if begun else flags))
@@ -141,7 +140,7 @@ def _send(figures: Figures, rng: random.Random, program: Program, number: int, *
             time.sleep(rng.uniform(0, 0.03))  # in the step's end, in the save or in what follows it
             signals.append(rng.choice(SIGNALS[1:]))
             os.kill(program.pid, signals[-1])
-            figures.saw("told twice")
+            figures.saw("two signals")
     except ProcessLookupError:
         figures.saw("ended first")
     return signals
