@@ -54,7 +54,7 @@ def saved(model: CaptioningRNN, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def pictures(cell_type: str, n: int) -> Tensor:
     """Features of n images, places in a row if they have any."""
     features = images(cell_type, n, n, torch.float32)
-    return features.flatten(2) if CELLS[cell_type].looks else features
+    return features.flatten(2) if CELLS[cell_type].attends else features
 
 
 def run(path: Path, features: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def test_what_the_onnx_file_says_of_itself(onnx_file: Path, saved: Path) -> None
     assert about["max_length"] == T
     assert about["features"] == {"encoder": "none"}
     (features,), (ids,) = session.get_inputs(), session.get_outputs()
-    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).config.cell_type].looks else ["N", 5]
+    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).config.cell_type].attends else ["N", 5]
     assert (features.name, features.shape, features.type) == ("features", shape, "tensor(float)")
     assert (ids.name, ids.shape, ids.type) == ("ids", ["N", T], "tensor(int64)")
     assert {path.name for path in onnx_file.parent.glob(f"{PAGE_OUT}*")} == {PAGE_OUT}  # one file, weights and all
@@ -156,7 +156,7 @@ def test_the_graph_says_the_same(model: CaptioningRNN) -> None:
 @pytest.mark.parametrize("kind", [Dim.AUTO, Dim.DYNAMIC], ids=["AUTO", "DYNAMIC"])
 def test_the_greedy_captioner_is_exported_for_every_batch(model: CaptioningRNN, kind: Any, strict: bool) -> None:
     """As `export.trace` does with named sizes; of T images as well, of which no other size is one."""
-    axes = {0: kind, 2: kind} if model.cell.looks else {0: kind}
+    axes = {0: kind, 2: kind} if model.cell.attends else {0: kind}
     greedy, example = export.Greedy(model, T), pictures(model.cell_type, T)
     with torch.no_grad():
         program = torch.export.export(greedy, (example,), dynamic_shapes=(axes,), strict=strict).module()

@@ -44,7 +44,7 @@ def cell_type(request) -> str:
 
 def pictures(cell_type: str, generator: torch.Generator) -> Tensor:
     """Features of N images, those of places for the cell that looks at them."""
-    places = GRID if CELLS[cell_type].looks else ()
+    places = GRID if CELLS[cell_type].attends else ()
     return torch.randn(N, D, *places, generator=generator, dtype=torch.float64)
 
 
@@ -188,7 +188,7 @@ def test_derivatives(cell_type):
         return functional_call(model, dict(zip(names, params, strict=True)), (features, captions))
 
     params = [torch.randn_like(p).requires_grad_() for p in params]
-    places = (2,) if CELLS[cell_type].looks else ()
+    places = (2,) if CELLS[cell_type].attends else ()
     assert_derivatives(loss, (torch.randn(2, 1, *places, dtype=torch.float64, requires_grad=True), *params))
 
 
@@ -494,14 +494,14 @@ def test_it_looks_at_what_matters():
 
 
 def test_only_a_model_that_looks_can_say_where(features):
-    with pytest.raises(ValueError, match=r"^the cell rnn does not look at places of its image$"):
+    with pytest.raises(ValueError, match=r"^the cell rnn has no attention$"):
         make().attention(features, CAPTIONS[:, 1:])
 
 
 @pytest.mark.parametrize("gradients", ["hand", "auto"])
 def test_vectors_are_not_looked_at_nor_grids_taken_for_vectors(gradients):
     looking, plain = make("attention", gradients=gradients), make("lstm", gradients=gradients)
-    wanted = r"^the cell attention looks at a grid: features must be \(N, 7, L\) or \(N, 7, a, a\), but are "
+    wanted = r"^the cell attention attends to a grid: features must be \(N, 7, L\) or \(N, 7, a, a\), but are "
     for shape in ((4, 7), (4, 6, 3), (4, 7, 0), (4, 7, 2, 2, 2)):
         with pytest.raises(ValueError, match=wanted + re.escape(str(shape))):
             looking(torch.randn(*shape, dtype=torch.float64), CAPTIONS)
@@ -645,7 +645,7 @@ def test_sharper_scores_are_the_scores_over_a_temperature(cell_type, features, t
 
 
 def test_what_cannot_be_sharpened():
-    with pytest.raises(ValueError, match=r"^tied word vectors as wide as h are the whole layer: "):
+    with pytest.raises(ValueError, match=r"^tied word vectors with H = W: "):
         make(wordvec_dim=H, tied=True).scale_logits_(0.5)
     with pytest.raises(ValueError, match=r"^temperature must be positive and finite, but is 0$"):
         make().scale_logits_(0)
@@ -732,12 +732,12 @@ def test_params_of_any_layout(model, kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.pop("Wh"), r"^params lack \['Wh'\] and hold unknown nothing$"),
-        (lambda p: p.update(W=p["b"]), r"^params lack nothing and hold unknown \['W'\]$"),
+        (lambda p: p.pop("Wh"), r"^params lack \['Wh'\] and contain unknown nothing$"),
+        (lambda p: p.update(W=p["b"]), r"^params lack nothing and contain unknown \['W'\]$"),
         (lambda p: p.update(b_vocab=p["b_vocab"][1:]), r"^params\['b_vocab'\] must be \(8,\), but is \(7,\)$"),
         (lambda p: p.update(W_vocab=p["W_vocab"].T), r"^params\['W_vocab'\] must be \(5, 8\), but is \(8, 5\)$"),
-        (lambda p: p.update(b_vocab=p["b_vocab"].astype(object)), "must hold real numbers, but holds object"),
-        (lambda p: p.update(b_vocab=p["b_vocab"] + 0j), "must hold real numbers, but holds complex128"),
+        (lambda p: p.update(b_vocab=p["b_vocab"].astype(object)), "must be real numbers, but are object"),
+        (lambda p: p.update(b_vocab=p["b_vocab"] + 0j), "must be real numbers, but are complex128"),
     ],
 )
 def test_params_that_do_not_fit_change_nothing(model, change, message):

@@ -91,7 +91,7 @@ def config_of(folder: Path, **changes: Any) -> TrainConfig:
 
 
 def data_of(config: TrainConfig) -> CocoData:
-    return open_data(config.data, grids=CELLS[config.cell_type].looks)
+    return open_data(config.data, grids=CELLS[config.cell_type].attends)
 
 
 def steps(config: TrainConfig, optimizer: Callable[..., Optimizer]) -> tuple[list[float], dict[str, Tensor]]:

@@ -35,7 +35,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(request: pytest.FixtureRequest, directory: Path) -> CocoData:
     """With the features that the test's cell looks at."""
     cell_type = request.getfixturevalue("cell_type") if "cell_type" in request.fixturenames else "rnn"
-    return open_data(directory, grids=CELLS[cell_type].looks)
+    return open_data(directory, grids=CELLS[cell_type].attends)
 
 
 @pytest.fixture(params=CELLS)

@@ -65,7 +65,7 @@ def data(directory: Path) -> CocoData:
 
 
 def data_for(cell_type: str, directory: Path) -> CocoData:
-    return open_data(directory, grids=CELLS[cell_type].looks)
+    return open_data(directory, grids=CELLS[cell_type].attends)
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ class NothingFromElsewhere:
 
 
 def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path], folder: Path) -> Any:
-    looks = describer.model.cell.looks
+    looks = describer.model.cell.attends
     with gradio.Blocks(title="torch_caption", analytics_enabled=False) as page:
         gradio.HTML(f"<h1>torch_caption</h1><p>{escape(about)}</p>")
         with gradio.Row():

@@ -326,7 +326,7 @@ def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
     Raises:
         ConfigError: the model looks at no places, or at places in a row.
     """
-    if not model.cell.looks:
+    if not model.cell.attends:
         raise ConfigError(
             f"--show-attention: {path} is of the cell {model.cell_type}, which looks at no places; "
             f"`{typed('train')} --cell-type attention` makes one that does"

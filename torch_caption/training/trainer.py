@@ -334,7 +334,7 @@ def load_data(config: TrainConfig) -> CocoData:
     return open_data(
         directory,
         pca={"auto": None, "yes": True, "no": False}[config.pca_features],
-        grids=CELLS[config.cell_type].looks,
+        grids=CELLS[config.cell_type].attends,
         max_train=config.max_train,
         in_memory=config.in_memory,
         seed=config.seed,

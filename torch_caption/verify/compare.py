@@ -221,7 +221,7 @@ def _captioner_case(
 
         return loss
 
-    places = (sizes["L"],) if CELLS[cell].looks else ()
+    places = (sizes["L"],) if CELLS[cell].attends else ()
     hand, auto = map(loss_of, models)
     names = ("features", *("captions", "read", "weights")[: len(given)], *shapes)
     return Case(label, hand, auto, (normal(sizes["N"], sizes["D"], *places), *given, *params), names)
