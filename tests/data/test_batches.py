@@ -98,7 +98,7 @@ def test_a_file_that_is_cut_off_meanwhile_is_a_mistake_of_the_data(tmp_path: Pat
     each = iter(batches(open_data(directory, in_memory="no")["train"], 2, workers=workers))
     next(each)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; bring that file back$") as told:
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; restore that file$") as told:
         for _ in each:
             pass
     assert "\n" not in str(told.value)

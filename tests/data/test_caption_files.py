@@ -43,7 +43,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an image that is a name": (lambda c: c["images"].__setitem__(1, "x.jpg"), "images[1] is 'x.jpg', not an object"),
     "no id": (lambda c: c["images"][1].pop("id"), "images[1] has no id: {'file_name': 'photo1.jpg'"),
     "an id that is none": (lambda c: c["images"][1].update(id=True), "images[1].id is True, neither a number nor"),
-    "an id twice": (lambda c: c["images"][2].update(id=10), "images[2] has the id 10, as an image before it"),
+    "an id twice": (lambda c: c["images"][2].update(id=10), "images[2] has the id 10, as an earlier image"),
     "no name": (lambda c: c["images"][0].pop("file_name"), "images[0] has no file_name"),
     "an empty name": (lambda c: c["images"][0].update(file_name=""), "images[0].file_name is '', not a name"),
     "a name twice": (
@@ -62,15 +62,15 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a name of two lines": (
         lambda c: c["images"][0].update(file_name="a\nb.jpg"),
-        "images[0].file_name is 'a\\nb.jpg', a name with the end",
+        "images[0].file_name is 'a\\nb.jpg', a name with a line break",
     ),
     "a name of Mac OS 9": (
         lambda c: c["images"][0].update(file_name="Icon\r"),
-        "images[0].file_name is 'Icon\\r', a name with the end",
+        "images[0].file_name is 'Icon\\r', a name with a line break",
     ),
     "a name with a null": (
         lambda c: c["images"][0].update(file_name="a\0.jpg"),
-        "images[0].file_name is 'a\\x00.jpg', a name with the end",
+        "images[0].file_name is 'a\\x00.jpg', a name with a line break",
     ),
     "a name of bytes that are no UTF-8": (
         lambda c: c["images"][0].update(file_name="caf\udce9.jpg"),
@@ -79,7 +79,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no image_id": (lambda c: c["annotations"][3].pop("image_id"), "annotations[3] has no image_id"),
     "an unknown image": (
         lambda c: c["annotations"][3].update(image_id=99),
-        "annotations[3].image_id is 99, the id of no image of the file",
+        "annotations[3].image_id is 99, which no image of the file has",
     ),
     "an image_id that is none": (
         lambda c: c["annotations"][3].update(image_id=[10]),
@@ -92,11 +92,11 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a caption that is no text": (
         lambda c: c["annotations"][0].update(caption="a \ud800"),
-        "annotations[0].caption is 'a \\ud800'; '\\ud800' is in no text",
+        "annotations[0].caption is 'a \\ud800'; '\\ud800' is not a text character",
     ),
     "an annotation twice": (
         lambda c: [c["annotations"][place].update(id=1, image_id=10) for place in (0, 1)],
-        "annotations[1].id is 1, as that of annotations[0] of its image; leave one out",
+        "annotations[1].id is 1, as in annotations[0] of the same image; remove one",
     ),
     "a name twice, written otherwise": (
         lambda c: c["images"][2].update(file_name="./photo0.jpg"),
@@ -127,7 +127,7 @@ def test_bad_annotations_name_the_entry_and_its_value(kind: str, tmp_path: Path)
         (b'{"images": [', "not JSON in UTF-8"),
         (b"\xff\xfe{}", "not a text in UTF-8"),
         (b'{"images": [], "images": [1]}', "has the key 'images' twice"),
-        (b'{"images": NaN}', "NaN is no number"),
+        (b'{"images": NaN}', "NaN is not valid JSON"),
         (b"[" * 100_000, "not JSON in UTF-8"),
     ],
 )
@@ -176,8 +176,8 @@ def test_one_file_is_parted_at_random(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "share", "message"),
     [
-        (["a.json", "train.json"], 0.1, "a.json: its name does not say which split it is; write train="),
-        (["train_val.json", "val.json"], 0.1, "train_val.json: its name does not say"),
+        (["a.json", "train.json"], 0.1, "a.json: no split in its name; write train="),
+        (["train_val.json", "val.json"], 0.1, "train_val.json: no split in its name"),
         (["train.json", "train2.json"], 0.1, "train2.json: a second file of the split train; name the splits"),
         (["val.json", "test.json"], 0.1, "no file of the split train; name it, such as train="),
         (["a.json"], 0.01, "--val-share 0.01: of the 2 photographs of .*a.json 0 would be val"),
@@ -216,7 +216,7 @@ def test_photographs_are_found_below_the_folder(tmp_path: Path) -> None:
     ]
     (folder / "training").mkdir()
     (folder / "training" / "photo1.jpg").touch()
-    with pytest.raises(DataError, match=r"holds 'photo1\.jpg' more than once, as \w+/photo1\.jpg and as \w+/photo1"):
+    with pytest.raises(DataError, match=r"contains 'photo1\.jpg' twice, as \w+/photo1\.jpg and as \w+/photo1"):
         locate({"test": splits["train"]}, {None: folder})
 
 
@@ -224,7 +224,7 @@ def test_folders_without_them(tmp_path: Path) -> None:
     splits = read_splits([write(tmp_path / "a.json", content())], 0.5, 0)
     with pytest.raises(DataError, match="nowhere: no such folder of photographs"):
         locate(splits, {None: tmp_path / "nowhere"})
-    with pytest.raises(DataError, match=r"holds no photograph of train; the first would be 'photo\d\.jpg'$"):
+    with pytest.raises(DataError, match=r"contains no photograph of train; the first would be 'photo\d\.jpg'$"):
         locate(splits, {None: tmp_path})
 
 
@@ -232,7 +232,7 @@ def test_folders_without_them(tmp_path: Path) -> None:
 def test_a_name_longer_than_any_file_has_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": name}], "annotations": []}), encoding="utf-8")
-    with pytest.raises(DataError, match="longer than a name below the folder of photographs"):
+    with pytest.raises(DataError, match="too long for a name below the folder of photographs"):
         read(path)
 
 
@@ -293,7 +293,7 @@ def test_both_forms_of_an_accent_are_one_name(tmp_path: Path, name: str, there: 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
 def test_the_form_of_the_name_comes_first(tmp_path: Path) -> None:
     assert located(tmp_path, {"train": [NFC, NFD]}, [NFD, NFC]) == {"train": [NFC, NFD]}
-    with pytest.raises(DataError, match="is two of train, with the ids 0 and 1; leave one out"):
+    with pytest.raises(DataError, match="is in train twice, with the ids 0 and 1; remove one"):
         located(tmp_path, {"train": [NFC, NFD]}, [NFC])
 
 
@@ -313,7 +313,7 @@ def test_the_form_of_the_name_comes_first(tmp_path: Path) -> None:
 def test_a_name_that_is_not_there_is_answered_with_the_nearest(tmp_path: Path, name: str, there: str) -> None:
     with pytest.raises(DataError) as error:
         located(tmp_path, {"train": [name]}, ["z.txt", there])
-    assert str(error.value).endswith(f"would be {name!r}; the nearest that is there is {there!r}")
+    assert str(error.value).endswith(f"would be {name!r}; the nearest that exists is {there!r}")
 
 
 def test_nothing_near_is_not_named(tmp_path: Path) -> None:

@@ -95,13 +95,13 @@ BAD_KARPATHY: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = 
     "a folder that is none": (lambda i: i[1].update(filepath=[]), "images[1].filepath is [], not a string"),
     "a name that leads out": (
         lambda i: i[1].update(filepath="../x"),
-        "images[1].filepath/filename is '../x/1.jpg', not a name below the folder of photographs; name the file from",
+        "images[1].filepath/filename is '../x/1.jpg', not a name below the folder of photographs; give the path",
     ),
     "a photograph twice": (
         lambda i: i[3].update(filename="1.jpg"),
         "images[3] has the name '1.jpg', as images[1]",
     ),
-    "an id twice": (lambda i: i[3].update(imgid=1), "images[3] has the id 1, as an image before it"),
+    "an id twice": (lambda i: i[3].update(imgid=1), "images[3] has the id 1, as an earlier image"),
     "an id that is none": (
         lambda i: i[3].update(imgid=None),
         "images[3].imgid is None, neither a number nor a string; write it as Karpathy's files do",
@@ -212,8 +212,8 @@ def test_a_name_holds_what_a_file_system_takes(kind: str, tmp_path: Path) -> Non
     ("name", "message"),
     [
         ("/etc/a.jpg", "is '/etc/a.jpg', not a name below the folder"),
-        ("Icon\r", "is 'Icon\\r', a name with the end of a line in it; rename the file"),
-        (300 * "a", "longer than a name below the folder of photographs can be"),
+        ("Icon\r", "is 'Icon\\r', a name with a line break; rename the file"),
+        (300 * "a", "too long for a name below the folder of photographs"),
     ],
 )
 def test_a_name_that_no_photograph_can_have(kind: str, name: str, message: str, tmp_path: Path) -> None:
@@ -235,17 +235,17 @@ def test_a_bom_and_the_ends_of_lines_change_nothing(content: str, end: str, tmp_
     ("content", "message"),
     [
         (TOKEN + "4.jpg A dog\n", "line 9 is '4.jpg A dog', not name#number, tab, caption"),
-        (TOKEN + "1.jpg#1\tagain\n", "line 9 is of '1.jpg#1', as line 4; leave one out"),
+        (TOKEN + "1.jpg#1\tagain\n", "line 9 is of '1.jpg#1', as line 4; remove one"),
         (TOKEN + "../4.jpg#0\tA dog\n", "line 9: the name is '../4.jpg', not a name below the folder of photographs"),
-        (TOKEN + "4.jpg#0\tA \x07dog\n", "line 9: the caption is 'A \\x07dog'; '\\x07' is in no text"),
+        (TOKEN + "4.jpg#0\tA \x07dog\n", "line 9: the caption is 'A \\x07dog'; '\\x07' is not a text character"),
         (CSV + "3.jpg,A dog, running\n", "line 7 has 3 fields, not image,caption; put quotes around a caption"),
         (CSV + "3.jpg\n", "line 7 has 1 fields, not image,caption"),
         (CSV + ',"A dog"\n', "line 7: the name is '', not a name; write the name of a photograph"),
         (CSV + '3.jpg,"A dog\n', "line 7 is not CSV: unexpected end of data; mend its quotes"),
         (CSV + '3.jpg,"' + 140_000 * "x" + '"\n', "line 7 is not CSV: field larger than field limit"),
-        ("image|caption\n0.jpg|A dog\n", "begins with 'image|caption', and is in no format of captions; what is read"),
-        ("", "is empty, and is in no format of captions; what is read: COCO's annotations, Karpathy's dataset_*.json"),
-        ("\n\n", "is empty, and is in no format"),
+        ("image|caption\n0.jpg|A dog\n", "begins with 'image|caption', in an unknown format; the formats are"),
+        ("", "is empty, in an unknown format; the formats are COCO's annotations, Karpathy's dataset_*.json"),
+        ("\n\n", "is empty, in an unknown format"),
         (CSV.encode("utf-16"), "not a text in UTF-8: 'utf-8' codec can't decode byte 0xff in position 0"),
         ("{", "not JSON in UTF-8: Expecting property name enclosed in double quotes: line 1"),
     ],
@@ -262,14 +262,14 @@ def test_what_is_in_no_format_is_named_with_its_line(content: str | bytes, messa
 @pytest.mark.parametrize(
     ("files", "lists", "message"),
     [
-        (["token", "csv"], ["train.txt"], "--splits parts one file of --annotations, not 2"),
-        (["karpathy"], ["train.txt"], "karpathy: says itself which photographs are in which split; leave out --splits"),
-        (["token"], ["some.txt"], "some.txt: its name does not say which split it lists; write train="),
+        (["token", "csv"], ["train.txt"], "--splits divides one file of --annotations, not 2"),
+        (["karpathy"], ["train.txt"], "karpathy: contains splits itself; omit --splits"),
+        (["token"], ["some.txt"], "some.txt: no split in its name; write train="),
         (["token"], ["train.txt", "train=some.txt"], "some.txt: a second list of the split train"),
         (["token"], ["train.txt", "test=others.txt"], "others.txt: names no photograph of .*token; the first line is"),
         (["token"], ["train=none.txt"], "none.txt: cannot be read: No such file .*; name a list of photographs' names"),
         (["token"], ["val.txt"], "no file of the split train"),
-        (["karpathy", "csv"], [], "csv: its name does not say which split it is"),
+        (["karpathy", "csv"], [], "csv: no split in its name"),
     ],
 )  # fmt: skip
 def test_lists_that_cannot_be(files: list[str], lists: list[str], message: str, tmp_path: Path,
@@ -299,7 +299,7 @@ def test_damage_is_read_or_refused_in_one_line(content: str, data: st.DataObject
 
 
 def test_a_first_line_without_end_is_in_no_format(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a: begins with 'x{76}\.\.\., and is in no format"):
+    with pytest.raises(DataError, match=r"a: begins with 'x{76}\.\.\., in an unknown format"):
         read(write(tmp_path / "a", "x" * 200_000))
 
 
@@ -331,7 +331,7 @@ def test_a_folder_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert named_folders(["x/train2014", "x/val2014"]) == {"train": Path("x/train2014"), "val": Path("x/val2014")}
     (tmp_path / "a=b").mkdir()
     assert named_folders(["a=b"]) == {None: Path("a=b")}
-    with pytest.raises(DataError, match="--images x: of several folders each is of a split; write train=x"):
+    with pytest.raises(DataError, match="--images x: each of several folders needs a split; write train=x"):
         named_folders(["train=a", "x"])
     with pytest.raises(DataError, match="--images train=b: a second folder of the split train"):
         named_folders(["train=a", "train=b"])
@@ -366,7 +366,7 @@ def test_folders_are_of_the_splits(tmp_path: Path) -> None:
     splits = read_splits([f"train={write(tmp_path / 'a', CSV)}", f"val={write(tmp_path / 'b', TOKEN)}"], 0.1, 0)
     with pytest.raises(DataError, match="--images names no folder of the split val; the splits are train, val"):
         locate(splits, {"train": tmp_path})
-    with pytest.raises(DataError, match="--images names a folder of no split, called test; the splits are train, val"):
+    with pytest.raises(DataError, match="--images names a folder for the unknown split test; the splits are train"):
         locate(splits, {"train": tmp_path, "val": tmp_path, "test": tmp_path})
     with pytest.raises(DataError, match="--images names no folder of the split train; the splits are train, val"):
         locate(splits, {"b": tmp_path, "a": tmp_path})  # of several the first

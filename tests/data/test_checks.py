@@ -122,15 +122,15 @@ DAMAGES = {
     ),
     "infinity": (set_at("features", (0, 1), -np.inf, file=FEATURES), FEATURES, r"features\[0, 1\] is -inf"),
     "beyond float32": (set_at("features", (1, 1), 1e300, "<f8", FEATURES), FEATURES, r"features\[1, 1\] is 1e\+300"),
-    "integers": (put("features", lambda x: x.astype("i4"), FEATURES), FEATURES, "features holds int32; .*floating"),
-    "complex": (put("features", lambda x: x.astype("c8"), FEATURES), FEATURES, "features holds complex64"),
+    "integers": (put("features", lambda x: x.astype("i4"), FEATURES), FEATURES, "features contains int32; .*floating"),
+    "complex": (put("features", lambda x: x.astype("c8"), FEATURES), FEATURES, "features contains complex64"),
     "features of rank 3": (
         put("features", lambda x: x[None], FEATURES),
         FEATURES,
         r"features has the shape \(1, 7, 3\)",
     ),
     "features of no width": (put("features", lambda x: x[:, :0], FEATURES), FEATURES, r"features is empty.*\(7, 0\)"),
-    "no features": (put("features", None, FEATURES), FEATURES, "no dataset features; it holds nothing"),
+    "no features": (put("features", None, FEATURES), FEATURES, "no dataset features; it contains nothing"),
     "another width": (
         put("features", lambda x: x[:, :2], FEATURES),
         VAL_FEATURES,
@@ -142,17 +142,17 @@ DAMAGES = {
     "float captions": (
         put("train_captions", lambda x: x.astype("f4")),
         CAPTIONS,
-        "train_captions holds float32; .*inte",
+        "train_captions contains float32; .*inte",
     ),
     "bool captions": (
         put("train_captions", lambda x: x > 0),
         CAPTIONS,
-        "holds an enumeration; .*integers",
+        "contains an enumeration; .*integers",
     ),
-    "strings": (put("train_captions", np.array([[b"a"]] * 21)), CAPTIONS, r"train_captions holds \|S1"),
-    "compound": (put("train_image_idxs", np.zeros(21, "i4,i4")), CAPTIONS, "train_image_idxs holds"),
+    "strings": (put("train_captions", np.array([[b"a"]] * 21)), CAPTIONS, r"train_captions contains \|S1"),
+    "compound": (put("train_image_idxs", np.zeros(21, "i4,i4")), CAPTIONS, "train_image_idxs contains"),
     "captions of rank 1": (put("train_captions", lambda x: x[0]), CAPTIONS, r"train_captions has the shape \(6,\)"),
-    "captions of rank 0": (put("train_captions", 3), CAPTIONS, r"train_captions has the shape \(\); it takes 2 axes"),
+    "captions of rank 0": (put("train_captions", 3), CAPTIONS, r"train_captions has the shape \(\); it must have 2"),
     "a null dataspace": (put("train_captions", h5py.Empty("i4")), CAPTIONS, "train_captions has the shape None"),
     "indices of rank 2": (
         put("val_image_idxs", lambda x: x[:, None]),
@@ -165,9 +165,9 @@ DAMAGES = {
         "val_captions has 12 rows and val_image_idxs 11",
     ),
     "no rows": (put("val_captions", lambda x: x[:0]), CAPTIONS, r"val_captions is empty, of shape \(0, 6\)"),
-    "no indices": (put("val_image_idxs", None), CAPTIONS, "no dataset val_image_idxs; it holds train_captions"),
-    "no captions": (put("val_captions", None), CAPTIONS, "no dataset val_captions; it holds train_captions"),
-    "a name with a backslash": (put("..\\x_captions", np.ones((1, 2), "i4")), CAPTIONS, "no name for a split"),
+    "no indices": (put("val_image_idxs", None), CAPTIONS, "no dataset val_image_idxs; it contains train_captions"),
+    "no captions": (put("val_captions", None), CAPTIONS, "no dataset val_captions; it contains train_captions"),
+    "a name with a backslash": (put("..\\x_captions", np.ones((1, 2), "i4")), CAPTIONS, "not the name of a split"),
     # kept elsewhere
     "group": (group, CAPTIONS, "val_captions is not a dataset"),
     "external link": (
@@ -222,7 +222,7 @@ def test_damage_is_named(coco_directory, replace, kind):
 
 
 def test_without_train(coco_directory):
-    with pytest.raises(DataError, match="no dataset train_captions; it holds val_captions, val_image_idxs"):
+    with pytest.raises(DataError, match="no dataset train_captions; it contains val_captions, val_image_idxs"):
         open_data(coco_directory({"val": 3}))
 
 

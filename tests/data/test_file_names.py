@@ -115,8 +115,8 @@ def test_no_name_is_left_out_by_prepare(prepared: Prepared) -> None:
         assert [data[split].image_path(row) for row in rows] == [prepared.images / name for name in stored(split)]
 
 
-def test_the_check_finds_them_sound(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "sound" in called(main, ["check-data", str(prepared.directory)], capsys)
+def test_the_check_accepts_them(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "valid" in called(main, ["check-data", str(prepared.directory)], capsys)
 
 
 @pytest.mark.parametrize("references", ["own", "as annotated"])

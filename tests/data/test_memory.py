@@ -56,6 +56,6 @@ def test_captions_of_all_splits_together_take_half(tmp_path: Path, monkeypatch: 
     open_data(directory, in_memory="no")
     monkeypatch.setattr(_memory, "available", lambda: 2 * size - 2)
     with pytest.raises(
-        DataError, match=rf"captions\.h5: the captions of all splits would take {size:,} bytes .*; leave captions out"
+        DataError, match=rf"captions\.h5: the captions of all splits would take {size:,} bytes .*; remove captions"
     ):
         open_data(directory, in_memory="no")

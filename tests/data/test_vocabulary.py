@@ -98,9 +98,9 @@ def _content(**changes: object) -> bytes:
         (_content(word_to_idx=[]), "no object named word_to_idx"),
         (_content(idx_to_word=[*WORDS, 7]), "the word of id 7 is 7"),
         (_content(idx_to_word=[*WORDS, "dog"]), "'dog' has two ids"),
-        (_content(idx_to_word=[*WORDS, "\ud800"]), r"id 7 is '\\ud800', but a word has no blanks"),
+        (_content(idx_to_word=[*WORDS, "\ud800"]), r"id 7 is '\\ud800'; use text without blanks"),
         *[
-            (_content(idx_to_word=[*WORDS, word]), "word of id 7 is '.*', but a word has no blanks")
+            (_content(idx_to_word=[*WORDS, word]), "word of id 7 is '.*'; use text without blanks")
             for word in ("", " ", "two words", "a\t", "a\nb", "a\x9bb", "a\u2028b")
         ],
         (_content(idx_to_word=[*WORDS, "a\x1b[2J"]), r"id 7 is 'a\\x1b\[2J'"),

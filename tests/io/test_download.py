@@ -162,7 +162,7 @@ def test_download(server, source, target, capsys):
     server.content = packed(source)
     status, out, err = run(target, server.url, capsys)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{target}: sound, 10 words\n")
+    assert out.startswith(f"{target}: valid, 10 words\n")
     assert contents(target) == contents(source)  # the archive and its note are gone
     assert server.asked == [(None, None)]
 

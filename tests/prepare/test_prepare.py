@@ -239,7 +239,7 @@ def test_a_folder_a_split(photos: Photos, tmp_path: Path, capsys: pytest.Capture
     arguments[2:4] = folders[:1]
     assert "--images names no folder of the split val; the splits are train, val" in mistake(arguments, capsys)
     arguments[2:3] = [*folders, "more=x"]
-    assert "--images names a folder of no split, called more" in mistake(arguments, capsys)
+    assert "--images names a folder for the unknown split more" in mistake(arguments, capsys)
 
 
 @pytest.mark.parametrize("kind", ["token", "csv", "karpathy"])
@@ -457,7 +457,7 @@ def test_the_nearest_is_named_where_a_photograph_is_missing(
     assert main(photos.arguments(tmp_path / "out")) == 0
     assert capsys.readouterr().err.splitlines() == [
         "left out  train_3.png: no such file",
-        "left out  train_4.png: no such file; the nearest that is there is 'TRAIN_4.PNG'",
+        "left out  train_4.png: no such file; the nearest that exists is 'TRAIN_4.PNG'",
     ]
 
 
@@ -467,7 +467,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_before_the_work(
 ) -> None:
     folder = photos.images.rename(tmp_path / "caf\udce9")
     message = mistake([*photos.arguments(tmp_path / "out"), "--images", str(folder)], capsys)
-    assert "'\\udce9' in its name is in no text; rename the folder" in message
+    assert "'\\udce9' in its name is not a text character; rename the folder" in message
     assert not (tmp_path / "out").exists()
 
 
