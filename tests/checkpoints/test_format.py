@@ -203,7 +203,7 @@ def test_numbers_that_are_not_finite_are_not_saved(saved: Path, part: str, value
     name = {"weights": "Wx", "average": "average/Wx", "optimizer": "optimizer/Wx/exp_avg"}.get(part, "manifest/x")
     made.manifest["x"] = torch.ones(2)
     getattr(made, part)[name.removeprefix(f"{part}/")].view(-1)[-1] = value
-    with pytest.raises(checkpoints.NonFiniteTensor, match=rf"not saved: the tensor '{name}' holds NaN or infinity$"):
+    with pytest.raises(checkpoints.NonFiniteTensor, match=rf"not saved: the tensor '{name}' contains NaN or infinity$"):
         checkpoints.save(saved, made)
     assert saved.read_bytes() == before
 
@@ -266,9 +266,11 @@ def test_the_latest_that_can_be_used(saved: Path) -> None:
     saved.unlink()
     found = checkpoints.find_latest(saved)
     assert (found.checkpoint.progress["step"], found.path) == (2, before)
-    assert "there is no such checkpoint; using" in str(found.warning)
+    assert "no such checkpoint; using" in str(found.warning)
     before.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no such checkpoint; nor can the one before it be used: .*: truncated"):
+    with pytest.raises(
+        CheckpointError, match=r"no such checkpoint; the previous one cannot be used either: .*: truncated"
+    ):
         checkpoints.find_latest(saved)
     before.unlink()
     with pytest.raises(CheckpointError, match=r"no such checkpoint$"):
@@ -286,7 +288,7 @@ def test_a_file_that_is_replaced_is_noticed(saved: Path) -> None:
 
 def test_missing(tmp_path: Path) -> None:
     for path in (tmp_path / "none.safetensors", tmp_path):
-        assert refusal(path) == "there is no such checkpoint"
+        assert refusal(path) == "no such checkpoint"
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -327,8 +329,8 @@ def test_no_pickle_is_opened(tmp_path: Path, name: str) -> None:
     for new in (True, False):
         torch.save(Evil(target), path, _use_new_zipfile_serialization=new)
         assert refusal(path) == (
-            "a file of torch.save, or another archive or pickle, which can hold code and is not opened; a checkpoint "
-            "is a safetensors file, such as best.safetensors"
+            "a file of torch.save, or another archive or pickle, which can contain code and is not opened; a "
+            "checkpoint is a safetensors file, such as best.safetensors"
         )
     assert "is not opened" in refusal(path, pickle.dumps(Evil(target)))
     assert not target.exists()
@@ -390,8 +392,8 @@ def test_a_header_of_another_length(saved: Path, length: int) -> None:
     [
         ({"Wx": torch.ones(4, 5).double()}, "the tensor 'Wx' is of torch.float64, not torch.float32"),
         ({"Wx": torch.ones(4, 5, dtype=torch.int64)}, "the tensor 'Wx' is of torch.int64, not torch.float32"),
-        ({"Wx": torch.full((4, 5), float("nan"))}, "the tensor 'Wx' holds NaN or infinity"),
-        ({"manifest/x": torch.tensor([float("inf")])}, "the tensor 'manifest/x' holds NaN or infinity"),
+        ({"Wx": torch.full((4, 5), float("nan"))}, "the tensor 'Wx' contains NaN or infinity"),
+        ({"manifest/x": torch.tensor([float("inf")])}, "the tensor 'manifest/x' contains NaN or infinity"),
         ({"average/Wx": None}, "the tensor 'average/Wx' is missing"),
         ({"average/Wx": torch.ones(5, 4)}, "the tensor 'average/Wx' has shape (5, 4), not (4, 5)"),
         ({"average/more": torch.ones(2)}, "unknown tensor 'average/more'"),
@@ -406,8 +408,8 @@ def test_a_header_of_another_length(saved: Path, length: int) -> None:
         ({"random/0/torch": None, "random/1/cuda": torch.ones(3).byte()}, "unknown tensor 'random/1/cuda'"),
         ({"random/x": torch.ones(3).byte()}, "unknown tensor 'random/x'"),
         ({"other/x": torch.ones(2)}, "unknown tensor 'other/x'"),
-        ({"manifest/a/b/c": torch.ones(2)}, "its manifest has no place for the tensor 'manifest/a/b/c'"),
-        ({"manifest/encoder": torch.ones(2)}, "its manifest has no place for the tensor 'manifest/encoder'"),
+        ({"manifest/a/b/c": torch.ones(2)}, "its manifest does not fit the tensor 'manifest/a/b/c'"),
+        ({"manifest/encoder": torch.ones(2)}, "its manifest does not fit the tensor 'manifest/encoder'"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
@@ -418,7 +420,7 @@ def test_tensors_that_do_not_belong(tmp_path: Path, tensors: dict[str, torch.Ten
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"words": None}, "its metadata lack 'words'"),
+        ({"words": None}, "its metadata lacks 'words'"),
         ({"words": {}}, "its words is of type dict, not list"),
         ({"words": ["a", 3]}, "the word of id 1 is 3, not a string"),
         ({"words": [*WORDS, "a"]}, "the word 'a' has two ids"),
@@ -432,7 +434,7 @@ def test_tensors_that_do_not_belong(tmp_path: Path, tensors: dict[str, torch.Ten
         ({"input_dim": True}, "its input_dim is of type bool, not int"),
         ({"manifest": []}, "its manifest is of type list, not dict"),
         ({"progress": 3}, "its progress is of type int, not dict"),
-        ({"data": "null"}, "its metadata lack 'data'"),
+        ({"data": "null"}, "its metadata lacks 'data'"),
     ],
     ids=repr,
 )
@@ -502,8 +504,8 @@ def test_what_is_verified_is_what_is_used(saved: Path, monkeypatch: pytest.Monke
     ("words", "width", "message"),
     [
         (WORDS, 3, None),
-        ([*WORDS, "blue"], 3, "x: its vocabulary is not that of here: 7 words against 8"),
-        ([*WORDS[:5], "blue", "circle"], 3, "x: its vocabulary is not that of here: word 5 is 'red' against 'blue'"),
+        ([*WORDS, "blue"], 3, "x: not the vocabulary of here: 7 words against 8"),
+        ([*WORDS[:5], "blue", "circle"], 3, "x: not the vocabulary of here: word 5 is 'red' against 'blue'"),
         (WORDS, 4, "x: trained on features of width 3, but those of here have 4"),
     ],
 )

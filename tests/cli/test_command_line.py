@@ -308,9 +308,9 @@ def test_train_says_what_attention_takes(
     monkeypatch.chdir(folder)
     said = train_mistake(["--data", "tiny", "--cell-type", "attention"], capsys)
     assert "train2014_grid.h5: no such file; " in said
-    assert "a grid of features, at which the cell attention looks" in said
+    assert "a grid of features for the cell attention" in said
     said = train_mistake(["--data", "tiny", "--cell-type", "attention", "--pca-features", "yes"], capsys)
-    assert said == "error: grids of features have no PCA; leave pca to cells that take one vector an image\n"
+    assert said == "error: grids of features have no PCA; use pca with one vector per image\n"
 
 
 def test_resume_takes_the_settings_of_the_run(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,10 +444,10 @@ def mistake(status: int, capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "tiny", "--batch-size", str(10**20)], "--batch-size must be at most 2147483648, not 1000"),
         (["--resume", "--out", "nothing"], "no run in nothing yet"),
         (["--resume", "tiny-rnn-99"], "there is no run 'tiny-rnn-99'"),
-        (["--resume", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
-        (["--init-from", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
-        (["--init-from", "tiny"], str(Path("tiny") / "best.safetensors: there is no such checkpoint")),
-        (["--init-from", "runs", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
+        (["--resume", "--hidden-dim", "3"], "has --hidden-dim 16, not 3"),
+        (["--init-from", "nowhere.safetensors"], "nowhere.safetensors: no such checkpoint"),
+        (["--init-from", "tiny"], str(Path("tiny") / "best.safetensors: no such checkpoint")),
+        (["--init-from", "runs", "--hidden-dim", "3"], "has --hidden-dim 16, not 3"),
         (["--data", "tiny", "--objective", "scst"], "name it with --init-from"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -478,11 +478,11 @@ def test_mistakes_in_training(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
+        (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors: no such checkpoint"),
         (["--checkpoint", "tiny/coco2014_vocab.json"], "not a checkpoint"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "wide"], "trained on features of width 8, but those of wide have 9"),
-        (["--data", "few"], "its vocabulary is not that of few: 15 words against 12"),
+        (["--data", "few"], "not the vocabulary of few: 15 words against 12"),
         (["--split", "novel"], "no split 'novel'; choose one of train, val, test"),
         (["--images", "12"], "there is no image 12"),
         (["--images", "-1"], "there is no image -1"),
@@ -577,7 +577,7 @@ def test_every_program_says_what_takes_too_much_memory(
     monkeypatch.setattr(does, takes_too_much)
     assert main([command, *args]) == 1
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: not enough memory: 4,000 bytes more were asked for; .*\n", said)
+    assert re.fullmatch(r"error: not enough memory: 4,000 bytes more were requested; .*\n", said)
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert set(re.findall(r"--[\w-]+", said)) <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
@@ -596,7 +596,7 @@ def test_a_model_too_large_for_any_memory(trained: tuple[Path, str]) -> None:
     )  # fmt: skip
     assert ended.returncode == 1
     advice = "make --batch-size, --hidden-dim or --wordvec-dim smaller"
-    assert ended.stderr == f"error: not enough memory: 4,000,000,000,000 bytes more were asked for; {advice}\n"
+    assert ended.stderr == f"error: not enough memory: 4,000,000,000,000 bytes more were requested; {advice}\n"
     assert not (folder / "large").exists()
 
 

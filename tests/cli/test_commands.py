@@ -36,7 +36,7 @@ def test_an_unknown_command_is_one_line_that_names_the_commands(
 ) -> None:
     assert main(args) == 2
     assert capsys.readouterr().err == (
-        f"error: there is no command {args[0] if args else ''!r}; use one of {', '.join(COMMANDS)}\n"
+        f"error: no command {args[0] if args else ''!r}; use one of {', '.join(COMMANDS)}\n"
     )
 
 

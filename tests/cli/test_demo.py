@@ -70,7 +70,7 @@ def test_captions_less_probable_than_any_number() -> None:
 
 
 def test_words_as_html() -> None:
-    """The word itself stands among the alternatives by its probability, also if it is none of the likeliest."""
+    """The word itself stands among the alternatives by its probability, also if it is not one of the likeliest."""
     html = words_html(SAID)
     assert html.count('class="word"') == 2
     assert "<b>" not in html
@@ -130,7 +130,7 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"--host 127.0.0.1 --port {port}: Address already in use" in mistake(capsys, "--port", port)
-    assert "nowhere.safetensors: there is no such checkpoint" in mistake(
+    assert "nowhere.safetensors: no such checkpoint" in mistake(
         capsys, str(tmp_path / "nowhere.safetensors"), "--port", "0"
     )
 
@@ -149,7 +149,7 @@ def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
     made = describer("lstm")
     model = CaptioningRNN(made.vocabulary.word_to_idx, scenes.FEATURE_DIM, 8, 16, cell_type="lstm")
     config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm", max_length=4)
-    recipe = {"encoder": recipes.SCENES, "recipe": scenes.RECIPE, "features": "vgg16_fc7"}
+    recipe = {"encoder": recipes.SCENES, "recipe": scenes.VERSION, "features": "vgg16_fc7"}
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
     saved = checkpoints.Checkpoint(weights, config, [*made.vocabulary.words], recipe, scenes.FEATURE_DIM)
     checkpoints.save(tmp_path / "x.safetensors", saved)
@@ -361,7 +361,7 @@ def test_a_photograph_whose_end_is_missing_is_captioned_with_a_warning(tmp_path:
     show = gradio.Image.return_value.change.call_args.args[0]
     (tmp_path / "a.jpg").write_bytes(photo("JPEG", 64)[:-20])
     captions, _, _ = show(str(tmp_path / "a.jpg"))
-    fault = '<div class="fault" role="alert">a.jpg: its end is missing; what it held is grey</div>'
+    fault = '<div class="fault" role="alert">a.jpg: truncated; the missing part is grey</div>'
     assert captions.startswith(fault + '<div class="caption">')
 
 

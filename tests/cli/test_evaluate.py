@@ -532,7 +532,7 @@ def test_without_java(config: EvaluateConfig, tmp_path: Path, monkeypatch: pytes
         (["--references", "nowhere.json"], "nowhere.json: cannot be read: No such file or directory"),
         (["--references", "empty.json"], "empty.json: has no caption of any image of val, the first of which is 'red_"),
         (["--data", "nowhere"], "nowhere: no such folder"),
-        (["--against", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
+        (["--against", "nowhere.safetensors"], "nowhere.safetensors: no such checkpoint"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -24,7 +24,7 @@ def test_what_is_seen_is_what_the_transform_keeps(size: tuple[int, int], transfo
     x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     picture = Image.fromarray(np.stack([x, y, x], -1).round().astype(np.uint8))
     kept = transform(picture).permute(1, 2, 0).numpy() * transform.std + transform.mean
-    seen = recipes.seen({"transform": {"resize": transform.resize, "crop": transform.crop}}, picture)
+    seen = recipes.visible({"transform": {"resize": transform.resize, "crop": transform.crop}}, picture)
     assert abs(seen.size[0] - seen.size[1]) <= 1
     again = np.asarray(seen.resize((transform.crop, transform.crop), Image.Resampling.BILINEAR)) / 255
     assert np.abs(again - kept).max() < 0.03  # a pixel of the smallest picture is 0.016
@@ -79,7 +79,7 @@ def test_what_is_no_projection(arrays: object, reason: str) -> None:
 def test_all_of_a_picture_is_seen_where_nobody_says_otherwise() -> None:
     picture = Image.new("RGB", (9, 5))
     for recipe in ({}, {"encoder": recipes.SCENES, "transform": "none"}, {"transform": {"resize": 3}}):
-        assert recipes.seen(recipe, picture) is picture
+        assert recipes.visible(recipe, picture) is picture
 
 
 def test_a_projection_of_another_width() -> None:
@@ -99,7 +99,7 @@ def test_a_projection_of_another_width() -> None:
 @pytest.mark.parametrize(("resize", "crop"), [("x", 3), (0, 3), (-1, 1e308), (256, 10**400), (3, 4), (True, True)])
 def test_a_transform_of_no_pixels_is_named(resize: object, crop: object) -> None:
     with pytest.raises(DataError, match="transform has resize"):
-        recipes.seen({"transform": {"resize": resize, "crop": crop}}, Image.new("RGB", (4, 4)))
+        recipes.visible({"transform": {"resize": resize, "crop": crop}}, Image.new("RGB", (4, 4)))
 
 
 def test_a_projection_without_a_name_is_named(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_more_components_than_there_can_be(size: int, n: int) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, float("nan"), float("inf")])
 def test_what_is_no_size(size: float) -> None:
-    with pytest.raises(ConfigError, match=r"--pca .*: name a number of components, or a share"):
+    with pytest.raises(ConfigError, match=r"--pca .*: give a number of components, or a fraction"):
         pca.check_size(size, "--pca")
 
 
@@ -172,7 +172,7 @@ def test_a_basis_is_recovered(tmp_path: Path, kind: str, monkeypatch: pytest.Mon
 
 def test_too_few_rows_determine_no_basis(tmp_path: Path) -> None:
     full, projected, _ = files(tmp_path, D)
-    with pytest.raises(DataError, match=r"train\.h5: 12 rows do not determine a basis of 12 numbers; it takes more"):
+    with pytest.raises(DataError, match=r"train\.h5: 12 rows are too few for a basis of 12 numbers"):
         recover(full, projected)
 
 
@@ -180,7 +180,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     full, projected, _ = files(tmp_path)
     with h5py.File(projected["val"], "r+") as file:
         file["features"][7, 2] += 1
-    with pytest.raises(DataError, match=r"val_pca\.h5: no projection of val\.h5 .* do not belong together"):
+    with pytest.raises(DataError, match=r"val_pca\.h5: no projection of val\.h5 .* do not match"):
         recover(full, projected)
     write(projected["val"], torch.zeros(3, K))
     with pytest.raises(DataError, match=r"val_pca\.h5: features has 3 rows, but val\.h5 has 300"):

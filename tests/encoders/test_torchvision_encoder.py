@@ -193,8 +193,8 @@ class Hostile:
 
 BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no file": (lambda path: None, "there is no such file of weights"),
-    "text": (lambda path: path.write_text("weights"), "refused, for it is damaged or holds more than tensors"),
-    "code": (lambda path: torch.save({"w": Hostile()}, path), "refused, for it is damaged or holds more than tensors"),
+    "text": (lambda path: path.write_text("weights"), "refused: damaged, or not only tensors"),
+    "code": (lambda path: torch.save({"w": Hostile()}, path), "refused: damaged, or not only tensors"),
     "a list": (lambda path: torch.save([1, 2], path), "not a state dict of resnet18"),
     "numbers": (lambda path: torch.save({"lr": 0.1}, path), "not a state dict of resnet18"),
     "missing": (
@@ -231,7 +231,7 @@ def test_bad_weights_are_one_line(kind: str, tmp_path: Path, monkeypatch: pytest
 def test_weights_that_are_not_numbers_are_found_out(tmp_path: Path) -> None:
     path = save_weights(tmp_path / "w.pt", lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)})
     encoder = build("resnet18", path)
-    with pytest.raises(EncoderError, match=r"features that are not finite.*--weights") as error:
+    with pytest.raises(EncoderError, match=r"non-finite features.*--weights") as error:
         encoder.encode(torch.zeros(1, 3, 224, 224))
     line(error)
 
@@ -277,7 +277,7 @@ def test_default_weights_are_fetched_once(cache: Path, monkeypatch: pytest.Monke
     (file,) = cache.iterdir()
     assert build("resnet18", file).weights == encoder.weights  # known by its content
     file.write_bytes(b"half")
-    with pytest.raises(EncoderError, match="damaged, its SHA-256 is not that of its name; remove it"):
+    with pytest.raises(EncoderError, match="damaged, its SHA-256 does not match its name; remove it"):
         build("resnet18")
 
 
@@ -337,7 +337,7 @@ def test_weights_are_found_by_their_content(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(EncoderError, match=r"the weights of resnet18, w.pt \(SHA-256 \w{12}...\), are not found") as e:
         from_recipe(recipe, near=[near])
     assert "--weights" in line(e)
-    with pytest.raises(EncoderError, match="other weights than the features were made with"):
+    with pytest.raises(EncoderError, match="not the weights of the features"):
         from_recipe(recipe, weights=path)
     save_weights(near / "w.pt")
     assert from_recipe(recipe, near=[near]).weights.sha256 == recipe["weights"]["sha256"]
@@ -357,15 +357,15 @@ TRANSFORM = {"resize": 256, "crop": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
 @pytest.mark.parametrize(
     ("weights", "transform", "reason"),
     [
-        ({"name": "../w.pt"}, {}, r"weights are called '\.\./w\.pt'"),
-        ({"name": "a\\w.pt"}, {}, "weights are called"),
-        ({"name": ""}, {}, "weights are called ''"),
+        ({"name": "../w.pt"}, {}, r"name of its weights '\.\./w\.pt'"),
+        ({"name": "a\\w.pt"}, {}, "name of its weights"),
+        ({"name": ""}, {}, "name of its weights ''"),
         ({"name": 3}, {}, "name of its weights is 3"),
         ({"path": 3}, {}, "path of its weights is 3"),
         ({"sha256": 3}, {}, "sha256 of its weights is 3"),
         ({"seed": -1}, {}, "with seed -1"),
         ({"seed": "x"}, {}, "seed of its weights is 'x'"),
-        ({}, {"resize": 10**9}, "resize 1000000000 and crop 224; 4096 pixels are the most"),
+        ({}, {"resize": 10**9}, "resize 1000000000 and crop 224; the maximum is 4096 pixels"),
         ({}, {"crop": 0}, "crop 0"),
         ({}, {"crop": 300}, "crop 300"),
         ({}, {"resize": 256.5}, r"resize 256\.5"),
@@ -412,7 +412,7 @@ def test_random_weights_come_back(resnet: Encoder) -> None:
     for encoder in (resnet, build("resnet18", "random", seed=1)):
         assert from_recipe(encoder.recipe).weights == encoder.weights
     recipe = {**resnet.recipe, "weights": {"name": "random", "sha256": "0" * 64, "seed": 0}}
-    with pytest.raises(EncoderError, match="random: other weights than the features were made with"):
+    with pytest.raises(EncoderError, match="random: not the weights of the features"):
         from_recipe(recipe)
 
 

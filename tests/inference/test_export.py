@@ -181,7 +181,7 @@ def in_folder(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
+        (["nowhere.safetensors"], "nowhere.safetensors: no such checkpoint"),
         (["best.safetensors", "--out", "x.txt"], "--out x.txt: the name must end in .onnx or .pt2"),
         (["best.safetensors", "--out", "missing/x.pt2"], "there is no folder missing"),
         (["best.safetensors", "--out", "x.pt2", "--max-length", "0"], "--max-length must be at least 1, not 0"),

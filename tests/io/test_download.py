@@ -310,7 +310,7 @@ def test_interrupted(server, source, target, capsys, monkeypatch, phase):
     )
     status, _, err = run(target, server.url, capsys)
     assert status == 130
-    assert err == f"stopped: {target} keeps what was downloaded; run the same command again to go on\n"
+    assert err == f"stopped: {target} keeps the partial download; run the same command again to continue\n"
     kept = part_of(target).stat().st_size
     assert 0 < kept <= (len(server.content) if phase == "unpack" else 512)
     assert not (target / ".unpacking").exists()
@@ -327,20 +327,20 @@ def test_interrupted(server, source, target, capsys, monkeypatch, phase):
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ({"status": 404}, "the server answers 404 Not Found; choose another --url"),
-        ({"status": 500}, "the server answers 500 Internal Server Error"),
-        ({"status": 206}, "the server sends a part of it unasked"),
-        ({"status": 302, "location": "file:///etc/passwd"}, "the server answers 302"),
+        ({"status": 404}, "the server responds 404 Not Found; choose another --url"),
+        ({"status": 500}, "the server responds 500 Internal Server Error"),
+        ({"status": 206}, "the server sends a part that was not requested"),
+        ({"status": 302, "location": "file:///etc/passwd"}, "the server responds 302"),
         ({"status": 302, "location": "ftp://127.0.0.1/x"}, "redirected to ftp://127.0.0.1/x: only http and https"),
-        ({"status": 302, "location": "/coco_captioning.zip"}, "the server answers 302 .*infinite loop"),
+        ({"status": 302, "location": "/coco_captioning.zip"}, "the server responds 302 .*infinite loop"),
         ({"length": "99999999999999999"}, r"more than 4,294,967,296 bytes"),
-        ({"length": "40"}, "not a sound archive .*not a zip file"),
-        ({"length": "200000"}, "cut off, .* bytes are missing; run the same command again to go on"),
+        ({"length": "40"}, "not a valid archive .*not a zip file"),
+        ({"length": "200000"}, "cut off, .* bytes are missing; run the same command again to continue"),
         (
             {"length": "", "extra": {"Transfer-Encoding": "chunked"}},
             "cannot be fetched: IncompleteRead.*; run the same command again",
         ),
-        ({"length": "", "cut": 1000}, "not a sound archive .*; it is removed: run again"),
+        ({"length": "", "cut": 1000}, "not a valid archive .*; it is removed: run again"),
     ],
 )
 def test_a_server_that_misbehaves(server, source, target, capsys, behaviour, message):
@@ -408,7 +408,7 @@ def test_a_link_in_the_archive_is_a_file(server, source, target, capsys):
         archive.writestr(info, "/etc/passwd")
     server.content = out.getvalue()
     assert_fails(
-        target, server.url, capsys, r"not a sound archive \(train2014_images.txt: has 1 lines, but .* 200 rows"
+        target, server.url, capsys, r"not a valid archive \(train2014_images.txt: has 1 lines, but .* 200 rows"
     )
 
 
@@ -456,7 +456,7 @@ def without_captions(source: Path) -> bytes:
         (repeated, "it has coco2014_vocab.json twice"),
         (flipped, "Bad CRC-32 for file|Error -3 while decompressing"),
         (encrypted, "encrypted, password required"),
-        (packed_by_bzip2, "it has coco2014_vocab.json packed by method 12"),
+        (packed_by_bzip2, "it has coco2014_vocab.json compressed by method 12"),
         (unsound, r"\(val2014_urls.txt: has 1 lines, but the split's features have 20 rows"),
         (without_captions, r"\(coco2014_captions.h5: no such file"),
         (lambda source: packed(source)[:-30], "not a zip file"),
@@ -469,7 +469,9 @@ def test_an_archive_that_is_not_sound(server, source, target, capsys, make, mess
     (source.parent / "nothing").mkdir()
     good = packed(source)
     server.content = make(source)
-    assert_fails(target, server.url, capsys, f"not a sound archive .*({message}).*it is removed: run again to fetch it")
+    assert_fails(
+        target, server.url, capsys, f"not a valid archive .*({message}).*it is removed: run again to download it"
+    )
     assert list(target.iterdir()) == []
     server.content = good
     assert run(target, server.url, capsys)[0] == 0
@@ -493,18 +495,18 @@ def test_data_that_says_it_is_small(server, source, target, capsys):
             if int.from_bytes(whole[found.start() + offset : found.start() + offset + 4], "little") == 50_000_000:
                 whole[found.start() + offset : found.start() + offset + 4] = (100).to_bytes(4, "little")
     server.content = bytes(whole)
-    assert_fails(target, server.url, capsys, "not a sound archive .*Bad CRC-32")
+    assert_fails(target, server.url, capsys, "not a valid archive .*Bad CRC-32")
 
 
 def test_a_full_disk(server, source, target, capsys, monkeypatch):
     server.content = packed(source)
     usage = download.shutil._ntuple_diskusage(10_000, 9_000, 1_000)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    assert_fails(target, server.url, capsys, r"the files take [\d,]+ bytes, but 1,000 are free; make room")
+    assert_fails(target, server.url, capsys, r"needs [\d,]+ bytes, but 1,000 are free; free disk space")
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert run(target, server.url, capsys)[0] == 0
-    assert len(server.asked) == 1  # what was downloaded is kept
+    assert len(server.asked) == 1  # the partial download is kept
 
 
 def test_a_file_in_the_way(tmp_path, server, capsys):
@@ -533,7 +535,7 @@ def test_a_move_that_stops_leaves_no_data(server, source, target, monkeypatch):
         return move(self, to)
 
     monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(DownloadError, match="Input/output error; what was downloaded is kept"):
+    with pytest.raises(DownloadError, match="Input/output error; the partial download is kept"):
         download.download(target, server.url, open_data)
     assert not (target / "coco2014_captions.h5").exists()
     monkeypatch.setattr(Path, "replace", move)

@@ -55,7 +55,7 @@ def test_what_is_asked(server: Server) -> None:
 
 
 BAD_ANSWERS = {
-    "missing": ("nothing", "the server answers 404 Not Found"),
+    "missing": ("nothing", "the server responds 404 Not Found"),
     "empty": ("empty", "empty$"),
     "page": ("page", "not a picture in JPEG"),
     "short": ("short", "cut off, 1 bytes are missing"),
@@ -66,12 +66,12 @@ BAD_ANSWERS = {
     "endless chunks": ("endless_chunks", "more than 200,000 bytes"),
     "nonsense": ("nonsense", "cannot be fetched"),
     "hangup": ("hangup", "cannot be fetched: Remote end closed connection"),
-    "six redirects": ("hops/6", "the server answers 30. .*infinite loop"),
-    "redirects in a round": ("round", "the server answers 30. .*infinite loop"),
-    "redirect without a target": ("lost", "the server answers 302 Found"),
+    "six redirects": ("hops/6", "the server responds 30. .*infinite loop"),
+    "redirects in a round": ("round", "the server responds 30. .*infinite loop"),
+    "redirect without a target": ("lost", "the server responds 302 Found"),
     "redirect to a file": (
         "to/302?url=file:///etc/passwd",
-        "the server answers 302 .*file:///etc/passwd' is not allowed",
+        "the server responds 302 .*file:///etc/passwd' is not allowed",
     ),
     "redirect to ftp": ("to/302?url=ftp://example.com/a.jpg", "only http and https"),
     "redirect to no host": ("to/302?url=https:///a.jpg", "a URL without a host"),
@@ -93,7 +93,7 @@ def test_bad_answers_are_one_line(server: Server, kind: str) -> None:
 @pytest.mark.parametrize("path", ["drip", "drip_headers", "drip_headers/lines", "silence", "trailers"])
 def test_the_time_limit_is_for_the_whole_fetch(server: Server, path: str) -> None:
     begin = time.monotonic()
-    with pytest.raises(FetchError, match=r"not here within 0\.3 seconds"):
+    with pytest.raises(FetchError, match=r"not received within 0\.3 seconds"):
         fetch_here(f"{server.url}/{path}", timeout=0.3)
     assert time.monotonic() - begin < 5  # the server would go on for ever
 
@@ -101,7 +101,7 @@ def test_the_time_limit_is_for_the_whole_fetch(server: Server, path: str) -> Non
 def test_the_time_limit_holds_for_names(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
-    with pytest.raises(FetchError, match=r"not here within 0\.2 seconds"):
+    with pytest.raises(FetchError, match=r"not received within 0\.2 seconds"):
         fetch("http://slow.example/a.jpg", timeout=0.2)
     release.set()
 
@@ -248,7 +248,7 @@ def test_tls_where_there_is_none(server: Server) -> None:
 
 
 def test_a_handshake_that_never_ends_is_in_the_time_limit() -> None:
-    expected = pytest.raises(FetchError, match=r"not here within 0\.3 seconds")
+    expected = pytest.raises(FetchError, match=r"not received within 0\.3 seconds")
     with socket.create_server(("127.0.0.1", 0)) as silent, expected:
         fetch_here(f"https://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.3)
 

@@ -56,7 +56,7 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"[1,2]")
     assert read_json(path, 5) == [1, 2]
-    with pytest.raises(ValueError, match=r"a\.json: has 5 bytes, more than the 4 that it may"):
+    with pytest.raises(ValueError, match=r"a\.json: has 5 bytes, more than the limit 4"):
         read_json(path, 4)
 
 

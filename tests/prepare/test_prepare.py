@@ -191,7 +191,7 @@ def test_the_manifest_says_how(photos: Photos, tmp_path: Path) -> None:
     assert manifest["images"] == "../images"  # both may be moved together, and nobody learns where they were
     assert manifest["annotations"] == ["captions_train.json", "captions_val.json"]
     assert data["train"].image_path(0) == photos.images / data["train"].file_name(0)
-    assert prepare._seen_from(Path("/data/out"), Path("/photographs")) == str(Path("/photographs").resolve())
+    assert prepare._relative_to(Path("/data/out"), Path("/photographs")) == str(Path("/photographs").resolve())
     assert manifest["versions"]["torch"] == torch.__version__
     assert data.recipe["features"] == "vgg16_fc7_pca"
     assert data.recipe["projection"]["components"].shape == (CHANNELS, 4)
@@ -226,7 +226,7 @@ def test_a_folder_a_split(photos: Photos, tmp_path: Path, capsys: pytest.Capture
     arguments = photos.arguments(tmp_path / "out")
     arguments[2:3] = folders
     told = mistake(photos.arguments(tmp_path / "out"), capsys)
-    assert "holds '0.png' more than once" in told
+    assert "contains '0.png' twice" in told
     assert "name the folder of each split, such as --images train=DIR" in told
     assert main(arguments) == 0
     data = open_data(tmp_path / "out")
@@ -331,7 +331,7 @@ def test_captions_are_split_as_asked_for(
     assert {*data.vocabulary.words} == {*SPECIAL, *" ".join(words).split()}
     assert data.manifest["tokenizer"] == data["train"].tokenizer == tokenizer
     other = "words" if tokenizer != "words" else "whitespace"
-    assert "made with other settings" in mistake(photos.arguments(tmp_path / "out", "--tokenizer", other), capsys)
+    assert "data of other settings" in mistake(photos.arguments(tmp_path / "out", "--tokenizer", other), capsys)
 
 
 @pytest.mark.parametrize(("captions", "count"), [(CHINESE, 54), (["a dog", "สุนัขวิ่งบนหญ้า"], 18)])
@@ -437,7 +437,7 @@ def test_a_jpeg_whose_end_is_missing_is_taken_where_that_is_allowed(
 ) -> None:
     path = truncated(photos)
     assert main(photos.arguments(tmp_path / "out", "--allow-truncated")) == 0
-    assert capsys.readouterr().err == f"warning: {path}: its end is missing; what it held is grey\n"
+    assert capsys.readouterr().err == f"warning: {path}: truncated; the missing part is grey\n"
     data = open_data(tmp_path / "out")["train"]
     assert data.num_images == SPLITS["train"]
     encoder = features.build("resnet18", "random", seed=0)
@@ -467,7 +467,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_before_the_work(
 ) -> None:
     folder = photos.images.rename(tmp_path / "caf\udce9")
     message = mistake([*photos.arguments(tmp_path / "out"), "--images", str(folder)], capsys)
-    assert "'\\udce9' in its name is not a text character; rename the folder" in message
+    assert "'\\udce9' is not a text character; rename the folder" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -494,7 +494,7 @@ def other_data(photos: Photos) -> None:
 MISTAKES: dict[str, tuple[list[str], str, Callable[[Photos], object] | None]] = {
     "no photographs": (["--images", "nowhere"], "nowhere: no such folder of photographs", None),
     "no annotations": (["--annotations", "none_train.json"], "none_train.json: cannot be read: No such file", None),
-    "a bad annotation": ([], "captions_val.json: annotations[2].image_id is 7777, the id of no image", bad_annotation),
+    "a bad annotation": ([], "captions_val.json: annotations[2].image_id is 7777, which no image", bad_annotation),
     "no weights": (["--weights", "none.pt"], "none.pt: there is no such file of weights", None),
     "too many components": (["--pca", "13"], "--pca 13: 13 rows of 24 numbers have at most 12 components", None),
     "too many components of grids": (
@@ -502,10 +502,10 @@ MISTAKES: dict[str, tuple[list[str], str, Callable[[Photos], object] | None]] = 
         "--grid-pca 25: 637 rows of 24 numbers have at most 24 components",
         None,
     ),
-    "half a component": (["--pca", "2.5"], "--pca 2.5: name a number of components, or a share", None),
-    "a share above 1": (["--grid", "--grid-pca", "-1"], "--grid-pca -1: name a number", None),
-    "no grids to project": (["--grid-pca", "3"], "--grid-pca projects grids: give --grid as well", None),
-    "rare words": (["--min-count", "999"], "--min-count 999: no word of train occurs so often", None),
+    "half a component": (["--pca", "2.5"], "--pca 2.5: give a number of components, or a fraction", None),
+    "a fraction above 1": (["--grid", "--grid-pca", "-1"], "--grid-pca -1: give a number", None),
+    "no grids to project": (["--grid-pca", "3"], "--grid-pca needs --grid", None),
+    "rare words": (["--min-count", "999"], "--min-count 999: no word of train is so frequent", None),
     "no short captions": (
         ["--max-words", "1"],
         "no caption of train has 1 to 1 words; choose another --max-words",
@@ -517,7 +517,7 @@ MISTAKES: dict[str, tuple[list[str], str, Callable[[Photos], object] | None]] = 
     "a seed past 63 bits": (["--seed", str(2**63)], f"--seed must be at most {2**63 - 1}, not {2**63}", None),
     "no share": (["--val-share", "nan"], "--val-share must be above 0 and below 1, not nan", None),
     "an endless share": (["--val-share", "inf"], "--val-share must be above 0 and below 1, not inf", None),
-    "other data": ([], "train2014_vgg16_fc7.h5: of other data, which would be overwritten; name another", other_data),
+    "other data": ([], "train2014_vgg16_fc7.h5: other data, which would be overwritten; name another", other_data),
     "a GPU": (["--device", "cuda"], "--device cuda: PyTorch finds no GPU here", None),
 }
 
@@ -535,9 +535,7 @@ def test_mistakes_are_one_line(
 
 
 def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mistake(["prepare", "--annotations", "a.json"], capsys).startswith(
-        "error: --images, --out: name what to prepare"
-    )
+    assert mistake(["prepare", "--annotations", "a.json"], capsys).startswith("error: --images, --out required")
 
 
 @pytest.mark.parametrize("flags", [["--pca", "13"], ["--grid", "--grid-pca", "25"]])
@@ -557,7 +555,7 @@ def test_a_full_disk_is_known_before(photos: Photos, tmp_path: Path, capsys: pyt
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     message = mistake(photos.arguments(tmp_path / "out", "--grid"), capsys)
-    assert "bytes will be written, but 1,000 are free; make room" in message
+    assert "bytes will be written, but 1,000 are free; free disk space" in message
 
 
 # After a stop
@@ -570,7 +568,7 @@ def test_ctrl_c(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     monkeypatch.setattr(encoding.Encoding, "run", stop)
     assert main(photos.arguments(tmp_path / "out")) == 130
-    assert capsys.readouterr().err == "stopped: the same command goes on\n"
+    assert capsys.readouterr().err == "stopped: the same command continues\n"
 
 
 def run_and_kill(args: list[str], out: Path, after: int) -> None:
@@ -675,7 +673,7 @@ def test_what_is_complete_is_left_alone(photos: Photos, tmp_path: Path, capsys: 
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     for change in (["--pca", "2"], ["--transform", "caffe"], ["--max-words", "9"], ["--min-count", "14"]):
         message = mistake(photos.arguments(out, *same, *change), capsys)
-        assert message.endswith("holds other data, or data made with other settings; name another --out")
+        assert message.endswith("contains other data, or data of other settings; name another --out")
 
 
 def test_a_stopped_run_is_not_continued_with_other_settings(
@@ -686,9 +684,9 @@ def test_a_stopped_run_is_not_continued_with_other_settings(
         with pytest.raises(ZeroDivisionError):
             prepare.prepare(photos.config(tmp_path / "out"))
     message = mistake(photos.arguments(tmp_path / "out", "--grid"), capsys)
-    assert "of a run with other settings or other photographs that was stopped; repeat its command" in message
+    assert "left by an interrupted run with other settings or photographs; repeat its command" in message
     (tmp_path / "out" / ".preparing" / "progress.json").write_text("{")
-    assert "of a run that was stopped, and damaged" in mistake(photos.arguments(tmp_path / "out"), capsys)
+    assert "left by an interrupted run, and damaged" in mistake(photos.arguments(tmp_path / "out"), capsys)
 
 
 def test_two_at_once(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -704,7 +702,7 @@ def test_two_at_once(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixtu
 
     monkeypatch.setattr(prepare, "_make", meanwhile)
     assert main(photos.arguments(tmp_path / "out")) == 0
-    assert messages[1].endswith("out: another process prepares it")
+    assert messages[1].endswith("out: in use by another process")
 
 
 def test_memory_is_bounded(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -746,7 +744,7 @@ def course(coco_directory: Callable[..., Path]) -> Path:
 def test_recover_pca(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--recover-pca", str(course)]) == 0
     told = capsys.readouterr().out
-    assert "3 -> 2, found from 60 rows" in told
+    assert "3 -> 2, recovered from 60 rows" in told
     data = open_data(course)
     recipe = data.recipe
     assert (recipe["encoder"], recipe["features"]) == ("vgg16", "vgg16_fc7_pca")
@@ -755,9 +753,7 @@ def test_recover_pca(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
     projection = Projection(recipe["projection"]["mean"], recipe["projection"]["components"])
     x = torch.from_numpy(stored(course / "val2014_vgg16_fc7.h5"))
     torch.testing.assert_close(projection(x), data["val"].features_of(range(9)), rtol=0, atol=1e-5)
-    assert mistake(["prepare", "--recover-pca", str(course)], capsys).endswith(
-        "says already how the features were made, with vgg16"
-    )
+    assert mistake(["prepare", "--recover-pca", str(course)], capsys).endswith("has an encoder already, vgg16")
 
 
 @pytest.mark.parametrize(("transform", "channels"), [("auto", "BGR"), ("caffe", "BGR"), ("imagenet", "RGB")])

@@ -22,14 +22,25 @@ from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.errors import ConfigError, DataError, InputError
 from torch_caption.scenes import dataset as scenes
-from torch_caption.scenes.dataset import Group, Scene, Verdict, ensure, features, grid, judge, load, score, tell
-from torch_caption.scenes.draw import COLOURS, MARGIN, PALETTE, SHAPES, SIDE, draw, place
+from torch_caption.scenes.dataset import (
+    Group,
+    Scene,
+    Verdict,
+    ensure,
+    features,
+    grid,
+    judge,
+    judge_split,
+    load,
+    make_captions,
+)
+from torch_caption.scenes.draw import COLOURS, MARGIN, PALETTE, SHAPES, SIDE, arrange, draw
 from torch_caption.scenes.phrases import (
     LONGEST,
     NUMBERS,
     OPPOSITE,
-    PLACE_WORDS,
     PLURAL,
+    POSITION_WORDS,
     RELATION_WORDS,
     SIZE_WORDS,
     lexicon,
@@ -55,13 +66,13 @@ def composed() -> list[Scene]:
 @pytest.fixture(scope="module")
 def placed(composed: list[Scene]) -> list[Scene]:
     rng = np.random.default_rng(0)
-    return [place(scene, rng) for scene in composed]
+    return [arrange(scene, rng) for scene in composed]
 
 
 @pytest.fixture(scope="module")
 def captions(composed: list[Scene]) -> list[tuple[Scene, str]]:
     rng = np.random.default_rng(0)
-    return [(scene, caption) for scene in composed for caption in tell(scene, rng)]
+    return [(scene, caption) for scene in composed for caption in make_captions(scene, rng)]
 
 
 def arrays(directory: Path) -> dict[str, np.ndarray]:
@@ -151,7 +162,7 @@ def test_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(RuntimeError, match="no more"):
             ensure(tmp_path, sizes=SMALL, progress=False)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
-    assert scenes._whole(ensure(tmp_path, sizes=SMALL, progress=False))
+    assert scenes._complete(ensure(tmp_path, sizes=SMALL, progress=False))
 
 
 def test_cleaned_out_folder_is_made_again(tmp_path: Path) -> None:
@@ -183,9 +194,9 @@ def test_killed_build_is_made_again(tmp_path: Path) -> None:
     names = [path.name for path in tmp_path.iterdir() if path.is_dir()]
     assert len(names) == 1
     assert names[0].startswith(".scenes"), "half a folder bears the name of a whole one"
-    (tmp_path / names[0]).rename(tmp_path / f".scenes-{scenes.RECIPE}-seed0-40-8-12-12.dead")
+    (tmp_path / names[0]).rename(tmp_path / f".scenes-{scenes.VERSION}-seed0-40-8-12-12.dead")
     ensure(tmp_path, sizes=SMALL, progress=False)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"scenes-{scenes.RECIPE}-seed0-40-8-12-12"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"scenes-{scenes.VERSION}-seed0-40-8-12-12"]
 
 
 def test_two_builds_at_once(tmp_path: Path) -> None:
@@ -193,7 +204,7 @@ def test_two_builds_at_once(tmp_path: Path) -> None:
     paths = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert len(paths) == 1
-    assert scenes._whole(Path(paths.pop()))
+    assert scenes._complete(Path(paths.pop()))
 
 
 @pytest.mark.parametrize("sizes", [{"train": 5}, {**SMALL, "val": 0}, {**SMALL, "more": 1}])
@@ -221,7 +232,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(scenes, "SPLITS", dict.fromkeys(SMALL, 2))
     assert main(["scenes", "--out", str(tmp_path), "--seed", "4"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert scenes._whole(Path(out[0]))
+    assert scenes._complete(Path(out[0]))
     assert out[1] == "train 2, val 2, test 2, novel 2 scenes; 64 words"
     assert len(out) == 2 + 4 * 6
     (tmp_path / "file").touch()
@@ -292,7 +303,7 @@ def name(group: Group) -> str:
 def test_five_captions_in_different_words(composed: list[Scene]) -> None:
     rng = np.random.default_rng(0)
     for scene in composed:
-        told = tell(scene, rng)
+        told = make_captions(scene, rng)
         assert len(set(told)) == len(told) == 5
         assert max(len(caption.split()) for caption in told) <= LONGEST
 
@@ -320,7 +331,7 @@ SIZE_OF = {word: size for size, ways in SIZE_WORDS.items() for word in ways}
 NOUNS = {*SHAPES, *PLURAL.values()}
 MORE = {"a": "two", "an": "two", "one": "two", "two": "three", "three": "four", "four": "two"}
 TURNED = {w: v for k, ways in RELATION_WORDS.items() for w, v in zip(ways, RELATION_WORDS[OPPOSITE[k]], strict=False)}
-TURNED |= {"beneath": "above"} | {words: PLACE_WORDS[OPPOSITE[k]] for k, words in PLACE_WORDS.items()}
+TURNED |= {"beneath": "above"} | {words: POSITION_WORDS[OPPOSITE[k]] for k, words in POSITION_WORDS.items()}
 TURNED |= {"above": "under", "over": "below"}
 
 
@@ -573,12 +584,12 @@ def test_features_refuse_what_is_no_picture(picture: np.ndarray) -> None:
 
 def test_places_of_the_file_are_those_of_the_pictures(directory: Path) -> None:
     data = open_data(directory, grids=True)
-    assert data.manifest["grid"]["feature_dim"] == data["train"].feature_dim == scenes.PLACE_DIM
+    assert data.manifest["grid"]["feature_dim"] == data["train"].feature_dim == scenes.POSITION_DIM
     assert tuple(data.manifest["grid"]["places"]) == data["train"].grid == (scenes.GRID, scenes.GRID)
     for split, size in SMALL.items():
         with h5py.File(directory / f"{split}2014_grid.h5") as file:
             stored = file["features"][:]
-        assert stored.shape == (size, scenes.PLACE_DIM, scenes.GRID, scenes.GRID)
+        assert stored.shape == (size, scenes.POSITION_DIM, scenes.GRID, scenes.GRID)
         assert stored.dtype == np.float16
         for row, file_name in zip(stored, (directory / f"{split}2014_images.txt").read_text().split(), strict=True):
             with Image.open(directory / "images" / file_name) as picture:
@@ -629,7 +640,7 @@ def test_places_take_any_picture_and_refuse_what_is_none(placed: list[Scene]) ->
     rng = np.random.default_rng(0)
     for other in (np.zeros((1, 1, 3)), np.full((96, 96, 3), 255), rng.integers(0, 256, (50, 200, 3))):
         seen = grid(other.astype(np.uint8))
-        assert seen.shape == (scenes.PLACE_DIM, scenes.GRID, scenes.GRID)
+        assert seen.shape == (scenes.POSITION_DIM, scenes.GRID, scenes.GRID)
         assert np.isfinite(seen).all()
         assert np.abs(seen).max() < 20
     with pytest.raises(ValueError, match="uint8, not"):
@@ -643,11 +654,11 @@ def test_score(directory: Path) -> None:
     drawn = load(directory)
     assert drawn is not None
     rng = np.random.default_rng(0)
-    said = {idx: tell(scene, rng)[0] for idx, scene in enumerate(drawn["test"])}
-    full = score(directory, "test", said)
+    said = {idx: make_captions(scene, rng)[0] for idx, scene in enumerate(drawn["test"])}
+    full = judge_split(directory, "test", said)
     assert full is not None
     assert (full.right, full.total, sum(full.faults.values())) == (12, 12, 0)
-    part = score(directory, "test", {3: said[3], 4: "", 5: "a dog"})
+    part = judge_split(directory, "test", {3: said[3], 4: "", 5: "a dog"})
     assert part is not None
     assert (part.right, part.total) == (1, 3)
     assert part.faults["object left out"] == 2
@@ -656,18 +667,18 @@ def test_score(directory: Path) -> None:
 
 
 def test_score_elsewhere(tmp_path: Path) -> None:
-    assert score(tmp_path, "test", {0: "a dog"}) is None
+    assert judge_split(tmp_path, "test", {0: "a dog"}) is None
 
 
 def test_score_refuses(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'tests'; there are train, val, test, novel"):
-        score(directory, "tests", {})
+        judge_split(directory, "tests", {})
     with pytest.raises(DataError, match="test has 12 scenes, none with the index 12"):
-        score(directory, "test", {12: ""})
+        judge_split(directory, "test", {12: ""})
     for content in ("{", "[]", json.dumps({"test": [{"first": 1}]}), "[" * 100_000):
         (tmp_path / "scenes.json").write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match=r"scenes\.json: not (the scenes|JSON)"):
-            score(tmp_path, "test", {})
+        with pytest.raises(InputError, match=r"scenes\.json: not (scenes|JSON)"):
+            judge_split(tmp_path, "test", {})
 
 
 @pytest.mark.parametrize("place", ["relation", "first shape", "second colour", "first size", "second count"])
@@ -678,7 +689,7 @@ def test_a_scene_of_what_is_never_drawn_is_refused(directory: Path, tmp_path: Pa
     scene = content["test"][3]
     (scene[key[0]] if key else scene)[last] = value
     (tmp_path / "scenes.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(DataError, match=r"scenes\.json: not the scenes of this recipe \(\w+: .* is none of ") as raised:
+    with pytest.raises(DataError, match=r"scenes\.json: not scenes of this version \(\w+: .* is not one of ") as raised:
         load(tmp_path)
     assert repr(value) in str(raised.value)
 
@@ -696,7 +707,7 @@ def test_what_could_not_be_judged_is_found_before(directory: Path, tmp_path: Pat
     path = tmp_path / "scenes.json"
     path.write_bytes(content.replace(b'"red"', b'"blue"', 1))  # which nothing but the manifest can tell
     scenes.check(tmp_path, {}, images)
-    with pytest.raises(DataError, match=r"scenes\.json: .* manifest\.json says"):
+    with pytest.raises(DataError, match=r"scenes\.json: .* manifest\.json has"):
         scenes.check(tmp_path, manifest, images)
     path.write_bytes(content)
     scenes.check(tmp_path, manifest, images)

@@ -236,7 +236,7 @@ def test_what_cannot_be_written_is_told_by_its_name(
     first = log(tensorboard=False)
     run = runs.create(tmp_path, "tiny-rnn")
     monkeypatch.setattr("os.fsync", no_room)
-    told = r"metrics\.jsonl: could not be written: No space left on device; make room, and --resume goes on$"
+    told = r"metrics\.jsonl: could not be written: No space left on device; free disk space, and --resume goes on$"
     with pytest.raises(OSError, match=told):
         first.write(record(1))
     with pytest.raises(OSError, match=told):

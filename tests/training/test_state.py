@@ -224,7 +224,7 @@ def test_no_model_is_made_that_is_not_that_of_the_weights(
     checkpoints.save(path, replace(saved, config=replace(saved.config, **settings)))
     with pytest.raises(CheckpointError) as refused:
         fit(*train_config([flag, str(path.parent if flag == "--resume" else path)]))
-    assert str(refused.value).startswith(f"{path}: settings, vocabulary and weights do not fit together: ")
+    assert str(refused.value).startswith(f"{path}: settings, vocabulary and weights do not match: ")
 
 
 # Data that has changed -----------------------------------------------------------------------------------------------
@@ -265,12 +265,12 @@ def test_within_an_epoch_a_run_goes_on_over_its_own_captions_alone(
     saved = snapshot(after_a_step(config, data), config, data)
     assert saved.data == {"train": data["train"].digest, "val": data["val"].digest}
     assert refusal(saved, config, changed(data), path).startswith(
-        f"{path}: is in the middle of an epoch over other captions of train than those of {data.directory}; bring "
+        f"{path}: within an epoch over other captions of train than those of {data.directory}; restore "
     )
-    with pytest.raises(CheckpointError, match="was made with --max-train None, which 20 cannot replace"):
+    with pytest.raises(CheckpointError, match="has --max-train None, not 20"):
         restored(saved, replace(config, max_train=20), open_data(data.directory, max_train=20), path)
     (line,) = resumed(saved, config, changed(data, "val"), path)[1]
-    assert line.startswith(f"{path}: was made with other captions of val than those of {data.directory}; ")
+    assert line.startswith(f"{path}: has other captions of val than {data.directory}; ")
     assert resumed(saved, config, data, path)[1] == []
 
 
@@ -279,7 +279,7 @@ def test_between_epochs_changed_captions_are_told(config: TrainConfig, data: Coc
     saved = snapshot(after_a_step(config, data, position=0, words=0), config, data)
     other = changed(changed(data), "val")
     (line,) = resumed(saved, config, other, path)[1]
-    assert line.startswith(f"{path}: was made with other captions of train and val than those of {data.directory}; ")
+    assert line.startswith(f"{path}: has other captions of train and val than {data.directory}; ")
     assert "\n" not in line
     other = open_data(data.directory, max_train=20)
     (line,) = resumed(saved, replace(config, max_train=20), other, path)[1]

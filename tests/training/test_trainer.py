@@ -356,7 +356,7 @@ def test_self_critical_training_on_a_cider_that_is_always_0_is_refused(
     config: TrainConfig, few: dict[str, int]
 ) -> None:
     begun = fit(replace(config, epochs=1))
-    with pytest.raises(ConfigError, match=r"--objective scst.* one image alone.* 0"):
+    with pytest.raises(ConfigError, match=r"--objective scst.* only one image.* 0"):
         fit(replace(config, objective="scst", init_from=begun, **few))
     assert [path.name for path in config.out.iterdir() if path.is_dir()] == [begun.name]
 
@@ -402,14 +402,14 @@ def test_what_a_run_cannot_begin_with(config: TrainConfig, tmp_path: Path) -> No
     run = fit(replace(config, epochs=1))
     for change in ({"hidden_dim": 17}, {"cell_type": "lstm"}, {"tied": True}, {"dtype": "float64"}):
         (name,) = change
-        with pytest.raises(CheckpointError, match=rf"best\.safetensors: was made with --{name.replace('_', '-')} "):
+        with pytest.raises(CheckpointError, match=rf"best\.safetensors: has --{name.replace('_', '-')} "):
             fit(replace(config, init_from=run, **change))
-    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: there is no such checkpoint"):
+    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: no such checkpoint"):
         fit(replace(config, init_from=Path("nowhere.safetensors")))
     few = write_tiny(tmp_path / "few", wordings=1)
-    with pytest.raises(CheckpointError, match=r"its vocabulary is not that of .*few: 15 words against 12"):
+    with pytest.raises(CheckpointError, match=r"not the vocabulary of .*few: 15 words against 12"):
         fit(replace(config, init_from=run, data=str(few)))
-    with pytest.raises(CheckpointError, match=r"last\.\w+: was made with --objective xe, which scst cannot replace"):
+    with pytest.raises(CheckpointError, match=r"last\.\w+: has --objective xe, not scst"):
         fit(replace(config, resume=run.name, objective="scst", init_from=run))
     assert len(list(config.out.glob("*-rnn-*"))) == 1
 
@@ -646,7 +646,7 @@ def test_what_cannot_be_resumed(config: TrainConfig, stopping: Callable[[int], N
         fit(config)
     for change in ({"hidden_dim": 17}, {"cell_type": "lstm"}, {"dtype": "float64"}, {"batch_size": 6}, {"seed": 5}):
         (name,) = change
-        with pytest.raises(CheckpointError, match=f"was made with --{name.replace('_', '-')} "):
+        with pytest.raises(CheckpointError, match=f"has --{name.replace('_', '-')} "):
             fit(replace(config, resume="last", **change))
     with pytest.raises(CheckpointError, match="there is no run 'elsewhere'"):
         fit(replace(config, resume="elsewhere"))
@@ -654,7 +654,7 @@ def test_what_cannot_be_resumed(config: TrainConfig, stopping: Callable[[int], N
     with pytest.raises(CheckpointError, match=r"trained on features of width 8, but those of .*wide have 9"):
         fit(replace(config, resume="last", data=str(wide)))
     few = write_tiny(tmp_path / "few", wordings=1)
-    with pytest.raises(CheckpointError, match=r"its vocabulary is not that of .*few: 15 words against 12"):
+    with pytest.raises(CheckpointError, match=r"not the vocabulary of .*few: 15 words against 12"):
         fit(replace(config, resume="last", data=str(few)))
     run = runs.find(config.out)
     best = checkpoints.load(run / "last.safetensors")
@@ -1103,7 +1103,7 @@ def test_the_caption_without_a_finite_loss_is_named(
         fit(replace(config, feature_dropout=0.0))
     named = {"xe": r"row [89] \(image 4\)", "scst": "image 4"}[objective]
     assert re.search(
-        rf"alone without a finite loss: {named} of train; .*last\.safetensors is that of step 0; ", str(stopped.value)
+        rf"with a non-finite loss: {named} of train; .*last\.safetensors is that of step 0; ", str(stopped.value)
     )
 
 
@@ -1127,7 +1127,7 @@ def test_a_run_without_memory_says_what_is_kept(
     step = checkpoints.load(last).progress["step"]
     assert step == 6
     kept = f"{last} is that of step {step}"
-    asked = ": 80 bytes more were asked for" if "80" in str(error) else ""
+    asked = ": 80 bytes more were requested" if "80" in str(error) else ""
     advice = "make --batch-size, --hidden-dim or --wordvec-dim smaller"
     said = capsys.readouterr().err.rpartition("\r")[2]  # behind a bar of progress
     assert said == f"error: not enough memory{asked}; {advice}; {kept}\n"
@@ -1153,7 +1153,7 @@ def test_a_damaged_checkpoint_is_written_anew_at_once(config: TrainConfig, monke
 def test_a_gradient_that_is_no_number_has_no_caption(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(
-        NonFiniteError, match=r"step 1: the gradient's norm is inf; .*, each of which alone has a finite loss"
+        NonFiniteError, match=r"step 1: the gradient's norm is inf; .*; each row separately has a finite loss"
     ):
         fit(config)
 
@@ -1164,7 +1164,7 @@ def test_weights_that_are_no_numbers_are_not_saved(config: TrainConfig, capsys: 
     assert guarded(lambda: fit(config)) == 1
     err = capsys.readouterr().err
     run = runs.find(config.out)
-    assert re.fullmatch(r"error: after step 1: .*holds NaN or infinity; .*last\.\w+ is that of step 0; .*\n", err)
+    assert re.fullmatch(r"error: after step 1: .*contains NaN or infinity; .*last\.\w+ is that of step 0; .*\n", err)
     assert checkpoints.load(run / "last.safetensors").progress["step"] == 0
 
 
@@ -1250,13 +1250,13 @@ def test_progress_says_when_to_end() -> None:
         ),
         (
             SCST | {"tied": True, "hidden_dim": 9, "wordvec_dim": 9},
-            "--tied with --hidden-dim as --wordvec-dim takes --temperature 1 in self-critical training",
+            "--tied with --hidden-dim equal to --wordvec-dim needs --temperature 1 in self-critical training",
         ),
         (SCST | {"temperature": 0.0}, "--temperature must be a positive number, not 0.0"),
-        (SCST | {"label_smoothing": 0.1}, "--label-smoothing goes with --objective xe, not with scst"),
-        (SCST | {"scheduled_sampling": 0.1}, "--scheduled-sampling goes with --objective xe, not with scst"),
+        (SCST | {"label_smoothing": 0.1}, "--label-smoothing needs --objective xe, not scst"),
+        (SCST | {"scheduled_sampling": 0.1}, "--scheduled-sampling needs --objective xe, not scst"),
         ({"seed": -1}, "--seed must be at least 0 and below 2^63, not -1"),
-        ({"amp": "bf16", "dtype": "float64"}, "--amp bf16 goes with --dtype float32, not with float64"),
+        ({"amp": "bf16", "dtype": "float64"}, "--amp bf16 needs --dtype float32, not with float64"),
     ],
 )
 def test_settings_that_cannot_be(change: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from torch_caption.io.text import flag_of
 
 
 def check_decoding(options: DecodingOptions) -> None:
-    """Raise ConfigError, naming the flag, on the first option that cannot be used, whatever the model."""
+    """Raise ConfigError, naming the flag, on the first option that no model can use."""
     check_length(options.max_length)
     if options.max_length is None:
         options = dataclasses.replace(options, max_length=LONGEST)
@@ -19,13 +19,13 @@ def check_decoding(options: DecodingOptions) -> None:
 
 
 def for_model(options: DecodingOptions, max_length: int, ids: TokenIds) -> DecodingOptions:
-    """The options for a model: with the maximum length of its training, where none is given.
+    """The options for a model, with the maximum length of its training as default.
 
     Args:
         ids: of the model's words.
 
     Raises:
-        ConfigError: they contradict that length, or the model has no such word.
+        ConfigError: they contradict that length, or a word is not in the vocabulary.
     """
     options = dataclasses.replace(options, max_length=options.max_length or max_length)
     options.resolve(flag_of)

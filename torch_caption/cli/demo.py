@@ -33,7 +33,7 @@ from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
 from torch_caption.errors import ConfigError, TorchCaptionError
 from torch_caption.inference.explain import BEST_FIVE, Describer, Description, Guess
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import MAX_BYTES, load_image
 from torch_caption.plots import lit
 from torch_caption.scenes import dataset as scenes
@@ -137,7 +137,7 @@ def load(config: DemoConfig) -> tuple[Describer, str]:
 
 def built_in() -> list[Path]:
     """Pictures of some built-in scenes, drawn on first use."""
-    test = open_data(scenes.ensure(progress=is_watched()), in_memory="no")["test"]
+    test = open_data(scenes.ensure(progress=is_interactive()), in_memory="no")["test"]
     return [path for idx in range(SCENES) if (path := test.image_path(idx)) is not None]
 
 

@@ -32,7 +32,7 @@ from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import ConfigError, DataError
 from torch_caption.functions.matmul import prefer_onednn
 from torch_caption.inference.captions import Caption, caption_images, captioned_images
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.memory import within_memory
 from torch_caption.metrics import java
 from torch_caption.metrics import scores as metrics
@@ -314,7 +314,7 @@ def _caption(
     config: EvaluateConfig, model: CaptioningRNN, split: Split, references: References, options: DecodingOptions
 ) -> dict[int, Caption]:
     """The model's caption of each image that has references; of those only the images are looked at."""
-    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_watched())
+    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_interactive())
     return {idx: found[0] for idx, found in caption_images(model, split, images, options, seed=config.seed).items()}
 
 

@@ -317,7 +317,7 @@ def _seen(subject: Subject, index: int) -> Image.Image | None:
             picture = load_image(picture, truncated=lambda line: None)
         except ImageError:
             return None
-    return None if picture is None else recipes.seen(subject.recipe, picture)
+    return None if picture is None else recipes.visible(subject.recipe, picture)
 
 
 def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:

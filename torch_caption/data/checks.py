@@ -19,7 +19,7 @@ from torch_caption.data.hdf5 import INTEGERS, dataset
 from torch_caption.data.tokenizer import TOKENIZERS
 from torch_caption.data.vocabulary import END, NULL, START, Vocabulary
 from torch_caption.errors import DataError, InputError
-from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.text import lines, read_json, read_text, shown, strange
 
 BLOCK_BYTES = 2**26
@@ -132,7 +132,7 @@ def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) ->
     """
     images, *shape = features.shape
     block = max(1, BLOCK_BYTES // (features.dtype.itemsize * math.prod(shape)))
-    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=not is_watched())
+    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=not is_interactive())
     for start in starts:
         values = read_rows(features, slice(start, start + block))
         finite = np.isfinite(values)

@@ -74,7 +74,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def examined(path: Path) -> Iterator[None]:
-    """In the block, HDF5's errors for the file become `DataError`s, and no plugin is loaded."""
+    """In the block, HDF5's errors for the file become DataErrors, and no plugin is loaded."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; copy it there, or download the directory again")
     try:

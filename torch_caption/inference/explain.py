@@ -133,4 +133,4 @@ class Describer:
 
     def seen(self, picture: Image.Image) -> Image.Image:
         """The part of the picture that the model sees, which attention is over."""
-        return recipes.seen(self._recipe, picture)
+        return recipes.visible(self._recipe, picture)

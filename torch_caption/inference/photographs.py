@@ -17,7 +17,7 @@ from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders.extractor import FeatureExtractor
 from torch_caption.errors import ImageError
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import is_picture, is_url, load_image
 
 BATCH = 16
@@ -128,7 +128,7 @@ def read(
     pictures: list[Image.Image | None] = []
     made: list[Tensor] = []
     prepared: list[Tensor] = []
-    for source in tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_watched()):
+    for source in tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_interactive()):
         try:
             picture = load_image(source, allow_private=allow_private, truncated=truncated)
         except ImageError as error:

@@ -163,13 +163,13 @@ def gallery(
 
 def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | None:
     """Whether the caption describes the scene right; None where the image is no scene."""
-    result = scenes.score(data.directory, split.name, {idx: text}) if data else None
+    result = scenes.judge_split(data.directory, split.name, {idx: text}) if data else None
     return None if result is None else result.right == 1
 
 
 def _judge(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) -> None:
     found = caption_images(model, split, captioned_images(split), DecodingOptions(max_length=max_length))
-    result = scenes.score(data.directory, split.name, {idx: caption.text for idx, (caption,) in found.items()})
+    result = scenes.judge_split(data.directory, split.name, {idx: caption.text for idx, (caption,) in found.items()})
     if result is not None:
         share = 100 * result.right / result.total
         print(

@@ -28,7 +28,7 @@ from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import ConfigError, NonFiniteError, RankError, WorkerLost
 from torch_caption.inference.captions import caption_images, some_images
 from torch_caption.io import lock
-from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.memory import within_memory
 from torch_caption.metrics import scores as metrics
 from torch_caption.model.captioner import CaptioningRNN
@@ -220,7 +220,7 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
         manager = CheckpointManager(run, state, config, data)
-        manager.begin(found if config.resume is not None else None)
+        manager.start(found if config.resume is not None else None)
         distributed.from_first(lambda: runs.point_to(run))
         try:
             with within_memory(*OF_THE_MEMORY, kept=lambda: manager.kept):
@@ -329,7 +329,7 @@ def load_data(config: TrainConfig) -> CocoData:
     Raises:
         DataError: the directory is not there or its content is not as it should be.
     """
-    progress = is_watched() and distributed.first()
+    progress = is_interactive() and distributed.first()
     directory = scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data)
     return open_data(
         directory,
@@ -383,7 +383,7 @@ def _train_epoch(
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
-    hidden = not (distributed.first() and is_watched())
+    hidden = not (distributed.first() and is_interactive())
     order.set_epoch(progress.epoch, start=progress.position)
     steps = order.total
     with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
@@ -394,7 +394,7 @@ def _train_epoch(
                     _train_batch(state, config, objective, features, batch, steps, share)
             except NonFiniteError as error:
                 rows = order.rows_at(progress.position)
-                of = non_finite.batch(objective, rows, error.rows)
+                of = non_finite.report(objective, rows, error.rows)
                 raise NonFiniteError(f"{label}, step {progress.step + 1}: {error}; {of}") from None
             interrupt.agree(share.asked)
             progress.seconds += time.perf_counter() - started
@@ -438,7 +438,7 @@ def _train_batch(
             share=share,
         )
     except NonFiniteError as error:
-        raise NonFiniteError(str(error), non_finite.places(model, features, targets, config.amp)) from error
+        raise NonFiniteError(str(error), non_finite.rows_of_captions(model, features, targets, config.amp)) from error
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, round(words), rewards)
@@ -459,7 +459,7 @@ def _targets(
     try:
         return objective.targets(model, features, batch, progress.epoch)
     except (ValueError, RuntimeError) as error:
-        places = non_finite.scoreless(model, features)
+        places = non_finite.rows_of_images(model, features)
         if not places:
             raise
         message = "the scores of what the model says itself are not finite"
