@@ -180,6 +180,12 @@ class Loader(DataLoader[Batch]):
         A killed worker closes its connections before the system reports its end, so the resulting error may come first:
         this waits up to a second.
         """
+        try:
+            return self._lost()
+        except RuntimeError:  # torch's handler of SIGCHLD raises this, once, wherever the program is
+            return self._lost()
+
+    def _lost(self) -> list[int]:
         if not self._processes:
             return []
         ended = multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1)

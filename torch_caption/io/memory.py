@@ -12,7 +12,8 @@ from torch_caption.errors import OutOfMemory, TorchCaptionError
 # torch and NumPy have several messages for failed allocations, but classes for only two of them.
 _NO_MEMORY = re.compile(
     "can(no|')t allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED"
-    "|(size calculation|integer multiplication) overflow|overflow when unpacking|maximum allowed dimension",
+    "|(size calculation|integer multiplication) overflow|overflow when unpacking"
+    "|maximum (allowed dimension|possible size)",
     re.IGNORECASE,
 )
 _ASKED_FOR = re.compile(r"allocate (\d[\d.]*) (\w+)")
