@@ -90,14 +90,14 @@ DAMAGES = {
         r"features\[0, 0\] is nan",
     ),
     "beyond float32": (set_at("features", (1, 1), 1e300, "<f8", FEATURES), FEATURES, r"features\[1, 1\] is 1e\+300"),
-    "integers": (put("features", lambda x: x.astype("i4"), FEATURES), FEATURES, "features holds int32; .*floating"),
+    "integers": (put("features", lambda x: x.astype("i4"), FEATURES), FEATURES, "features contains int32; .*floating"),
     "features of rank 3": (
         put("features", lambda x: x[None], FEATURES),
         FEATURES,
         r"features has the shape \(1, 7, 3\)",
     ),
     "features of no width": (put("features", lambda x: x[:, :0], FEATURES), FEATURES, r"features is empty.*\(7, 0\)"),
-    "no features": (put("features", None, FEATURES), FEATURES, "no dataset features; it holds nothing"),
+    "no features": (put("features", None, FEATURES), FEATURES, "no dataset features; it contains nothing"),
     "another width": (
         put("features", lambda x: x[:, :2], FEATURES),
         VAL_FEATURES,
@@ -113,9 +113,9 @@ DAMAGES = {
     "float captions": (
         put("train_captions", lambda x: x.astype("f4")),
         CAPTIONS,
-        "train_captions holds float32; .*inte",
+        "train_captions contains float32; .*inte",
     ),
-    "bool captions": (put("train_captions", lambda x: x > 0), CAPTIONS, "holds an enumeration; .*integers"),
+    "bool captions": (put("train_captions", lambda x: x > 0), CAPTIONS, "contains an enumeration; .*integers"),
     "a null dataspace": (put("train_captions", h5py.Empty("i4")), CAPTIONS, "train_captions has the shape None"),
     "fewer indices": (
         put("val_image_idxs", lambda x: x[1:]),
@@ -123,8 +123,8 @@ DAMAGES = {
         "val_captions has 12 rows and val_image_idxs 11",
     ),
     "no rows": (put("val_captions", lambda x: x[:0]), CAPTIONS, r"val_captions is empty, of shape \(0, 6\)"),
-    "no captions": (put("val_captions", None), CAPTIONS, "no dataset val_captions; it holds train_captions"),
-    "a name with a backslash": (put("..\\x_captions", np.ones((1, 2), "i4")), CAPTIONS, "no name for a split"),
+    "no captions": (put("val_captions", None), CAPTIONS, "no dataset val_captions; it contains train_captions"),
+    "a name with a backslash": (put("..\\x_captions", np.ones((1, 2), "i4")), CAPTIONS, "not the name of a split"),
     # kept elsewhere
     "group": (group, CAPTIONS, "val_captions is not a dataset"),
     "external link": (
@@ -172,7 +172,7 @@ def test_a_damaged_directory_is_refused_with_file_dataset_and_value(coco_directo
 
 
 def test_a_directory_without_the_split_train_is_refused(coco_directory):
-    with pytest.raises(DataError, match="no dataset train_captions; it holds val_captions, val_image_idxs"):
+    with pytest.raises(DataError, match="no dataset train_captions; it contains val_captions, val_image_idxs"):
         open_data(coco_directory({"val": 3}))
 
 

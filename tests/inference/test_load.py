@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dim = scenes.features(pixels).shape[0]
     torch.manual_seed(3)
     model = CaptioningRNN(Vocabulary(WORDS).word_to_idx, dim, **CONFIG.model_arguments())
-    recipe = {"encoder": SCENES, "recipe": scenes.RECIPE}
+    recipe = {"encoder": SCENES, "recipe": scenes.VERSION}
     weights = {name: 5 * weight.detach() for name, weight in model.named_parameters()}
     saved = make(
         weights=weights, config=CONFIG, words=[*WORDS], manifest=recipe, input_dim=dim, average={}, optimizer={}
