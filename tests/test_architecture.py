@@ -32,7 +32,9 @@ MAY_IMPORT = {
     "encoders": {"data", "errors", "io", "scenes"},
     "prepare": {"data", "encoders", "errors", "io"},
     "verify": {"data", "errors", "functions", "io", "model", "plots"},
-    "inference": {"checkpoints", "config", "data", "decoding", "encoders", "errors", "io", "model"},
+    "inference": {
+        *("checkpoints", "config", "data", "decoding", "encoders", "errors", "io", "model", "plots", "scenes"),
+    },
     "cs231n": {"data", "errors", "functions", "io", "model"},
     "training": {
         *("checkpoints", "config", "data", "decoding", "errors", "functions", "inference"),

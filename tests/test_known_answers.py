@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from torch_caption import functions
 from torch_caption.functions import reference
@@ -66,7 +65,6 @@ LSTM = [
         [0.81733511, 0.83677871, 0.85403753, 0.86935314],
     ],
 ]
-CAPTIONER_LOSS = {"rnn": 9.83235591003, "lstm": 9.82445935443}
 # The Euclidean norm and the sum of each gradient; sums whose true value is zero are written as zero.
 CAPTIONER_GRADIENTS = {
     "rnn": {
@@ -153,12 +151,6 @@ def captioner(cell_type: str, scale: float = 1.0) -> tuple[CaptioningRNN, Tensor
 
 
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
-def test_captioner_loss(cell_type):
-    model, features, captions = captioner(cell_type)
-    assert model(features, captions).item() == pytest.approx(CAPTIONER_LOSS[cell_type], rel=0, abs=5.1e-12)
-
-
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
 def test_captioner_gradients(cell_type):
     model, features, captions = captioner(cell_type)
     model(features, captions).backward()
@@ -168,42 +160,3 @@ def test_captioner_gradients(cell_type):
         # half a unit of the eighth digit is at most 5e-8 of the value
         assert gradients[name].norm().item() == pytest.approx(norm, rel=5.1e-8), name
         assert gradients[name].sum().item() == pytest.approx(total, rel=5.1e-8, abs=1e-13), name
-
-
-def twin_loss(model: CaptioningRNN, features: Tensor, captions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The captioner's loss by torch.nn, and the leaves, under cs231n's names, that it was made from."""
-    p = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
-    h0 = (features @ p["W_proj"] + p["b_proj"])[None]  # (1, N, H)
-    x = F.embedding(captions[:, :-1], p["W_embed"])
-    D, H = p["Wx"].shape[0], p["Wh"].shape[0]
-    Wx, Wh, b = (p[name] for name in ("Wx", "Wh", "b"))
-    if model.cell_type == "lstm":
-        # torch keeps the gates in the order i, f, g, o
-        Wx, Wh, b = (torch.cat([t.chunk(4, -1)[k] for k in (0, 1, 3, 2)], dim=-1) for t in (Wx, Wh, b))
-    cell = (nn.LSTM if model.cell_type == "lstm" else nn.RNN)(D, H, batch_first=True).double()
-    weights = {"weight_ih_l0": Wx.T, "weight_hh_l0": Wh.T, "bias_ih_l0": b, "bias_hh_l0": torch.zeros_like(b)}
-    start = (h0, torch.zeros_like(h0)) if model.cell_type == "lstm" else h0
-    h, _ = torch.func.functional_call(cell, weights, (x, start))
-    scores = h @ p["W_vocab"] + p["b_vocab"]
-    loss = F.cross_entropy(scores.flatten(0, 1), captions[:, 1:].flatten(), ignore_index=0, reduction="sum")
-    return loss / len(captions), p
-
-
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
-def test_captioner_that_sees_the_image(cell_type):
-    """The published lstm loss hardly depends on the features, its gates being saturated; with smaller ones it does."""
-    model, features, captions = captioner(cell_type, scale=0.1)
-    features.requires_grad_()
-    loss = model(features, captions)
-    loss.backward()
-    assert abs(loss.item() - model(torch.zeros_like(features), captions).item()) > 1e-3
-
-    twin_features = features.detach().clone().requires_grad_()
-    twin, leaves = twin_loss(model, twin_features, captions)
-    twin.backward()
-    assert loss.item() == pytest.approx(twin.item(), rel=1e-12)
-    gradients = {name: (p.grad, leaves[name].grad) for name, p in model.named_parameters()}
-    gradients["features"] = (features.grad, twin_features.grad)
-    for name, (ours, theirs) in gradients.items():
-        assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max(), name
-    assert gradients["W_proj"][0].norm() > 1e-3

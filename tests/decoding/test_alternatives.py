@@ -43,7 +43,7 @@ def test_fewer_words_than_asked_for() -> None:
     assert found.probs[0, 0, 3:].tolist() == [0.0] * 6
 
 
-def test_captions_that_others_wrote_and_of_different_lengths() -> None:
+def test_given_captions_of_different_lengths() -> None:
     """The words need not be likely; a caption is over at its first <NULL> too, and empty ones cost nothing."""
     stepper = TableStepper()
     words = torch.tensor([[B, A, NULL, A], [END, A, A, A], [A, A, A, A], [NULL] * 4], dtype=torch.int32)

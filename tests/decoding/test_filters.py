@@ -134,6 +134,21 @@ def test_the_method_is_that_of_the_options(options: dict[str, Any], method: str)
         ({"min_length": -1}, "^min_length must be an integer of at least 0, not -1$"),
         ({"min_p": 0.0}, "^min_p must be above 0 and at most 1, not 0.0$"),
         ({"min_p": 1.1}, "^min_p must be above 0 and at most 1, not 1.1$"),
+        ({"max_length": 0}, "^max_length must be an integer of at least 1, not 0$"),
+        ({"temperature": 0.0}, "^temperature must be a positive number, not 0.0$"),
+        ({"temperature": math.nan}, "^temperature must be a positive number, not nan$"),
+        ({"temperature": math.inf}, "^temperature must be a positive number, not inf$"),
+        ({"top_k": 0}, "^top_k must be an integer of at least 1, not 0$"),
+        ({"top_k": 2.5}, "^top_k must be an integer of at least 1, not 2.5$"),
+        ({"top_p": 0.0}, "^top_p must be above 0 and at most 1, not 0.0$"),
+        ({"top_p": 1.01}, "^top_p must be above 0 and at most 1, not 1.01$"),
+        ({"beam_size": 0}, "^beam_size must be an integer of at least 1, not 0$"),
+        ({"beam_size": 3, "n_best": 0}, "^n_best must be an integer of at least 1, not 0$"),
+        ({"beam_size": 3, "n_best": 4}, "^n_best must be at most beam_size, which is 3, not 4$"),
+        ({"no_repeat_ngram": 0}, "^no_repeat_ngram must be an integer of at least 1, not 0$"),
+        ({"length_penalty": -0.1}, "^length_penalty must be 0, a positive number or mean, not -0.1$"),
+        ({"length_penalty": math.nan}, "^length_penalty must be 0, a positive number or mean, not nan$"),
+        ({"length_penalty": "none"}, "^length_penalty must be 0, a positive number or mean, not none$"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
@@ -148,9 +163,41 @@ def test_the_methods_of_the_flag_are_those_that_there_are() -> None:
     assert get_args(get_type_hints(DecodingOptions)["method"]) == ("auto", *METHODS)
 
 
-def test_options_are_frozen() -> None:
+def test_options_and_results_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         DecodingOptions().beam_size = 2  # type: ignore[misc]
+    decoded = greedy(TableStepper(), rows(1), **IDS)
+    with pytest.raises(FrozenInstanceError):
+        decoded.words = decoded.words  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_rows(way: str) -> None:
+    decoded = WAYS[way](TableStepper(), rows(0), **IDS)
+    assert decoded.words.shape == (0, 30)
+    assert decoded.log_probs.shape == decoded.scores.shape == decoded.lengths.shape == decoded.ended.shape == (0,)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_graph_is_built(way: str) -> None:
+    features = rows(2).requires_grad_()
+    assert not WAYS[way](TableStepper(), features, **IDS).log_probs.requires_grad
+    assert torch.equal(features, rows(2))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_scores_name_the_row(way: str, bad: float) -> None:
+    features = rows(3)
+    features[2, A] = bad
+    with pytest.raises(ValueError, match="row 2 has no word to choose at step 0"):
+        WAYS[way](TableStepper(), features, **IDS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_row_with_only_forbidden_words_is_an_error(way: str) -> None:
+    with pytest.raises(ValueError, match="row 0 has no word to choose at step 0"):
+        WAYS[way](TableStepper([[1.0, 0, 0, 0, 0, 0]] * 6), rows(1), **IDS)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,6 +4,7 @@
     python tests/faults/mutants.py rnn.py lstm.py            of these files
     python tests/faults/mutants.py --sample 50               fifty of them, drawn at random
     python tests/faults/mutants.py --most 10 --resume DIR    with ten seconds of tests each; the others another time
+    python tests/faults/mutants.py --ring inner              by the tests not marked exhaustive
 
 No test notices what it prints as survivors, and the exit status is then 1, unless `equivalent.toml` says why a change
 makes no difference to any result. `judges` says how a mutant is tested. Needs a system that can fork.
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="of torch_caption/functions; all of them without any")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="files and folders; those that run the functions")
+    parser.add_argument("--ring", choices=("all", "inner"), default="all", help="of tests; each its own --resume")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time")
     parser.add_argument("--sample", type=int, help="only so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     excused = excuses()
     verdicts = [Verdict(change, EXCUSED) for change in work if change.place in excused]
     rest = [change for change in work if change.place not in excused]
-    kept = Cache(flags.resume, flags.tests)
+    kept = Cache(flags.resume, [*flags.tests, *(["-m", "not exhaustive"] if flags.ring == "inner" else [])])
     if flags.report:
         return report([*verdicts, *(kept.verdict(change) or Verdict(change, UNDECIDED) for change in rest)])
     try:

@@ -13,11 +13,10 @@ import pytest
 from tests.faults import mutants, mutations
 from tests.faults.transplant import transplant
 
-MODES = "tests/functions/test_modes.py::"
 QUICK = [
-    f"{MODES}test_float32",
-    f"{MODES}test_func_grad",
-    f"{MODES}test_forward_mode_over_a_backward_without_a_graph",
+    "tests/functions/test_modes.py::test_mode_in_float32",
+    "tests/functions/test_backward.py::test_in_place_and_plain_gradients_are_the_same",
+    "tests/functions/test_backward.py::test_forward_mode_over_a_backward_without_a_graph",
 ]
 FORMULAS = """
 def backward(da, x, w, beta):

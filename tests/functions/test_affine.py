@@ -8,29 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.helpers.random_arguments import arguments, assert_all_agree, tensor, tiny
+from tests.helpers.random_arguments import assert_all_agree, tensor
 from torch_caption.functions import affine, reference, temporal_affine
 from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives
-
-
-@given(arguments("affine"))
-def test_affine_agrees(args):
-    assert_all_agree(affine, reference.affine, args)
-
-
-@given(arguments("temporal_affine"))
-def test_temporal_affine_agrees(args):
-    assert_all_agree(temporal_affine, reference.temporal_affine, args)
-
-
-@given(tiny("affine"))
-def test_affine_derivatives(args):
-    assert_derivatives(affine, args)
-
-
-@given(tiny("temporal_affine"))
-def test_temporal_affine_derivatives(args):
-    assert_derivatives(temporal_affine, args)
 
 
 @given(st.lists(st.integers(0, 3), max_size=4), st.integers(0, 3), st.integers(0, 3))

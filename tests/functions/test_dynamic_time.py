@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.helpers.rings import ringed
 from torch_caption import functions
 from torch_caption.model.cells import CELLS, Recurrent
 from torch_caption.verify import compare
@@ -50,11 +51,17 @@ KINDS = [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, [False, True, False], strict=T
 KINDS += [(kind, sizes, not strict) for kind, sizes, strict in KINDS]
 
 
-def alternating(choices: list) -> list[tuple]:
-    """Each label of a loop with each of the choices, each other label with one of them, in turn."""
+def alternating(choices: list, inner: set[str]) -> list:
+    """Each label of a loop with each of the choices, each other label with one of them, in turn.
+
+    In the inner ring are the first choice of the labels of `inner`, and one out of three of those without a loop.
+    """
     others = [label for label in LABELS if label not in LOOPS]
-    every = [(label, choice) for label in LOOPS for choice in choices]
-    return every + [(label, choices[k % len(choices)]) for k, label in enumerate(others)]
+    pairs = [(label, choice, choice is choices[0] and label in inner) for label in LOOPS for choice in choices]
+    pairs += [(label, choices[k % len(choices)], k % 3 == 0) for k, label in enumerate(others)]
+    return [
+        pytest.param(label, choice, marks=() if quick else pytest.mark.exhaustive) for label, choice, quick in pairs
+    ]
 
 
 def symbols(case: compare.Case, kind: str) -> tuple:
@@ -85,7 +92,10 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert difference(f"output {k}", one, other).agrees, difference(f"output {k}", one, other)
 
 
-@pytest.mark.parametrize(("label", "how"), alternating(KINDS))
+@pytest.mark.parametrize(
+    ("label", "how"),
+    alternating(KINDS, {"rnn, lengths", "lstm, lengths and state", "attention_lstm, lengths and state"}),
+)
 def test_an_exported_program_holds_for_every_batch_and_time(label, how):
     kind, sizes, strict = how
     case = cases_of(*TRACED[sizes])[label]
@@ -95,7 +105,7 @@ def test_an_exported_program_holds_for_every_batch_and_time(label, how):
         assert_equal(program(*other.args), other.hand(*other.args))
 
 
-@pytest.mark.parametrize("label", LAYERS)
+@pytest.mark.parametrize("label", ringed(LAYERS, {"rnn", "lstm", "attention_lstm"}))
 def test_an_exported_program_has_gradients(label):
     case, other = cases_of(4, 3)[label], cases_of(5, 7)[label]
     program = exported(case, "AUTO").module()
@@ -104,14 +114,14 @@ def test_an_exported_program_has_gradients(label):
     assert_equal(found, torch.autograd.grad([out.sum() for out in leaves(other.auto(*other.args))], inputs))
 
 
-@pytest.mark.parametrize("label", FUNCTIONS)
+@pytest.mark.parametrize("label", ringed(FUNCTIONS, {"rnn"}))
 def test_one_time_step_is_not_a_case_of_its_own(label):
     program = exported(cases_of(4, 3)[label], "AUTO").module()
     single = cases_of(3, 1)[label]
     assert_equal(program(*single.args), single.hand(*single.args))
 
 
-@pytest.mark.parametrize(("label", "sizes"), alternating(list(TRACED)))
+@pytest.mark.parametrize(("label", "sizes"), alternating(list(TRACED), {"rnn"}))
 def test_make_fx_with_symbolic_sizes(label, sizes):
     """Outputs and gradients."""
 
@@ -126,7 +136,7 @@ def test_make_fx_with_symbolic_sizes(label, sizes):
         assert_equal(traced(*other.args), everything(other.auto, other.args))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ringed(CELLS, {"rnn"}))
 def test_a_layer_is_exported_with_a_static_batch_and_then_a_symbolic_one(cell):
     """In one process: nothing of the first trace, such as a guard on its batch of 5, is in the second program."""
 
@@ -143,7 +153,7 @@ def test_a_layer_is_exported_with_a_static_batch_and_then_a_symbolic_one(cell):
             assert_equal(program(*given), layer(*given))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ringed(CELLS, {"rnn"}))
 def test_make_fx_takes_the_parameters_of_a_layer(cell):
     """And a state before the first step that is learned. make_fx gives them symbolic sizes: outputs and gradients."""
 
@@ -163,8 +173,8 @@ def test_make_fx_takes_the_parameters_of_a_layer(cell):
 
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")  # torch's own
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("label", [*LAYERS, *(label for label in LABELS if label.startswith("Captioning"))])
+@pytest.mark.parametrize("dtype", ringed([torch.float32, torch.float64], {torch.float32}))
+@pytest.mark.parametrize("label", ringed(LOOPS, {"lstm, lengths and state"}))
 def test_onnx_with_symbolic_sizes(label, dtype):
     """In onnxruntime."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")

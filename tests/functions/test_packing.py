@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers.random_arguments import LAYOUTS, assert_all_agree, example, tensor
+from tests.helpers.random_arguments import LAYOUTS, example, tensor
 from torch_caption import functions
-from torch_caption.functions import reference
 from torch_caption.functions.packing import (
     Pack,
     Packing,
@@ -76,48 +75,6 @@ def test_rows_taken_and_put_back_in_every_mode(randn):
     packed = Packing.of(3, 4, LENGTHS)
     assert_derivatives(packed.pack, (randn(3, 4, 2),))
     assert_derivatives(packed.unpack, (randn(9, 2),))
-
-
-@st.composite
-def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
-    """Arguments of `packed_rnn` or `packed_lstm`, with an index and a first cell state or without; some need grad."""
-    N, D, H = (draw(st.integers(low, 4)) for low in (0, 1, 1))
-    sizes = tuple(sorted(draw(st.lists(st.integers(0, N), max_size=4)), reverse=True))
-    steps = draw(st.sampled_from([sizes, len(sizes)]))
-    r = sum(steps_of(steps, torch.empty(N, 1)))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
-    width = 4 * H if function == "packed_lstm" else H
-    shapes = [(r if index is None else 3, D), (N, H), (D, width), (H, width), (width,)]
-    args: list = [tensor(generator, s, draw(st.sampled_from(LAYOUTS))) for s in shapes]
-    for arg in draw(st.sets(st.sampled_from(args), min_size=1)):
-        arg.requires_grad_()
-    args += [steps, index]
-    if function == "packed_lstm":
-        args.append(tensor(generator, (N, H)).requires_grad_() if draw(st.booleans()) else None)
-    return tuple(args)
-
-
-@given(packed_arguments("packed_rnn"))
-def test_packed_rnn_agrees(args):
-    assert_all_agree(functions.packed_rnn, reference.packed_rnn, args)
-
-
-@given(packed_arguments("packed_lstm"))
-def test_packed_lstm_agrees(args):
-    assert_all_agree(functions.packed_lstm, reference.packed_lstm, args)
-
-
-@pytest.mark.parametrize("cell", ["rnn", "lstm"])
-def test_packed_and_padded_are_the_same(cell):
-    """The second where lengths cannot be read, as under vmap."""
-    args = tuple(example(cell, N=3, T=4).values())
-
-    def padded(*args: Tensor) -> Tensor:
-        whole = torch.func.vmap(lambda lengths: getattr(functions, cell)(*args, lengths))
-        return whole(LENGTHS.unsqueeze(0)).squeeze(0)
-
-    assert_agrees(lambda *args: getattr(functions, cell)(*args, LENGTHS), padded, args, ("x", "h0", "Wx", "Wh", "b"))
 
 
 def test_padding_is_in_no_product():

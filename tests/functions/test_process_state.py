@@ -33,7 +33,8 @@ from torch_caption.verify import compare
 from torch_caption import cs231n
 from torch_caption.decoding import METHODS, DecodingOptions, decode
 from torch_caption.cli import evaluate, sample as sampling
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.training import trainer as training
 from torch_caption.verify.gradcheck import assert_agrees
 from torch_caption.model.cells import CELLS
@@ -59,7 +60,7 @@ options = dict(scheduled_sampling=0.5, ema=0.9, label_smoothing=0.1, feature_dro
 for cell in ("rnn", "attention"):
     run = training.fit(TrainConfig(**common, **options, cell_type=cell, out=out / cell))
     training.fit(TrainConfig(**common, **options, cell_type=cell, out=out / cell, resume=str(run)))
-    found[cell] = [{{k: v for k, v in record.items() if k != "seconds"}} for record in runs.read(run)]
+    found[cell] = [{{k: v for k, v in record.items() if k != "seconds"}} for record in read_log(run)]
     model = checkpoint.build_model(checkpoint.load(run / "best.safetensors")).eval()
     assert {{(p.device, p.dtype) for p in model.parameters()}} == {{(cpu, torch.float32)}}
     data = open_data(directory, grids=CELLS[cell].looks, max_train=20)
@@ -117,12 +118,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("data") / "tiny", grids=True)
 
 
+@pytest.mark.exhaustive
 def test_the_default_device_changes_no_value(directory, tmp_path):
     """On the meta device, the one that is everywhere, whatever does not say where it is loses its values."""
     found = everything(directory, tmp_path / "meta", 'torch.set_default_device("meta")')
     assert found == everything(directory, tmp_path / "cpu", "")
 
 
+@pytest.mark.exhaustive
 def test_the_default_dtype_is_that_of_no_result(directory, tmp_path):
     """A model alone has its first weights in it, as torch.nn's layers do; `EVERYTHING` holds the dtypes of the rest."""
     found = everything(directory, tmp_path, "torch.set_default_dtype(torch.float64)")

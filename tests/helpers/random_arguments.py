@@ -9,6 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from torch_caption.functions.packing import steps_of
 from torch_caption.verify.gradcheck import (
     assert_agrees,
     difference,
@@ -40,6 +41,7 @@ FLOATS = {
     "temporal_softmax_loss": {"x": "N T V"},
     "temporal_affine_softmax_loss": {"h": "N T H", "w": "H V", "b": "V"},
 }
+PACKED = ("packed_rnn", "packed_lstm", "packed_attention_lstm")
 DENSE = ("contiguous", "transposed", "strided")  # gradcheck perturbs entries, which must not share memory
 LAYOUTS = (*DENSE, "expanded")
 
@@ -110,6 +112,27 @@ def arguments(
     if not any(map(needs_grad, args)):
         next(arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()).requires_grad_()
     return tuple(args)
+
+
+@st.composite
+def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
+    """Arguments of a function of `PACKED`, with an index and first states or without; some require grad."""
+    N, D, H, L = (draw(st.integers(low, 4)) for low in (0, 1, 1, 1))
+    sizes = tuple(sorted(draw(st.lists(st.integers(0, N), max_size=4)), reverse=True))
+    steps = draw(st.sampled_from([sizes, len(sizes)]))
+    r = sum(steps_of(steps, torch.empty(N, 1)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
+    attends, G = function == "packed_attention_lstm", 1 if function == "packed_rnn" else 4
+    beside = [(N, H, L)] if attends else [(N, H)]  # A, or h0
+    weights = [(D, G * H), (H, G * H), *[(H, G * H)] * attends, (G * H,)]
+    shapes = [(r if index is None else 3, D), *beside, *weights]
+    args: list = [tensor(generator, shape, draw(st.sampled_from(LAYOUTS))) for shape in shapes]
+    for arg in draw(st.sets(st.sampled_from(args), min_size=1)):
+        arg.requires_grad_()
+    states = PACKED.index(function)  # none, c0, or h0 and c0
+    firsts = [tensor(generator, (N, H)).requires_grad_() if draw(st.booleans()) else None for _ in range(states)]
+    return (*args, steps, index, *firsts)
 
 
 def tiny(function: str, **limits: int) -> st.SearchStrategy[tuple]:

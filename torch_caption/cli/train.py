@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import tyro
 
 from torch_caption.checkpoints.format import Found
+from torch_caption.checkpoints.run_folder import find
 from torch_caption.config import OF_THE_DATA, OF_THE_MODEL, TrainConfig
 from torch_caption.functions.matmul import prefer_onednn
 from torch_caption.training.distributed import first_alone_speaks, several
-from torch_caption.training.run_folder import find
 from torch_caption.training.state import source
 from torch_caption.training.trainer import fit
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -370,9 +371,16 @@ def file_sha256(path: Path) -> str:
         EncoderError: it cannot be read.
     """
     try:
-        return sha256_of(path)
+        found = path.stat()
+        return _digest_of(path.resolve(), found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise EncoderError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@cache
+def _digest_of(path: Path, _size: int, _time: int) -> str:
+    """Once for each content: VGG-16's weights are 550 MB, which finding, verifying and loading them each ask for."""
+    return sha256_of(path)
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from torch_caption.errors import ImageError
 from torch_caption.io.exits import one_line
@@ -57,7 +57,7 @@ _BITS, _PHOTOMETRIC = 258, 262  # of a TIFF
 
 
 def load_image(
-    source: str | Path | bytes,
+    source: str | Path | bytes | Image.Image,
     *,
     allow_private: bool = False,
     timeout: float = 10.0,
@@ -71,8 +71,8 @@ def load_image(
     the first frame is taken, of a TIFF the first page. Colour profiles are ignored.
 
     Args:
-        source: a file, the bytes of one, or an http(s) URL. JPEG, PNG, WEBP, GIF, BMP, TIFF and AVIF are read, and HEIC
-            where pillow-heif is installed.
+        source: a file, the bytes of one, an http(s) URL, or a Pillow image, whose size is not limited. JPEG, PNG, WEBP,
+            GIF, BMP, TIFF and AVIF are read, and HEIC where pillow-heif is installed.
         allow_private: also read from addresses that are not public (this machine, the local network). Never set it for
             URLs that come from strangers.
         timeout: seconds that a URL may take in all.
@@ -85,6 +85,8 @@ def load_image(
     Raises:
         ImageError: the source cannot be read or fetched, is empty, too large, in another format, or damaged.
     """
+    if isinstance(source, Image.Image):
+        return _rgb(ImageOps.exif_transpose(source))
     if isinstance(source, bytes | bytearray | memoryview):
         return _decoded(bytes(source), "the picture's bytes", max_bytes, max_pixels, truncated)
     name = printable(source)

@@ -109,3 +109,13 @@ def printable(text: object, most: int = 300) -> str:
 
 def _is_printable(letter: str) -> bool:
     return letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"
+
+
+def json_text(content: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
+    """JSON; escaped where the encoding lacks a letter, as UTF-8 does of names that are no UTF-8."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent)
+    return text

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.checkpoints.format import Checkpoint, Found
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData
 from torch_caption.errors import NonFiniteError
 from torch_caption.training import distributed
-from torch_caption.training import run_folder as runs
 from torch_caption.training.state import State, judged, snapshot
 
 

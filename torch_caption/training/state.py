@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.checkpoints.format import Checkpoint, Found
 from torch_caption.config import OF_THE_MODEL, TrainConfig
 from torch_caption.data.dataset import CocoData, generator
 from torch_caption.errors import CheckpointError, InputError
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.training import distributed
-from torch_caption.training import run_folder as runs
 from torch_caption.training.objectives import rows_of_epoch
 from torch_caption.training.progress import Progress
 
@@ -100,7 +100,7 @@ def source(config: TrainConfig) -> Found | None:
     if config.resume is not None:
         return checkpoints.find_latest(runs.find(config.out, config.resume) / runs.LAST)
     if config.init_from is not None:
-        return checkpoints.find(runs.checkpoint(config.init_from, config.out))
+        return checkpoints.find(runs.find_checkpoint(config.init_from, config.out))
     return None
 
 

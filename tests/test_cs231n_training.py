@@ -1,0 +1,434 @@
+"""The assignment's update rules, solver, data and notebook, under the assignment's own names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from torch_caption import cs231n
+from torch_caption.cs231n import (
+    CaptioningRNN,
+    CaptioningSolver,
+    decode_captions,
+    image_from_url,
+    load_coco_data,
+    sample_coco_minibatch,
+)
+from torch_caption.errors import DataError
+
+
+@pytest.fixture(params=["rnn", "lstm"])
+def cell_type(request) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _numpy_seed() -> None:
+    np.random.seed(231)  # noqa: NPY002  (what the notebooks do)
+
+
+def descend(rule: Callable, config: dict, steps: int = 4, decay: float = 1.0) -> np.ndarray:
+    """w after some steps on the loss 1/2 |w|^2 + sum w, the rate decaying after every one."""
+    w = np.linspace(-1, 2, 6).reshape(2, 3)
+    for _ in range(steps):
+        w, config = rule(w, w + 1, config)
+        config["learning_rate"] *= decay
+    return w
+
+
+def test_sgd():
+    w, config = cs231n.sgd(np.array([1.0, 2.0]), np.array([10.0, -20.0]))
+    np.testing.assert_allclose(w, [0.9, 2.2])
+    assert config == {"learning_rate": 1e-2}
+
+
+def test_sgd_momentum():
+    """v = mu v - lr dw, with the rate of its own step in each term: a decayed rate does not shrink the old velocity."""
+    w = np.linspace(-1, 2, 6).reshape(2, 3)
+    v, lr = 0, 0.1
+    for _ in range(4):
+        v = 0.8 * v - lr * (w + 1)
+        w = w + v
+        lr *= 0.5
+    np.testing.assert_allclose(descend(cs231n.sgd_momentum, {"learning_rate": 0.1, "momentum": 0.8}, decay=0.5), w)
+
+
+def test_adam_adds_eps_before_the_correction():
+    """At the first step m = 0.1 g, v = 0.001 g^2 and lr_t = lr sqrt(0.001) / 0.1. With g = 1e-8 / sqrt(0.001) the root
+    of v is eps itself: half of lr. Corrected before, as in assignment 2, the root is g, and the step 0.969 lr."""
+    g = 1e-8 / np.sqrt(0.001)
+    w, _ = cs231n.adam(np.array([0.0, 0.0, 0.0]), np.array([g, -1.0, 0.0]), {"learning_rate": 0.01})
+    np.testing.assert_allclose(w, [-0.005, 0.01, 0], rtol=1e-6)
+
+
+def test_adam_resumes_from_the_course_state():
+    """m, v and t as the course's config has them; t = 9 makes this the tenth step."""
+    config = {"learning_rate": 0.1, "m": np.array([0.5]), "v": np.array([0.04]), "t": 9}
+    w, config = cs231n.adam(np.array([1.0]), np.array([-1.0]), config)
+    assert config["t"] == 10
+    np.testing.assert_allclose(config["m"], [0.35])
+    np.testing.assert_allclose(config["v"], [0.04096])
+    lr_t = 0.1 * np.sqrt(1 - 0.999**10) / (1 - 0.9**10)
+    np.testing.assert_allclose(w, [1 - lr_t * 0.35 / (np.sqrt(0.04096) + 1e-8)], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "theirs", "eps"),
+    [
+        (cs231n.sgd_momentum, lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), {}),
+        (cs231n.rmsprop, lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.99, eps=1e-8), {}),
+        (cs231n.adam, lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-30), {"epsilon": 1e-30}),  # torch adds it elsewhere
+    ],
+)
+def test_rules_agree_with_torch_at_a_steady_rate(rule, theirs, eps):
+    w = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(2, 3)
+    optimizer = theirs([w])
+    for _ in range(4):
+        w.grad = w + 1
+        optimizer.step()
+    np.testing.assert_allclose(descend(rule, {"learning_rate": 0.01} | eps), w.numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rule", [cs231n.sgd, cs231n.sgd_momentum, cs231n.rmsprop, cs231n.adam])
+def test_rules_keep_float32_and_their_arguments(rule):
+    w, dw = np.ones((2, 3), np.float32), np.full((2, 3), 2, np.float32)
+    config: dict[str, Any] = {"learning_rate": 0.1}
+    for _ in range(2):
+        next_w, config = rule(w, dw, config)
+        assert next_w.dtype == np.float32
+    np.testing.assert_array_equal(w, 1)
+    np.testing.assert_array_equal(dw, 2)
+
+
+def toy_data(images: int = 20, length: int = 8, dim: int = 16, words: int = 12) -> dict[str, Any]:
+    """Random captions of random features, one an image, in the dictionary's form, urls left out."""
+    rng = np.random.default_rng(5)
+    captions = np.zeros((images, length), dtype=np.int32)
+    captions[:, 0] = 1
+    for row, n in zip(captions, rng.integers(2, length - 1, size=images), strict=True):
+        row[1:n], row[n] = rng.integers(4, 4 + words, size=n - 1), 2
+    idx_to_word = ["<NULL>", "<START>", "<END>", "<UNK>", *(f"word{i}" for i in range(words))]
+    return {
+        "train_captions": captions,
+        "train_image_idxs": rng.permutation(images).astype(np.int32),
+        "train_features": rng.standard_normal((images, dim)).astype(np.float32),
+        "idx_to_word": idx_to_word,
+        "word_to_idx": {word: i for i, word in enumerate(idx_to_word)},
+    }
+
+
+def reproduced(model: CaptioningRNN, data: dict[str, Any]) -> int:
+    """How many training captions the model says word for word, up to <END>, without its <START>."""
+    sampled = decode_captions(model.sample(data["train_features"][data["train_image_idxs"]]), data["idx_to_word"])
+    truth = decode_captions(data["train_captions"][:, 1:], data["idx_to_word"])
+    assert all(caption.endswith("<END>") for caption in truth)
+    return sum(a == b for a, b in zip(sampled, truth, strict=True))
+
+
+@pytest.mark.parametrize("update_rule", ["sgd", "sgd_momentum", "rmsprop", "adam", cs231n.adam])
+def test_solver_reduces_the_loss(update_rule):
+    data = toy_data()
+    model = CaptioningRNN(data["word_to_idx"], 16, 16, 32)
+    everything = data["train_features"][data["train_image_idxs"]], data["train_captions"]
+    before, _ = model.loss(*everything)
+    rate = {"sgd": 0.1, "sgd_momentum": 0.02}.get(update_rule, 5e-3)
+    solver = CaptioningSolver(
+        model,
+        data,
+        update_rule=update_rule,
+        optim_config={"learning_rate": rate},
+        batch_size=10,
+        num_epochs=30,
+        verbose=False,
+    )
+    solver.train()
+    assert len(solver.loss_history) == 60
+    assert solver.epoch == 30
+    assert model.loss(*everything)[0] < 0.8 * before
+
+
+def test_solver_first_step_is_the_rule():
+    """One iteration moves every parameter by the rule's step on the minibatch that the seed draws."""
+    data = toy_data()
+    model = CaptioningRNN(data["word_to_idx"], 16, 8, 8, dtype=np.float64)
+    start = {name: value.copy() for name, value in model.params.items()}
+    solver = CaptioningSolver(model, data, batch_size=10, optim_config={"learning_rate": 0.1}, verbose=False)
+    np.random.seed(1)  # noqa: NPY002
+    captions, features, _ = sample_coco_minibatch(data, 10)
+    loss, grads = model.loss(features, captions)
+    np.random.seed(1)  # noqa: NPY002
+    solver._step()
+    assert solver.loss_history == [loss]
+    for name, value in model.params.items():
+        np.testing.assert_allclose(value, start[name] - 0.1 * grads[name], rtol=1e-14, atol=1e-16)
+
+
+def test_solver_prints_and_decays(capsys):
+    data = toy_data()
+    model = CaptioningRNN(data["word_to_idx"], 16, 4, 4)
+    solver = CaptioningSolver(
+        model, data, optim_config={"learning_rate": 0.1}, lr_decay=0.5, batch_size=7, num_epochs=3, print_every=4
+    )
+    solver.train()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"(Iteration {t + 1} / 6) loss: {solver.loss_history[t]:f}" for t in (0, 4)]
+    assert {config["learning_rate"] for config in solver.optim_configs.values()} == {0.1 * 0.5**3}
+
+
+def test_solver_with_more_batch_than_data():
+    data = toy_data(images=3)
+    solver = CaptioningSolver(CaptioningRNN(data["word_to_idx"], 16, 4, 4), data, num_epochs=2, verbose=False)
+    solver.train()
+    assert len(solver.loss_history) == 2
+
+
+def test_solver_refuses():
+    data = toy_data()
+    model = CaptioningRNN(data["word_to_idx"], 16, 4, 4)
+    with pytest.raises(ValueError, match="'adagrad'; there are sgd, sgd_momentum, rmsprop, adam"):
+        CaptioningSolver(model, data, update_rule="adagrad")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        CaptioningSolver(model, data, batch_size=0)
+    with pytest.raises(TypeError, match="learning_rate"):
+        CaptioningSolver(model, data, learning_rate=1e-3)
+
+
+def test_decode_captions():
+    idx_to_word = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat"]
+    captions = np.array([[1, 4, 5, 2, 0, 4], [0, 4, 0, 5, 3, 5]])
+    assert decode_captions(captions, idx_to_word) == ["<START> a cat <END>", "a cat <UNK> cat"]
+    assert decode_captions(captions[0], idx_to_word) == "<START> a cat <END>"
+    assert decode_captions(torch.from_numpy(captions[:1]), dict(enumerate(idx_to_word))) == ["<START> a cat <END>"]
+    assert decode_captions(captions[:0], idx_to_word) == []
+    with pytest.raises(ValueError, match=r"not \(1, 1, 3\)"):
+        decode_captions(np.zeros((1, 1, 3), int), idx_to_word)
+
+
+def test_minibatch():
+    data = toy_data()
+    data["train_urls"] = np.array([f"http://example.com/{i}.jpg" for i in range(20)])
+    captions, features, urls = sample_coco_minibatch(data, batch_size=50)
+    assert (captions.shape, features.shape, urls.shape) == ((50, 8), (50, 16), (50,))
+    for caption, feature, url in zip(captions, features, urls, strict=True):
+        image = int(url.split("/")[-1].split(".")[0])
+        np.testing.assert_array_equal(feature, data["train_features"][image])
+        rows = data["train_captions"][data["train_image_idxs"] == image]
+        assert (rows == caption).all(1).any()
+
+
+def test_minibatch_without_urls_or_split():
+    _, _, urls = sample_coco_minibatch(toy_data(), batch_size=3)
+    assert urls.tolist() == ["", "", ""]
+    with pytest.raises(ValueError, match="no split 'test'; there are train"):
+        sample_coco_minibatch(toy_data(), split="test")
+    with pytest.raises(ValueError, match="'train' has no captions"):
+        sample_coco_minibatch(toy_data(images=0), split="train")
+
+
+def write_coco(folder: Path, *, urls: bool = False) -> dict[str, Any]:
+    """A data directory in the assignment's layout, of the toy data, with pictures for train."""
+    data = toy_data()
+    folder.mkdir(parents=True, exist_ok=True)
+    words = {key: data[key] for key in ("idx_to_word", "word_to_idx")}
+    (folder / "coco2014_vocab.json").write_text(json.dumps(words), encoding="utf-8")
+    with h5py.File(folder / "coco2014_captions.h5", "w") as file:
+        for split in ("train", "val"):
+            file[f"{split}_captions"] = data["train_captions"]
+            file[f"{split}_image_idxs"] = data["train_image_idxs"]
+    for split in ("train", "val"):
+        for suffix, width in (("", 16), ("_pca", 6)):
+            with h5py.File(folder / f"{split}2014_vgg16_fc7{suffix}.h5", "w") as file:
+                file["features"] = data["train_features"][:, :width]
+    names = [f"{i}.png" for i in range(20)]
+    (folder / "images").mkdir()
+    for i, name in enumerate(names):
+        Image.new("RGB", (5, 4), (i, 0, 255)).save(folder / "images" / name)
+    (folder / "train2014_images.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    if urls:
+        lines = [f"http://example.invalid/{name}" for name in names]
+        (folder / "val2014_urls.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return data
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    write_coco(tmp_path)
+    return tmp_path
+
+
+def test_load_coco_data(coco):
+    toy, data = toy_data(), load_coco_data(coco)
+    per_split = ("captions", "image_idxs", "features", "urls")
+    assert data.keys() == {f"{split}_{what}" for split in ("train", "val") for what in per_split} | {
+        "idx_to_word",
+        "word_to_idx",
+    }
+    for name, value in data.items():
+        assert isinstance(value, np.ndarray) or len(value) == 16, name
+    np.testing.assert_array_equal(data["train_captions"], toy["train_captions"])
+    np.testing.assert_array_equal(data["val_image_idxs"], toy["train_image_idxs"])
+    np.testing.assert_array_equal(data["train_features"], toy["train_features"][:, :6])
+    assert data["train_features"].dtype == np.float32
+    assert {data[f"{split}_{what}"].dtype for split in ("train", "val") for what in per_split[:2]} == {
+        np.dtype("int32")
+    }
+    assert data["word_to_idx"] == toy["word_to_idx"]
+    assert data["idx_to_word"] == toy["idx_to_word"]
+    assert data["val_urls"].tolist() == [""] * 20
+    np.testing.assert_array_equal(load_coco_data(coco, pca_features=False)["train_features"], toy["train_features"])
+
+
+def test_load_coco_data_urls(tmp_path):
+    write_coco(tmp_path, urls=True)
+    data = load_coco_data(tmp_path)
+    assert data["val_urls"][3] == "http://example.invalid/3.png"
+    picture = image_from_url(data["train_urls"][3])
+    assert (picture.shape, picture.dtype) == ((4, 5, 3), np.uint8)
+    np.testing.assert_array_equal(picture[0, 0], [3, 0, 255])
+    picture[...] = 0  # the caller's own
+
+
+def pairs(data: dict[str, Any]) -> set[tuple[int, ...]]:
+    """(image, word, word, ...) of every training caption."""
+    images, captions = data["train_image_idxs"].tolist(), data["train_captions"].tolist()
+    return {(image, *caption) for image, caption in zip(images, captions, strict=True)}
+
+
+def test_load_coco_data_max_train(coco):
+    data = load_coco_data(coco, max_train=5)
+    whole = load_coco_data(coco)
+    assert data["train_captions"].shape == (5, 8)
+    assert data["val_captions"].shape == (20, 8)
+    assert data["train_features"].shape == (20, 6)
+    assert pairs(data) <= pairs(whole)
+    np.random.seed(2)  # noqa: NPY002
+    first = load_coco_data(coco, max_train=5)["train_captions"]
+    np.random.seed(2)  # noqa: NPY002
+    np.testing.assert_array_equal(load_coco_data(coco, max_train=5)["train_captions"], first)
+    assert (load_coco_data(coco, max_train=5)["train_captions"] != first).any()
+
+
+def test_load_coco_data_without_a_directory(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        load_coco_data(tmp_path / "nowhere")
+
+
+def test_an_image_that_cannot_be_loaded(tmp_path, capsys):
+    for source in ("", str(tmp_path / "missing.jpg"), "http://127.0.0.1:9/a.jpg"):
+        picture = image_from_url(source)
+        assert (picture.ndim, picture.shape[2], picture.dtype) == (3, 3, np.uint8)
+        assert capsys.readouterr().out.startswith("no picture: ")
+
+
+def test_image_from_url(monkeypatch):
+    """A URL is downloaded as by `load_image`, which asks about private addresses."""
+    calls = []
+
+    def load(source: str, **options: Any) -> Image.Image:
+        calls.append((source, options))
+        return Image.new("RGB", (5, 4), (1, 2, 3))
+
+    monkeypatch.setattr(cs231n, "load_image", load)
+    picture = image_from_url("http://example.invalid/a.png", allow_private=True)
+    np.testing.assert_array_equal(picture, np.broadcast_to(np.array([1, 2, 3], np.uint8), (4, 5, 3)))
+    assert calls == [("http://example.invalid/a.png", {"allow_private": True})]
+
+
+def test_notebook(tmp_path, cell_type, monkeypatch, capsys):
+    """The notebook's cells on small data: look at the data, train on a few captions, caption train and val pictures."""
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path / "cs231n" / "datasets" / "coco_captioning")
+    data = load_coco_data(pca_features=True)
+    for name, value in data.items():
+        print(name, type(value), value.shape if isinstance(value, np.ndarray) else len(value))
+    axes = Figure().subplots()
+    captions, features, urls = sample_coco_minibatch(data, batch_size=3)
+    for caption, url in zip(captions, urls, strict=True):
+        axes.imshow(image_from_url(url))
+        axes.set_title(decode_captions(caption, data["idx_to_word"]))
+
+    small = load_coco_data(max_train=10)
+    model = CaptioningRNN(
+        cell_type=cell_type,
+        word_to_idx=data["word_to_idx"],
+        input_dim=data["train_features"].shape[1],
+        hidden_dim=48,
+        wordvec_dim=24,
+    )
+    solver = CaptioningSolver(
+        model,
+        small,
+        update_rule="adam",
+        num_epochs=60,
+        batch_size=10,
+        optim_config={"learning_rate": 1e-2},
+        lr_decay=0.995,
+        verbose=True,
+        print_every=10,
+    )
+    solver.train()
+    axes.plot(solver.loss_history)
+    assert solver.loss_history[-1] < 0.1 * solver.loss_history[0]
+    assert "(Iteration 1 / 60) loss: " in capsys.readouterr().out
+    for split in ("train", "val"):
+        captions, features, urls = sample_coco_minibatch(small, split=split, batch_size=2)
+        truth = decode_captions(captions, data["idx_to_word"])
+        sampled = decode_captions(model.sample(features), data["idx_to_word"])
+        for gt, sample, url in zip(truth, sampled, urls, strict=True):
+            axes.imshow(image_from_url(url))
+            axes.set_title(f"{split}\n{sample}\nGT:{gt}")
+            if split == "train":
+                assert f"<START> {sample}" == gt
+
+
+@pytest.fixture(scope="module")
+def flickr(shared_data) -> dict[str, Any]:
+    """50 captions of 50 different images, with the whole vocabulary."""
+    data = load_coco_data(shared_data / "flickr8k_cs231n")
+    _, rows = np.unique(data["train_image_idxs"], return_index=True)
+    rows = rows[:: len(rows) // 50][:50]
+    small = {**data, "train_captions": data["train_captions"][rows], "train_image_idxs": data["train_image_idxs"][rows]}
+    assert len(set(small["train_image_idxs"].tolist())) == 50
+    return small
+
+
+def overfit(data: dict[str, Any], cell_type: str) -> tuple[CaptioningRNN, list[float]]:
+    model = CaptioningRNN(
+        cell_type=cell_type,
+        word_to_idx=data["word_to_idx"],
+        input_dim=data["train_features"].shape[1],
+        hidden_dim=512,
+        wordvec_dim=256,
+    )
+    solver = CaptioningSolver(
+        model,
+        data,
+        update_rule="adam",
+        num_epochs=50,
+        batch_size=25,
+        optim_config={"learning_rate": 5e-3},
+        lr_decay=1.0,
+        verbose=False,
+    )
+    solver.train()
+    return model, solver.loss_history
+
+
+@pytest.mark.exhaustive
+@pytest.mark.realdata
+def test_overfit_photographs(flickr, cell_type):
+    """The assignment's last exercise: 50 captions memorised. Its bar for the loss is the rnn's."""
+    model, losses = overfit(flickr, cell_type)
+    assert len(losses) == 100
+    if cell_type == "rnn":
+        assert losses[-1] < 0.1
+    assert reproduced(model, flickr) == 50
