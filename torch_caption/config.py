@@ -14,6 +14,7 @@ from tyro.conf import arg
 from torch_caption.errors import ConfigError
 from torch_caption.io.files import at_home, from_home
 from torch_caption.io.text import flag_of, shown
+from torch_caption.model.cells import CELLS
 
 LEARNING_RATES = {"xe": 2e-3, "scst": 2e-4}
 """Default peak learning rate of Adam for each objective."""
@@ -42,7 +43,7 @@ class TrainConfig:
     workers: int = 0
     """DataLoader worker processes; 0 loads in the main process, which is fastest for features in memory."""
 
-    cell_type: Literal["rnn", "lstm", "attention"] = "rnn"
+    cell_type: Literal[tuple(CELLS)] = "rnn"  # type: ignore[valid-type]
     """The recurrent cell; attention is an LSTM that attends over the spatial feature grid at every step."""
     hidden_dim: int = 256
     """H, the size of the hidden state."""

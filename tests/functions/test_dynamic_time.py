@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.helpers.rings import ringed
 from torch_caption import functions
-from torch_caption.model.cells import CELLS, Recurrent
+from torch_caption.model.cells import CELLS
+from torch_caption.model.recurrent import Recurrent
 from torch_caption.verify import compare
 from torch_caption.verify.gradcheck import difference, leaves, needs_grad
 

@@ -137,7 +137,8 @@ def test_the_default_dtype_is_that_of_no_result(directory, tmp_path):
 def test_modules_begin_on_the_default_device_in_the_default_dtype():
     """As torch.nn's do: it is how a model is made on a GPU, or of its sizes alone."""
     from torch_caption.model.captioner import CaptioningRNN
-    from torch_caption.model.cells import CELLS, Recurrent
+    from torch_caption.model.cells import CELLS
+    from torch_caption.model.recurrent import Recurrent
 
     words = {"<NULL>": 0, "<START>": 1, "<END>": 2}
     before = torch.get_default_dtype()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from torch_caption import functions
 from torch_caption.functions import reference
-from torch_caption.model.cells import CELLS, Cell, Recurrent, make_cell
+from torch_caption.model.cell import Cell
+from torch_caption.model.cells import CELLS, make_cell
+from torch_caption.model.recurrent import Recurrent
 from torch_caption.verify.gradcheck import assert_agrees
 
 N, T, D, H, L = 2, 3, 4, 5, 6
@@ -76,13 +79,15 @@ def test_a_sequence_is_steps(cell_type, randn):
     torch.testing.assert_close(cell.sequence(x, cell.begin(image), weights), torch.stack(hs, 1), rtol=0, atol=1e-12)
 
 
-def test_a_step_in_place_is_a_step(cell_type, randn):
+@pytest.mark.parametrize("own", [True, False], ids=["own", "inherited"])
+def test_a_step_in_place_is_a_step(cell_type, randn, own):
     cell, weights = make_cell(cell_type), weights_of(cell_type, randn)
     x, image = randn(N, D), image_of(cell_type, randn)
     with torch.no_grad():
         expected = cell.step(x, cell.begin(image), weights)
         state = tuple(part.clone() for part in cell.begin(image))
-        cell.step_(x @ weights["Wx"] + weights["b"], state, weights)
+        step_ = cell.step_ if own else functools.partial(Cell.step_, cell)
+        step_(x @ weights["Wx"] + weights["b"], state, weights)
     torch.testing.assert_close(state, expected, rtol=0, atol=1e-12)
 
 

@@ -18,7 +18,8 @@ from torch_caption.decoding import Alternatives, Decoded, DecodingOptions, State
 from torch_caption.functions._common import autocast, check_floats, check_tensor
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_from_mask
-from torch_caption.model.cells import check_sizes, make_cell
+from torch_caption.model.cell import check_sizes
+from torch_caption.model.cells import make_cell
 from torch_caption.model.dropout import dropout
 from torch_caption.model.stepper import InferenceStepper
 
