@@ -21,6 +21,7 @@ from torch_caption.errors import DataError
 CAPTIONS = "coco2014_captions.h5"
 VOCAB = "coco2014_vocab.json"
 FEATURES = "train2014_vgg16_fc7_pca.h5"
+GRID = "train2014_grid.h5"
 
 
 def stored(directory: Path, file: str, name: str) -> np.ndarray:
@@ -62,21 +63,23 @@ def test_splits_captions_and_features_are_read(coco_directory, in_memory):
             assert np.array_equal(caption, stored(directory, CAPTIONS, f"{name}_captions")[row])
 
 
+@pytest.mark.parametrize("grid", [(), (4, 2), (5,)])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
-def test_a_batch_in_any_order_and_repeated(coco_directory, in_memory):
-    directory = coco_directory()
-    split = open_data(directory, in_memory=in_memory)["train"]
-    features = stored(directory, FEATURES, "features")
-    rows = [20, 3, 3, 0, 11, 20]
-    got, captions = split.__getitems__(rows)
-    assert np.array_equal(got, features[split.image_idxs[rows]])
+def test_features_of_any_dtype_are_read_in_any_order(coco_directory, grid, dtype, in_memory):
+    directory = coco_directory(grid=grid, dtype=dtype)
+    features = stored(directory, GRID if grid else FEATURES, "features").astype(np.float32)
+    split = open_data(directory, grids=bool(grid), in_memory=in_memory)["train"]
+    assert (split.num_images, split.feature_dim, split.grid) == (7, 3, grid)
+    rows, images = [20, 3, 3, 0, 11, 20], [6, 0, 6, 2]
+    batch, captions = split.__getitems__(rows)
     assert torch.equal(captions, split.captions[rows])
-    assert got.is_contiguous()
-    idxs = [6, 0, 6, 2]
-    assert np.array_equal(split.features_of(idxs), features[idxs])
-    assert np.array_equal(split.features_of(torch.tensor(idxs)), features[idxs])
-    assert split.features_of([]).shape == (0, 3)
-    assert torch.equal(split[-1][1], split.captions[20])
+    for got, idxs in ((batch, split.image_idxs[rows]), (split.features_of(images), images)):
+        assert got.dtype == torch.float32
+        assert np.array_equal(got, features[idxs])
+        assert (got.flatten(2).mT if grid else got).is_contiguous()  # as a projection of each position reads it
+    assert split.features_of([]).shape == (0, 3, *grid)
+    assert np.array_equal(split[-1][0], features[split.image_idxs[20]])
 
 
 def test_a_row_an_image_or_a_split_outside_is_refused(coco_directory):
@@ -178,29 +181,6 @@ def test_max_train_keeps_random_captions_in_order(coco_directory):
 
 # Grids
 
-GRID = "train2014_grid.h5"
-
-
-@pytest.mark.parametrize("grid", [(4, 2), (5,)])
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
-@pytest.mark.parametrize("in_memory", ["yes", "no"])
-def test_grids_are_read_in_any_order(coco_directory, grid, dtype, in_memory):
-    directory = coco_directory(grid=grid, dtype=dtype)
-    features = stored(directory, GRID, "features").astype(np.float32)
-    data = open_data(directory, grids=True, in_memory=in_memory)
-    split = data["train"]
-    assert (split.num_images, split.feature_dim, split.grid) == (7, 3, grid)
-    assert open_data(directory)["train"].grid == ()
-    rows = [20, 3, 3, 0, 11, 20]
-    for got, idxs in ((split.__getitems__(rows)[0], split.image_idxs[rows]), (split.features_of([6, 0, 6]), [6, 0, 6])):
-        assert got.dtype == torch.float32
-        assert np.array_equal(got, features[idxs])
-        assert got.flatten(2).mT.is_contiguous()  # as a projection of each position reads it
-    assert split.features_of([]).shape == (0, 3, *grid)
-    assert np.array_equal(split[2][0], features[split.image_idxs[2]])
-    (first, _), *_ = epoch_of(batches(data["val"], 5, shuffle=False), 0)
-    assert first.shape == (5, 3, *grid)
-
 
 def test_grids_and_vectors_are_not_confused(coco_directory):
     vectors, grids = coco_directory(), coco_directory(kinds=(), grid=(2, 2), name="grids")
@@ -227,10 +207,9 @@ def test_grids_of_another_shape_are_refused(coco_directory, replace, value, mess
         open_data(directory, grids=True)
 
 
-@pytest.mark.parametrize("dtype", ["<f2", "<f8"])
-def test_a_non_finite_position_is_named(coco_directory, replace, monkeypatch, dtype):
+def test_a_non_finite_position_is_named(coco_directory, replace, monkeypatch):
     monkeypatch.setattr(checks, "BLOCK_BYTES", 100)
-    directory = coco_directory(grid=(2, 2), dtype=dtype)
+    directory = coco_directory(grid=(2, 2), dtype="<f2")
 
     def spoil(features: np.ndarray) -> np.ndarray:
         features[5, 2, 0, 1] = np.inf
@@ -320,19 +299,6 @@ def test_the_manifest_names_the_folder_of_pictures(coco_directory, tmp_path):
 
 
 # Order and workers
-
-
-@pytest.mark.parametrize("in_memory", ["yes", "no"])
-def test_an_epoch_has_each_caption_once(coco_directory, in_memory):
-    directory = coco_directory({"train": 9})
-    split = open_data(directory, in_memory=in_memory)["train"]
-    got = epoch_of(batches(split, 4), 0)
-    assert [len(captions) for _, captions in got] == [4] * 6 + [3]
-    pairs = sorted(
-        (*f.tolist(), *c.tolist()) for features, captions in got for f, c in zip(features, captions, strict=True)
-    )
-    expected = sorted((*f.tolist(), *c.tolist()) for f, c in split)
-    assert pairs == expected
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():

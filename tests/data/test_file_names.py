@@ -7,18 +7,15 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from torch_caption.__main__ import main
-from torch_caption.cli.sample import SampleConfig
-from torch_caption.cli.sample import run as sample
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import open_data
-from torch_caption.io.exits import guarded
 from torch_caption.training.trainer import fit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not take")
@@ -100,12 +97,6 @@ def stored(split: str) -> list[str]:
     return [f"{split}/{name}" if name == "00.jpg" else name for name in NAMES[split]]
 
 
-def called(program: Any, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert program(args) == 0
-    return capsys.readouterr().out
-
-
 def test_prepare_omits_no_name(prepared: Prepared) -> None:
     assert "left out  " not in prepared.output.replace("0 of more than 15 words left out", "")
     data = open_data(prepared.directory)
@@ -118,7 +109,9 @@ def test_prepare_omits_no_name(prepared: Prepared) -> None:
 def scored(prepared: Prepared, capsys: pytest.CaptureFixture[str], *more: str) -> int:
     """The images that `evaluate` finds captions of."""
     args = [str(prepared.run), "--format", "json", "--meteor", "no", "--beam-size", "1", "--draws", "2", *more]
-    return json.loads(called(main, ["evaluate", *args], capsys))["images"]
+    capsys.readouterr()
+    assert main(["evaluate", *args]) == 0
+    return json.loads(capsys.readouterr().out)["images"]
 
 
 def test_evaluate_finds_the_captions_of_all(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,15 +136,6 @@ def test_evaluate_suggests_the_nearest_name(
     args = [str(prepared.run), "--split", "train", "--references", str(tmp_path / "a.json")]
     assert main(["evaluate", *args]) == 2
     assert "the nearest that it has captions of is '\\ufeffWITH a mark of ORDER.jpg'" in capsys.readouterr().err
-
-
-def test_names_are_printed_without_control_characters(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [str(prepared.images / name) for split in NAMES for name in stored(split)]
-    config = SampleConfig((*paths, str(prepared.images / "\x1b[31mnone")), checkpoint=prepared.run, device="cpu")
-    output = called(lambda config: guarded(lambda: sample(config)), config, capsys)
-    assert len(output.split("\n")) == 3 + len(paths)
-    assert not set(output) & {"\x1b", "\u202e", "\x85", "\u2028", "\x0b", "\x0c", "\x1c", "\ufeff"}
-    assert "Screenshot 2024-05-01 at 10.02.00\u202fAM.jpg" in output
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")

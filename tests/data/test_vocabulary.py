@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +39,6 @@ def test_decode_stops_at_the_end(kind):
 def test_decode_refuses_other_ids(idx):
     with pytest.raises(ValueError, match=f"id {idx} at 2 .* 7 words"):
         Vocabulary(WORDS).decode([1, 4, idx, 2])
-
-
-def test_words_may_be_a_list():
-    vocabulary = Vocabulary(list(WORDS))
-    assert vocabulary == Vocabulary(WORDS)
-    assert hash(vocabulary) == hash(Vocabulary(WORDS))
-    assert pickle.loads(pickle.dumps(vocabulary)).word_to_idx == vocabulary.word_to_idx
 
 
 @pytest.mark.parametrize(

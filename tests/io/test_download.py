@@ -344,18 +344,6 @@ def test_an_entry_outside_the_folder_is_refused(server, source, target, tmp_path
     assert sorted(set(tmp_path.rglob("*")) - set(before)) == [target.parent, target]
 
 
-def test_a_link_in_the_archive_is_unpacked_as_a_file(server, source, target, capsys):
-    out = io.BytesIO(packed(source))
-    with zipfile.ZipFile(out, "a") as archive:
-        info = zipfile.ZipInfo("train2014_images.txt")
-        info.external_attr = 0o120777 << 16
-        archive.writestr(info, "/etc/passwd")
-    server.content = out.getvalue()
-    assert_fails(
-        target, server.url, capsys, r"not a valid archive \(train2014_images.txt: has 1 lines, but .* 200 rows"
-    )
-
-
 def flipped(source: Path) -> bytes:
     """One byte in the packed data of the captions."""
     content = bytearray(packed(source))

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import random
-import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -220,53 +217,6 @@ def test_a_file_replaced_by_a_pipe_after_the_check_is_refused(tmp_path: Path, mo
 def test_files_of_the_kernel_are_refused(path: str, message: str) -> None:
     with pytest.raises(ImageError, match=f"^{path}: ({message})"):
         load_image(path)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no name for the standard input")
-def test_a_file_as_standard_input_is_read_and_a_pipe_refused(tmp_path: Path) -> None:
-    code = "import sys; from torch_caption.io.images import load_image; print(load_image('/dev/stdin').size)"
-    environment = os.environ | {"PYTHONPATH": str(Path(images.__file__).parents[2])}
-    run = functools.partial(
-        subprocess.run, [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    with write(tmp_path / "a.png", PHOTO).open("rb") as file:
-        assert run(stdin=file).stdout == "(12, 8)\n"
-    there, here = os.pipe()
-    refused = run(stdin=there, timeout=60)
-    os.close(there)
-    os.close(here)
-    assert refused.stderr.rstrip().endswith("ImageError: /dev/stdin: not a regular file")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="names and kinds of files that Windows does not have")
-def test_links_are_followed_and_sockets_and_long_names_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
-    (tmp_path / "a").symlink_to("b")
-    (tmp_path / "b").symlink_to("a")
-    (tmp_path / "lost").symlink_to("nowhere")
-    write(tmp_path / "real", PHOTO)
-    (tmp_path / "link").symlink_to("real")
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind("socket")
-        with pytest.raises(ImageError, match=r"^socket: not a regular file"):
-            load_image("socket")
-    for name, message in (("a", "cannot be read"), ("lost", "no such file"), ("x" * 300, "cannot be read: File name")):
-        with pytest.raises(ImageError, match=f"{name[:50]}.*: {message}"):
-            load_image(name)
-    assert load_image("link").size == (12, 8)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
-@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\u202egnp", "\udcff", "-a", "*", "~", "http:", "é🦊"])
-def test_any_name_is_read_and_printable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ImageError) as error:
-        load_image(name)
-    assert str(error.value).isprintable()
-    assert str(error.value).endswith(": no such file")
-    write(tmp_path / name, PHOTO)
-    assert load_image(name).size == (12, 8)
 
 
 def test_bytes_and_pixels_are_limited_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,9 +151,6 @@ def test_invalid_sizes_are_refused(sizes: dict[str, int], tmp_path: Path) -> Non
 def test_the_folder_is_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CAPTION_CACHE", str(tmp_path / "mine"))
     assert ensure(sizes=TINY, progress=False).parent == tmp_path / "mine"
-    monkeypatch.delenv("TORCH_CAPTION_CACHE")
-    monkeypatch.setattr("torch_caption.io.cache_folder.cache", lambda: tmp_path / "own")
-    assert ensure(sizes=TINY, progress=False).parent == tmp_path / "own"
 
 
 def test_a_given_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
