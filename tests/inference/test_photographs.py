@@ -315,9 +315,7 @@ def test_a_folder_without_pictures_is_one_error(
 ) -> None:
     (tmp_path / "empty" / "inside").mkdir(parents=True)
     args = ["--checkpoint", str(scenes_run[1])]
-    line = (
-        f"error: {tmp_path / 'empty'}: a folder without pictures; --recursive includes its subfolders: inside\n"
-    )
+    line = f"error: {tmp_path / 'empty'}: a folder without pictures; --recursive includes its subfolders: inside\n"
     assert refusal(["sample", str(tmp_path / "empty"), *args], capsys) == line
     (tmp_path / "empty" / "a.txt").touch()
     line = f"error: {tmp_path / 'empty'}: a folder without pictures, only a.txt\n"

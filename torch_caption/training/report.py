@@ -37,8 +37,8 @@ def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN
     print(f"data      {data.directory}: {len(train):,} training, {len(val):,} validation captions", flush=True)
     positions = f" at {' x '.join(map(str, train.grid))} positions" if train.grid else ""
     print(
-        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{positions}, "
-        f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.device.type}"
+        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{positions}"
+        f", V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.device.type}"
     )
     if config.init_from is not None:
         print(f"weights   of {config.init_from}")
