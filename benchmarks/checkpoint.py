@@ -73,13 +73,13 @@ def measure_guards(cell: Cell, shape: Shape, effort: Effort) -> tuple[Any, ...]:
 
     def guarded() -> None:
         N = len(batch.captions)
-        share = replica.share(N, N, asked=interrupt.asked)
+        share = replica.share(N, N, requested=interrupt.requested)
         share.counts = [count_words(batch.captions, model.null), *targets.rewards()]
         with state.step():
             loss, norm = train_step(model, optimizer, batch.features, batch.captions, clip=CLIP, share=share)
             words, *rewards = share.counts
             state.progress.count(share.of, loss, norm, round(words), rewards)
-        interrupt.agree(share.asked)
+        interrupt.agree(share.requested)
 
     with Interrupt() as interrupt:
         contenders = [Contender(GUARDED, guarded), Contender(PLAIN, plain)]

@@ -32,7 +32,7 @@ class TrainConfig:
     """Train a captioner on image features, with hand-derived gradients."""
 
     data: str = "scenes"
-    """Training data: `scenes`, the built-in drawn pictures, or a directory in cs231n's layout."""
+    """Training data: `scenes`, the built-in dataset, or a directory in cs231n's layout."""
     max_train: Annotated[int | None, arg(metavar="INT")] = None
     """Train on a random subset of this many captions, chosen by the seed."""
     pca_features: Literal["auto", "yes", "no"] = "auto"

@@ -290,9 +290,9 @@ def chance(probability: float) -> str:
     return f"{probability:.1e}" if probability else "under 1e-300"
 
 
-def maps(explanation: Explanation, seen: Image.Image) -> list[tuple[Image.Image, str]]:
-    """The picture for each word, bright where the model looked before it, with the word; none if it does not look."""
-    return [(lit(seen, word.attention), word.guess.text) for word in explanation.words if word.attention is not None]
+def maps(explanation: Explanation, picture: Image.Image) -> list[tuple[Image.Image, str]]:
+    """The attention map of each word, with the word; empty without attention."""
+    return [(lit(picture, word.attention), word.guess.text) for word in explanation.words if word.attention is not None]
 
 
 def main(args: Sequence[str], prog: str) -> None:

@@ -47,7 +47,7 @@ _TOKENS = {
     "ptb": "by Stanford PTB",
 }
 FIVE_BEAMS = DecodingOptions(beam_size=5, n_best=1)
-PRINTED, DRAWN = 3, 8  # number of the best and of the worst captions
+PRINTED, SHOWN = 3, 8  # number of the best and of the worst captions
 
 
 @dataclass(frozen=True)
@@ -412,7 +412,7 @@ def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
 def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Path) -> None:
     """Plot the best, then the worst captions, of images with a picture."""
     pictured = [(idx, score) for idx, score in evaluation.first.ranked if _picture(config, split, idx)]
-    shown = min(DRAWN, (len(pictured) + 1) // 2)
+    shown = min(SHOWN, (len(pictured) + 1) // 2)
     items = [
         GalleryItem(
             _picture(config, split, idx),

@@ -48,9 +48,9 @@ def _train_config(args: Sequence[str], prog: str | None, default: TrainConfig | 
 def _name_the_run(args: Sequence[str]) -> list[str]:
     """`--resume` without a value is the last run."""
     named = []
-    for place, arg in enumerate(args):
+    for index, arg in enumerate(args):
         named.append(arg)
-        if arg == "--resume" and (place + 1 == len(args) or args[place + 1].startswith("--")):
+        if arg == "--resume" and (index + 1 == len(args) or args[index + 1].startswith("--")):
             named.append("last")
     return named
 

@@ -52,7 +52,7 @@ from torch_caption.errors import ConfigError, DataError
 from torch_caption.io.exits import is_interactive
 from torch_caption.io.files import replace_text
 from torch_caption.io.program import typed
-from torch_caption.io.text import flag_of, printable, strange
+from torch_caption.io.text import flag_of, invalid_character, printable
 from torch_caption.prepare.encoding import GRID_PCA, Encoding, EncodingProgress, Wanted
 from torch_caption.prepare.rows import write_hdf5
 
@@ -215,7 +215,7 @@ def prepare(config: PrepareConfig) -> Path:
 def _check_kept(out: Path, folders: Mapping[str | None, Path]) -> None:
     """Raise DataError if the name of a folder of photographs cannot be stored in the manifest."""
     for folder in folders.values():
-        unkept = strange(_relative_to(out, folder))
+        unkept = invalid_character(_relative_to(out, folder))
         if unkept:
             raise DataError(f"--images {printable(folder)}: {unkept!r} is not a text character; rename the folder")
 

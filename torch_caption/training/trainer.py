@@ -53,7 +53,7 @@ def train_step(
     features: Tensor,
     captions: Tensor,
     *,
-    read: Tensor | None = None,
+    inputs: Tensor | None = None,
     weights: Tensor | None = None,
     clip: float = 0.0,
     amp: str = "none",
@@ -64,7 +64,7 @@ def train_step(
     Args:
         features: (N, D) floating-point, or grids, as the model needs.
         captions: (N, T) int64, <START> first, <NULL> after <END>.
-        read, weights: as in `CaptioningRNN.forward`, on the model's device.
+        inputs, weights: as in `CaptioningRNN.forward`, on the model's device.
         clip: maximum gradient norm over all parameters; 0 disables clipping.
         amp: "bf16" computes the loss under automatic mixed precision.
         share: features and captions are a rank's share of a batch (`distributed.Replica.share`), in a step of all
@@ -76,7 +76,7 @@ def train_step(
     Raises:
         NonFiniteError: one of the two is non-finite; the weights are unchanged.
     """
-    given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
+    given = {name: x for name, x in {"inputs": inputs, "weights": weights}.items() if x is not None}
     share = share or distributed.Share.whole(model, len(captions))
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp == "bf16"):
@@ -274,7 +274,7 @@ def _train(
                 raise
             manager.save_steps()  # so that they are kept if validation fails
             if not interrupt.agreed:
-                record = interrupt.unless_asked(lambda: _validation_record(state, config, data, scored))
+                record = interrupt.unless_requested(lambda: _validation_record(state, config, data, scored))
             if record is not None:
                 state.progress = state.progress.end_epoch(record, config.objective)
                 if log is not None:  # before the checkpoint: after it, the record would not be written again
@@ -321,7 +321,7 @@ def _save_completed_steps(
     if manager.step == state.progress.step:
         with suppress(OSError):  # nor must failed output
             report.interrupted(run, state.progress.step)
-        if interrupt.asked and loader.lost():
+        if interrupt.requested and loader.lost():
             raise interrupt.stopped() from error
 
 
@@ -361,7 +361,7 @@ def _train_epoch(
     steps = order.total
     with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
         for features, batch in loader:
-            share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
+            share = replica.share(len(batch), order.size(progress.position), requested=interrupt.requested)
             try:
                 with state.step():
                     _train_batch(state, config, objective, features, batch, steps, share)
@@ -369,7 +369,7 @@ def _train_epoch(
                 rows = order.rows_at(progress.position)
                 of = non_finite.report(objective, rows, error.rows)
                 raise NonFiniteError(f"{label}, step {progress.step + 1}: {error}; {of}") from None
-            interrupt.agree(share.asked)
+            interrupt.agree(share.requested)
             progress.seconds += time.perf_counter() - started
             started = time.perf_counter()
             bar.set_postfix_str(report.so_far(progress.means()), refresh=False)
@@ -404,7 +404,7 @@ def _train_batch(
             optimizer,
             features,
             targets.captions,
-            read=targets.read,
+            inputs=targets.inputs,
             weights=targets.weights,
             clip=config.clip,
             amp=config.amp,
