@@ -432,8 +432,8 @@ def test_without_java(config: EvaluateConfig, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--samples", "3", "--beam-size", "1"], "--samples 3: one caption an image is scored, so it must be 1"),
-        (["--n-best", "2"], "--n-best 2: one caption an image is scored, so it must be 1"),
+        (["--samples", "3", "--beam-size", "1"], "--samples 3: one caption per image is scored, so it must be 1"),
+        (["--n-best", "2"], "--n-best 2: one caption per image is scored, so it must be 1"),
         (["--top-k", "3"], "--top-k 3 is an option of sampling, but --beam-size 5 of beam: use one of them"),
         (["--draws", "1"], "--draws must be at least 2, not 1"),
         (["--seed", "-1"], "--seed must be at least 0, not -1"),

@@ -46,7 +46,7 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert runs.find(tmp_path, "tiny-rnn-2") == tmp_path / "tiny-rnn-2"
     assert runs.find("nowhere", str(tmp_path / "tiny-rnn-2")) == tmp_path / "tiny-rnn-2"
     (tmp_path / "tiny-lstm-1").rmdir()
-    with pytest.raises(CheckpointError, match="which is not there"):
+    with pytest.raises(CheckpointError, match="which is missing"):
         runs.find(tmp_path)
 
 
@@ -58,7 +58,7 @@ def test_of_the_files_of_a_run_only_its_last_checkpoint_names_the_run(tmp_path: 
     assert runs.find("nowhere", str(run / "last.safetensors")) == run
     assert runs.find(tmp_path, "tiny-rnn-1/last.safetensors") == run
     best = run / "best.safetensors"
-    advice = f"`--resume {run}` resumes the run from its last.safetensors, and `--init-from {best}` begins a new"
+    advice = f"`--resume {run}` resumes the run from its last.safetensors, and `--init-from {best}` starts a new"
     with pytest.raises(CheckpointError, match=re.escape(f"{best}: is a file, not a run; {advice}")):
         runs.find("nowhere", str(best))
     (run / "last.safetensors").unlink()
