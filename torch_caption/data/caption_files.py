@@ -397,10 +397,8 @@ def _check_name(name: Any, where: str, mend: str = _MEND) -> None:
 def _check_caption(caption: Any, where: str, mend: str = _MEND) -> None:
     if not isinstance(caption, str):
         raise DataError(f"{where} is {shown(caption)}, not a string; {mend}")
-    if invalid_character(caption):
-        raise DataError(
-            f"{where} is {shown(caption)}; {invalid_character(caption)!r} is not a text character: remove it"
-        )
+    if found := invalid_character(caption):
+        raise DataError(f"{where} is {shown(caption)}; {found!r} is not a text character: remove it")
 
 
 def _distinct(photographs: Iterable[Photograph], path: Path) -> dict[int | str, Photograph]:
