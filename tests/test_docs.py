@@ -154,6 +154,16 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
             assert not set(flags) - known_flags(program), program
 
 
+def test_terms_of_contributing_are_used() -> None:
+    form = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| not | but |")[2].partition("\n\n")[0]
+    avoided = [term for row in form.splitlines()[2:] for term in CODE_SPAN.findall(row.split("|")[1])]
+    pattern = re.compile(rf"\b({'|'.join(avoided)})\b", re.IGNORECASE)
+    checked = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS, *sorted((ROOT / "torch_caption").rglob("*.py"))]
+    found = {name_of(path): pattern.findall(path.read_text(encoding="utf-8")) for path in checked}
+    assert len(avoided) > 25
+    assert not {name: terms for name, terms in found.items() if terms}
+
+
 def test_ci_runs_the_two_commands_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     shown = {line for block in blocks(ROOT / "README.md") for line in block.content.splitlines()}

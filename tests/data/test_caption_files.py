@@ -72,7 +72,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a caption that is a number": (annotation(0, caption=3), "annotations[0].caption is 3, not a string"),
     "a caption with a surrogate": (
         annotation(0, caption="\ud800"),
-        "annotations[0].caption is '\\ud800'; '\\ud800' is in",
+        "annotations[0].caption is '\\ud800'; '\\ud800' is not",
     ),
     "an annotation twice": (
         lambda c: [c["annotations"][number].update(id=1, image_id=10) for number in (0, 1)],

@@ -93,7 +93,7 @@ BAD_KARPATHY: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = 
     "a name that is none": (lambda i: i[1].update(filename=7), "images[1].filename is 7, not a string"),
     "a name that leads out": (
         lambda i: i[1].update(filepath="../x"),
-        "images[1].filepath/filename is '../x/1.jpg', not a name below the folder of photographs; name the file from",
+        "images[1].filepath/filename is '../x/1.jpg', not a name below the folder of photographs; give the path",
     ),
     "an id that is none": (
         lambda i: i[3].update(imgid=None),

@@ -75,7 +75,7 @@ for cell in ("rnn", "attention"):
     decoded = decode(model.stepper(9), features[:0], model.token_ids())
     assert decoded.log_probs.dtype == torch.float32 and decoded.words.device == cpu
     if CELLS[cell].attends:
-        captioning.looked(model, data.vocabulary, features, found[cell, "greedy"])
+        captioning.attention_maps(model, data.vocabulary, features, found[cell, "greedy"])
     config = sampling.SampleConfig(checkpoint=run, count=2, device="cpu", json=out / cell / "captions.json")
     sampling.run(config)
     evaluate.run(evaluate.EvaluateConfig(checkpoint=run, device="cpu"))

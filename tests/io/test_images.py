@@ -161,7 +161,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
     "tiff in L*a*b*": (lambda at: encoded(Image.new("LAB", (3, 3)), "TIFF"), r"a TIFF of CIE L\*a\*b\* colours"),
     "tiff of another compression": (
         lambda at: encoded(quarters(), "TIFF", compression="zstd"),
-        "a TIFF of the unsupported compression 50000, which is not read; save it with LZW or deflate",
+        "a TIFF of the unsupported compression 50000; save it with LZW or deflate",
     ),
     "bigtiff": (lambda at: made("bigtiff"), "such as BigTIFF; save it as plain TIFF"),
     "truncated jpeg": (

@@ -263,7 +263,7 @@ def test_two_models_are_compared_on_the_same_images() -> None:
     assert "ROUGE-L" not in gains
     assert gains["CIDEr"].low > 0
     assert gains["BLEU-4"].low > 0
-    with pytest.raises(ValueError, match="of the same images"):
+    with pytest.raises(ValueError, match="for the same images"):
         scores.interval(score_each({0: candidates[0]}, references))
 
 

@@ -117,18 +117,18 @@ def test_first_values(cell_type):
 # The loss ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("read", [None, torch.randint(0, V, (N, T - 1), generator=seeded(3))], ids=["none", "other"])
-def test_loss_is_the_sum_over_steps(model, features, read):
+@pytest.mark.parametrize("inputs", [None, torch.randint(0, V, (N, T - 1), generator=seeded(3))], ids=["none", "other"])
+def test_loss_is_the_sum_over_steps(model, features, inputs):
     """Against the stepper, which shares none of the sequence's code; <NULL> is not counted. The input tokens may be
     others than those before the predicted ones.
     """
-    inputs = CAPTIONS[:, :-1] if read is None else read
+    inputs = CAPTIONS[:, :-1] if inputs is None else inputs
     state, total = model.begin(features), torch.zeros(N, dtype=torch.float64)
     for t in range(T - 1):
         logits, state = model.step(inputs[:, t], state)
         nll = -logits.log_softmax(1)[torch.arange(N), CAPTIONS[:, t + 1]]
         total += nll * (CAPTIONS[:, t + 1] != NULL)
-    torch.testing.assert_close(model(features, CAPTIONS, read), total.mean(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(model(features, CAPTIONS, inputs), total.mean(), rtol=1e-13, atol=0)
 
 
 def test_padding_changes_nothing(model, features):
@@ -702,7 +702,7 @@ def test_every_method_refuses_non_tensors(features):
     calls: list[tuple[str, Callable[[Any], Any]]] = [
         ("features", lambda x: model(x, CAPTIONS)),
         ("captions", lambda x: model(features, x)),
-        ("read", lambda x: model(features, CAPTIONS, x)),
+        ("inputs", lambda x: model(features, CAPTIONS, x)),
         ("weights", lambda x: model(features, CAPTIONS, weights=x)),
         ("features", model.begin),
         ("features", model.sample),

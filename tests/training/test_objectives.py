@@ -121,13 +121,13 @@ def test_the_sampling_probability_rises_epoch_by_epoch(data: CocoData, monkeypat
     config = TrainConfig(scheduled_sampling=0.5, epochs=5)
     model, (features, captions) = model_of(data), whole_batch(data)
     probabilities: list[float] = []
-    monkeypatch.setattr(objectives, "own_words", lambda *args: probabilities.append(args[3]))
+    monkeypatch.setattr(objectives, "sample_inputs", lambda *args: probabilities.append(args[3]))
     objective = Likelihood(config, data["train"])
     for epoch in (0, 1, 2, 4, 9):
         objective.targets(model, features, captions, epoch)
     assert probabilities == [0.125, 0.25, 0.5, 0.5]  # none in the first epoch
     for other in (replace(config, scheduled_sampling=0.0), replace(config, epochs=1)):
-        assert Likelihood(other, data["train"]).targets(model, features, captions, 0).read is None
+        assert Likelihood(other, data["train"]).targets(model, features, captions, 0).inputs is None
 
 
 # Self-critical training -----------------------------------------------------------------------------------------------

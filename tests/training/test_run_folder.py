@@ -46,7 +46,7 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert runs.find(tmp_path, "tiny-rnn-2") == tmp_path / "tiny-rnn-2"
     assert runs.find("nowhere", str(tmp_path / "tiny-rnn-2")) == tmp_path / "tiny-rnn-2"
     (tmp_path / "tiny-lstm-1").rmdir()
-    with pytest.raises(CheckpointError, match="which is not there"):
+    with pytest.raises(CheckpointError, match="which is missing"):
         runs.find(tmp_path)
 
 
@@ -58,7 +58,7 @@ def test_of_the_files_of_a_run_only_its_last_checkpoint_names_the_run(tmp_path: 
     assert runs.find("nowhere", str(run / "last.safetensors")) == run
     assert runs.find(tmp_path, "tiny-rnn-1/last.safetensors") == run
     best = run / "best.safetensors"
-    advice = f"`--resume {run}` resumes the run from its last.safetensors, and `--init-from {best}` begins a new"
+    advice = f"`--resume {run}` resumes the run from its last.safetensors, and `--init-from {best}` starts a new"
     with pytest.raises(CheckpointError, match=re.escape(f"{best}: is a file, not a run; {advice}")):
         runs.find("nowhere", str(best))
     (run / "last.safetensors").unlink()
@@ -129,8 +129,8 @@ def test_a_damaged_line_loses_no_other_record(log: Callable[..., Log], tmp_path:
     lines[place] = bad
     damaged = b"\n".join(lines) + b"\n"
     first.path.write_bytes(damaged)
-    message = f"{first.path}: line {place + 1} is no record of an epoch: "
-    with pytest.raises(ValueError, match="is no record of an epoch") as raised:
+    message = f"{first.path}: line {place + 1} is not a record of an epoch: "
+    with pytest.raises(ValueError, match="is not a record of an epoch") as raised:
         read_log(tmp_path)
     assert str(raised.value).startswith(message)
     assert INVALID[bad] in str(raised.value)
@@ -138,7 +138,7 @@ def test_a_damaged_line_loses_no_other_record(log: Callable[..., Log], tmp_path:
     warned: list[str] = []
     Log(tmp_path, warn=warned.append, tensorboard=False, epochs=3)
     aside = tmp_path / "metrics.previous.jsonl"
-    assert warned == [f"{raised.value}; the file is kept as {aside}, and its other records go on"]
+    assert warned == [f"{raised.value}; the file is kept as {aside}, and its other records are used"]
     assert aside.read_bytes() == damaged
     assert [r["epoch"] for r in read_log(tmp_path)] == [epoch for epoch in (1, 2, 3) if epoch != place + 1]
     log(tensorboard=False, epochs=3)  # without a warning
@@ -190,7 +190,7 @@ def test_a_run_continues_without_tensorboard_after_one_warning(
         first.write(record(number))
     (line,) = warned
     assert line.startswith(str(tmp_path / "tensorboard"))
-    assert line.endswith("; it goes on without TensorBoard")
+    assert line.endswith("; continuing without TensorBoard")
     assert ("No space left on device" in line) == (epoch > 0)
     assert read_log(tmp_path) == [record(1), record(2), record(3)]
 
