@@ -238,39 +238,6 @@ def root(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-SETTERS = re.compile(
-    r"set_?\w*|(un)?setenv|putenv|(manual_)?seed(_all)?|use_\w+|\w*_?default_\w+|filterwarnings|simplefilter"
-)
-
-
-def writes_of_process_state(source: str) -> set[str]:
-    """Where a source changes what is the process's: attributes of foreign modules, `global`s, calls of setters."""
-    tree = ast.parse(source)
-    foreign, found = foreign_names(tree), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Global):
-            found.add(ast.unparse(node))
-        elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete | ast.For | ast.withitem):
-            targets = getattr(node, "targets", None) or [
-                getattr(node, "target", None) or getattr(node, "optional_vars", None)
-            ]
-            parts = [part for target in targets if target is not None for part in ast.walk(target)]
-            owned = [part for part in parts if isinstance(part, ast.Attribute | ast.Subscript)]
-            found |= {ast.unparse(part) for part in owned if root(part) in foreign}
-        elif isinstance(node, ast.Call):
-            name = dotted(node.func)
-            if root(node.func) in foreign and SETTERS.fullmatch(name.rpartition(".")[2]):
-                found.add(name)
-            if name in ("setattr", "delattr") and root(node.args[0]) in foreign:
-                found.add(ast.unparse(node))
-    return found
-
-
-@pytest.mark.parametrize("path", DERIVED, ids=lambda path: path.stem)
-def test_no_function_writes_the_state_of_the_process(path):
-    assert writes_of_process_state(path.read_text(encoding="utf-8")) == set()
-
-
 def test_one_module_chooses_the_library_of_products():
     setters = {module for module, path in MODULES.items() if any("precision" in write for write in written(path))}
     assert setters == {"torch_caption.functions.matmul"}
@@ -355,18 +322,6 @@ def test_every_private_name_has_a_test_of_its_own():
             ],
         ),
         (
-            writes_of_process_state,
-            [
-                "torch.backends.cudnn.enabled, x = True, 1",
-                "torch.set_num_threads(2)",
-                "torch.manual_seed(0)",
-                "torch.use_deterministic_algorithms(True)",
-                "backends.fp32_precision += 'x'",
-                "setattr(torch.backends, 'fp32_precision', 'none')",
-                "def f():\n    global x\n    x = 1",
-            ],
-        ),
-        (
             private_names,
             [
                 "torch._C._get_dispatch_mode(mode)",
@@ -378,7 +333,7 @@ def test_every_private_name_has_a_test_of_its_own():
     ],
 )
 def test_each_check_of_a_source_can_fail(check, lines):
-    assert all(check(f"import torch\nfrom torch import backends\n{line}") for line in lines)
+    assert all(check(f"import torch\n{line}") for line in lines)
 
 
 # Versions ------------------------------------------------------------------------------------------------------------

@@ -71,23 +71,6 @@ def test_the_best_is_found_where_greedy_does_not() -> None:
     assert beams.ended.all()
 
 
-@pytest.mark.parametrize(("length_penalty", "best"), [(0.0, [B, END]), (0.5, [B, END]), (4.0, [A, B, END])])
-def test_wu_length_penalty(length_penalty: float, best: list[int]) -> None:
-    beams = beam_search(
-        TableStepper(GARDEN_PATH), rows(1), **IDS, beam_size=2, max_length=3, length_penalty=length_penalty
-    )
-    assert spoken(beams)[0] == best
-    lengths = beams.lengths.double()
-    torch.testing.assert_close(beams.scores, beams.log_probs / ((5 + lengths) / 6) ** length_penalty)
-
-
-def test_the_mean_log_probability_of_a_word() -> None:
-    options = {"max_length": 3, "beam_size": 2, "length_penalty": "mean"}
-    beams = beam_search(TableStepper(GARDEN_PATH), rows(1), **IDS, **options)
-    expected = [math.log(0.4 * 0.9) / 2, math.log(0.6 * 0.35 * 0.9) / 3]
-    torch.testing.assert_close(beams.scores, torch.tensor([expected], dtype=torch.float64))
-
-
 def test_a_hypothesis_that_ended_keeps_its_place() -> None:
     """Two places: b <END> takes one at the second step, and a b continues alone."""
     stepper = TableStepper(GARDEN_PATH)
@@ -232,21 +215,6 @@ def test_stopping_early_loses_nothing(length_penalty: LengthPenalty, seed: int, 
         assert torch.equal(getattr(best, name), getattr(all_beams, name)[:, :n_best])
     assert few.steps <= whole.steps
     assert sum(few.rows) <= sum(whole.rows)
-
-
-def test_it_stops_as_soon_as_nothing_better_can_come() -> None:
-    """<END> at once with .9 is likelier than whatever has begun with .1; over its mean it may yet be overtaken."""
-    table = [[0.0, 0.0, 0.9, 0.05, 0.05, 0.0]] + [[0.0, 0.0, 0.0, 0.5, 0.5, 0.0]] * 5
-    table[START] = table[0]
-    counted = TableStepper(table)
-    beams = beam_search(counted, rows(1), **IDS, beam_size=3, max_length=20, n_best=1)
-    assert spoken(beams) == [[END]]
-    assert counted.steps == 1
-    sure = [[0.0, 0.0, 0.9, 0.1, 0.0, 0.0]] * 2 + [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]] * 4
-    options = {"beam_size": 2, "max_length": 30, "n_best": 1, "length_penalty": "mean"}
-    beams = beam_search(TableStepper(sure), rows(1), **IDS, **options)
-    assert spoken(beams) == [[A] * 30]  # log(.1) / 30 is above log(.9)
-    assert not beams.ended.any()
 
 
 def test_images_that_are_done_cost_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.helpers.random_arguments import example, tensor
 from torch_caption.functions import (
@@ -67,17 +67,6 @@ def test_sequence_is_the_assignments(randn):
         c = f * c + i * g
         h = o * np.tanh(c)
         np.testing.assert_allclose(found[:, t], h, rtol=1e-11)
-
-
-def test_attention_is_that_of_torch_nn(randn):
-    """scaled_dot_product_attention of one query; forward, and its gradients."""
-    prev_h, A = randn(N, H), randn(N, H, L)
-
-    def its(prev_h: Tensor, A: Tensor) -> Tensor:
-        places = A.mT
-        return nn.functional.scaled_dot_product_attention(prev_h.unsqueeze(1), places, places).squeeze(1)
-
-    assert_agrees(lambda *args: dot_product_attention(*args)[0], its, (prev_h, A), ("prev_h", "A"))
 
 
 def test_a_zero_query_attends_uniformly():
