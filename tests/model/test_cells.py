@@ -20,11 +20,6 @@ from torch_caption.verify.gradcheck import assert_agrees
 N, T, D, H, L = 2, 3, 4, 5, 6
 
 
-@pytest.fixture(params=CELLS)
-def cell_type(request) -> str:
-    return request.param
-
-
 def test_gradients_choose_the_functions(cell_type):
     assert make_cell(cell_type).ops is functions
     assert make_cell(cell_type, "hand").ops is functions
