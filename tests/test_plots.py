@@ -328,16 +328,6 @@ def test_labels_of_the_comparison_are_apart(tmp_path: Path, figures: list[Figure
     assert all(text.get_window_extent().x1 <= left.bbox.x1 for text in left.texts)
 
 
-def test_other_bars(tmp_path: Path, figures: list[Figure]) -> None:
-    errors = {"rnn": {"dx": 2e-6, "dWh": 4e-5}, "lstm": {"dx": math.inf}}
-    comparison(errors, NORMS, tmp_path / "single.png", bar=1e-5)
-    comparison(errors, NORMS, tmp_path / "none.png", bar=None)
-    single, none = (figure.axes[0] for figure in figures)
-    assert {text.get_text() for text in single.texts} == {"dWh 4e-05", "dx inf", "bar 1e-05"}
-    named = {text.get_text(): text.get_color() for text in none.texts}
-    assert named == {"dWh 4e-05": plots.GREY, "dx inf": plots.VERMILION}
-
-
 @pytest.mark.parametrize(("errors", "norms"), [({}, NORMS), ({"rnn": {}}, NORMS), (ERRORS, {}), (ERRORS, {"rnn": []})])
 def test_nothing_to_compare(tmp_path: Path, errors: dict, norms: dict) -> None:
     with pytest.raises(ValueError, match="no errors or no norms"):

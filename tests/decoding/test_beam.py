@@ -29,7 +29,7 @@ from tests.helpers.steppers import (
     rows,
     teacher_forced,
 )
-from torch_caption.decoding import Decoded, State
+from torch_caption.decoding import Decoded
 from torch_caption.decoding.options import LengthPenalty
 from torch_caption.model.cells import CELLS
 
@@ -314,38 +314,6 @@ def test_log_probabilities_are_the_models(cell_type: str) -> None:
     assert torch.equal(beams.lengths, (beams.words != 0).sum(2))
     assert beams.ended.any()
     assert not beams.ended.all()
-
-
-class Constant:
-    """A captioner's stepper that carries a picture of each row's image as well, and reads it at every step."""
-
-    constant = 1
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.copies = 0
-        self.last: Tensor | None = None
-
-    def begin(self, features: Tensor) -> State:
-        self.last = features.clone()
-        return (*self.model.begin(features), self.last)
-
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        *own, picture = state
-        self.copies += picture is not self.last
-        self.last = picture
-        scores, own = self.model.step(words, tuple(own))
-        return scores + picture[:, :1] * torch.arange(scores.shape[1]), (*own, picture)
-
-
-def test_constant_parts_of_the_state_are_seldom_copied() -> None:
-    model = captioner("lstm")
-    features = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    options = {**CAPTIONER_IDS, "beam_size": 4, "max_length": 12}
-    constant, copied = Constant(model), Constant(model)
-    copied.constant = 0
-    assert equal(beam_search(constant, features, **options), beam_search(copied, features, **options))
-    assert 0 < constant.copies < copied.copies
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
