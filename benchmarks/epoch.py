@@ -27,6 +27,7 @@ from benchmarks.timing import onednn, products_note
 from benchmarks.workload import TINY
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, batches
+from torch_caption.inference.load import open_training_data
 from torch_caption.training import trainer
 from torch_caption.training.objectives import Objective, make_objective
 from torch_caption.training.state import State, begin
@@ -79,7 +80,7 @@ def measure(options: Options) -> Table:
     rows: list[tuple[Any, ...]] = []
     for cell in options.cells:
         config = configuration(options, cell)
-        data = trainer.load_data(config)
+        data = open_training_data(config)
         runners = contenders(config, data)
         for epoch in tqdm(range(config.epochs), desc=f"epoch, {cell}", unit="epoch", leave=False, disable=None):
             one_epoch(runners, data, epoch)

@@ -32,7 +32,9 @@ MAY_IMPORT = {
     "encoders": {"data", "errors", "io", "scenes"},
     "prepare": {"data", "encoders", "errors", "io"},
     "verify": {"data", "errors", "functions", "io", "model", "plots"},
-    "inference": {"checkpoints", "config", "data", "decoding", "encoders", "errors", "io", "model"},
+    "inference": {
+        *("checkpoints", "config", "data", "decoding", "encoders", "errors", "io", "model", "plots", "scenes"),
+    },
     "cs231n": {"data", "errors", "functions", "io", "model"},
     "training": {
         *("checkpoints", "config", "data", "decoding", "errors", "functions", "inference"),
@@ -123,7 +125,8 @@ def test_architecture_page_has_this_table():
 
 
 def test_modules_of_a_folder_make_no_circle():
-    graph = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    """The package itself imports what it names at its first use."""
+    graph = {module: imports(path) & MODULES.keys() - {module, "torch_caption"} for module, path in MODULES.items()}
     TopologicalSorter(graph).prepare()
 
 

@@ -213,7 +213,7 @@ def test_a_large_gallery_has_a_lower_resolution(
 @pytest.mark.parametrize(
     ("bad", "columns", "message"),
     [
-        ([], 4, "no picture to draw"),
+        ([], 4, "no picture to show"),
         ([GalleryItem(PHOTO.astype(np.float32), "a")], 4, r"uint8, not \(40, 60, 3\) float32"),
         ([GalleryItem(np.zeros((3, 40, 60), np.uint8), "a")], 4, r"not \(3, 40, 60\) uint8"),
         ([GalleryItem(np.zeros((0, 4), np.uint8), "a")], 4, r"not \(0, 4\) uint8"),
@@ -270,7 +270,7 @@ def test_attention_of_no_words(tmp_path: Path, figures: list[Figure]) -> None:
 @pytest.mark.parametrize(
     ("items", "columns", "message"),
     [
-        ([], 6, "no picture to draw"),
+        ([], 6, "no picture to show"),
         ([plots.AttentionItem(PHOTO, ["a"], weights_of(1))], 0, "at least one column, not 0"),
         (
             [plots.AttentionItem(PHOTO, ["a"], weights_of(2))],
@@ -308,7 +308,7 @@ def test_comparison(tmp_path: Path, figures: list[Figure]) -> None:
         "dWh 7e-16": plots.GREY,
         "dWh 3e-03": plots.VERMILION,
         "db nan": plots.VERMILION,
-        "bar 1e-12": plots.VERMILION,
+        "tolerance 1e-12": plots.VERMILION,
     }
     assert right.get_yscale() == "log"
     curves = {line.get_label(): line.get_ydata().tolist() for line in right.get_lines()}

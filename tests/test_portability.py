@@ -16,8 +16,8 @@ import torch
 
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.cli.train import train_config
-from torch_caption.training import run_folder as runs
 from torch_caption.training.trainer import fit
 
 ROOT = Path(__file__).resolve().parent.parent

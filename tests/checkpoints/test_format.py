@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and nothing else is taken."""
+"""The checkpoint format: a checkpoint loads as it was saved, and every other file is refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.helpers.saved_checkpoint import CONFIG, WORDS, D, forged, framed, make, sealed
+from tests.helpers.saved_checkpoint import CONFIG, WORDS, forged, framed, make, sealed
 from torch_caption.checkpoints import checksum
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.errors import CheckpointError
 from torch_caption.io import files
 from torch_caption.io.exits import Stopped
@@ -64,13 +63,12 @@ def assert_same(ours: Any, theirs: Any) -> None:
 # What goes in comes out ----------------------------------------------------------------------------------------------
 
 
-def test_what_goes_in_comes_out(saved: Path) -> None:
+def test_a_checkpoint_loads_as_it_was_saved(saved: Path) -> None:
     assert_same(vars(checkpoints.load(saved)), vars(make()))
     assert [path.name for path in saved.parent.iterdir()] == ["last.safetensors"]
 
 
-def test_the_same_content_is_the_same_file(saved: Path) -> None:
-    """The safetensors library itself writes its metadata in any order."""
+def test_equal_checkpoints_are_equal_files(saved: Path) -> None:
     first = saved.read_bytes()
     checkpoints.save(saved, checkpoints.load(saved))
     assert saved.read_bytes() == first
@@ -109,22 +107,7 @@ def test_tensors_of_every_dtype_and_layout(tmp_path: Path, dtype: torch.dtype) -
     assert all(x.untyped_storage().nbytes() == x.nbytes for x in found.manifest.values())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_model_is_built_with_its_weights(tmp_path: Path, dtype: str) -> None:
-    weights = {name: weight.to(getattr(torch, dtype)) for name, weight in make().weights.items()}
-    config = dataclasses.replace(CONFIG, dtype=dtype)
-    path = tmp_path / "best.safetensors"
-    checkpoints.save(path, checkpoints.Checkpoint(weights, config, WORDS, {}, D))
-    model = checkpoints.build_model(checkpoints.load(path))
-    assert_same(dict(model.state_dict()), weights)
-    assert model.training
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    features = torch.randn(2, D, dtype=getattr(torch, dtype))
-    model(features, torch.tensor([[1, 4, 2], [1, 5, 2]])).backward()
-    assert model.Wh.grad.norm() > 0
-
-
-def test_what_is_for_others_says_nothing_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_checkpoint_names_no_folder_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint to resume from keeps the settings as they were given."""
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     config = dataclasses.replace(CONFIG, data=str(tmp_path / "coco"), out=Path("private"), init_from=Path("x"))
@@ -141,7 +124,7 @@ def test_what_is_for_others_says_nothing_of_the_machine(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped(signal.SIGTERM), OSError(errno.EIO, "I/O error")])
-@pytest.mark.parametrize("written", [0, 1, 20, 2000])
+@pytest.mark.parametrize("written", [0, 2000])
 def test_a_save_that_fails_leaves_the_checkpoint_before(
     saved: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, written: int
 ) -> None:
@@ -164,6 +147,19 @@ def test_a_save_that_fails_leaves_the_checkpoint_before(
     assert [path.name for path in saved.parent.iterdir()] == ["last.safetensors"]
 
 
+def test_the_previous_checkpoint_is_kept(saved: Path) -> None:
+    before = saved.read_bytes()
+    checkpoints.save(saved, make(progress={"step": 2}))
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["last.previous.safetensors", "last.safetensors"]
+    assert checkpoints.previous(saved).read_bytes() == before
+    checkpoints.save(saved, make(progress={"step": 3}))
+    saved.write_bytes(saved.read_bytes()[:-1])  # a damaged one replaces no previous one
+    checkpoints.save(saved, make(progress={"step": 4}))
+    checkpoints.save(saved, make(progress={"step": 5}), keep=False)
+    assert checkpoints.load(saved).progress == {"step": 5}
+    assert checkpoints.load(checkpoints.previous(saved)).progress == {"step": 2}
+
+
 def test_a_full_disk_is_reported_with_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -173,74 +169,48 @@ def test_a_full_disk_is_reported_with_the_size(tmp_path: Path, monkeypatch: pyte
         checkpoints.save(tmp_path / "x.st", make())
 
 
-def test_the_one_before_is_kept(saved: Path) -> None:
-    before = saved.read_bytes()
-    checkpoints.save(saved, make(progress={"step": 2}))
-    assert sorted(path.name for path in saved.parent.iterdir()) == ["last.previous.safetensors", "last.safetensors"]
-    assert checkpoints.previous(saved).read_bytes() == before
-    checkpoints.save(saved, make(progress={"step": 3}))
-    assert checkpoints.load(saved).progress == {"step": 3}
-    assert checkpoints.load(checkpoints.previous(saved)).progress == {"step": 2}
-    checkpoints.save(saved, make(progress={"step": 4}), keep=False)
-    assert checkpoints.load(saved).progress == {"step": 4}
-    assert checkpoints.load(checkpoints.previous(saved)).progress == {"step": 2}
-
-
-def test_a_damaged_checkpoint_does_not_replace_a_whole_one(saved: Path) -> None:
-    checkpoints.save(saved, make(progress={"step": 2}))
-    saved.write_bytes(saved.read_bytes()[:-1])
-    whole = checkpoints.previous(saved).read_bytes()
-    checkpoints.save(saved, make(progress={"step": 3}))
-    assert checkpoints.previous(saved).read_bytes() == whole
-    assert checkpoints.load(saved).progress == {"step": 3}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("part", ["weights", "average", "optimizer", "manifest"])
-def test_numbers_that_are_not_finite_are_not_saved(saved: Path, part: str, value: float) -> None:
-    """So the last good checkpoint stays."""
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("weights", "Wx", float("nan")),
+        ("average", "average/Wx", float("inf")),
+        ("optimizer", "optimizer/Wx/exp_avg", -float("inf")),
+        ("manifest", "manifest/x", float("nan")),
+    ],
+)
+def test_non_finite_tensors_are_not_saved(saved: Path, part: str, name: str, value: float) -> None:
     before, made = saved.read_bytes(), make()
-    name = {"weights": "Wx", "average": "average/Wx", "optimizer": "optimizer/Wx/exp_avg"}.get(part, "manifest/x")
     made.manifest["x"] = torch.ones(2)
     getattr(made, part)[name.removeprefix(f"{part}/")].view(-1)[-1] = value
-    with pytest.raises(checkpoints.NonFiniteTensor, match=rf"not saved: the tensor '{name}' holds NaN or infinity$"):
+    with pytest.raises(checkpoints.NonFiniteTensor, match=rf"not saved: the tensor '{name}' contains NaN or infinity$"):
         checkpoints.save(saved, made)
     assert saved.read_bytes() == before
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(40):
+    DEEP = {"a": DEEP}
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"manifest": DEEP}, "nested more than 32 levels"),
         ({"manifest": {"x": [torch.ones(1)]}}, "not JSON serializable"),
         ({"manifest": {"x": float("inf")}}, "not JSON compliant"),
-        ({"manifest": {"x": Path("x")}}, "not JSON serializable"),
         ({"manifest": {"x": torch.ones(2).to_sparse()}}, "'manifest/x' is of torch.float32 and torch.sparse_coo"),
         ({"manifest": {"x": torch.ones(2, dtype=torch.complex64)}}, "'manifest/x' is of torch.complex64"),
-        ({"progress": {"step": {1}}}, "not JSON serializable"),
         ({"words": [*WORDS, "x" * 2**23]}, "its header would have"),
     ],
     ids=lambda value: repr(value)[:60],
 )
-def test_only_what_is_read_is_saved(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(CheckpointError, match=rf"x\.safetensors: not saved: .*{re.escape(words)}"):
         checkpoints.save(tmp_path / "x.safetensors", make(**changes))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_within_values_are_neither_saved_nor_read(tmp_path: Path) -> None:
-    deep: dict[str, Any] = {}
-    for _ in range(40):
-        deep = {"a": deep}
-    with pytest.raises(CheckpointError, match="nested more than 32 levels"):
-        checkpoints.save(tmp_path / "x.safetensors", make(manifest=deep))
-    assert "nested more than 32 levels" in refusal(
-        tmp_path / "x.safetensors", forged(metadata={"manifest": deep}, manifest={})
-    )
-    text = '{"a":' * 100_000 + "1" + "}" * 100_000
-    assert "nested too deep" in refusal(tmp_path / "x.safetensors", forged(metadata={"manifest": text}))
-
-
-def test_what_is_too_large_is_neither_read_nor_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_file_is_limited(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "SIZE_LIMIT", 10_000)
     assert re.fullmatch(r"1\d\.\d kB; at most 10\.0 kB are read", refusal(saved))
     with pytest.raises(CheckpointError, match=r"not saved: 1\d\.\d kB; at most 10\.0 kB are written"):
@@ -250,7 +220,7 @@ def test_what_is_too_large_is_neither_read_nor_written(saved: Path, monkeypatch:
 # Finding -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_latest_that_can_be_used(saved: Path) -> None:
+def test_the_latest_readable_checkpoint_is_found(saved: Path) -> None:
     checkpoints.save(saved, make(progress={"step": 2}))
     checkpoints.save(saved, make(progress={"step": 3}))
     found = checkpoints.find_latest(saved)
@@ -266,16 +236,18 @@ def test_the_latest_that_can_be_used(saved: Path) -> None:
     saved.unlink()
     found = checkpoints.find_latest(saved)
     assert (found.checkpoint.progress["step"], found.path) == (2, before)
-    assert "there is no such checkpoint; using" in str(found.warning)
+    assert "no such checkpoint; using" in str(found.warning)
     before.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no such checkpoint; nor can the one before it be used: .*: truncated"):
+    with pytest.raises(
+        CheckpointError, match=r"no such checkpoint; the previous one cannot be used either: .*: truncated"
+    ):
         checkpoints.find_latest(saved)
     before.unlink()
     with pytest.raises(CheckpointError, match=r"no such checkpoint$"):
         checkpoints.find_latest(saved)
 
 
-def test_a_file_that_is_replaced_is_noticed(saved: Path) -> None:
+def test_a_replaced_file_is_no_longer_current(saved: Path) -> None:
     found = checkpoints.find(saved)
     assert found.is_current()
     checkpoints.save(saved, make())
@@ -284,33 +256,34 @@ def test_a_file_that_is_replaced_is_noticed(saved: Path) -> None:
     assert not found.is_current()
 
 
-def test_missing(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        assert refusal(path) == "there is no such checkpoint"
-
-
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
-def test_truncated_anywhere(saved: Path) -> None:
+@pytest.mark.parametrize("count", [30, pytest.param(600, marks=pytest.mark.exhaustive)])
+def test_truncated_files_are_refused(saved: Path, count: int) -> None:
+    """Also where zeros take the place of the missing bytes, as an interrupted copy may leave them."""
     whole = saved.read_bytes()
-    for end in {0, 1, 8, 34, 35, 98, 99, len(whole) - 1, *range(5, len(whole), len(whole) // 60)}:
+    for end in {0, 1, 8, 34, 35, 98, 99, len(whole) - 1, *range(5, len(whole), len(whole) // count)}:
         assert refusal(saved, whole[:end]).startswith("truncated")
         assert not checksum.is_whole(saved)
+        if any(whole[end:]):
+            refusal(saved, whole[:end].ljust(len(whole), b"\0"))
 
 
-def test_a_flipped_byte_is_refused(saved: Path) -> None:
+@pytest.mark.parametrize("count", [50, pytest.param(1200, marks=pytest.mark.exhaustive)])
+def test_a_flipped_byte_is_refused(saved: Path, count: int) -> None:
     whole = saved.read_bytes()
     rng = random.Random(0)
-    for place in [*range(100), *rng.sample(range(len(whole)), 200)]:
+    for place in [*range(100), *rng.sample(range(len(whole)), count)]:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << rng.randrange(8)
         assert "damaged" in refusal(saved, bytes(flipped))
         assert not checksum.is_whole(saved)
     saved.write_bytes(whole)
     assert checksum.is_whole(saved)
-    assert not checksum.is_whole(saved.with_name("none.safetensors"))
-    assert not checksum.is_whole(saved.parent)
+    for missing in (saved.with_name("none.safetensors"), saved.parent):
+        assert refusal(missing) == "no such checkpoint"
+        assert not checksum.is_whole(missing)
 
 
 class Evil:
@@ -327,8 +300,8 @@ def test_no_pickle_is_opened(tmp_path: Path, name: str) -> None:
     for new in (True, False):
         torch.save(Evil(target), path, _use_new_zipfile_serialization=new)
         assert refusal(path) == (
-            "a file of torch.save, or another archive or pickle, which can hold code and is not opened; a checkpoint "
-            "is a safetensors file, such as best.safetensors"
+            "a file of torch.save, or another archive or pickle, which can contain code and is not opened; a "
+            "checkpoint is a safetensors file, such as best.safetensors"
         )
     assert "is not opened" in refusal(path, pickle.dumps(Evil(target)))
     assert not target.exists()
@@ -354,16 +327,12 @@ F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     ("header", "body", "words"),
     [
         ({"W": F32 | {"shape": [10**12]}}, 4, "not a valid safetensors file"),
-        ({"W": F32 | {"shape": [2**62, 4]}}, 4, "not a valid safetensors file"),
         ({"W": F32 | {"shape": [-1]}}, 4, "not a valid safetensors file"),
         ({"W": F32 | {"data_offsets": [0, 2**60]}}, 4, "not a valid safetensors file"),
-        ({"W": F32 | {"data_offsets": [4, 8]}}, 8, "not a valid safetensors file"),
-        ({"W": F32 | {"data_offsets": [4, 0]}}, 4, "not a valid safetensors file"),
         ({"W": F32, "V": F32}, 4, "not a valid safetensors file"),  # in the same bytes
         ({"W": F32, "V": F32 | {"data_offsets": [2, 6]}}, 6, "not a valid safetensors file"),
         ({"W": F32}, 8, "not a valid safetensors file"),  # and bytes that belong to nothing
         ({"W": F32 | {"dtype": "X9"}}, 4, "not a valid safetensors file"),
-        ({"W": 3}, 4, "not a valid safetensors file"),
         ({"__metadata__": {"kind": 3}}, 0, "not a valid safetensors file"),
         (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'"},"W":{},"W":{}}', 0, "has the key 'W' twice"),
         (b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'","kind":"a","kind":"b"}}', 0, "has the key 'kind' twice"),
@@ -375,12 +344,12 @@ F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     ],
     ids=lambda value: repr(value)[:60],
 )
-def test_headers_that_lie(tmp_path: Path, header: bytes | Mapping[str, Any], body: int, words: str) -> None:
+def test_invalid_headers_are_refused(tmp_path: Path, header: bytes | Mapping[str, Any], body: int, words: str) -> None:
     assert words in refusal(tmp_path / "x.safetensors", framed(header, bytes(body)))
 
 
-@pytest.mark.parametrize("length", [0, 20, 2**23, 2**40, 2**63, 2**64 - 1])
-def test_a_header_of_another_length(saved: Path, length: int) -> None:
+@pytest.mark.parametrize("length", [0, 20, 2**23, 2**64 - 1])
+def test_a_wrong_header_length_is_refused(saved: Path, length: int) -> None:
     changed = sealed(length.to_bytes(8, "little") + saved.read_bytes()[8:])
     assert re.search("its header|not JSON|not a valid", refusal(saved, changed))
 
@@ -389,36 +358,30 @@ def test_a_header_of_another_length(saved: Path, length: int) -> None:
     ("tensors", "words"),
     [
         ({"Wx": torch.ones(4, 5).double()}, "the tensor 'Wx' is of torch.float64, not torch.float32"),
-        ({"Wx": torch.ones(4, 5, dtype=torch.int64)}, "the tensor 'Wx' is of torch.int64, not torch.float32"),
-        ({"Wx": torch.full((4, 5), float("nan"))}, "the tensor 'Wx' holds NaN or infinity"),
-        ({"manifest/x": torch.tensor([float("inf")])}, "the tensor 'manifest/x' holds NaN or infinity"),
+        ({"Wx": torch.full((4, 5), float("nan"))}, "the tensor 'Wx' contains NaN or infinity"),
+        ({"manifest/x": torch.tensor([float("inf")])}, "the tensor 'manifest/x' contains NaN or infinity"),
         ({"average/Wx": None}, "the tensor 'average/Wx' is missing"),
         ({"average/Wx": torch.ones(5, 4)}, "the tensor 'average/Wx' has shape (5, 4), not (4, 5)"),
         ({"average/more": torch.ones(2)}, "unknown tensor 'average/more'"),
         ({"optimizer/Wx/exp_avg": None}, "the tensor 'optimizer/Wx/exp_avg' is missing"),
-        ({"optimizer/Wx/step": None}, "the tensor 'optimizer/Wx/step' is missing"),
         ({"optimizer/Wx/step": torch.ones(2)}, "the tensor 'optimizer/Wx/step' has shape (2,), not ()"),
-        ({"optimizer/Wx/step": torch.ones((), dtype=torch.int64)}, "the tensor 'optimizer/Wx/step' is of torch.int64"),
-        ({"optimizer/Wx/exp_avg_sq": torch.ones(2)}, "the tensor 'optimizer/Wx/exp_avg_sq' has shape (2,), not (4, 5)"),
         ({"optimizer/Wx/exp_avg": torch.ones(4, 5).half()}, "the tensor 'optimizer/Wx/exp_avg' is of torch.float16"),
-        ({"optimizer/x": torch.ones(2)}, "unknown tensor 'optimizer/x'"),
         ({"random/0/torch": torch.ones(3)}, "the tensor 'random/0/torch' is of torch.float32, not torch.uint8"),
         ({"random/0/torch": None, "random/1/cuda": torch.ones(3).byte()}, "unknown tensor 'random/1/cuda'"),
         ({"random/x": torch.ones(3).byte()}, "unknown tensor 'random/x'"),
-        ({"other/x": torch.ones(2)}, "unknown tensor 'other/x'"),
-        ({"manifest/a/b/c": torch.ones(2)}, "its manifest has no place for the tensor 'manifest/a/b/c'"),
-        ({"manifest/encoder": torch.ones(2)}, "its manifest has no place for the tensor 'manifest/encoder'"),
+        ({"manifest/a/b/c": torch.ones(2)}, "its manifest does not fit the tensor 'manifest/a/b/c'"),
+        ({"manifest/encoder": torch.ones(2)}, "its manifest does not fit the tensor 'manifest/encoder'"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
-def test_tensors_that_do_not_belong(tmp_path: Path, tensors: dict[str, torch.Tensor | None], words: str) -> None:
+def test_invalid_tensors_are_named(tmp_path: Path, tensors: dict[str, torch.Tensor | None], words: str) -> None:
     assert words in refusal(tmp_path / "x.safetensors", forged(tensors))
 
 
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"words": None}, "its metadata lack 'words'"),
+        ({"words": None}, "its metadata lacks 'words'"),
         ({"words": {}}, "its words is of type dict, not list"),
         ({"words": ["a", 3]}, "the word of id 1 is 3, not a string"),
         ({"words": [*WORDS, "a"]}, "the word 'a' has two ids"),
@@ -432,12 +395,14 @@ def test_tensors_that_do_not_belong(tmp_path: Path, tensors: dict[str, torch.Ten
         ({"input_dim": True}, "its input_dim is of type bool, not int"),
         ({"manifest": []}, "its manifest is of type list, not dict"),
         ({"progress": 3}, "its progress is of type int, not dict"),
-        ({"data": "null"}, "its metadata lack 'data'"),
+        ({"data": "null"}, "its metadata lacks 'data'"),
+        ({"manifest": DEEP}, "nested more than 32 levels"),
+        ({"progress": '{"a":' * 100_000 + "1" + "}" * 100_000}, "nested too deep"),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:60],
 )
-def test_metadata_that_cannot_be_used(tmp_path: Path, metadata: dict[str, Any], words: str) -> None:
-    assert words in refusal(tmp_path / "x.safetensors", forged(metadata=metadata))
+def test_invalid_metadata_are_named(tmp_path: Path, metadata: dict[str, Any], words: str) -> None:
+    assert words in refusal(tmp_path / "x.safetensors", forged(metadata=metadata, manifest={}))
 
 
 @pytest.mark.parametrize(
@@ -454,33 +419,6 @@ def test_tensors_of_other_dtypes_are_refused(tmp_path: Path, dtype: torch.dtype,
     assert re.search("dtype|not a valid|of torch", refusal(tmp_path / "x.safetensors", framed(header, plain[size:])))
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"hidden_dim": 10**9}, "size mismatch"),
-        ({"hidden_dim": 6}, "size mismatch"),
-        ({"cell_type": "gru"}, "gru"),
-        ({"cell_type": "lstm"}, "size mismatch"),
-        ({"tied": True}, "W_vocab"),
-        ({"dropout": 1.5}, "dropout"),
-    ],
-)
-def test_settings_of_another_model(changes: dict[str, Any], words: str) -> None:
-    """They are found out before a model of them is made: a few bytes may ask for any size."""
-    made = make(config=dataclasses.replace(CONFIG, **changes))
-    with pytest.raises(CheckpointError, match=rf"^x: settings, vocabulary and weights do not fit .*{words}"):
-        checkpoints.build_model(made, "x")
-
-
-@pytest.mark.parametrize(
-    "changes", [{"input_dim": 10**30}, {"input_dim": 0}, {"words": [*WORDS, "b"]}, {"weights": {}}], ids=repr
-)
-def test_parts_that_do_not_fit_together(changes: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"^x: settings, vocabulary and weights do not fit") as refused:
-        checkpoints.build_model(make(**changes), "x")
-    assert "\n" not in str(refused.value)
-
-
 def test_what_is_verified_is_what_is_used(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that changes between the check and the use changes nothing: it is read once."""
     other = saved.with_name("other.safetensors")
@@ -493,76 +431,6 @@ def test_what_is_verified_is_what_is_used(saved: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(checksum, "_digest", exchange)
     assert checkpoints.load(saved).progress == make().progress
-
-
-# Data ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("words", "width", "message"),
-    [
-        (WORDS, 3, None),
-        ([*WORDS, "blue"], 3, "x: its vocabulary is not that of here: 7 words against 8"),
-        ([*WORDS[:5], "blue", "circle"], 3, "x: its vocabulary is not that of here: word 5 is 'red' against 'blue'"),
-        (WORDS, 4, "x: trained on features of width 3, but those of here have 4"),
-    ],
-)
-def test_data_that_does_not_fit(words: list[str], width: int, message: str | None) -> None:
-    vocabulary = Vocabulary(tuple(words))
-    if message is None:
-        checkpoints.check_fits(make(), vocabulary, width, {}, path="x", data="here")
-        return
-    with pytest.raises(CheckpointError) as refused:
-        checkpoints.check_fits(make(), vocabulary, width, {}, path="x", data="here")
-    assert str(refused.value) == message
-
-
-RECIPE = {
-    "encoder": "resnet18",
-    "features": "vgg16_fc7_pca",
-    "transform": {"crop": 224, "channels": "RGB"},
-    "weights": {"sha256": "a" * 64, "path": "~/w.pt"},
-    "projection": {"mean": torch.arange(4.0), "components": torch.arange(12.0).view(4, 3)},
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({}, None),
-        ({"weights": {"sha256": "a" * 64, "path": "elsewhere/w.pt"}}, None),
-        ({"encoder": None, "weights": None, "projection": None}, None),
-        ({"projection": {name: x * 1.000001 for name, x in RECIPE["projection"].items()}}, None),
-        (
-            {"transform": {"crop": 224, "channels": "BGR"}},
-            "features with transform {'channels': 'RGB', 'crop': 224}, but",
-        ),
-        ({"encoder": "vgg16"}, "features with encoder 'resnet18', but those of here have 'vgg16'"),
-        ({"features": "vgg16_fc7"}, "features with kind 'vgg16_fc7_pca', but those of here have 'vgg16_fc7'"),
-        ({"weights": {"sha256": "b" * 64}}, "features with weights of SHA-256 'aaa"),
-        (
-            {"projection": {"mean": torch.arange(4.0), "components": -torch.arange(12.0).view(4, 3)}},
-            "another projection",
-        ),
-        ({"projection": {"mean": torch.arange(5.0), "components": torch.zeros(5, 3)}}, "another projection"),
-    ],
-)
-def test_features_that_were_made_otherwise(change: dict[str, Any], message: str | None) -> None:
-    saved, vocabulary = make(manifest=RECIPE), Vocabulary(tuple(WORDS))
-    if message is None:
-        checkpoints.check_fits(saved, vocabulary, 3, RECIPE | change, path="x", data="here")
-        return
-    with pytest.raises(CheckpointError, match=message):
-        checkpoints.check_fits(saved, vocabulary, 3, RECIPE | change, path="x", data="here")
-
-
-def test_projections_of_any_dtype_are_compared() -> None:
-    """torch does not subtract truth values."""
-    mean = torch.tensor([True, False, True])
-    made, words = make(manifest={"projection": {"mean": mean}}), Vocabulary(tuple(WORDS))
-    checkpoints.check_fits(made, words, 3, {"projection": {"mean": mean.float()}}, path="p", data="d")
-    with pytest.raises(CheckpointError, match="another projection"):
-        checkpoints.check_fits(made, words, 3, {"projection": {"mean": ~mean}}, path="p", data="d")
 
 
 # Without this library ------------------------------------------------------------------------------------------------
@@ -589,18 +457,3 @@ def test_a_file_is_read_with_torch_and_safetensors_alone_to_the_bit(saved: Path)
     lines = [f"{name} {tensor.numpy().tobytes().hex()}" for name, tensor in sorted(tensors.items())]
     assert {"Wx", "average/Wx", "optimizer/Wx/exp_avg", "random/0/torch", "manifest/projection/mean"} <= tensors.keys()
     assert ran.stdout.splitlines() == [f"torch_caption checkpoint 1 {WORDS} 0.001", *lines, "True"]
-
-
-def test_a_fresh_process_opens_it_with_the_library(saved: Path) -> None:
-    program = (
-        "import sys\n"
-        "from torch_caption.checkpoints import format as checkpoints\n"
-        "saved = checkpoints.load(sys.argv[1])\n"
-        "model = checkpoints.build_model(saved)\n"
-        "print(model.W_proj.detach().numpy().tobytes().hex(), saved.progress)\n"
-    )
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", program, str(saved)]
-    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8", check=False)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == f"{make().weights['W_proj'].numpy().tobytes().hex()} {make().progress}\n"

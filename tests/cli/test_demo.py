@@ -1,4 +1,4 @@
-"""The page: what it shows, in a headless Chromium where gradio, playwright and Chromium are installed."""
+"""The web demo, in a headless Chromium where gradio, playwright and Chromium are installed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.command import refusal
 from tests.helpers.demo_page import CELLS, describer
 from tests.helpers.hostile_photos import made, photo
-from torch_caption.__main__ import main
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli import demo
-from torch_caption.cli.demo import DemoConfig, captions_html, chance, load, maps, words_html
+from torch_caption.cli.demo import DemoConfig, captions_html, chance, maps, open_describer, words_html
 from torch_caption.config import TrainConfig
 from torch_caption.encoders import extractor as recipes
 from torch_caption.inference.explain import BEST_FIVE, Description, Guess, Word, describe
@@ -64,13 +64,13 @@ def test_captions_as_html() -> None:
         assert f'<div class="share">{share}</div>' in html
 
 
-def test_captions_less_probable_than_any_number() -> None:
+def test_probabilities_that_underflow_are_shown_as_such() -> None:
     html = captions_html(Description((Guess("a", 0.0), Guess("b", 0.0)), ()))
     assert html.count("width: 0.0%") == html.count("under 1e-300") == 2
 
 
 def test_words_as_html() -> None:
-    """The word itself stands among the alternatives by its probability, also if it is none of the likeliest."""
+    """The word of the caption is among the alternatives, in the order of probability."""
     html = words_html(SAID)
     assert html.count('class="word"') == 2
     assert "<b>" not in html
@@ -97,7 +97,7 @@ def test_chance(probability: float, text: str) -> None:
     assert chance(probability) == text
 
 
-def test_maps_are_bright_where_the_model_looked() -> None:
+def test_attention_maps_are_bright_where_the_weights_are_large() -> None:
     white = Image.new("RGB", (20, 20), "white")
     (first, word), (second, _) = maps(SAID, white)
     assert word == "a"
@@ -106,54 +106,48 @@ def test_maps_are_bright_where_the_model_looked() -> None:
     assert maps(Description(SAID.captions, (Word(SAID.captions[0], ()),)), white) == []
 
 
-# Mistakes ------------------------------------------------------------------------------------------------------------
-
-
-def mistake(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    assert main(["demo", *args]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    return err
+# Arguments and checkpoints --------------------------------------------------------------------------------------------
 
 
 def test_without_gradio_one_line_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    assert "the page needs gradio: `python -m pip install -r requirements-demo.txt`" in mistake(capsys)
+    assert "the page needs gradio: `python -m pip install -r requirements-demo.txt`" in refusal(["demo"], capsys)
 
 
-def test_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_invalid_arguments_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     pytest.importorskip("uvicorn", reason="uvicorn comes with gradio")
-    assert "--port must be from 0 to 65535, not 70000" in mistake(capsys, "--port", "70000")
+    assert "--port must be from 0 to 65535, not 70000" in refusal(["demo", "--port", "70000"], capsys)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"--host 127.0.0.1 --port {port}: Address already in use" in mistake(capsys, "--port", port)
-    assert "nowhere.safetensors: there is no such checkpoint" in mistake(
-        capsys, str(tmp_path / "nowhere.safetensors"), "--port", "0"
+        assert f"--host 127.0.0.1 --port {port}: Address already in use" in refusal(["demo", "--port", port], capsys)
+    assert "nowhere.safetensors: no such checkpoint" in refusal(
+        ["demo", str(tmp_path / "nowhere.safetensors"), "--port", "0"], capsys
     )
 
 
-def test_a_checkpoint_that_does_not_say_how_features_are_made(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_recipe_is_refused(tmp_path: Path) -> None:
     model = describer("lstm").model
     config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm")
     words = [*describer("lstm").vocabulary.words]
     checkpoints.save(tmp_path / "x.safetensors", checkpoints.Checkpoint(dict(model.state_dict()), config, words, {}, 3))
     with pytest.raises(ValueError, match=r"x.safetensors: does not say how its features were made"):
-        load(DemoConfig(tmp_path / "x.safetensors"))
+        open_describer(DemoConfig(tmp_path / "x.safetensors"))
 
 
 def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
-    """With the recipe that the checkpoint keeps, and what the page says of it."""
+    """With the recipe of the checkpoint and the description on the page."""
     made = describer("lstm")
     model = CaptioningRNN(made.vocabulary.word_to_idx, scenes.FEATURE_DIM, 8, 16, cell_type="lstm")
     config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm", max_length=4)
-    recipe = {"encoder": recipes.SCENES, "recipe": scenes.RECIPE, "features": "vgg16_fc7"}
+    recipe = {"encoder": recipes.SCENES, "recipe": scenes.VERSION, "features": "vgg16_fc7"}
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
     saved = checkpoints.Checkpoint(weights, config, [*made.vocabulary.words], recipe, scenes.FEATURE_DIM)
     checkpoints.save(tmp_path / "x.safetensors", saved)
-    loaded, about = load(DemoConfig(tmp_path / "x.safetensors", device="cpu"))
+    loaded, about = open_describer(DemoConfig(tmp_path / "x.safetensors", device="cpu"))
     assert about == f"{tmp_path / 'x.safetensors'}: lstm, H = 16, 14 words, features by scenes.features"
     picture = Image.new("RGB", (scenes.SIDE, scenes.SIDE), "white")
     features = torch.from_numpy(scenes.features(np.asarray(picture)))
@@ -161,7 +155,7 @@ def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
     assert loaded.seen(picture) is picture
 
 
-# In the browser ------------------------------------------------------------------------------------------------------
+# In the browser -------------------------------------------------------------------------------------------------------
 
 in_browser = pytest.mark.skipif(
     not (find_spec("gradio") and find_spec("playwright") and CHROMIUM),
@@ -255,29 +249,19 @@ def assert_shows(shown: Shown, picture: Path) -> None:
     assert shown.texts(".word .chosen") == words
     firsts = [max(word.alternatives, key=lambda guess: guess.probability).text for word in said.words]
     assert shown.texts(".word .chances > div:first-child") == firsts
-    looked = shown.texts(".grid-container .caption-label")
-    assert looked == (words if shown.cell_type == "attention" else [])
+    maps_of = shown.texts(".grid-container .caption-label")
+    assert maps_of == (words if shown.cell_type == "attention" else [])
 
 
+@pytest.mark.exhaustive
 @in_browser
-def test_a_photograph_is_uploaded_and_captioned(shown: Shown, pictures: Path, tmp_path: Path) -> None:
+def test_uploaded_photographs_and_built_in_scenes_are_captioned(shown: Shown, pictures: Path) -> None:
+    """A bad picture is one line, and the next one is captioned."""
     assert "a model <of> random weights" in shown.tab.inner_text("body")
     shown.upload(pictures / "photo.jpg")
     assert_shows(shown, pictures / "photo.jpg")
-    shown.tab.screenshot(path=tmp_path / "page.png", full_page=True)
-    with Image.open(tmp_path / "page.png") as picture:
-        assert len(picture.convert("RGB").getcolors(2**24)) > 100
-
-
-@in_browser
-def test_a_built_in_scene_is_chosen(shown: Shown, pictures: Path) -> None:
-    for number in (1, 2):
-        shown.tab.locator("button.gallery-item").nth(number).click()
-        assert_shows(shown, pictures / f"scene_{number}.png")
-
-
-@in_browser
-def test_a_bad_picture_is_a_line_and_the_next_one_is_captioned(shown: Shown, pictures: Path) -> None:
+    shown.tab.locator("button.gallery-item").nth(1).click()
+    assert_shows(shown, pictures / "scene_1.png")
     shown.upload(pictures / "bad.jpg")
     shown.tab.locator(".fault").wait_for()
     assert shown.texts(".fault") == ["bad.jpg: not a picture in JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC format"]
@@ -287,9 +271,10 @@ def test_a_bad_picture_is_a_line_and_the_next_one_is_captioned(shown: Shown, pic
     assert shown.texts(".fault") == []
 
 
+@pytest.mark.exhaustive
 @in_browser
-def test_nothing_comes_from_elsewhere(shown: Shown, program: Any, pictures: Path) -> None:
-    """The browser asks this program alone, and is forbidden to ask anybody else."""
+def test_the_page_asks_no_other_server(shown: Shown, program: Any, pictures: Path) -> None:
+    """The content security policy forbids it."""
     shown.upload(pictures / "photo.jpg")
     assert_shows(shown, pictures / "photo.jpg")
     asked = {urlsplit(request).netloc for request in shown.requests if urlsplit(request).scheme not in ("data", "blob")}
@@ -303,8 +288,9 @@ def test_nothing_comes_from_elsewhere(shown: Shown, program: Any, pictures: Path
             elsewhere.accept()
 
 
+@pytest.mark.exhaustive
 @in_browser
-def test_uploads_go_when_the_program_ends(program: Any, shown: Shown, pictures: Path) -> None:
+def test_uploads_are_deleted_at_the_end(program: Any, shown: Shown, pictures: Path) -> None:
     process, _, _, temporary = program
     shown.upload(pictures / "photo.jpg")
     assert_shows(shown, pictures / "photo.jpg")
@@ -315,11 +301,11 @@ def test_uploads_go_when_the_program_ends(program: Any, shown: Shown, pictures: 
     assert [*temporary.iterdir()] == []
 
 
-# Without a browser ---------------------------------------------------------------------------------------------------
+# Without a browser ----------------------------------------------------------------------------------------------------
 
 
 class Visitor:
-    """Who asks the program directly, with whatever he likes."""
+    """Sends any requests to the program, without a browser."""
 
     def __init__(self, address: str) -> None:
         self.netloc = urlsplit(address).netloc
@@ -361,7 +347,7 @@ def test_a_photograph_whose_end_is_missing_is_captioned_with_a_warning(tmp_path:
     show = gradio.Image.return_value.change.call_args.args[0]
     (tmp_path / "a.jpg").write_bytes(photo("JPEG", 64)[:-20])
     captions, _, _ = show(str(tmp_path / "a.jpg"))
-    fault = '<div class="fault" role="alert">a.jpg: its end is missing; what it held is grey</div>'
+    fault = '<div class="fault" role="alert">a.jpg: truncated; the missing part is grey</div>'
     assert captions.startswith(fault + '<div class="caption">')
 
 
@@ -374,9 +360,10 @@ HOSTILE = (
 )  # fmt: skip
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not find_spec("gradio"), reason="needs gradio: requirements-demo.txt")
 def test_a_visitor_gets_nothing_but_the_page(pictures: Path, tmp_path: Path) -> None:
-    """No file of this machine, no URL brought for him, no traceback in the log; and his pictures are captioned."""
+    """No file of this machine, no URL fetched, no traceback in the log; uploaded pictures are captioned."""
     (secret := tmp_path / "secret.png").write_bytes(photo("PNG"))
     (temporary := tmp_path / "temporary").mkdir()
     with running(pictures, "attention", temporary) as (process, address):

@@ -1,4 +1,4 @@
-"""Names of photographs as people and their systems make them, from annotations through every program."""
+"""Unusual names of photographs, from annotations through every program."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from torch_caption.__main__ import main
-from torch_caption.cli.sample import SampleConfig
-from torch_caption.cli.sample import run as sample
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import open_data
-from torch_caption.io.exits import guarded
-from torch_caption.io.text import printable
 from torch_caption.training.trainer import fit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not take")
@@ -63,12 +59,12 @@ class Prepared(NamedTuple):
     annotations: dict[str, Path]
     directory: Path
     run: Path
-    told: str
+    output: str
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Photographs of all those names, prepared and learnt from for a moment."""
+    """Photographs of all those names, their data directory, and a run on it."""
     folder = tmp_path_factory.mktemp("names")
     annotations = {}
     for first, (split, names) in enumerate(NAMES.items()):
@@ -85,14 +81,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         annotations[split].write_text(json.dumps(content), encoding="utf-8-sig")
     args = ["--images", str(folder / "images"), "--annotations", *map(str, annotations.values())]
     args += ["--out", str(folder / "data"), "--encoder", "resnet18", "--weights", "random", "--min-count", "1"]
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         assert main(["prepare", *args, "--device", "cpu"]) == 0
+        assert main(["check-data", str(folder / "data")]) == 0
     config = TrainConfig(
         data=str(folder / "data"), out=folder / "runs", hidden_dim=8, wordvec_dim=8, epochs=1, score_images=0,
         tensorboard=False, device="cpu",
     )  # fmt: skip
-    return Prepared(folder / "images", annotations, folder / "data", fit(config), told.getvalue())
+    return Prepared(folder / "images", annotations, folder / "data", fit(config), output.getvalue())
 
 
 def stored(split: str) -> list[str]:
@@ -100,14 +97,8 @@ def stored(split: str) -> list[str]:
     return [f"{split}/{name}" if name == "00.jpg" else name for name in NAMES[split]]
 
 
-def called(program: Any, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert program(args) == 0
-    return capsys.readouterr().out
-
-
-def test_no_name_is_left_out_by_prepare(prepared: Prepared) -> None:
-    assert "left out  " not in prepared.told.replace("0 of more than 15 words left out", "")
+def test_prepare_omits_no_name(prepared: Prepared) -> None:
+    assert "left out  " not in prepared.output.replace("0 of more than 15 words left out", "")
     data = open_data(prepared.directory)
     for split in NAMES:
         rows = range(data[split].num_images)
@@ -115,67 +106,40 @@ def test_no_name_is_left_out_by_prepare(prepared: Prepared) -> None:
         assert [data[split].image_path(row) for row in rows] == [prepared.images / name for name in stored(split)]
 
 
-def test_the_check_finds_them_sound(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "sound" in called(main, ["check-data", str(prepared.directory)], capsys)
+def scored(prepared: Prepared, capsys: pytest.CaptureFixture[str], *more: str) -> int:
+    """The images that `evaluate` finds captions of."""
+    args = [str(prepared.run), "--format", "json", "--meteor", "no", "--beam-size", "1", "--draws", "2", *more]
+    capsys.readouterr()
+    assert main(["evaluate", *args]) == 0
+    return json.loads(capsys.readouterr().out)["images"]
 
 
-@pytest.mark.parametrize("references", ["own", "as annotated"])
-def test_evaluate_finds_the_captions_of_all(
-    prepared: Prepared, references: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = [str(prepared.run), "--format", "json", "--meteor", "no", "--beam-size", "1", "--draws", "2"]
-    args += ["--references", str(prepared.annotations["val"])] if references == "as annotated" else []
-    assert json.loads(called(main, ["evaluate", *args], capsys))["images"] == len(NAMES["val"])
+def test_evaluate_finds_the_captions_of_all(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    references = ["--references", str(prepared.annotations["val"])]
+    assert scored(prepared, capsys) == scored(prepared, capsys, *references) == len(NAMES["val"])
 
 
-def test_evaluate_finds_captions_in_another_form_of_unicode(
+def test_evaluate_finds_captions_in_another_unicode_form(
     prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = prepared.annotations["train"].read_text(encoding="utf-8-sig").replace("e\\u0301", "\u00e9")
     (tmp_path / "a.json").write_text(content.replace("u\\u0308", "\u00fc"), encoding="utf-8")
-    args = [str(prepared.run), "--split", "train", "--references", str(tmp_path / "a.json"), "--format", "json"]
-    told = called(main, ["evaluate", *args, "--meteor", "no", "--beam-size", "1", "--draws", "2"], capsys)
-    assert json.loads(told)["images"] == len(NAMES["train"])
+    references = ["--references", str(tmp_path / "a.json")]
+    assert scored(prepared, capsys, "--split", "train", *references) == len(NAMES["train"])
 
 
-def test_evaluate_names_the_nearest(prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_suggests_the_nearest_name(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = {"images": [{"id": 1, "file_name": "\ufeffWITH a mark of ORDER.jpg"}], "annotations": []}
     (tmp_path / "a.json").write_text(json.dumps(content), encoding="utf-8")
     args = [str(prepared.run), "--split", "train", "--references", str(tmp_path / "a.json")]
     assert main(["evaluate", *args]) == 2
-    told = "the nearest that it has captions of is '\\ufeffWITH a mark of ORDER.jpg'"
-    assert told in capsys.readouterr().err
-
-
-def test_sample_captions_them_by_name(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
-    for split in NAMES:
-        paths = [str(prepared.images / name) for name in stored(split)]
-        config = SampleConfig(tuple(paths), checkpoint=prepared.run, format="json", device="cpu")
-        found = json.loads(called(lambda config: guarded(lambda: sample(config)), config, capsys))
-        assert [image["name"] for image in found["images"]] == paths
-
-
-def test_no_name_is_obeyed_by_a_terminal(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [str(prepared.images / name) for split in NAMES for name in stored(split)]
-    told = called(
-        lambda config: guarded(lambda: sample(config)),
-        SampleConfig((*paths, str(prepared.images / "\x1b[31mnone")), checkpoint=prepared.run, device="cpu"),
-        capsys,
-    )
-    assert len(told.split("\n")) == 3 + len(paths)
-    assert not set(told) & {"\x1b", "\u202e", "\x85", "\u2028", "\x0b", "\x0c", "\x1c", "\ufeff"}
-    assert "Screenshot 2024-05-01 at 10.02.00\u202fAM.jpg" in told
-
-
-def test_blanks_and_joiners_are_shown_as_they_are() -> None:
-    name = "a\u00a0b\u202fc\u3000d \U0001f469\u200d\U0001f467.jpg"
-    assert printable(name) == name
-    assert printable("a\u2028\u200b\x00\udcff\ufeff") == "a" + 5 * "\ufffd"
+    assert "the nearest that it has captions of is '\\ufeffWITH a mark of ORDER.jpg'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
-def test_a_directory_from_another_system_finds_its_pictures(prepared: Prepared, tmp_path: Path) -> None:
-    """macOS brings names in another form of Unicode, and tables lose blanks."""
+def test_pictures_are_found_in_another_unicode_form_and_without_blanks(prepared: Prepared, tmp_path: Path) -> None:
     data = open_data(prepared.directory)
     split = data["train"]
     split._images = tmp_path
@@ -185,10 +149,9 @@ def test_a_directory_from_another_system_finds_its_pictures(prepared: Prepared, 
     assert [path.name for path in found if path] == ["begins with a blank.jpg", "Caf\u00e9 im Fr\u00fchling.jpg"]
 
 
-def test_every_text_may_begin_with_a_mark_of_order(
+def test_every_text_file_may_have_a_byte_order_mark_and_windows_line_endings(
     prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As editors of Windows put it there."""
     whole = open_data(prepared.directory)
     for path in prepared.directory.iterdir():
         content = path.read_bytes()
@@ -202,5 +165,4 @@ def test_every_text_may_begin_with_a_mark_of_order(
     for split in NAMES:
         rows = range(whole[split].num_images)
         assert [marked[split].file_name(row) for row in rows] == [whole[split].file_name(row) for row in rows]
-    args = [str(prepared.run), "--data", str(tmp_path), "--format", "json", "--meteor", "no", "--draws", "2"]
-    assert json.loads(called(main, ["evaluate", *args], capsys))["images"] == len(NAMES["val"])
+    assert scored(prepared, capsys, "--data", str(tmp_path)) == len(NAMES["val"])

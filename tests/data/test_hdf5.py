@@ -1,11 +1,10 @@
-"""HDF5 files that may be anybody's: what they ask for and do not get."""
+"""HDF5 files from untrusted sources: what is read, and what is refused."""
 
 from __future__ import annotations
 
 import errno
 import gc
 import os
-import shutil
 import subprocess
 import sys
 import zlib
@@ -17,9 +16,6 @@ import h5py
 import numpy as np
 import pytest
 from h5py import h5d, h5p, h5pl, h5s, h5t, h5z
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 
 from torch_caption.data import hdf5
 from torch_caption.data import manifest as manifests
@@ -47,7 +43,7 @@ def write(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], stored: b
 @pytest.mark.parametrize("settings", [{}, {"chunks": (3, 2)}, {"compression": "gzip"}, {"compression": "lzf"}])
 @pytest.mark.parametrize("more", [{}, {"shuffle": True, "fletcher32": True, "maxshape": (None, 4)}])
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
-def test_what_is_sound_is_read_as_written(tmp_path: Path, settings: dict, more: dict, dtype: str) -> None:
+def test_sound_features_are_read_as_written(tmp_path: Path, settings: dict, more: dict, dtype: str) -> None:
     values = np.random.default_rng(0).standard_normal((7, 4)).astype(dtype)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("features", data=values, **settings, **more)
@@ -55,8 +51,8 @@ def test_what_is_sound_is_read_as_written(tmp_path: Path, settings: dict, more: 
 
 
 @pytest.mark.parametrize("change", ["exponent", "precision", "80 bits"])
-def test_numbers_are_those_of_the_machine(tmp_path: Path, change: str) -> None:
-    """One bit of a type is enough for every feature to be half of what it was."""
+def test_floating_point_types_are_ieees(tmp_path: Path, change: str) -> None:
+    """One bit of a type can halve every feature."""
     kind = h5t.IEEE_F32LE.copy()
     if change == "exponent":
         kind.set_ebias(126)
@@ -67,49 +63,41 @@ def test_numbers_are_those_of_the_machine(tmp_path: Path, change: str) -> None:
             kind = h5t.py_create(np.dtype(np.longdouble))
         h5d.create(file.id, b"features", kind, h5s.create_simple((2, 3)))
         file["features"][...] = 1
-    with pytest.raises(DataError, match=r"holds float\d+, of a layout that no machine has; write it as floating-point"):
+    with pytest.raises(DataError, match=r"contains float\d+, of an unknown layout; write it as floating-point"):
         read(tmp_path / "a.h5")
 
 
-# What takes too much
+# Memory
 
 
-def test_declared_sizes_are_held_against_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compression_ratio_of_large_datasets_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = zlib.compress(bytes(2**20))
     path = write(tmp_path / "a.h5", (2**12, 256), (2**10, 256), stored, compression="gzip")
-    assert not read(path).any()  # small enough to be as it is
+    assert not read(path).any()
     monkeypatch.setattr(hdf5, "INFLATED_LIMIT", 2**21)
-    with pytest.raises(DataError, match=r"\(4096, 256\): [\d,]+ bytes that would unpack to 4,194,304"):
+    with pytest.raises(DataError, match=r"\(4096, 256\): [\d,]+ bytes that decompress to 4,194,304"):
         read(path)
     monkeypatch.setattr(hdf5, "RATIO_LIMIT", 2000)
     assert not read(path).any()
 
 
-def test_a_chunk_is_no_larger_than_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_unpacks_to_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**20)
     path = write(tmp_path / "a.h5", (256, 256), (256, 256), zlib.compress(bytes(2**18)), compression="gzip")
     assert not read(path).any()
     long = zlib.compress(np.random.default_rng(0).bytes(2**18 - 2**17) + bytes(2**22))
     path = write(tmp_path / "b.h5", (256, 256), (256, 256), long, compression="gzip")
-    with pytest.raises(DataError, match=r"the chunk at \(0, 0\) unpacks to more than its 262,144 bytes"):
+    with pytest.raises(DataError, match=r"the chunk at \(0, 0\) decompresses to more than its 262,144 bytes"):
         read(path)
     path = write(tmp_path / "c.h5", (256, 256), (256, 256), bytes(2**19), compression="gzip")
     with pytest.raises(DataError, match="stores 524,288 bytes of a chunk of 262,144"):
         read(path)
     path = write(tmp_path / "d.h5", (1024, 512), (1024, 512), zlib.compress(bytes(2**21)), compression="gzip")
-    with pytest.raises(DataError, match="chunks of 2,097,152 bytes, more than the 1,048,576 that a compressed one"):
+    with pytest.raises(DataError, match="chunks of 2,097,152 bytes, more than the limit 1,048,576 of compressed ones"):
         read(path)
 
 
-def test_a_checksum_of_chunks_is_no_part_of_their_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).standard_normal((256, 256)).astype("f4")
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("features", data=values, chunks=(256, 256), compression="gzip", fletcher32=True)
-    monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**18)
-    assert np.array_equal(read(tmp_path / "a.h5"), values)
-
-
-# What would load code
+# Plugins
 
 
 def unknown_filter(path: Path) -> Path:
@@ -122,43 +110,21 @@ def unknown_filter(path: Path) -> Path:
     return path
 
 
-def test_plugins_have_no_place_while_a_file_is_open(tmp_path: Path) -> None:
+def test_no_plugin_can_be_found_while_a_file_is_open(tmp_path: Path) -> None:
     before = [h5pl.get(place) for place in range(h5pl.size())]
     path = unknown_filter(tmp_path / "a.h5")
-    with pytest.raises(DataError, match="is packed by the filter 32001, which is not taken; write it with one"):
+    with pytest.raises(DataError, match="is compressed by the filter 32001, which is not allowed; write it with one"):
         read(path)
     with opened(path), opened(path):
         assert h5pl.size() == 0
     assert [h5pl.get(place) for place in range(h5pl.size())] == before
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to make a plugin with")
-@pytest.mark.skipif(sys.platform == "win32", reason="a plugin is a shared library of another kind there")
-def test_no_plugin_is_loaded(tmp_path: Path, coco_directory: Callable[..., Path]) -> None:
-    """A library that tells when it is loaded, where HDF5 looks for plugins."""
-    source = '#include <stdio.h>\n__attribute__((constructor)) void loaded(void) { fclose(fopen("%s", "w")); }\n'
-    trap, plugins = tmp_path / "loaded", tmp_path / "plugins"
-    plugins.mkdir()
-    (tmp_path / "plugin.c").write_text(source % trap, encoding="utf-8")
-    command = ["cc", "-shared", "-fPIC", "-o", str(plugins / "libtrap.so"), str(tmp_path / "plugin.c")]
-    subprocess.run(command, check=True)
-    environment = os.environ | {"HDF5_PLUGIN_PATH": str(plugins)}
-    directory = coco_directory()
-    path = unknown_filter(directory / FEATURES)
-    plain = f"import h5py\ntry: h5py.File({str(path)!r})['features'][()]\nexcept OSError: pass"
-    for command, loaded in (
-        ([sys.executable, "-m", "torch_caption", "check-data", str(directory)], False),
-        ([sys.executable, "-c", plain], True),  # the trap works
-    ):
-        subprocess.run(command, env=environment, capture_output=True, check=False)
-        assert trap.exists() == loaded
+# Changes after the check
 
 
-# What is not as it was
-
-
-@pytest.mark.parametrize("change", ["shape", "filter", "link"])
-def test_a_file_is_examined_again_where_it_is_read(
+@pytest.mark.parametrize("change", ["shape", "filter", "link", "empty"])
+def test_a_replaced_file_is_checked_again_when_it_is_read(
     coco_directory: Callable[..., Path], change: str, tmp_path: Path
 ) -> None:
     directory = coco_directory()
@@ -166,10 +132,12 @@ def test_a_file_is_examined_again_where_it_is_read(
     (directory / FEATURES).unlink()
     if change == "filter":
         unknown_filter(directory / FEATURES)
+    elif change == "empty":
+        (directory / FEATURES).touch()
     else:
         with h5py.File(directory / FEATURES, "w") as file:
             file["features"] = np.ones((6, 3)) if change == "shape" else h5py.ExternalLink("val.h5", "/")
-    with pytest.raises(DataError, match=rf"{FEATURES}: features "):
+    with pytest.raises(DataError, match=rf"{FEATURES}: (features |not a readable HDF5 file)"):
         split.features_of([0])
 
 
@@ -181,7 +149,7 @@ def descriptors() -> int:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open descriptors here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
-def test_no_descriptor_is_left_open(
+def test_no_file_descriptor_is_left_open(
     coco_directory: Callable[..., Path], replace: Callable[..., None], in_memory: str
 ) -> None:
     directory = coco_directory()
@@ -194,64 +162,20 @@ def test_no_descriptor_is_left_open(
     split.features_of([2])
     assert descriptors() == before + (in_memory == "no")
     loader = batches(split, 4, workers=1, context="fork")
-    assert len([*loader]) == 6
+    assert [*loader]
     del loader, split
     assert descriptors() == before
     replace(directory / FEATURES, "features", np.full((7, 3), np.nan))
-    for _ in range(3):
-        with pytest.raises(DataError, match="is nan"):
-            open_data(directory, in_memory=in_memory)
+    with pytest.raises(DataError, match="is nan"):
+        open_data(directory, in_memory=in_memory)
     (directory / FEATURES).write_bytes((directory / FEATURES).read_bytes()[:-9])
-    for _ in range(3):
-        with pytest.raises(DataError, match="not a readable HDF5 file"):
-            open_data(directory, in_memory=in_memory)
+    with pytest.raises(DataError, match="not a readable HDF5 file"):
+        open_data(directory, in_memory=in_memory)
     assert descriptors() == before
 
 
-# Any dataset
-
-
-DTYPES = npst.scalar_dtypes().filter(lambda dtype: dtype.kind not in "MmU") | npst.byte_string_dtypes(min_len=1)
-ARRAYS = DTYPES.flatmap(
-    lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
-)
-
-
-@settings(max_examples=60)
-@given(ARRAYS, st.sampled_from(["train_captions", "train_image_idxs", "features"]))
-def test_any_dataset_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, name: str) -> None:
-    """Whatever stands in a dataset's place: it is sound, or the message is one line with the file and the dataset."""
-    directory = tmp_path_factory.getbasetemp() / "any"
-    directory.mkdir(exist_ok=True)
-    words = ["<NULL>", "<START>", "<END>", "<UNK>", "a"]
-    ids = ", ".join(f'"{word}": {idx}' for idx, word in enumerate(words))
-    vocabulary = f'{{"idx_to_word": {str(words).replace(chr(39), chr(34))}, "word_to_idx": {{{ids}}}}}'
-    (directory / "coco2014_vocab.json").write_text(vocabulary, encoding="utf-8")
-    sound = {
-        "train_captions": np.array([[1, 4, 2], [1, 2, 0]]),
-        "train_image_idxs": np.array([0, 0]),
-        "features": np.ones((1, 2), "f4"),
-    } | {name: array}
-    with h5py.File(directory / "coco2014_captions.h5", "w") as file:
-        file["train_captions"], file["train_image_idxs"] = sound["train_captions"], sound["train_image_idxs"]
-    with h5py.File(directory / "train2014_vgg16_fc7.h5", "w") as file:
-        file["features"] = sound["features"]
-    said = ""
-    try:
-        split = open_data(directory)["train"]
-    except DataError as error:
-        said = str(error)
-    if said:
-        assert said.startswith(str(directory))
-        assert "\n" not in said
-        assert name in said or "train_" in said
-        return
-    assert np.array_equal(split.captions.numpy(), sound["train_captions"].astype(np.int64))
-    assert np.isfinite(split.features_of([0]).numpy()).all()
-
-
 @pytest.mark.parametrize("mask", [0, 1])
-def test_a_chunk_that_one_filter_left_out_is_unpacked_no_further(
+def test_a_chunk_that_skipped_a_filter_unpacks_to_its_own_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int
 ) -> None:
     """The mask's first bit leaves out the shuffle; HDF5 undoes the deflate all the same."""
@@ -260,21 +184,21 @@ def test_a_chunk_that_one_filter_left_out_is_unpacked_no_further(
     with h5py.File(path, "w") as file:
         features = file.create_dataset("features", (7, 3), "<f4", chunks=(7, 3), shuffle=True, compression="gzip")
         features.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**16), 9), filter_mask=mask)
-    with pytest.raises(DataError, match="unpacks to more than its 84 bytes"):
+    with pytest.raises(DataError, match="decompresses to more than its 84 bytes"):
         read(path)
 
 
-def test_a_chunk_that_every_packing_left_out_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_skipped_all_compression_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**12)
     values = np.random.default_rng(0).standard_normal((7, 3)).astype("<f4")
-    for packing in ("gzip", "lzf"):
+    for compression in ("gzip", "lzf"):
         with h5py.File(tmp_path / "a.h5", "w") as file:
-            features = file.create_dataset("features", (7, 3), "<f4", chunks=(7, 3), compression=packing)
+            features = file.create_dataset("features", (7, 3), "<f4", chunks=(7, 3), compression=compression)
             features.id.write_direct_chunk((0, 0), values.tobytes(), filter_mask=1)
         assert np.array_equal(read(tmp_path / "a.h5"), values)
 
 
-def test_a_chunk_is_packed_once(tmp_path: Path) -> None:
+def test_compression_twice_is_refused(tmp_path: Path) -> None:
     settings = h5p.create(h5p.DATASET_CREATE)
     settings.set_chunk((7, 3))
     settings.set_filter(h5z.FILTER_LZF)
@@ -282,7 +206,7 @@ def test_a_chunk_is_packed_once(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         features = h5d.create(file.id, b"features", h5t.IEEE_F32LE, h5s.create_simple((7, 3)), settings)
         features.write(h5s.ALL, h5s.ALL, np.ones((7, 3), np.float32))
-    with pytest.raises(DataError, match="packed by deflate and by lzf"):
+    with pytest.raises(DataError, match="compressed by deflate and by lzf"):
         read(tmp_path / "a.h5")
 
 
@@ -308,24 +232,17 @@ def writer(path: Path, mode: str, version: str = "earliest") -> Iterator[subproc
 
 
 @pytest.mark.parametrize("version", ["earliest", "latest"])
-def test_a_file_that_a_writer_has_open_is_not_called_damaged(tmp_path: Path, version: str) -> None:
+def test_a_file_open_for_writing_is_reported_as_such_and_read_afterwards(tmp_path: Path, version: str) -> None:
     path = tmp_path / "a.h5"
     with writer(path, "w", version), pytest.raises(DataError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}: another process has it open for writing")
-    assert "again" not in str(error.value)
+    assert str(error.value).endswith("wait until it is written")
+    if version == "earliest":
+        assert read(path).tolist() == [[1.0]]
 
 
-def test_a_file_is_read_once_its_writer_is_done(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["features"] = [[2.0]]
-    with writer(tmp_path / "a.h5", "r+"), pytest.raises(DataError, match="wait until it is written"):
-        read(tmp_path / "a.h5")
-    assert read(tmp_path / "a.h5").tolist() == [[2.0]]
-
-
-def test_a_file_that_changes_while_a_writer_has_it_open_is_not_called_damaged(tmp_path: Path) -> None:
-    """Its SHA-256 is another from the first change on."""
+def test_a_changed_file_open_for_writing_is_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["features"] = [[2.0]]
@@ -333,15 +250,14 @@ def test_a_file_that_changes_while_a_writer_has_it_open_is_not_called_damaged(tm
     manifests.check(tmp_path, marks, [path])
     with writer(path, "w"), pytest.raises(DataError, match="another process has it open for writing"):
         manifests.check(tmp_path, marks, [path])
-    with pytest.raises(DataError, match=r"manifest\.json says; it was damaged"):
+    with pytest.raises(DataError, match=r"manifest\.json has; it is damaged"):
         manifests.check(tmp_path, marks, [path])
 
 
-def test_a_file_whose_writer_was_ended_says_how_to_open_it(tmp_path: Path) -> None:
-    """HDF5 leaves its mark in the file where its latest version writes."""
+def test_a_file_whose_writer_was_killed_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with writer(tmp_path / "a.h5", "w", "latest"):
         pass
-    with pytest.raises(DataError, match=r"it says that a process has it open for writing; .*h5clear -s \S*a\.h5"):
+    with pytest.raises(DataError, match=r"it is marked as open for writing; .*h5clear -s \S*a\.h5"):
         read(tmp_path / "a.h5")
 
 
@@ -353,7 +269,7 @@ def test_a_file_whose_writer_was_ended_says_how_to_open_it(tmp_path: Path) -> No
         (errno.EMFILE, "unable to open file", f"cannot be read: {os.strerror(errno.EMFILE)}"),
     ],
 )
-def test_what_the_system_refuses_is_not_called_damage(tmp_path: Path, number: int, text: str, message: str) -> None:
+def test_an_error_of_the_system_is_not_called_damage(tmp_path: Path, number: int, text: str, message: str) -> None:
     (tmp_path / "a.h5").touch()
     with pytest.raises(DataError, match=message) as error, hdf5.examined(tmp_path / "a.h5"):
         raise OSError(number, text)

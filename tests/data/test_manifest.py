@@ -1,4 +1,4 @@
-"""Files that are not those that were written, told by the marks in their directory's manifest."""
+"""Sizes and SHA-256 of the files of a data directory, in its manifest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-def test_marks_are_sizes_and_digests(tmp_path: Path) -> None:
+def test_marks_are_sizes_and_sha256(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"two")
     (tmp_path / "a").write_bytes(b"")
     found = manifests.marks({"later": tmp_path / "b", "a": tmp_path / "a"})
@@ -46,13 +46,7 @@ def test_marks_are_sizes_and_digests(tmp_path: Path) -> None:
     assert found["later"] == {"bytes": 3, "sha256": hashlib.sha256(b"two").hexdigest()}
 
 
-def test_what_is_as_it_was_opens(marked: Path) -> None:
-    for kind in KINDS.values():
-        open_data(marked, **kind)
-    assert main(["check-data", str(marked)]) == 0
-
-
-def test_a_flipped_byte_of_any_file_is_found(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_byte_of_any_file_is_found(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in sorted(marked.iterdir()):
         if path.name == "manifest.json":
             continue
@@ -60,15 +54,15 @@ def test_a_flipped_byte_of_any_file_is_found(marked: Path, capsys: pytest.Captur
             flip(path, place)
             assert main(["check-data", str(marked)]) == 2, (path, place)
             assert capsys.readouterr().err == (
-                f"error: {path}: another SHA-256 than manifest.json says; it was damaged or copied in part: bring the "
-                "file that was written (or, if it was changed on purpose, take its entry out of manifest.json)\n"
+                f"error: {path}: another SHA-256 than manifest.json has; it is damaged or incomplete: restore "
+                "the original file (or, if it was changed on purpose, remove its entry from manifest.json)\n"
             )
             flip(path, place)
     assert main(["check-data", str(marked)]) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_are_compared_where_they_are_used(marked: Path, kind: str) -> None:
+def test_features_are_verified_where_they_are_used(marked: Path, kind: str) -> None:
     path = marked / f"val2014_{kind}.h5"
     content = path.read_bytes()
     path.write_bytes(content[:-8])
@@ -76,13 +70,15 @@ def test_features_are_compared_where_they_are_used(marked: Path, kind: str) -> N
         if other == kind:
             with pytest.raises(DataError) as raised:
                 open_data(marked, **which)
-            told = f"{path}: {len(content) - 8:,} bytes, not the {len(content):,} that manifest.json says; "
+            told = f"{path}: {len(content) - 8:,} bytes, not the {len(content):,} that manifest.json has; "
             assert str(raised.value).startswith(told)
         else:
             open_data(marked, **which)
 
 
-def test_a_file_that_is_gone(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_data_finds_a_missing_file_that_open_data_does_not_read(
+    marked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (marked / "captions_val2014.json").unlink()
     open_data(marked)  # which does not read it
     assert main(["check-data", str(marked)]) == 2
@@ -91,7 +87,7 @@ def test_a_file_that_is_gone(marked: Path, capsys: pytest.CaptureFixture[str]) -
     )
 
 
-def test_what_was_changed_on_purpose(marked: Path) -> None:
+def test_a_changed_file_is_accepted_without_its_entry(marked: Path) -> None:
     path = marked / "train2014_images.txt"
     path.write_text("other.jpg\n" * 7, encoding="utf-8")
     with pytest.raises(DataError, match="train2014_images"):
@@ -111,31 +107,19 @@ SOUND = {"bytes": 3, "sha256": "0" * 64}
         ([], r"files is \[\], not an object"),
         ({"a": 5}, "files has 5 for 'a', not the bytes and the sha256 of a file of the folder"),
         ({"../a": SOUND}, "for '../a'"),
-        ({"a/b": SOUND}, "for 'a/b'"),
-        ({"a\\b": SOUND}, r"for 'a\\\\b'"),
-        ({"": SOUND}, "for ''"),
         ({"..": SOUND}, r"for '\.\.'"),
-        ({"a": SOUND | {"bytes": 3.0}}, "for 'a'"),
+        ({"a\\b": SOUND}, r"for 'a\\\\b'"),
         ({"a": SOUND | {"bytes": True}}, "for 'a'"),
-        ({"a": SOUND | {"sha256": "0" * 63}}, "for 'a'"),
         ({"a": SOUND | {"sha256": "0" * 64 + "\n"}}, "for 'a'"),
-        ({"a": SOUND | {"sha256": None}}, "for 'a'"),
     ],
 )
-def test_marks_that_are_none(coco_directory: Callable[..., Path], files: Any, told: str) -> None:
+def test_invalid_marks_are_refused(coco_directory: Callable[..., Path], files: Any, told: str) -> None:
     directory = coco_directory()
     mark(directory, files)
     with pytest.raises(DataError, match=rf"manifest\.json: .*{told}.*; write it again$"):
         open_data(directory)
 
 
-@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
-def test_a_mark_of_a_name_that_no_file_can_have(
-    coco_directory: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    directory = coco_directory()
-    mark(directory, {name: SOUND})
-    assert main(["check-data", str(directory)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {directory / 'manifest.json'}: ")
-    assert error.count("\n") == 1
+def test_a_mark_of_an_impossible_file_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest\.json: files has .*, no name of a file"):
+        manifests.check(tmp_path, {"files": {"a\0b": SOUND}}, [tmp_path / "a\0b"])

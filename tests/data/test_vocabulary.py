@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ def test_encode_and_decode():
     assert len(vocabulary) == 7
 
 
-def test_encode_takes_special_words_in_a_text_for_unknown():
+def test_special_words_in_a_text_are_encoded_as_unknown():
     vocabulary = Vocabulary(WORDS)
     assert vocabulary.encode(["<END>", "dog", "<NULL>", "<START>", "<UNK>"]) == [1, 3, 5, 3, 3, 3, 2]
 
@@ -42,13 +41,6 @@ def test_decode_refuses_other_ids(idx):
         Vocabulary(WORDS).decode([1, 4, idx, 2])
 
 
-def test_words_may_be_a_list():
-    vocabulary = Vocabulary(list(WORDS))
-    assert vocabulary == Vocabulary(WORDS)
-    assert hash(vocabulary) == hash(Vocabulary(WORDS))
-    assert pickle.loads(pickle.dumps(vocabulary)).word_to_idx == vocabulary.word_to_idx
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -58,7 +50,7 @@ def test_words_may_be_a_list():
         ((*WORDS, 7), "the word of id 7 is 7, not a string"),
     ],
 )
-def test_refuses_words(words, message):
+def test_a_vocabulary_refuses_invalid_words(words, message):
     with pytest.raises(ValueError, match=message):
         Vocabulary(words)
 
@@ -86,33 +78,21 @@ def _content(**changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_content()[:-9], "not JSON in UTF-8"),
-        (b"", "not JSON in UTF-8"),
-        ("é".encode("latin-1"), "not a text in UTF-8"),
-        (b"[" * 100_000, "not JSON in UTF-8"),
-        (_content().decode().encode("utf-16"), "not a text in UTF-8"),
-        (_content(x=float("nan")), "NaN is not valid JSON"),
-        (b'{"idx_to_word": [], "idx_to_word": ["a"]}', r"has the key 'idx_to_word' twice, with \[\] and with \['a'\]"),
         (b"[]", "no list named idx_to_word"),
         (_content(idx_to_word={}), "no list named idx_to_word"),
         (_content(word_to_idx=[]), "no object named word_to_idx"),
-        (_content(idx_to_word=[*WORDS, 7]), "the word of id 7 is 7"),
         (_content(idx_to_word=[*WORDS, "dog"]), "'dog' has two ids"),
-        (_content(idx_to_word=[*WORDS, "\ud800"]), r"id 7 is '\\ud800', but a word has no blanks"),
-        *[
-            (_content(idx_to_word=[*WORDS, word]), "word of id 7 is '.*', but a word has no blanks")
-            for word in ("", " ", "two words", "a\t", "a\nb", "a\x9bb", "a\u2028b")
-        ],
+        (_content(idx_to_word=[*WORDS, "\ud800"]), r"id 7 is '\\ud800'; use text without blanks"),
+        (_content(idx_to_word=[*WORDS, "two words"]), "id 7 is 'two words'; use text without blanks"),
+        (_content(idx_to_word=[*WORDS, ""]), "id 7 is ''; use text without blanks"),
         (_content(idx_to_word=[*WORDS, "a\x1b[2J"]), r"id 7 is 'a\\x1b\[2J'"),
         (_content(word_to_idx={w: float(i) for i, w in enumerate(WORDS)}), r"word_to_idx\['<NULL>'\] is 0.0"),
         (_content(word_to_idx={w: i if i != 1 else True for i, w in enumerate(WORDS)}), "is True"),
-        (_content(word_to_idx={w: str(i) for i, w in enumerate(WORDS)}), r"word_to_idx\['<NULL>'\] is '0'"),
         (_content(idx_to_word=[*WORDS, "cat"]), r"idx_to_word\[7\] is 'cat', but word_to_idx\['cat'\] is None"),
-        (_content(word_to_idx={**{w: i for i, w in enumerate(WORDS)}, "a": 9}), r"word_to_idx\['a'\] is 9"),
         (_content(word_to_idx={**{w: i for i, w in enumerate(WORDS)}, "cat": 9}), "idx_to_word lacks 'cat'"),
     ],
 )
-def test_load_refuses(tmp_path, content, message):
+def test_load_refuses_a_file_that_is_not_a_vocabulary(tmp_path, content, message):
     path = tmp_path / "vocab.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -120,14 +100,9 @@ def test_load_refuses(tmp_path, content, message):
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_load_of_a_missing_file(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere\.json: cannot be read: No such file"):
-        Vocabulary.load(tmp_path / "nowhere.json")
-
-
 @pytest.mark.realdata
 @pytest.mark.parametrize(("folder", "size"), [("cs231n", 1004), ("flickr8k_cs231n", 2541)])
-def test_real_files(shared_data: Path, folder: str, size: int):
+def test_vocabularies_of_cs231n_and_flickr8k_load(shared_data: Path, folder: str, size: int):
     vocabulary = Vocabulary.load(shared_data / folder / "coco2014_vocab.json")
     assert len(vocabulary) == size
     assert vocabulary.words[:4] == SPECIAL

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from tests.faults import (
-    damaged,
     full_disks,
     hostile_checkpoints,
     hostile_hdf5,
     hostile_json,
     hostile_photographs,
     kills_in_training,
-    ranks_killed,
-    saving,
-    second_runs,
 )
 from tests.faults.figures import Family
 
 FAMILIES: tuple[Family, ...] = (
     kills_in_training.KILLED,
-    saving.KILLED,
-    ranks_killed.LOST,
-    second_runs.SECOND,
-    second_runs.DESCRIPTORS,
-    damaged.FLIPPED,
-    damaged.TRUNCATED,
-    damaged.DATA,
-    saving.FULL,
     full_disks.FULL,
     hostile_checkpoints.HOSTILE,
     hostile_photographs.FAMILY,

@@ -43,17 +43,6 @@ class Figures:
         """Count what may happen."""
         self.seen[name] = self.seen.get(name, 0) + 1
 
-    def add(self, other: Figures) -> None:
-        """Count the other's cases as well."""
-        self.cases += other.cases
-        for name, count in other.counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
-        for name, count in other.seen.items():
-            self.seen[name] = self.seen.get(name, 0) + count
-        for name, (value, most) in other.worst.items():
-            self.measured(name, value, most)
-        self.failures += other.failures
-
     @property
     def sound(self) -> bool:
         """Nothing happened that must not, and every measured value is within its bound."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -16,9 +21,8 @@ if __name__ == "__main__":
 from tests.faults.figures import Family, Figures  # noqa: E402
 from tests.faults.kills_in_training import differences  # noqa: E402
 from tests.faults.programs import Program, Programs  # noqa: E402
-from tests.faults.saving import Room, small_disk  # noqa: E402
 from tests.helpers.tiny_data import write_tiny  # noqa: E402
-from torch_caption.training import run_folder as runs  # noqa: E402
+from torch_caption.checkpoints import run_folder as runs  # noqa: E402
 
 SMALL = (
     "--data tiny --hidden-dim 24 --wordvec-dim 8 --batch-size 5 --lr 0.01 --max-length 6 --score-images 0 --epochs 3"
@@ -42,6 +46,35 @@ def full(cases: int, seed: int, folder: Path) -> Figures:
     return Figures(**json.loads(ran.stdout))
 
 
+def small_disk(folder: Path, size: int) -> list[str]:
+    """What to begin a command with for it to see a disk of so many KiB there; nothing if this user may mount none."""
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o size={size}k tmpfs {shlex.quote(str(folder))} && exec "$@"'
+    begin = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh"]
+    if not shutil.which("unshare"):
+        return []
+    return begin if subprocess.run([*begin, "true"], check=False, capture_output=True).returncode == 0 else []
+
+
+@contextmanager
+def room(folder: Path, size: int, how: str, program: int) -> Iterator[None]:
+    """Limit the room to `size` bytes: of the folder's disk, or of each file that the program writes."""
+    if how == "limit":
+        import resource
+
+        old = resource.prlimit(program, resource.RLIMIT_FSIZE)
+        resource.prlimit(program, resource.RLIMIT_FSIZE, (size, old[1]))
+        yield
+        resource.prlimit(program, resource.RLIMIT_FSIZE, old)
+        return
+    filler = folder / "filler"
+    with open(filler, "wb") as file:
+        disk = os.statvfs(folder)
+        os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - size))
+    yield
+    filler.unlink()
+
+
 def _fill(cases: int, seed: int, folder: Path, how: str) -> Figures:
     """In a process that has the disk for itself."""
     figures, rng = Figures(), random.Random(seed)
@@ -56,12 +89,12 @@ def _fill(cases: int, seed: int, folder: Path, how: str) -> Figures:
         most = max(sizes) if how == "limit" else sum(sizes)
         begins = (whole / runs.BEST).stat().st_size  # no less than this is the first file; the next are a page each
         for case in range(cases):
-            room = rng.randrange(most) if case % 2 else begins + PAGE * ((3 + case // 2) % 8)
+            size = rng.randrange(most) if case % 2 else begins + PAGE * ((3 + case // 2) % 8)
             every = rng.choice((0, 1, 2))
             out = folder / "disk" / f"case-{case}"
             flags = [*SMALL.split(), "--checkpoint-every", str(every), "--out", str(out)]
-            what = f"case {case} of seed {seed}: {how} {room}, --checkpoint-every {every}"
-            with Room(folder / "disk", room, how, of=programs.pid):
+            what = f"case {case} of seed {seed}: {how} {size}, --checkpoint-every {every}"
+            with room(folder / "disk", size, how, programs.pid):
                 status, program, _ = programs.run(*flags)
             figures.cases += 1
             _look(figures, status, program, str(out), what)

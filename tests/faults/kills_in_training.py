@@ -1,4 +1,4 @@
-"""Runs that are told to stop, or killed, at any moment and taken up again: they must end as the run never stopped."""
+"""Runs that are stopped or killed at any moment and resumed: they must end as the run that was never stopped."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from tests.faults.figures import Family, Figures
 from tests.faults.programs import Program, Programs
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.errors import CheckpointError
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
 
 SMALL = "--data tiny --hidden-dim 16 --wordvec-dim 8 --batch-size 5 --lr 0.01 --max-length 6 --score-images 6"
 EPOCHS = 12
@@ -113,14 +114,13 @@ def _stop_and_go_on(figures: Figures, programs: Programs, rng: random.Random, ki
     begun = ""
     for _ in range(rng.choice((1, 1, 2, 3))):
         number, moment = rng.choice(SIGNALS), Moment.of(rng, kind.seconds)
-        all_of_it, fresh = rng.random() < 0.5, rng.random() < 0.08
+        all_of_it = rng.random() < 0.5
         what = f"{name}, {signal.Signals(number).name} {moment}{' to all' if all_of_it else ''}: {begun}"
-        program = programs.start(*(["--resume", "--out", out.name] if begun else flags), fresh=fresh)
+        program = programs.start(*(["--resume", "--out", out.name] if begun else flags))
         moment.wait(programs, program)
         signals = _send(figures, rng, program, number, all_of_it=all_of_it)
         what = f"{what}, {len(signals)} signals"
         status = programs.wait(program)
-        figures.saw("of a new Python" if fresh else "of a fork")
         _look(figures, program, status, signals, out, what, kind)
         begun = _run_of(out)
     status, program, _ = programs.run(*(["--resume", "--out", out.name] if begun else flags))
@@ -140,7 +140,7 @@ def _send(figures: Figures, rng: random.Random, program: Program, number: int, *
             time.sleep(rng.uniform(0, 0.03))  # in the step's end, in the save or in what follows it
             signals.append(rng.choice(SIGNALS[1:]))
             os.kill(program.pid, signals[-1])
-            figures.saw("told twice")
+            figures.saw("two signals")
     except ProcessLookupError:
         figures.saw("ended first")
     return signals
@@ -224,7 +224,7 @@ def differences(whole: Path, run: Path) -> Iterator[str]:
         for key in sorted(ours.keys() | theirs.keys()):
             if not _same(ours.get(key), theirs.get(key)):
                 yield f"{key} of {name}"
-    ours, theirs = ([{**record, "seconds": 0} for record in runs.read(r)] for r in (run, whole))
+    ours, theirs = ([{**record, "seconds": 0} for record in read_log(r)] for r in (run, whole))
     if ours != theirs:
         yield f"records: {[record['epoch'] for record in ours]}"
     if (run / "tensorboard").is_dir() and _curve(run) != _curve(whole):

@@ -6,7 +6,6 @@ their own, and end as Python ends.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import runpy
@@ -30,7 +29,6 @@ class Program:
     pid: int
     out: Path
     err: Path
-    process: subprocess.Popen[bytes] | None = None
     status: int | None = None
 
     def said(self) -> str:
@@ -53,7 +51,6 @@ class Programs:
 
     def __enter__(self) -> Programs:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        self._environment = environment
         # A shell turns Ctrl-C off for what it runs in the background, and a new process begins as this one is.
         self._before = signal.signal(signal.SIGINT, signal.default_int_handler)
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
@@ -75,28 +72,17 @@ class Programs:
         """The process of which they are forks, and whose limits they have."""
         return self._server.pid
 
-    def start(self, *args: str, fresh: bool = False) -> Program:
-        """Begin `train.py ARGS`; where `fresh`, as a new Python process, which first loads torch."""
+    def start(self, *args: str) -> Program:
+        """Begin `train.py ARGS`."""
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
-        if not fresh:
-            command = {"args": [str(TRAIN), *args], "folder": str(self._folder), "out": str(out), "err": str(err)}
-            return Program(self._ask(command), out, err)
-        with open(out, "wb") as stdout, open(err, "wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, str(TRAIN), *args],
-                cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-                start_new_session=True,
-            )  # fmt: skip
-        return Program(process.pid, out, err, process)
+        command = {"args": [str(TRAIN), *args], "folder": str(self._folder), "out": str(out), "err": str(err)}
+        return Program(self._ask(command), out, err)
 
     def wait(self, program: Program, seconds: float = PATIENCE) -> int | None:
         """The exit status, negative where a signal killed it; None if it still runs."""
-        if program.status is None and program.process is None:
+        if program.status is None:
             program.status = self._ask({"wait": program.pid, "seconds": seconds})
-        elif program.status is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                program.status = program.process.wait(seconds)
         return program.status
 
     def run(self, *args: str) -> tuple[int | None, Program, float]:
@@ -136,15 +122,15 @@ def serve() -> list[str] | None:
         if "wait" in command:
             print(json.dumps(_status(command["wait"], command["seconds"])), flush=True)
             continue
-        ready, told = os.pipe()
+        ready, begun = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(ready)
             _become(command)
-            os.write(told, b"!")
-            os.close(told)
+            os.write(begun, b"!")
+            os.close(begun)
             return command["args"]  # type: ignore[no-any-return]
-        os.close(told)
+        os.close(begun)
         os.read(ready, 1)
         os.close(ready)
         print(pid, flush=True)

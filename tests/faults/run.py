@@ -1,8 +1,8 @@
 """Every kind of fault, injected for real, and the table of what came of it.
 
-    python tests/faults/run.py                      all of them: most of an hour on two cores
-    python tests/faults/run.py flipped truncated    of these kinds
-    python tests/faults/run.py --short              the few cases that the suite of tests runs
+    python tests/faults/run.py                    all of them: half an hour on two cores
+    python tests/faults/run.py "hostile HDF5"     of this kind
+    python tests/faults/run.py --short            the few cases that the tests run
 
 The exit status is 1 if anything happened that must not.
 """

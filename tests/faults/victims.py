@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -27,6 +26,8 @@ if __name__ == "__main__":
 
 from tests.faults.figures import Figures  # noqa: E402
 
+RUNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile")
+WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 HANGS = 120.0  # seconds of the clock, on a machine that does other things as well
 ADDRESS_SPACE = 2**34
 
@@ -182,12 +183,60 @@ def references(file: str, directory: str) -> int:
     return guarded(lambda: evaluate.read_references(config, data, data["val"]))
 
 
-def nothing() -> int:
-    """What every program has at least: its measures are no part of another's."""
+def resume(file: str) -> int:
+    """What `train --resume` does with a checkpoint of `tests.helpers.saved_checkpoint` before the first step."""
+    import torch
+
+    from tests.helpers.saved_checkpoint import WORDS
+    from torch_caption.checkpoints import format as checkpoints
+    from torch_caption.data.dataset import CocoData, Split
+    from torch_caption.data.vocabulary import Vocabulary
+    from torch_caption.io.exits import guarded
+    from torch_caption.training import state
+
+    vocabulary = Vocabulary(tuple(WORDS))
+    rows = torch.tensor([[1, 4, 2], [1, 5, 2]]), torch.arange(2)  # an epoch of two steps
+    split = Split("train", vocabulary, *rows, torch.ones(2, 3), (2, 3))
+    data = CocoData(Path("data"), vocabulary, {}, {}, {"train": split, "val": split})
+
+    def main() -> None:
+        found = checkpoints.find(Path(file))
+        config = dataclasses.replace(found.checkpoint.config, resume="last")
+        state.resume(config, data, torch.device("cpu"), found)
+        checkpoints.build_model(found.checkpoint, file)
+
+    return guarded(main)
+
+
+def photograph(file: str) -> int:
+    """What `sample` reads of a photograph; running a program or writing a file would be a traceback."""
+    from torch_caption.errors import ImageError
+    from torch_caption.io.images import load_image
+
+    def forbid(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & writes
+        if watching and (opened or event in RUNS or event in WRITES):
+            raise RuntimeError(f"{event} {str(arguments)[:100]}")
+
+    watching = [True]  # an audit hook stays
+    sys.addaudithook(forbid)
+    try:
+        load_image(file)
+    except ImageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        watching.clear()
     return 0
 
 
-PROGRAMS = {"nothing": nothing, "check": check, "prepare": prepare, "references": references}
+def nothing() -> int:
+    """Does nothing: the measures of the process itself, which are subtracted from those of a program."""
+    return 0
+
+
+PROGRAMS = {program.__name__: program for program in (nothing, check, prepare, references, resume, photograph)}
 
 
 def _descriptors() -> int | None:
@@ -245,17 +294,11 @@ def _outcome(case: dict[str, Any], files: list[Path], own: float) -> Outcome:
 
 
 def _ends(child: int) -> bool:
-    if hasattr(os, "pidfd_open"):
-        descriptor = os.pidfd_open(child)
-        try:
-            return bool(select.select([descriptor], [], [], HANGS)[0])
-        finally:
-            os.close(descriptor)
     started = time.monotonic()
     while time.monotonic() < started + HANGS:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             return True
-        time.sleep(0.01)
+        time.sleep(0.002)
     return False
 
 
@@ -277,7 +320,15 @@ def _warm_up(programs: set[str]) -> None:
     import torch_caption.prepare.prepare
 
     if "references" in programs:
-        import torch_caption.cli.evaluate  # noqa: F401
+        import torch_caption.cli.evaluate
+    if "resume" in programs:
+        import torch_caption.training.state  # noqa: F401
+    if "photograph" in programs:
+        from tests.helpers.hostile_photos import SOUND
+        from torch_caption.io.images import load_image
+
+        for make in SOUND.values():
+            load_image(make())  # decoders are loaded on first use
 
 
 if __name__ == "__main__":

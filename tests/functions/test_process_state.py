@@ -33,7 +33,8 @@ from torch_caption.verify import compare
 from torch_caption import cs231n
 from torch_caption.decoding import METHODS, DecodingOptions
 from torch_caption.cli import evaluate, sample as sampling
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.training import trainer as training
 from torch_caption.verify.gradcheck import assert_agrees
 from torch_caption.model.cells import CELLS
@@ -59,10 +60,10 @@ options = dict(scheduled_sampling=0.5, ema=0.9, label_smoothing=0.1, feature_dro
 for cell in ("rnn", "attention"):
     run = training.fit(TrainConfig(**common, **options, cell_type=cell, out=out / cell))
     training.fit(TrainConfig(**common, **options, cell_type=cell, out=out / cell, resume=str(run)))
-    found[cell] = [{{k: v for k, v in record.items() if k != "seconds"}} for record in runs.read(run)]
+    found[cell] = [{{k: v for k, v in record.items() if k != "seconds"}} for record in read_log(run)]
     model = checkpoint.build_model(checkpoint.load(run / "best.safetensors")).eval()
     assert {{(p.device, p.dtype) for p in model.parameters()}} == {{(cpu, torch.float32)}}
-    data = open_data(directory, grids=CELLS[cell].looks, max_train=20)
+    data = open_data(directory, grids=CELLS[cell].attends, max_train=20)
     images = captioning.some_images(data["val"], 3, seed=0)
     for method in METHODS:
         captions = captioning.caption_images(model, data["val"], images, DecodingOptions(method, max_length=6), seed=3)
@@ -70,7 +71,7 @@ for cell in ("rnn", "attention"):
     features = data["val"].features_of(images)
     words = model.sample(features, 6)
     assert model.alternatives(features, words).words.device == cpu
-    if CELLS[cell].looks:
+    if CELLS[cell].attends:
         captioning.looked(model, data.vocabulary, features, found[cell, "greedy"])
     sampling.run(sampling.SampleConfig(checkpoint=run, count=2, device="cpu", json=out / cell / "captions.json"))
     evaluate.run(evaluate.EvaluateConfig(checkpoint=run, device="cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,3 +78,9 @@ def replace() -> Callable[[Path, str, object], None]:
                 file[name] = value
 
     return write
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file, by its path from the folder on."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -50,7 +50,7 @@ def describer(cell_type: str) -> Describer:
 
 
 def main(folder: Path, cell_type: str) -> int:
-    demo.load = lambda config: (describer(cell_type), "a model <of> random weights")
+    demo.open_describer = lambda config: (describer(cell_type), "a model <of> random weights")
     demo.built_in = lambda: sorted(folder.glob("*.png"))
     return guarded(lambda: demo.serve(demo.DemoConfig(port=0)))
 

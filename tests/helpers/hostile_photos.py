@@ -1,4 +1,4 @@
-"""Files that pretend to be photographs, or are some at a price: bombs, lies, fragments, and random damage."""
+"""Files that only look like photographs, or are expensive to decode: bombs, false sizes, fragments, random damage."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import random
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from PIL import Image
 
 from tests.helpers.photo_server import chunk, encoded, png, quarters
 
 MIB = 2**20
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 def exif(entries: int, size: int, orientation: int | None = None) -> bytes:
@@ -77,14 +76,6 @@ def png_with(*parts: bytes) -> bytes:
     return whole[:33] + b"".join(parts) + whole[33:]
 
 
-def png_swapped(place: int, content: bytes) -> bytes:
-    """A PNG with other bytes in its header, and the checksum that goes with them."""
-    whole = bytearray(photo("PNG"))
-    whole[place : place + len(content)] = content
-    whole[29:33] = struct.pack(">I", zlib.crc32(whole[12:29]))
-    return bytes(whole)
-
-
 def png_text(size: int) -> bytes:
     return chunk(b"zTXt", b"comment\0\0" + zeros(size))
 
@@ -99,10 +90,10 @@ def gif(*parts: bytes) -> bytes:
     return GIF_HEAD + b"".join(parts) + GIF_FRAME + b";"
 
 
-def bmp_packed(width: int, height: int, body: bytes, bits: int = 8) -> bytes:
+def bmp_packed(width: int, height: int, body: bytes) -> bytes:
     """A BMP of run lengths."""
     start = 54 + 1024
-    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 1 if bits == 8 else 2, len(body), 0, 0, 256, 0)
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
     return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + head + bytes(1024) + body
 
 
@@ -128,18 +119,9 @@ def webp_frames(count: int) -> bytes:
 
 
 def tiff(changes: dict[int, tuple[int, int, bytes]] | None = None, data: bytes = bytes(192), more: int = 0) -> bytes:
-    """8 x 8 grey pixels; of each tag that is changed its type, count and 4 bytes, and so many unknown tags beside.
-
-    The pixels begin at 8.
-    """
-    short, long = 3, 4
-    tags = {
-        256: (short, 1, struct.pack("<HH", 8, 0)), 257: (short, 1, struct.pack("<HH", 8, 0)),
-        258: (short, 1, struct.pack("<HH", 8, 0)), 259: (short, 1, struct.pack("<HH", 1, 0)),
-        262: (short, 1, struct.pack("<HH", 1, 0)), 273: (long, 1, struct.pack("<L", 8)),
-        277: (short, 1, struct.pack("<HH", 1, 0)), 278: (long, 1, b"\xff\xff\xff\xff"),
-        279: (long, 1, struct.pack("<L", 64)),
-    }  # fmt: skip
+    """8 x 8 grey pixels, which begin at 8; type, count and 4 bytes of each changed tag, and so many unknown tags."""
+    tags = {256: shorts(8), 257: shorts(8), 258: shorts(8), 259: shorts(1), 262: shorts(1), 273: longs(8)}
+    tags |= {277: shorts(1), 278: longs(2**32 - 1), 279: longs(64)}
     tags |= changes or {}
     tags |= {40_000 + n: (7, len(data), struct.pack("<L", 8)) for n in range(more)}
     entries = [struct.pack("<HHL", tag, kind, count) + value for tag, (kind, count, value) in sorted(tags.items())]
@@ -180,96 +162,35 @@ def avif_exif_bomb() -> bytes:
         return photo("AVIF", exif=exif(4000, MIB))
 
 
-def avif_extents(count: int, size: int) -> bytes:
-    """Its picture is so many times the same bytes."""
-    whole = photo("AVIF")
-    at = whole.index(b"iloc")
-    start = int.from_bytes(whole[at + 4 : at + 8])
-    assert start == 0, "version 0"
-    old = int.from_bytes(whole[at - 4 : at])
-    item = struct.pack(">HHH", 1, 0, count)
-    body = bytes(4) + b"\x44\0" + struct.pack(">H", 1) + item
-    grown = 8 + len(body) + 8 * count - old
-    data = whole.index(b"mdat") + 4 + grown
-    box = struct.pack(">L", 8 + len(body) + 8 * count) + b"iloc" + body + struct.pack(">LL", data, size) * count
-    meta = whole.index(b"meta")
-    resized = struct.pack(">L", int.from_bytes(whole[meta - 4 : meta]) + grown)
-    last = whole.index(b"mdat") - 4
-    return (
-        whole[: meta - 4] + resized + whole[meta : at - 4] + box + whole[at - 4 + old : last]
-        + struct.pack(">L", size + 8) + b"mdat" + bytes(size)
-    )  # fmt: skip
-
-
 def cut(kind: str, share: float, **options: object) -> bytes:
     whole = photo(kind, **options)
     return whole[: int(len(whole) * share)]
 
 
-# Each makes a file of a fraction of a second, if what is promised of it holds.
+# Each takes a fraction of a second to refuse or decode.
 QUICK: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
-    "one byte": lambda: b"\xff",
-    "zeros": lambda: bytes(MIB),
     "text": lambda: b"a man on a horse\n" * 99,
     "page": lambda: b"<!DOCTYPE html><title>404</title>",
     "vector": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
     "postscript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touch canary) system\n",
     "pickle": lambda: b"\x80\x04cos\nsystem\n(S'touch canary'\ntR.",
-    "archive": lambda: b"PK\3\4" + bytes(99),
-    "icon": lambda: photo("ICO"),
-    "pcx": lambda: photo("PCX"),
-    "jpeg 2000": lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99),
-    "jpeg magic": lambda: b"\xff\xd8\xff",
-    "jpeg end": lambda: b"\xff\xd8\xff\xd9",
-    "jpeg cut in its header": lambda: cut("JPEG", 0.2),
     "jpeg cut in its pixels": lambda: cut("JPEG", 0.8),
     "jpeg of 65535 x 65535": lambda: jpeg_lying(65535, 65535),
-    "jpeg of 0 x 0": lambda: jpeg_lying(0, 0),
     "jpeg exif bomb": jpeg_exif_bomb,
-    "jpeg exif of itself": lambda: jpeg_with(
-        segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0")
-    ),
-    "jpeg exif of nothing": lambda: jpeg_with(segment(0xE1, b"Exif\0\0MM\0*\xff\xff\xff\xff")),
     "jpeg comments": lambda: jpeg_with(segment(0xFE, b"") * MIB),
     "jpeg filled": lambda: jpeg_with(b"\xff" * 4 * MIB),
-    "jpeg filled with nulls": lambda: jpeg_with(b"\xff\0" * 2 * MIB),
-    "jpeg of no segment": lambda: b"\xff\xd8\xff" + bytes(MIB),
-    "jpeg segment of 0 bytes": lambda: jpeg_with(b"\xff\xfe\0\0"),
-    "jpeg segment past the end": lambda: photo("JPEG")[:2] + b"\xff\xfe\xff\xff" + photo("JPEG")[2:9],
     "jpeg scans": jpeg_scans,
-    "jpeg pictures in one": lambda: jpeg_with(
-        segment(0xE2, b"MPF\0MM\0*\0\0\0\x08\0\1\xb0\1\0\4\0\0\0\1\xff\xff\xff\xff")
-    ),
-    "jpeg profile in 255 pieces": lambda: jpeg_with(
-        *(segment(0xE2, b"ICC_PROFILE\0" + bytes([n, 255]) + bytes(60000)) for n in range(255))
-    ),
-    "jpeg resources": lambda: jpeg_with(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0\xff\xff\xff\xff" * 3000)),
-    "png magic": lambda: b"\x89PNG\r\n\x1a\n",
-    "png cut in its header": lambda: cut("PNG", 0.15),
     "png cut in its pixels": lambda: cut("PNG", 0.7),
-    "png of a pixel too many": lambda: png(8193, 8192, 8, 2),
     "png of 2 ** 31 x 1": lambda: png(2**31 - 1, 1, 1, 0),
-    "png of 1 x 2 ** 31": lambda: png(1, 2**31 - 1, 1, 0),
     "png of 65536 x 9": lambda: png(65536, 9, 8, 2),
-    "png of 0 x 0": lambda: png(0, 0, 8, 2),
-    "png of pixels that are not there": lambda: png(4000, 4000, 8, 2),
     "png of more pixels than it says": lambda: png(9, 9, 8, 2, bytes(64 * MIB)),
-    "png of depth 3": lambda: png_swapped(24, b"\3"),
-    "png of colour 7": lambda: png_swapped(25, b"\7"),
-    "png interlaced where it is not": lambda: png_swapped(28, b"\1"),
-    "png palette without colours": lambda: png_swapped(25, b"\3"),
+    "png palette without colours": lambda: png(9, 9, 8, 3, bytes(90)),
     "png text bomb": lambda: png_with(png_text(64 * MIB)),
     "png text bombs": lambda: png_with(png_text(MIB) * 200),
     "png profile bomb": lambda: png_with(chunk(b"iCCP", b"a\0\0" + zeros(64 * MIB))),
     "png exif bomb": lambda: png_with(chunk(b"eXIf", exif(4000, MIB))),
     "png chunks": lambda: png_with(chunk(b"abCd", b"") * 400_000),
-    "png texts": lambda: png_with(*(chunk(b"tEXt", b"%d\0" % n) for n in range(70_000))),
-    "png pixels in empty chunks": lambda: png_with(chunk(b"IDAT", b"") * 400_000),
-    "png chunk of 4 GiB": lambda: png_with(b"\xff\xff\xff\xffabCd"),
-    "png animated 100,000 times": lambda: png_with(chunk(b"acTL", struct.pack(">II", 100_000, 0))),
-    "gif magic": lambda: b"GIF89a",
-    "gif cut": lambda: cut("GIF", 0.5),
     "gif of 65535 x 65535": lambda: b"GIF89a\xff\xff\xff\xff\0\0\0" + GIF_FRAME,
     "gif frame beyond its screen": lambda: gif(b"," + b"\xff" * 8 + b"\0\2\2\x44\1\0"),
     "gif to be cleared beyond its screen": lambda: gif(b"!\xf9\4\x08\0\0\0\0," + b"\xff\x2f" * 4 + b"\0\2\2\x44\1\0"),
@@ -278,28 +199,14 @@ QUICK: dict[str, Callable[[], bytes]] = {
     "gif comment": lambda: gif(b"!\xfe" + (b"\xff" + b"a" * 255) * 80_000 + b"\0"),
     "gif extensions": lambda: gif(b"!\1\0" * MIB),
     "gif rubbish": lambda: gif(bytes(MIB)),
-    "gif control block cut": lambda: GIF_HEAD + b"!\xf9\4",
-    "gif of codes too long": lambda: GIF_HEAD + GIF_FRAME[:10] + b"\x1f" + GIF_FRAME[11:],
-    "bmp magic": lambda: b"BM",
-    "bmp cut": lambda: cut("BMP", 0.5),
-    "bmp of 2 ** 31 colours": lambda: photo("BMP")[:46] + b"\xff\xff\xff\x7f" + photo("BMP")[50:],
     "bmp of 2 ** 31 x 2 ** 31": lambda: photo("BMP")[:18] + b"\xff\xff\xff\x7f" * 2 + photo("BMP")[26:],
-    "bmp of negative height": lambda: photo("BMP")[:22] + struct.pack("<i", -(2**31)) + photo("BMP")[26:],
     "bmp runs": lambda: bmp_packed(8191, 8191, b"\1\0" * MIB),
-    "bmp ends of lines": lambda: bmp_packed(8191, 8191, b"\0\0" * MIB),
     "bmp empty lines": lambda: bmp_packed(8191, 8191, b"\1\0\0\0" * 8191),
-    "bmp jumps": lambda: bmp_packed(2048, 2048, b"\0\2\xff\xff" * 9999),
-    "bmp half runs": lambda: bmp_packed(2048, 2048, b"\xff\x12" * 20_000, bits=4),
-    "tiff magic": lambda: b"II*\0",
-    "tiff cut in its directory": lambda: cut("TIFF", 0.9)[:-60],
-    "tiff cut in its pixels": lambda: photo("TIFF", compression="tiff_lzw")[:90] + b"II*\0",
     "tiff of 2 ** 32 x 2 ** 32": lambda: tiff({256: longs(2**32 - 1), 257: longs(2**32 - 1)}),
     "tiff of 65535 x 65535": lambda: tiff({256: longs(65535), 257: longs(65535)}),
-    "tiff of 0 x 0": lambda: tiff({256: longs(0), 257: longs(0)}),
     "tiff of 25,000 tags that hold 16 MiB each": lambda: tiff(data=bytes(16 * MIB), more=25_000),
     "tiff directory without end": lambda: b"II*\0" + struct.pack("<LH", 8, 65535) + bytes(12 * 65535) + b"\x08\0\0\0",
     "tiff directory of itself": lambda: tiff()[:-4] + tiff()[4:8],
-    "tiff directory past the end": lambda: b"II*\0\xff\xff\xff\xff",
     "tiff strips of the same 32 MiB": lambda: tiff_strips(65535, 32 * MIB),
     "tiff strips without sizes": lambda: tiff_strips(65535, 32 * MIB).replace(
         struct.pack("<HH", 279, 4), b"\0\xff\4\0"
@@ -311,44 +218,27 @@ QUICK: dict[str, Callable[[], bytes]] = {
         {322: longs(2**31), 323: longs(2**31), 324: longs(8), 325: longs(64), 259: shorts(5)}
     ),
     "tiff of 65535 samples": lambda: tiff({277: shorts(65535)}),
-    "tiff of 64 bits": lambda: tiff({258: shorts(64)}),
-    "tiff of the colours of a sensor": lambda: tiff({262: shorts(32803)}),
     "tiff of jpeg scans": lambda: tiff({259: shorts(7), 279: longs(MIB)}, b"\xff\xd8" + b"\xff\xda\0\2" * MIB),
-    "tiff of lzma": lambda: tiff({259: shorts(34925)}),
     "bigtiff": lambda: b"II+\0\x08\0\0\0\x10" + bytes(60),
-    "tiff magic the wrong way": lambda: b"II\0*" + tiff()[4:],
-    "avif magic": lambda: b"\0\0\0\x1cftypavif",
     "avif cut": lambda: cut("AVIF", 0.7),
-    "avif cut in its header": lambda: cut("AVIF", 0.2),
     "avif of 65535 x 65535": lambda: avif_lying(65535, 65535),
-    "avif of 2 ** 32 x 2 ** 32": lambda: avif_lying(2**32 - 1, 2**32 - 1),
-    "avif of 0 x 0": lambda: avif_lying(0, 0),
     "avif exif bomb": avif_exif_bomb,
-    "avif of the same bytes 1,000 times": lambda: avif_extents(1000, 16 * MIB),
     "avif boxes": lambda: photo("AVIF") + b"\0\0\0\x08free" * 100_000,
-    "avif box of 4 GiB": lambda: photo("AVIF")[:32] + b"\xff\xff\xff\xff" + photo("AVIF")[36:],
     "film": lambda: b"\0\0\0\x18ftypisom\0\0\2\0isomiso2" + bytes(999),
-    "webp magic": lambda: b"RIFF\xff\xff\xff\xffWEBPVP8 ",
     "webp cut": lambda: cut("WEBP", 0.5),
     "webp of 2 ** 24 x 2 ** 24": webp_canvas,
     "webp of 100,000 frames": lambda: webp_frames(100_000),
     "webp exif bomb": lambda: photo("WEBP", exif=exif(4000, MIB)),
-    "webp chunk of 4 GiB": lambda: photo("WEBP")[:16] + b"\xff\xff\xff\xff" + photo("WEBP")[20:],
 }
 
 # Photographs within the limits that take a decoder longest, and bombs of the same size.
 SLOW: dict[str, Callable[[], bytes]] = {
-    "png of 67 million pixels": lambda: png_zeros(8191, 8192, 8, 2, 3),
     "png of 67 million transparent ones": lambda: png_zeros(8191, 8192, 8, 6, 4),
     "png of 67 million of 16 bits": lambda: png_zeros(8191, 8192, 16, 6, 8),
-    "png of one row": lambda: png_zeros(65535, 1024, 8, 6, 4),
-    "png of one column": lambda: png_zeros(1024, 65535, 8, 6, 4),
     "webp of 67 million transparent ones": lambda: encoded(Image.new("RGBA", (8191, 8191)), "WEBP", lossless=True),
     "gif of 67 million pixels": lambda: encoded(Image.new("P", (8191, 8191)), "GIF"),
-    "bmp of 4 million in runs of one": lambda: bmp_packed(2048, 2048, b"\1\0" * (3 * MIB)),
     "bmp of 4 million in empty lines": lambda: bmp_packed(2048, 2048, b"\1\0\0\0" * 2048),
     "tiff of 67 million in LZW": lambda: encoded(Image.new("RGBA", (8191, 8191)), "TIFF", compression="tiff_lzw"),
-    "tiff of 67 million of 16 bits": lambda: encoded(Image.new("I;16", (8191, 4000)), "TIFF"),
     "tiff of 65535 strips": lambda: tiff(
         {256: longs(1024), 257: longs(65535), 278: longs(1), 273: longs(8, 65535), 279: longs(8, 65535)},
         struct.pack("<L", 8) * 65535,
@@ -356,8 +246,6 @@ SLOW: dict[str, Callable[[], bytes]] = {
     "avif of 67 million pixels": lambda: encoded(Image.new("RGB", (8191, 8191)), "AVIF", speed=10),
     "jpeg of 67 million in 60 scans": lambda: jpeg_scans(8191, 50),
     "jpeg of 67 million in 1,000 scans": lambda: jpeg_scans(8191, 990),
-    "64 MiB of nothing": lambda: b"\xff\xd8\xff" + bytes(64 * MIB - 3),
-    "64 MiB of filling": lambda: b"\xff\xd8" + b"\xff" * (64 * MIB - 2),
     "64 MiB of comments": lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * (16 * MIB - 1),
     "64 MiB of chunks": lambda: b"\x89PNG\r\n\x1a\n" + chunk(b"abCd", b"") * (5 * MIB),
     "a byte more than 64 MiB": lambda: bytes(64 * MIB + 1),
@@ -374,13 +262,9 @@ def png_zeros(width: int, height: int, depth: int, colour: int, bytes_each: int)
 SOUND: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: photo("JPEG", exif=exif(1, 60, 6)),
     "jpeg progressive": lambda: photo("JPEG", progressive=True, comment=b"a comment"),
-    "jpeg grey": lambda: encoded(quarters().convert("L"), "JPEG"),
     "jpeg cmyk": lambda: encoded(quarters().convert("CMYK"), "JPEG"),
     "png": lambda: photo("PNG", exif=exif(1, 60, 3)),
-    "png palette": lambda: encoded(quarters().convert("P"), "PNG", transparency=1),
-    "png alpha": lambda: encoded(quarters().convert("RGBA"), "PNG"),
     "png 16": lambda: png(5, 5, 16, 2, bytes(155)),
-    "webp": lambda: photo("WEBP"),
     "webp animated": lambda: bytes(webp_animated()),
     "gif": lambda: photo("GIF", comment=b"a comment"),
     "gif animated": lambda: encoded(
@@ -390,18 +274,16 @@ SOUND: dict[str, Callable[[], bytes]] = {
     "tiff": lambda: photo("TIFF"),
     "tiff turned": lambda: photo("TIFF", exif=turned(6)),
     "tiff deflate": lambda: photo("TIFF", compression="tiff_adobe_deflate"),
-    "tiff lzw": lambda: photo("TIFF", compression="tiff_lzw"),
     "tiff jpeg": lambda: photo("TIFF", compression="jpeg"),
     "tiff fax": lambda: encoded(quarters().convert("1"), "TIFF", compression="group4"),
     "tiff of two pages": lambda: encoded(
         quarters(), "TIFF", save_all=True, append_images=[Image.new("RGB", (12, 8), "red")]
     ),
-    "avif": lambda: photo("AVIF"),
     "avif turned": lambda: photo("AVIF", exif=turned(6)),
     "avif alpha": lambda: encoded(quarters().convert("RGBA"), "AVIF"),
     "bmp packed": lambda: bmp_packed(24, 24, b"\x18\5\0\0" * 24 + b"\0\1"),
 }
-"""Photographs to damage; all of them load."""
+"""Sound photographs, to be damaged."""
 
 
 def turned(orientation: int) -> Image.Exif:
@@ -433,18 +315,6 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def mutations(seed: int) -> Iterator[tuple[str, bytes]]:
-    """Damaged photographs without end, each with what makes it again."""
-    number = 0
-    while True:
-        for kind, make in SOUND.items():
-            yield f"{kind}, seed {seed}, {number}", damaged(make(), random.Random(f"{seed} {number} {kind}"))
-        number += 1
-
-
 def made(kind: str) -> bytes:
-    """By its name in QUICK or SLOW."""
+    """The file of a name in QUICK or SLOW."""
     return (QUICK | SLOW)[kind]()
-
-
-__all__ = ["QUICK", "SLOW", "SOUND", "damaged", "exif", "made", "mutations", "photo"]

@@ -1,4 +1,4 @@
-"""A server on this machine, of one photograph and of all that goes wrong with photographs on the web."""
+"""A server on this machine with one photograph, and with answers that are faulty, hostile or endless."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, pixels: bytes = b"", clear: bytes = b"") -> bytes:
-    """A PNG by hand: what Pillow does not write, 16-bit colour, perhaps a clear one, and sizes that are not true."""
+    """A PNG that Pillow does not write: 16-bit colour, a transparent colour, false sizes."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = (
         chunk(b"IHDR", header)
@@ -64,7 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append((self.path, dict(self.headers)))
         self.close_connection = True
-        with contextlib.suppress(OSError):  # the client went away, as it should
+        with contextlib.suppress(OSError):  # the client has closed the connection
             getattr(self, f"answer_{urlsplit(self.path).path.split('/')[1]}", self.answer_missing)()
 
     def head(self, status: int = 200, **headers: object) -> None:
@@ -78,46 +78,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(chunk)
 
     def flood(self, piece: bytes = bytes(2**14)) -> None:
-        """The same without end, as fast as the client takes it."""
         while not self.server.closing.is_set():
             self.wfile.write(piece)
 
+    def send(self, content: bytes = b"", **headers: object) -> None:
+        self.head(**headers)
+        self.wfile.write(content)
+
     def answer_photo(self) -> None:
-        self.head(Content_Length=len(PHOTO), Content_Type="image/png")
-        self.wfile.write(PHOTO)
+        self.send(PHOTO, Content_Length=len(PHOTO), Content_Type="image/png")
 
     def answer_unmeasured(self) -> None:
-        self.head()
-        self.wfile.write(PHOTO)
+        self.send(PHOTO)
 
     def answer_chunked(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        for start in range(0, len(PHOTO), 50):
-            piece = PHOTO[start : start + 50]
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        self.wfile.write(b"0\r\n\r\n")
+        pieces = [PHOTO[start : start + 50] for start in range(0, len(PHOTO), 50)]
+        content = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+        self.send(content + b"0\r\n\r\n", Transfer_Encoding="chunked")
 
     def answer_missing(self) -> None:
         self.head(404, Content_Length=0)
 
     def answer_empty(self) -> None:
-        self.head(Content_Length=0)
+        self.send(Content_Length=0)
 
     def answer_page(self) -> None:
-        self.head(Content_Length=6, Content_Type="image/png")
-        self.wfile.write(b"<html>")
+        self.send(b"<html>", Content_Length=6, Content_Type="image/png")
 
     def answer_short(self) -> None:
-        self.head(Content_Length=len(PHOTO) + 1)
-        self.wfile.write(PHOTO)
+        self.send(PHOTO, Content_Length=len(PHOTO) + 1)
 
     def answer_short_chunk(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        self.wfile.write(b"ffff\r\n" + PHOTO)
+        self.send(b"ffff\r\n" + PHOTO, Transfer_Encoding="chunked")
 
     def answer_compressed(self) -> None:
-        self.head(Content_Length=len(PHOTO), Content_Encoding="gzip")
-        self.wfile.write(PHOTO)
+        self.send(PHOTO, Content_Length=len(PHOTO), Content_Encoding="gzip")
 
     def answer_giant(self) -> None:
         self.head(Content_Length=10 * 2**30)
@@ -127,17 +122,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.head()
         self.flood()
 
-    def answer_endless_chunks(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        self.flood(b"4000\r\n" + bytes(2**14) + b"\r\n")
-
     def answer_drip(self) -> None:
         self.head(Content_Length=10_000)
         self.drip()
 
     def answer_drip_headers(self) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-        self.drip(b"X: y\r\n" if "lines" in self.path else b"X")
+        self.drip(b"X")
 
     def answer_silence(self) -> None:
         self.server.closing.wait(30)
@@ -155,16 +146,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         left = int(self.path.split("/")[2])
         self.head(302, Location=f"/hops/{left - 1}" if left > 1 else "/photo")
 
-    def answer_round(self) -> None:
-        self.head(307, Location="/round")
-
-    def answer_lost(self) -> None:
-        self.head(302)
-
     def answer_negative_chunk(self) -> None:
-        """A chunk that says it has -1 bytes, and zeros without end."""
-        self.head(Transfer_Encoding="chunked")
-        self.wfile.write(b"-1\r\n")
+        self.send(b"-1\r\n", Transfer_Encoding="chunked")
         self.flood()
 
     def answer_flooding_redirect(self) -> None:
@@ -172,8 +155,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.flood()
 
     def answer_trailers(self) -> None:
-        self.head(Transfer_Encoding="chunked")
-        self.wfile.write(b"%x\r\n%b\r\n0\r\n" % (len(PHOTO), PHOTO))
+        self.send(b"%x\r\n%b\r\n0\r\n" % (len(PHOTO), PHOTO), Transfer_Encoding="chunked")
         self.flood(b"X: y\r\n" * 2**10)
 
     def answer_long_header(self) -> None:
@@ -205,7 +187,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
-    """The server, at its work until the end of the block; over TLS with a context."""
+    """A server until the end of the block; over TLS with a context."""
     with Server() as server:
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -220,7 +202,7 @@ def serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
 
 
 def certificate(folder: Path, name: str = "photos.example") -> Path | None:
-    """A certificate of our own for a host's name; None where there is no openssl program that makes one."""
+    """A self-signed certificate for a host; None where no openssl program makes one."""
     openssl = shutil.which("openssl")
     if openssl is None:
         return None

@@ -1,4 +1,4 @@
-"""train.py as torchrun's tests start it: a rank writes down which process it is, and may be told to fail.
+"""train.py as the tests of torchrun start it: a rank writes its process id into a file, and may fail at a given step.
 
     torchrun --nproc-per-node 2 tests/helpers/torchrun.py FOLDER [train.py's flags]
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.helpers.tiny_data import D, write_tiny
+from tests.helpers.training import model_of
 from torch_caption.data.dataset import Split, open_data
 from torch_caption.decoding import DecodingOptions
-from torch_caption.inference.captions import caption_images
+from torch_caption.inference.captions import caption_images, looked
 from torch_caption.model.captioner import CaptioningRNN
 
 
@@ -21,7 +24,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 @pytest.fixture(scope="module")
 def model(split: Split) -> CaptioningRNN:
-    """An untrained one, in float64, so that batches of any size give the same."""
+    """An untrained one in float64, which gives the same in batches of any size."""
     torch.manual_seed(0)
     model = CaptioningRNN(split.vocabulary.word_to_idx, D, 6, 8, "rnn").double()
     with torch.no_grad():
@@ -32,7 +35,7 @@ def model(split: Split) -> CaptioningRNN:
 
 
 def test_the_best_caption_of_a_beam_is_the_first_of_the_n_best(model: CaptioningRNN, split: Split) -> None:
-    """Whatever the batches, with a length penalty unless told otherwise."""
+    """In batches of any size, by default with a length penalty."""
     images = [7, 0, 11, 3, 5]
     four = DecodingOptions(beam_size=4, max_length=6)
     found = caption_images(model, split, images, four)
@@ -67,7 +70,32 @@ def test_no_images(model: CaptioningRNN, split: Split) -> None:
     assert caption_images(model, split, [], DecodingOptions(beam_size=3)) == caption_images(model, split, []) == {}
 
 
-def test_captions_that_there_are_not_are_left_out(model: CaptioningRNN, split: Split) -> None:
-    """Of one word there are as many captions as words that may be said."""
+def test_a_beam_wider_than_the_vocabulary_gives_fewer_captions(model: CaptioningRNN, split: Split) -> None:
     (captions,) = caption_images(model, split, [0], DecodingOptions(beam_size=50, max_length=1)).values()
     assert len(captions) == model.vocab_size - 2
+
+
+def test_attention_depends_on_the_words_of_its_caption_alone(tmp_path: Path) -> None:
+    """One image has several captions, of several lengths."""
+    data = open_data(write_tiny(tmp_path / "grids", grids=True), grids=True)
+    split, model = data["val"], model_of(data, cell_type="attention").eval()
+    texts = ["a red circle", "", "one red circle is here", "dragon"]  # <UNK> where the vocabulary has no dragon
+    features = split.features_of([3, 3, 5, 3])
+    together = looked(model, split.vocabulary, features, texts)
+    assert [weights.shape for weights in together] == [(3, 3, 2), (0, 3, 2), (5, 3, 2), (1, 3, 2)]
+    for k, text in enumerate(texts):
+        (alone,) = looked(model, split.vocabulary, features[k : k + 1], [text])
+        np.testing.assert_allclose(alone, together[k], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(alone.sum((1, 2)), 1, rtol=1e-5)
+
+
+def test_sampled_captions_depend_on_the_seed_and_the_image_alone(split: Split, model: CaptioningRNN) -> None:
+    four = DecodingOptions(samples=4, max_length=6)
+    drawn = caption_images(model, split, [2, 5, 7], four, seed=1)
+    assert caption_images(model, split, [7], four, seed=1)[7] == drawn[7]
+    assert caption_images(model, split, [7], four, seed=2)[7] != drawn[7]
+    assert len({caption.text for caption in drawn[2]}) > 1
+    greedy = caption_images(model, split, [2, 5, 7], DecodingOptions(max_length=6))
+    for idx, (caption,) in caption_images(model, split, [2, 5, 7], DecodingOptions(top_k=1, max_length=6)).items():
+        assert caption.text == greedy[idx][0].text
+        assert caption.log_prob == pytest.approx(greedy[idx][0].log_prob, rel=1e-5)

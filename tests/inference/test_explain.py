@@ -1,4 +1,4 @@
-"""What a model says of one picture, held against what decoding says of it."""
+"""The description of one picture: captions, words and alternatives against those of decoding."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ def test_captions_are_those_of_beam_search(cell_type: str) -> None:
 
 @pytest.mark.parametrize("cell_type", CELLS)
 def test_the_words_make_up_the_first_caption(cell_type: str) -> None:
-    """Their texts, and the product of their probabilities."""
     description = described(cell_type)
     texts = [word.guess.text for word in description.words]
     assert " ".join(text for text in texts if text != "<END>") == description.captions[0].text
@@ -61,7 +60,7 @@ def test_alternatives_are_the_likeliest_words() -> None:
     assert {other.text for other in everything}.isdisjoint({"<NULL>", "<START>"})
 
 
-def test_a_caption_that_is_cut_off_has_no_end() -> None:
+def test_a_truncated_caption_has_no_end() -> None:
     words = described("lstm", max_length=2).words
     assert len(words) == 2
     assert "<END>" not in [word.guess.text for word in words]

@@ -1,9 +1,10 @@
-"""The exported captioner says what the captioner says, and needs nothing of this package to say it."""
+"""The exported captioner makes the captions of the captioner, without this package."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from tests.helpers.command import refusal
 from tests.helpers.steppers import captioner, images
+from tests.helpers.training import cells
 from tests.test_docs import blocks
 from torch_caption.__main__ import main
 from torch_caption.checkpoints import format as checkpoints
@@ -29,9 +32,9 @@ T = 7
 PAGE_OUT = "captioner.onnx"  # what the page calls the file
 
 
-@pytest.fixture(params=CELLS, scope="module")
+@pytest.fixture(params=cells("rnn"), scope="module")
 def model(request: pytest.FixtureRequest) -> CaptioningRNN:
-    """One some of whose captions end."""
+    """Some of its captions end."""
     model = captioner(request.param, dtype=torch.float32).eval()
     with torch.no_grad():
         while not (model.sample(pictures(request.param, 64), T) == 2).any():
@@ -54,7 +57,7 @@ def saved(model: CaptioningRNN, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def pictures(cell_type: str, n: int) -> Tensor:
     """Features of n images, places in a row if they have any."""
     features = images(cell_type, n, n, torch.float32)
-    return features.flatten(2) if CELLS[cell_type].looks else features
+    return features.flatten(2) if CELLS[cell_type].attends else features
 
 
 def run(path: Path, features: Tensor) -> Tensor:
@@ -74,16 +77,15 @@ def onnx_file(saved: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 9, 64])
-def test_onnx_says_the_same(model: CaptioningRNN, onnx_file: Path, n: int) -> None:
-    expected = model.sample(pictures(model.cell_type, n), T)
-    assert torch.equal(run(onnx_file, pictures(model.cell_type, n)), expected)
-    if n == 64:
-        assert expected.unique(dim=0).shape[0] > 10  # captions differ
-        assert len((expected == 2).any(1).unique()) == 2  # some end, some are cut off
+def test_onnx_makes_the_same_captions(model: CaptioningRNN, onnx_file: Path) -> None:
+    for n in (0, 1, 2, 9, 64):
+        expected = model.sample(pictures(model.cell_type, n), T)
+        assert torch.equal(run(onnx_file, pictures(model.cell_type, n)), expected)
+    assert expected.unique(dim=0).shape[0] > 10  # captions differ
+    assert len((expected == 2).any(1).unique()) == 2  # some end, some are truncated
 
 
-def test_what_the_onnx_file_says_of_itself(onnx_file: Path, saved: Path) -> None:
+def test_the_onnx_file_holds_words_length_and_recipe(onnx_file: Path, saved: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")
     session = onnxruntime.InferenceSession(onnx_file)
     about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
@@ -91,14 +93,14 @@ def test_what_the_onnx_file_says_of_itself(onnx_file: Path, saved: Path) -> None
     assert about["max_length"] == T
     assert about["features"] == {"encoder": "none"}
     (features,), (ids,) = session.get_inputs(), session.get_outputs()
-    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).config.cell_type].looks else ["N", 5]
+    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).config.cell_type].attends else ["N", 5]
     assert (features.name, features.shape, features.type) == ("features", shape, "tensor(float)")
     assert (ids.name, ids.shape, ids.type) == ("ids", ["N", T], "tensor(int64)")
     assert {path.name for path in onnx_file.parent.glob(f"{PAGE_OUT}*")} == {PAGE_OUT}  # one file, weights and all
 
 
-def test_the_lines_of_the_page(model: CaptioningRNN, onnx_file: Path, saved: Path) -> None:
-    """They run without torch and without this package, and print the captions."""
+def test_the_code_of_the_page_prints_the_captions(model: CaptioningRNN, onnx_file: Path, saved: Path) -> None:
+    """Without torch and without this package."""
     (code,) = (block.content for block in blocks(ROOT / "docs" / "export.md") if "onnxruntime" in block.content)
     np.save(onnx_file.with_name("features.npy"), pictures(model.cell_type, 9).numpy())
     code += "\nimport sys\nassert not {'torch', 'torch_caption'} & {*sys.modules}\n"
@@ -118,7 +120,8 @@ def alone(code: str, folder: Path) -> str:
     return subprocess.check_output(command, cwd=folder, env=environment, text=True, encoding="utf-8", timeout=240)
 
 
-def test_pt2_says_the_same_without_this_package(model: CaptioningRNN, saved: Path) -> None:
+@pytest.mark.exhaustive
+def test_pt2_makes_the_same_captions_without_this_package(model: CaptioningRNN, saved: Path) -> None:
     path = saved.with_name("captioner.pt2")
     assert main(["export", str(saved), "--out", str(path), "--max-length", str(T)]) == 0
     sizes = [1, 2, 9]
@@ -137,26 +140,27 @@ print(len(json.loads(about["words.json"])), about["max_length.json"])
         assert torch.equal(said, model.sample(pictures(model.cell_type, n), T))
 
 
-def test_the_graph_says_the_same(model: CaptioningRNN) -> None:
-    """In float64, of no images too, without <UNK>, and after training, whose dropout is off in it."""
+def test_the_graph_makes_the_same_captions(model: CaptioningRNN) -> None:
+    """In float64, of no images, without <UNK>, and of a model in training mode, whose dropout is off in the graph."""
     double = captioner(model.cell_type).double().train()
     double.dropout = 0.5
     with torch.no_grad():
         double.b_vocab[3] += 3
     for options in ({}, {"no_unk": True}):
-        said = export.trace(double, T, **options).module()
+        exported = export.trace(double, T, **options).module()
         for n in (0, 1, 5):
             features = pictures(model.cell_type, n).double()
             expected = double.beam_search(features, 1, T, **options).words.squeeze(1)
-            assert torch.equal(said(features), expected)
+            assert torch.equal(exported(features), expected)
     assert (double.sample(pictures(model.cell_type, 5).double(), T) == 3).any()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kind", [Dim.AUTO, Dim.DYNAMIC], ids=["AUTO", "DYNAMIC"])
 def test_the_greedy_captioner_is_exported_for_every_batch(model: CaptioningRNN, kind: Any, strict: bool) -> None:
-    """As `export.trace` does with named sizes; of T images as well, of which no other size is one."""
-    axes = {0: kind, 2: kind} if model.cell.looks else {0: kind}
+    """Also of T images, whose number is the size of another axis."""
+    axes = {0: kind, 2: kind} if model.cell.attends else {0: kind}
     greedy, example = export.Greedy(model, T), pictures(model.cell_type, T)
     with torch.no_grad():
         program = torch.export.export(greedy, (example,), dynamic_shapes=(axes,), strict=strict).module()
@@ -171,47 +175,34 @@ def test_captions_without_an_end() -> None:
     assert torch.equal(export.trace(model, T).module()(features), model.sample(features, T))
 
 
-@pytest.fixture
-def in_folder(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "best.safetensors").write_bytes(saved.read_bytes())
-    return tmp_path
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
+        (["nowhere.safetensors", "--out", "x.pt2"], "nowhere.safetensors: no such checkpoint"),
         (["best.safetensors", "--out", "x.txt"], "--out x.txt: the name must end in .onnx or .pt2"),
         (["best.safetensors", "--out", "missing/x.pt2"], "there is no folder missing"),
         (["best.safetensors", "--out", "x.pt2", "--max-length", "0"], "--max-length must be at least 1, not 0"),
         (["best.safetensors", "--out", "folder.pt2"], "folder.pt2"),
-        (
-            ["best.safetensors", "--out", "x.onnx"],
-            "--out x.onnx: needs onnx and onnxscript: python -m pip install -r requirements-export.txt",
-        ),
+        (["best.safetensors", "--out", "x.onnx"], "needs onnx and onnxscript: python -m pip install -r requirements-"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes(
+def test_invalid_arguments_are_one_line(
     args: list[str],
     message: str,
-    in_folder: Path,
+    saved: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if args[-1] == "x.onnx" or args[0] == "nowhere.safetensors":
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(saved, tmp_path)
+    (tmp_path / "folder.pt2").mkdir()
+    if args[-1] == "x.onnx":
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    args = ["nowhere.safetensors", "--out", "x.pt2"] if args == ["nowhere.safetensors"] else args
-    (in_folder / "folder.pt2").mkdir()
-    assert main(["export", *args]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    assert message in refusal(["export", *args], capsys)
 
 
-def test_a_caption_has_at_least_a_word(model: CaptioningRNN) -> None:
+def test_the_length_of_a_caption_is_at_least_1(model: CaptioningRNN) -> None:
     with pytest.raises(ValueError, match=r"^max_length must be an integer of at least 1, not 0$"):
         export.trace(model, 0)

@@ -1,21 +1,21 @@
-"""The download of cs231n's archive, from a server on this machine that can be made to misbehave."""
+"""The download of cs231n's archive, from a server on this machine that misbehaves on request."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 import socket
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.data_directory import contents
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data
 from torch_caption.errors import DownloadError
@@ -25,14 +25,14 @@ from torch_caption.io.download import Source
 
 @dataclass
 class Server:
-    """What the server does, and what it was asked.
+    """What the server does, and the requests to it.
 
     Attributes:
-        content: what it serves.
+        content: of the answer.
         etag, modified: validators, sent and honoured where given.
         ranges: whether it serves ranges; "blindly" also when If-Range forbids it.
-        cut: bytes after which it hangs up; None never.
-        length: what it says of the length; None the truth, "" nothing.
+        cut: bytes after which it closes the connection; None never.
+        length: the header Content-Length; None is the true one, "" none.
         status, location: of an answer other than the content.
         asked: the Range and If-Range of each request.
     """
@@ -131,10 +131,6 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "new" / "coco"
 
 
-def contents(directory: Path) -> Mapping[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
-
-
 def part_of(target: Path) -> Path:
     return target / "coco_captioning.zip.part"
 
@@ -155,15 +151,15 @@ def assert_fails(target: Path, url: str, capsys, message: str, status: int = 2) 
     assert not (target / ".unpacking").exists()
 
 
-# From a server that does its duty
+# A sound server
 
 
-def test_download(server, source, target, capsys):
+def test_the_archive_is_downloaded_and_unpacked(server, source, target, capsys):
     server.content = packed(source)
     status, out, err = run(target, server.url, capsys)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{target}: sound, 10 words\n")
-    assert contents(target) == contents(source)  # the archive and its note are gone
+    assert out.startswith(f"{target}: valid, 10 words\n")
+    assert contents(target) == contents(source)  # and nothing else
     assert server.asked == [(None, None)]
 
 
@@ -179,23 +175,18 @@ def test_a_complete_directory_is_not_downloaded_again(server, source, target, ca
 
 
 @pytest.mark.parametrize("folder", ["", "coco_captioning/", "other/"])
-def test_only_known_files_are_unpacked(server, source, target, capsys, folder):
+def test_only_known_files_are_unpacked_and_others_kept(server, source, target, capsys, folder):
+    target.mkdir(parents=True)
+    (target / "notes.txt").write_text("mine", encoding="utf-8")
     extra = {"readme.txt": b"x", "__MACOSX/._a.h5": b"x", "a/b/coco2014_vocab.json": b"{}", f"{folder}evil.py": b"x"}
     server.content = packed(source, folder, **extra)
     assert run(target, server.url, capsys)[0] == 0
+    assert (target / "notes.txt").read_text(encoding="utf-8") == "mine"
+    (target / "notes.txt").unlink()
     assert contents(target) == contents(source)
 
 
-def test_files_of_others_stay(server, source, target, capsys):
-    server.content = packed(source)
-    target.mkdir(parents=True)
-    (target / "notes.txt").write_text("mine", encoding="utf-8")
-    assert run(target, server.url, capsys)[0] == 0
-    assert (target / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert {**contents(source), "notes.txt": contents(target)["notes.txt"]} == contents(target)
-
-
-# Going on after a stop
+# Resuming
 
 
 @pytest.mark.parametrize(
@@ -204,11 +195,11 @@ def test_files_of_others_stay(server, source, target, capsys):
         ('"one"', None, '"one"'),
         ('"one"', "Mon, 01 Jan 2024 00:00:00 GMT", '"one"'),
         (None, "Mon, 01 Jan 2024 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 GMT"),
-        ('W/"one"', None, None),  # a weak one does not promise the same bytes
+        ('W/"one"', None, None),  # a weak validator does not promise the same bytes
         (None, None, None),
     ],
 )
-def test_goes_on_after_a_cut(server, source, target, capsys, etag, modified, asked):
+def test_a_download_resumes_after_a_lost_connection(server, source, target, capsys, etag, modified, asked):
     server.content, server.etag, server.modified, server.cut = packed(source), etag, modified, 1000
     assert_fails(
         target, server.url, capsys, rf"cut off, {len(server.content) - 1000:,} bytes are missing; run the same"
@@ -222,17 +213,9 @@ def test_goes_on_after_a_cut(server, source, target, capsys, etag, modified, ask
     assert server.asked == [(None, None), ("bytes=1000-", asked), ("bytes=1700-", asked)]
 
 
-def test_a_server_without_ranges_starts_anew(server, source, target, capsys):
-    server.content, server.cut, server.ranges = packed(source), 1000, False
-    assert_fails(target, server.url, capsys, "cut off")
-    server.cut = None
-    assert run(target, server.url, capsys)[0] == 0
-    assert contents(target) == contents(source)
-
-
-@pytest.mark.parametrize("ranges", [True, "blindly"])
+@pytest.mark.parametrize("ranges", [True, False, "blindly"])
 @pytest.mark.parametrize("same_etag", [True, False])
-def test_a_changed_archive_is_not_glued_together(server, source, target, capsys, ranges, same_etag):
+def test_a_changed_archive_is_downloaded_from_its_beginning(server, source, target, capsys, ranges, same_etag):
     server.content, server.cut, server.ranges = packed(source, "old/"), 1000, ranges
     assert_fails(target, server.url, capsys, "cut off")
     server.content, server.cut = packed(source, "much_newer/"), None
@@ -245,27 +228,18 @@ def test_a_changed_archive_is_not_glued_together(server, source, target, capsys,
 def test_a_shorter_archive_is_downloaded_whole(server, source, target, capsys):
     server.content, server.cut = packed(source, filler=os.urandom(9000)), len(packed(source)) + 5000
     assert_fails(target, server.url, capsys, "cut off")
-    server.content, server.cut = packed(source), None  # the server says 416
+    server.content, server.cut = packed(source), None  # the server responds 416
     assert run(target, server.url, capsys)[0] == 0
     assert contents(target) == contents(source)
-    assert [bool(range_) for range_, _ in server.asked] == [False, True, False]
 
 
-def test_another_url_starts_anew(server, source, target, capsys):
-    server.content, server.cut = packed(source), 1000
-    assert_fails(target, server.url, capsys, "cut off")
-    server.cut = None
-    assert run(target, server.url + "?other", capsys)[0] == 0
-    assert server.asked == [(None, None), (None, None)]
-
-
-@pytest.mark.parametrize("note", [None, "", "[]", '{"url": 1}', '{"url": "URL", "length": "9", "validator": []}'])
-def test_a_part_without_its_note_starts_anew(server, source, target, capsys, note):
+@pytest.mark.parametrize("note", [None, "[]", '{"url": "other", "length": 1000, "validator": null}'])
+def test_a_part_of_unknown_origin_is_downloaded_from_its_beginning(server, source, target, capsys, note):
     server.content = packed(source)
     target.mkdir(parents=True)
     part_of(target).write_bytes(b"rubbish")
     if note is not None:
-        part_of(target).with_name("coco_captioning.zip.part.json").write_text(note.replace("URL", server.url))
+        part_of(target).with_name("coco_captioning.zip.part.json").write_text(note)
     assert run(target, server.url, capsys)[0] == 0
     assert contents(target) == contents(source)
 
@@ -283,24 +257,15 @@ def test_a_whole_part_is_only_unpacked(server, source, target, capsys):
     assert contents(target) == contents(source)
 
 
-class _InterruptedBar:
+class _InterruptedBar(download.tqdm):
     """A progress bar at which the user presses Ctrl-C."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __enter__(self) -> _InterruptedBar:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def update(self, size: int) -> None:
+    def update(self, size: int = 1) -> None:
         raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("phase", ["download", "unpack"])
-def test_interrupted(server, source, target, capsys, monkeypatch, phase):
+def test_a_download_resumes_after_ctrl_c(server, source, target, capsys, monkeypatch, phase):
     server.content = packed(source)
     bar = download.tqdm
     monkeypatch.setattr(download, "CHUNK", 512)
@@ -310,7 +275,7 @@ def test_interrupted(server, source, target, capsys, monkeypatch, phase):
     )
     status, _, err = run(target, server.url, capsys)
     assert status == 130
-    assert err == f"stopped: {target} keeps what was downloaded; run the same command again to go on\n"
+    assert err == f"stopped: {target} keeps the partial download; run the same command again to continue\n"
     kept = part_of(target).stat().st_size
     assert 0 < kept <= (len(server.content) if phase == "unpack" else 512)
     assert not (target / ".unpacking").exists()
@@ -321,53 +286,35 @@ def test_interrupted(server, source, target, capsys, monkeypatch, phase):
     assert server.asked[1:] == ([] if phase == "unpack" else [(f"bytes={kept}-", '"one"')])
 
 
-# What can go wrong
+# Faults
 
 
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ({"status": 404}, "the server answers 404 Not Found; choose another --url"),
-        ({"status": 500}, "the server answers 500 Internal Server Error"),
-        ({"status": 206}, "the server sends a part of it unasked"),
-        ({"status": 302, "location": "file:///etc/passwd"}, "the server answers 302"),
+        ({"status": 404}, "the server responds 404 Not Found; choose another --url"),
+        ({"status": 206}, "the server sends a part that was not requested"),
         ({"status": 302, "location": "ftp://127.0.0.1/x"}, "redirected to ftp://127.0.0.1/x: only http and https"),
-        ({"status": 302, "location": "/coco_captioning.zip"}, "the server answers 302 .*infinite loop"),
         ({"length": "99999999999999999"}, r"more than 4,294,967,296 bytes"),
-        ({"length": "40"}, "not a sound archive .*not a zip file"),
-        ({"length": "200000"}, "cut off, .* bytes are missing; run the same command again to go on"),
+        ({"length": "40"}, "not a valid archive .*not a zip file"),
         (
             {"length": "", "extra": {"Transfer-Encoding": "chunked"}},
             "cannot be fetched: IncompleteRead.*; run the same command again",
         ),
-        ({"length": "", "cut": 1000}, "not a sound archive .*; it is removed: run again"),
+        ({"length": "", "cut": 1000}, "not a valid archive .*; it is removed: run again"),
     ],
 )
-def test_a_server_that_misbehaves(server, source, target, capsys, behaviour, message):
+def test_a_faulty_answer_is_one_line_and_leaves_no_trace(server, source, target, capsys, behaviour, message):
     server.content = packed(source)
     for name, value in behaviour.items():
         setattr(server, name, value)
     assert_fails(target, server.url, capsys, message)
     server.__dict__.update(Server(content=server.content, url=server.url).__dict__)
-    assert run(target, server.url, capsys)[0] == 0  # and nothing of it stays
-    assert contents(target) == contents(source)
-
-
-def test_a_length_that_is_not_said(server, source, target, capsys):
-    server.content, server.length = packed(source), ""
     assert run(target, server.url, capsys)[0] == 0
     assert contents(target) == contents(source)
 
 
-def test_nobody_answers(target, capsys, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    assert_fails(target, f"http://127.0.0.1:{port}/x.zip", capsys, "cannot be fetched: .*; run the same command again")
-
-
-def test_a_server_that_falls_silent(target, capsys, monkeypatch):
+def test_a_server_that_does_not_answer_is_an_error(target, capsys, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download, "_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -375,8 +322,8 @@ def test_a_server_that_falls_silent(target, capsys, monkeypatch):
         assert_fails(target, url, capsys, "cannot be fetched: timed out; run the same command again")
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "x.zip", "", "http://", "http://["])
-def test_what_is_no_url(target, capsys, url):
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://"])
+def test_an_invalid_url_is_refused(target, capsys, url):
     assert_fails(target, url, capsys, "(only http and https|without a host|not a URL).*; choose another --url")
 
 
@@ -385,35 +332,16 @@ def test_what_is_no_url(target, capsys, url):
     [
         "../coco2014_captions.h5",
         "coco_captioning/../../coco2014_vocab.json",
-        "/coco2014_vocab.json",
         "/etc/x",
         "..\\coco2014_vocab.json",
-        "C:\\coco2014_vocab.json",
         "C:coco2014_vocab.json",
-        "../../x.txt",
     ],
 )
-def test_names_that_lead_out(server, source, target, tmp_path, capsys, name):
+def test_an_entry_outside_the_folder_is_refused(server, source, target, tmp_path, capsys, name):
     before = sorted(tmp_path.rglob("*"))
     server.content = packed(source, **{name: b"hostile"})
     assert_fails(target, server.url, capsys, r"the entry '[^\n]*' leads out of the directory")
     assert sorted(set(tmp_path.rglob("*")) - set(before)) == [target.parent, target]
-
-
-def test_a_link_in_the_archive_is_a_file(server, source, target, capsys):
-    out = io.BytesIO(packed(source))
-    with zipfile.ZipFile(out, "a") as archive:
-        info = zipfile.ZipInfo("train2014_images.txt")
-        info.external_attr = 0o120777 << 16
-        archive.writestr(info, "/etc/passwd")
-    server.content = out.getvalue()
-    assert_fails(
-        target, server.url, capsys, r"not a sound archive \(train2014_images.txt: has 1 lines, but .* 200 rows"
-    )
-
-
-def repeated(source: Path) -> bytes:
-    return packed(source, **{"other/coco2014_vocab.json": b"{}"})
 
 
 def flipped(source: Path) -> bytes:
@@ -425,15 +353,7 @@ def flipped(source: Path) -> bytes:
     return bytes(content)
 
 
-def encrypted(source: Path) -> bytes:
-    content = bytearray(packed(source, ""))
-    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        for found in re.finditer(re.escape(signature), bytes(content)):
-            content[found.start() + offset] |= 1
-    return bytes(content)
-
-
-def packed_by_bzip2(source: Path) -> bytes:
+def bzip2(source: Path) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("coco2014_vocab.json", b"{}")
@@ -445,37 +365,30 @@ def unsound(source: Path) -> bytes:
     return packed(source)
 
 
-def without_captions(source: Path) -> bytes:
-    (source / "coco2014_captions.h5").unlink()
-    return packed(source)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (repeated, "it has coco2014_vocab.json twice"),
+        (lambda source: packed(source, **{"other/coco2014_vocab.json": b"{}"}), "it has coco2014_vocab.json twice"),
+        (bzip2, "it has coco2014_vocab.json compressed by method 12"),
         (flipped, "Bad CRC-32 for file|Error -3 while decompressing"),
-        (encrypted, "encrypted, password required"),
-        (packed_by_bzip2, "it has coco2014_vocab.json packed by method 12"),
         (unsound, r"\(val2014_urls.txt: has 1 lines, but the split's features have 20 rows"),
-        (without_captions, r"\(coco2014_captions.h5: no such file"),
-        (lambda source: packed(source)[:-30], "not a zip file"),
-        (lambda source: b"", "not a zip file"),
         (lambda source: b"<html>moved</html>", "not a zip file"),
         (lambda source: packed(source.parent / "nothing"), "it has none of cs231n's files"),
     ],
 )
-def test_an_archive_that_is_not_sound(server, source, target, capsys, make, message):
+def test_a_damaged_archive_is_removed(server, source, target, capsys, make, message):
     (source.parent / "nothing").mkdir()
     good = packed(source)
     server.content = make(source)
-    assert_fails(target, server.url, capsys, f"not a sound archive .*({message}).*it is removed: run again to fetch it")
+    assert_fails(
+        target, server.url, capsys, f"not a valid archive .*({message}).*it is removed: run again to download it"
+    )
     assert list(target.iterdir()) == []
     server.content = good
     assert run(target, server.url, capsys)[0] == 0
 
 
-def test_limits(server, source, target, capsys, monkeypatch):
+def test_the_sizes_of_archive_and_files_are_limited(server, source, target, capsys, monkeypatch):
     server.content = packed(source)
     monkeypatch.setattr(download, "UNPACKED_LIMIT", 10_000)
     assert_fails(target, server.url, capsys, r"its files would take [\d,]+ bytes, more than the 10,000 allowed")
@@ -485,34 +398,28 @@ def test_limits(server, source, target, capsys, monkeypatch):
     assert_fails(target, server.url, capsys, "more than 1,000 bytes")
 
 
-def test_data_that_says_it_is_small(server, source, target, capsys):
-    """Of a bomb no more is unpacked than it says, and its checksum is then another."""
-    whole = bytearray(packed(source, **{"coco_captioning/train2014_urls.txt": bytes(50_000_000)}))
+def test_no_more_is_unpacked_than_an_entry_declares(server, source, target, capsys):
+    whole = bytearray(packed(source, **{"coco_captioning/train2014_urls.txt": bytes(5_000_000)}))
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         for found in re.finditer(re.escape(signature), bytes(whole)):
-            if int.from_bytes(whole[found.start() + offset : found.start() + offset + 4], "little") == 50_000_000:
+            if int.from_bytes(whole[found.start() + offset : found.start() + offset + 4], "little") == 5_000_000:
                 whole[found.start() + offset : found.start() + offset + 4] = (100).to_bytes(4, "little")
     server.content = bytes(whole)
-    assert_fails(target, server.url, capsys, "not a sound archive .*Bad CRC-32")
+    assert_fails(target, server.url, capsys, "not a valid archive .*Bad CRC-32")
 
 
-def test_a_full_disk(server, source, target, capsys, monkeypatch):
+def test_too_little_room_keeps_the_archive(server, source, target, capsys, monkeypatch):
     server.content = packed(source)
     usage = download.shutil._ntuple_diskusage(10_000, 9_000, 1_000)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    assert_fails(target, server.url, capsys, r"the files take [\d,]+ bytes, but 1,000 are free; make room")
+    assert_fails(target, server.url, capsys, r"needs [\d,]+ bytes, but 1,000 are free; free disk space")
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert run(target, server.url, capsys)[0] == 0
-    assert len(server.asked) == 1  # what was downloaded is kept
+    assert len(server.asked) == 1  # the partial download is kept
 
 
-def test_a_file_in_the_way(tmp_path, server, capsys):
-    (tmp_path / "coco").write_text("mine", encoding="utf-8")
-    assert_fails(tmp_path / "coco", server.url, capsys, "coco: File exists")
-
-
-def test_data_that_is_not_sound_is_left_alone(server, source, target, capsys):
+def test_damaged_data_are_not_overwritten(server, source, target, capsys):
     server.content = packed(source)
     target.mkdir(parents=True)
     (target / "coco2014_vocab.json").write_text("mine", encoding="utf-8")
@@ -523,7 +430,7 @@ def test_data_that_is_not_sound_is_left_alone(server, source, target, capsys):
     assert server.asked == []
 
 
-def test_a_move_that_stops_leaves_no_data(server, source, target, monkeypatch):
+def test_an_interrupted_move_leaves_no_data(server, source, target, monkeypatch):
     server.content = packed(source)
     move = Path.replace
 
@@ -533,7 +440,7 @@ def test_a_move_that_stops_leaves_no_data(server, source, target, monkeypatch):
         return move(self, to)
 
     monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(DownloadError, match="Input/output error; what was downloaded is kept"):
+    with pytest.raises(DownloadError, match="Input/output error; the partial download is kept"):
         download.download(target, server.url, open_data)
     assert not (target / "coco2014_captions.h5").exists()
     monkeypatch.setattr(Path, "replace", move)

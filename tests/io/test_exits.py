@@ -1,4 +1,4 @@
-"""How a program ends: statuses, and one line."""
+"""Exit statuses, and errors in one line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     ],
     ids=repr,
 )
-def test_what_went_wrong_is_one_line(
+def test_an_error_is_one_line_and_its_status(
     error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert guarded(raising(error)) == status
@@ -76,7 +76,7 @@ def test_the_traceback_of_every_error_on_request(
     assert before[:1] == (["Traceback (most recent call last):"] if flag or variable else [])
 
 
-def test_a_program_is_told_to_end_and_closes_what_is_open() -> None:
+def test_sigterm_runs_cleanup_and_is_status_143() -> None:
     before = signal.getsignal(signal.SIGTERM)
     closed = []
 
@@ -91,7 +91,7 @@ def test_a_program_is_told_to_end_and_closes_what_is_open() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_who_cares_for_the_signal_already_is_left_alone() -> None:
+def test_a_signal_with_a_handler_keeps_it() -> None:
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
@@ -101,16 +101,14 @@ def test_who_cares_for_the_signal_already_is_left_alone() -> None:
     assert heard == [signal.SIGTERM]
 
 
-def test_ctrl_c_is_heeded_before_torch_is_loaded() -> None:
-    """Neither train.py nor what it needs to be told to stop imports it."""
+def test_train_py_handles_ctrl_c_before_it_imports_torch() -> None:
     code = "import runpy, sys; runpy.run_path('train.py', run_name='x'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a process has no signal that it died of")
 @pytest.mark.parametrize("ending", ["pass", "raise KeyboardInterrupt"])
-def test_ctrl_c_ends_the_end_of_python_without_a_word(ending: str) -> None:
-    """It finds what torch has registered for then; a second one in an impatient moment does."""
+def test_ctrl_c_during_pythons_shutdown_prints_nothing(ending: str) -> None:
     code = f"""
 import atexit, signal, sys
 from torch_caption.io.exits import guarded

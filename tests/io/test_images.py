@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import random
-import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.helpers.hostile_photos import QUICK, damaged, longs, made, shorts, tiff
-from tests.helpers.photo_server import (
-    BLUE,
-    GREEN,
-    PHOTO,
-    RED,
-    WHITE,
-    encoded,
-    png,
-    quarters,
-)
+from tests.helpers.hostile_photos import QUICK, damaged, made, shorts, tiff
+from tests.helpers.photo_server import BLUE, GREEN, PHOTO, RED, WHITE, encoded, png, quarters
 from torch_caption.errors import ImageError
 from torch_caption.io import images
 from torch_caption.io.images import load_image
@@ -37,7 +25,7 @@ def rows_of_16_bits(*values: int) -> bytes:
     return b"\0" + struct.pack(f">{len(values)}H", *values)
 
 
-# What pictures become
+# Conversion
 
 
 def animation(kind: str) -> bytes:
@@ -66,13 +54,8 @@ def rgba() -> Image.Image:
 
 KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = {  # bytes, the first pixels, tolerance
     "jpeg": (lambda: encoded(Image.new("RGB", (9, 9), RED), "JPEG", quality=95), [RED], 4),
-    "jpeg grey": (lambda: encoded(Image.new("L", (9, 9), 77), "JPEG"), [(77, 77, 77)], 4),
     "jpeg cmyk": (lambda: encoded(Image.new("RGB", (9, 9), RED).convert("CMYK"), "JPEG", quality=95), [RED], 8),
-    "jpeg of several pictures": (lambda: animation("MPO"), [RED], 8),
     "png": (lambda: PHOTO, [RED], 0),
-    "png grey": (lambda: encoded(Image.new("L", (3, 3), 77), "PNG"), [(77, 77, 77)], 0),
-    "png black and white": (lambda: encoded(Image.new("1", (3, 3), 1), "PNG"), [WHITE], 0),
-    "png palette": (lambda: palette(False), [RED, GREEN], 0),
     "png palette with a transparent colour": (lambda: palette(True), [RED, WHITE], 0),
     "png with a transparent colour": (lambda: encoded(quarters(), "PNG", transparency=RED), [WHITE], 0),
     "png alpha": (lambda: encoded(rgba(), "PNG"), [RED, WHITE, (127, 127, 127)], 1),
@@ -93,19 +76,11 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
         1,
     ),
     "webp": (lambda: encoded(quarters(), "WEBP", lossless=True), [RED], 0),
-    "webp alpha": (lambda: encoded(rgba(), "WEBP", lossless=True), [RED, WHITE], 0),
-    "webp animation": (lambda: animation("WEBP"), [RED], 20),
     "gif": (lambda: encoded(Image.new("RGB", (3, 3), RED), "GIF"), [RED], 0),
     "gif animation": (lambda: animation("GIF"), [RED], 0),
     "bmp": (lambda: encoded(quarters(), "BMP"), [RED], 0),
-    "tiff": (lambda: encoded(quarters(), "TIFF"), [RED], 0),
-    "tiff lzw": (lambda: encoded(quarters(), "TIFF", compression="tiff_lzw"), [RED], 0),
-    "tiff deflate": (lambda: encoded(quarters(), "TIFF", compression="tiff_adobe_deflate"), [RED], 0),
-    "tiff jpeg": (lambda: encoded(Image.new("RGB", (32, 32), RED), "TIFF", compression="jpeg", quality=95), [RED], 8),
     "tiff cmyk": (lambda: encoded(Image.new("RGB", (9, 9), RED).convert("CMYK"), "TIFF"), [RED], 1),
-    "tiff alpha": (lambda: encoded(rgba(), "TIFF"), [RED, WHITE, (127, 127, 127)], 1),
     "tiff palette": (lambda: encoded(quarters().convert("P"), "TIFF"), [RED], 60),
-    "tiff grey 16": (lambda: encoded(grey_16(), "TIFF"), [(0,) * 3, (100,) * 3, WHITE], 0),
     "tiff grey 16, white is 0": (
         lambda: tiff(
             {256: shorts(3), 257: shorts(1), 258: shorts(16), 262: shorts(0)}, struct.pack("<3H", 65535, 39835, 0)
@@ -118,30 +93,13 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
         [(100,) * 3, WHITE],
         0,
     ),
-    "tiff colour 16": (
-        lambda: tiff(
-            {
-                256: shorts(1),
-                257: shorts(1),
-                258: (3, 3, struct.pack("<L", 8)),
-                262: shorts(2),
-                273: longs(14),
-                277: shorts(3),
-            },
-            struct.pack("<3H", 16, 16, 16) + struct.pack("<3H", 51400, 7710, 5140),
-        ),
-        [RED],
-        1,
-    ),
     "tiff of several pages": (lambda: animation("TIFF"), [RED], 0),
     "avif": (lambda: encoded(Image.new("RGB", (32, 32), RED), "AVIF", quality=95), [RED], 4),
-    "avif alpha": (lambda: encoded(Image.new("RGBA", (32, 32), (*RED, 0)), "AVIF", quality=95), [WHITE], 1),
-    "avif animation": (lambda: animation("AVIF"), [RED], 20),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_becomes_rgb(kind: str) -> None:
+def test_every_format_and_mode_becomes_rgb(kind: str) -> None:
     make, colours, tolerance = KINDS[kind]
     picture = load_image(make())
     assert picture.mode == "RGB"
@@ -156,7 +114,7 @@ def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = inverse
     turned = encoded(quarters(), "PNG", exif=exif)
-    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(turned)))  # as the camera wrote it
+    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(turned)))  # as a camera stores it
     exif[0x0112] = orientation
     picture = load_image(encoded(Image.fromarray(np.asarray(stored)), kind, exif=exif, quality=100))
     assert picture.size == (12, 8)
@@ -165,12 +123,12 @@ def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
     assert ImageOps.exif_transpose(picture).tobytes() == picture.tobytes()
 
 
-def test_damaged_exif_data_leave_the_picture_as_it_is() -> None:
+def test_damaged_exif_data_are_ignored() -> None:
     photo = encoded(quarters(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03")
     assert load_image(photo).size == (12, 8)
 
 
-def test_a_file_by_path_and_by_name(tmp_path: Path) -> None:
+def test_a_path_a_name_and_bytes_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a photo é.PNG"
     path.write_bytes(PHOTO)
     for source in (path, str(path), PHOTO, bytearray(PHOTO)):
@@ -187,17 +145,13 @@ def write(path: Path, content: bytes) -> Path:
 
 BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
     "missing": (lambda at: at / "none.jpg", "none.jpg: no such file"),
-    "missing folder": (lambda at: str(at / "none" / "a.jpg"), "no such file"),
     "directory": (lambda at: at, "a directory, not a picture"),
     "null byte": (lambda at: "a\0.jpg", "cannot be read: .*null"),
-    "empty": (lambda at: write(at / "a.jpg", b""), "a.jpg: empty"),
     "empty bytes": (lambda at: b"", "the picture's bytes: empty"),
     "text": (
         lambda at: write(at / "a.jpg", b"a man on a horse\n" * 9),
         "a.jpg: not a picture in JPEG, .*, AVIF or HEIC format",
     ),
-    "page": (lambda at: write(at / "a.png", b"<!DOCTYPE html><html></html>"), "not a picture"),
-    "vector": (lambda at: write(at / "a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
     "format that is not allowed": (lambda at: encoded(quarters(), "PPM"), "not a picture"),
     "tiff of floating-point numbers": (
         lambda at: encoded(Image.new("F", (3, 3)), "TIFF"),
@@ -207,29 +161,20 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
     "tiff in L*a*b*": (lambda at: encoded(Image.new("LAB", (3, 3)), "TIFF"), r"a TIFF of CIE L\*a\*b\* colours"),
     "tiff of another compression": (
         lambda at: encoded(quarters(), "TIFF", compression="zstd"),
-        "a TIFF of the compression 50000, which is not read; save it with LZW or deflate",
+        "a TIFF of the unsupported compression 50000, which is not read; save it with LZW or deflate",
     ),
     "bigtiff": (lambda at: made("bigtiff"), "such as BigTIFF; save it as plain TIFF"),
-    "truncated tiff": (lambda at: encoded(quarters(), "TIFF", compression="tiff_lzw")[:-30], "damaged"),
-    "truncated avif": (lambda at: encoded(quarters(), "AVIF")[:-30], "damaged|not a picture"),
-    "film": (lambda at: made("film"), "not a picture"),
-    "icon": (lambda at: encoded(Image.new("RGB", (32, 32)), "ICO"), "not a picture"),
-    "first bytes only": (lambda at: encoded(quarters(), "JPEG")[:3], "not a picture"),
     "truncated jpeg": (
         lambda at: write(at / "a.jpg", encoded(quarters(), "JPEG")[:-40]),
         "a.jpg: damaged: .*truncated",
     ),
     "truncated png": (lambda at: PHOTO[:-30], "damaged"),
-    "truncated bmp": (lambda at: encoded(quarters(), "BMP")[:-30], "damaged"),
-    "truncated webp": (lambda at: encoded(quarters(), "WEBP")[:-30], "damaged|not a picture"),
     "wrong checksum": (lambda at: PHOTO[:60] + bytes([PHOTO[60] ^ 255]) + PHOTO[61:], "damaged"),
     "huge": (lambda at: png(30_000, 30_000, 8, 2), "more than 67108864 pixels"),
     "large": (lambda at: png(9_000, 9_000, 8, 2), "9000 x 9000 pixels are more than 67108864"),
-    "thin": (lambda at: png(2**31 - 1, 1, 8, 2), "pixels"),
     "long": (lambda at: png(2**16, 4, 8, 2), "65536 x 4 pixels, a side of more than 65535"),
     "no pixels": (lambda at: png(0, 5, 8, 2), "damaged|not a picture"),
     "other scheme": (lambda at: "file:///etc/passwd", "only http and https"),
-    "ftp": (lambda at: "ftp://example.com/a.jpg", "only http and https"),
 }
 
 
@@ -244,15 +189,14 @@ def test_bad_files_are_one_line(kind: str, tmp_path: Path, recwarn: pytest.Warni
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "pipe.jpg")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_a_pipe_that_comes_in_between_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is exchanged for a pipe after it was looked at."""
+def test_a_file_replaced_by_a_pipe_after_the_check_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.png", PHOTO)
     checked = images._check_regular
 
@@ -267,143 +211,52 @@ def test_a_pipe_that_comes_in_between_is_not_waited_for(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("/dev/zero", "not a regular file"),
-        ("/dev/random", "not a regular file"),
-        ("/dev/tty", "not a regular file|cannot be read"),
-        ("/proc/kmsg", "empty|cannot be read|not a regular file|no such file|not a picture"),
-        ("/proc/self/mem", "cannot be read|no such file"),
-        ("/proc/self/fd", "a directory"),
-        ("/sys/kernel/notes", "not a picture|no such file"),
-    ],
+    ("path", "message"), [("/dev/zero", "not a regular file"), ("/proc/self/mem", "cannot be read|no such file")]
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
-def test_what_is_no_file(path: str, message: str) -> None:
+def test_files_of_the_kernel_are_refused(path: str, message: str) -> None:
     with pytest.raises(ImageError, match=f"^{path}: ({message})"):
         load_image(path)
 
 
-@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no name for the standard input")
-def test_the_standard_input(tmp_path: Path) -> None:
-    """A file that it is read from is one; a pipe or terminal is not waited for."""
-    code = "import sys; from torch_caption.io.images import load_image; print(load_image('/dev/stdin').size)"
-    environment = os.environ | {"PYTHONPATH": str(Path(images.__file__).parents[2])}
-    run = functools.partial(
-        subprocess.run, [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    with write(tmp_path / "a.png", PHOTO).open("rb") as file:
-        assert run(stdin=file).stdout == "(12, 8)\n"
-    there, here = os.pipe()
-    refused = run(stdin=there, timeout=60)
-    os.close(there)
-    os.close(here)
-    assert refused.stderr.rstrip().endswith("ImageError: /dev/stdin: not a regular file")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="names and kinds of files that Windows has not")
-def test_links_sockets_and_long_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
-    (tmp_path / "a").symlink_to("b")
-    (tmp_path / "b").symlink_to("a")
-    (tmp_path / "lost").symlink_to("nowhere")
-    write(tmp_path / "real", PHOTO)
-    (tmp_path / "link").symlink_to("real")
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind("socket")
-        with pytest.raises(ImageError, match=r"^socket: not a regular file"):
-            load_image("socket")
-    for name, message in (("a", "cannot be read"), ("lost", "no such file"), ("x" * 300, "cannot be read: File name")):
-        with pytest.raises(ImageError, match=f"{name[:50]}.*: {message}"):
-            load_image(name)
-    assert load_image("link").size == (12, 8)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
-@pytest.mark.parametrize(
-    "name", ["a\nb", "\x1b[31m", "\x7f", "\u202egnp", "\udcff", "-a", "*", "a b", "~", "$HOME", "http:", "é🦊"]
-)
-def test_names_of_any_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """They are taken as they are, and shown so that a terminal and a line bear them."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ImageError) as error:
-        load_image(name)
-    assert str(error.value).isprintable()
-    assert str(error.value).endswith(": no such file")
-    write(tmp_path / name, PHOTO)
-    assert load_image(name).size == (12, 8)
-
-
-@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    write(tmp_path / "a.png", PHOTO).chmod(0)
-    with pytest.raises(ImageError, match="cannot be read: Permission denied"):
-        load_image(tmp_path / "a.png")
-
-
-def test_limits_on_bytes_and_pixels(tmp_path: Path) -> None:
+def test_bytes_and_pixels_are_limited_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.png", PHOTO)
+    load_image(path, max_bytes=len(PHOTO), max_pixels=96)
+
+    def load(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     for source in (path, PHOTO):
-        load_image(source, max_bytes=len(PHOTO), max_pixels=96)
         with pytest.raises(ImageError, match=f"more than {len(PHOTO) - 1} bytes"):
             load_image(source, max_bytes=len(PHOTO) - 1)
         with pytest.raises(ImageError, match="12 x 8 pixels are more than 95"):
             load_image(source, max_pixels=95)
 
 
-def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(self: Image.Image) -> None:
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    with pytest.raises(ImageError, match="are more than"):
-        load_image(PHOTO, max_pixels=10)
-
-
-@pytest.mark.parametrize(
-    "kind", ["jpeg", "png", "png alpha", "webp", "gif animation", "bmp", "tiff lzw", "tiff", "avif"]
-)
-def test_damage_is_never_another_error(kind: str) -> None:
-    photo, draw = KINDS[kind][0](), random.Random(0)
-    for _ in range(60):
-        changed = bytearray(photo[: draw.randint(1, len(photo))])
-        for _ in range(draw.randint(0, 4)):
-            changed[draw.randrange(len(changed))] = draw.randrange(256)
-        with contextlib.suppress(ImageError):
-            assert load_image(bytes(changed), max_pixels=2**20).mode == "RGB"
-
-
-def test_a_damaged_tiff_is_not_told_by_its_decoder_too(capfd: pytest.CaptureFixture[str]) -> None:
-    """libtiff prints to the descriptor of stderr by itself."""
+def test_libtiff_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     whole = encoded(quarters().resize((120, 80)), "TIFF", compression="tiff_adobe_deflate")
     with pytest.raises(ImageError, match="damaged"):
         load_image(whole[:40] + bytes(40) + whole[80:])
+    for kind in (kind for kind in QUICK if "tiff" in kind):
+        with contextlib.suppress(ImageError):
+            load_image(made(kind))
     if sys.platform == "linux":
         assert capfd.readouterr().err == ""
 
 
-def test_hostile_tiffs_make_no_noise(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
-    for kind in QUICK:
-        if "tiff" in kind:
-            with contextlib.suppress(ImageError):
-                load_image(made(kind))
-    assert not recwarn.list
-    if sys.platform == "linux":
-        assert capfd.readouterr().err == ""
-
-
-# Pictures whose end is missing
+# Truncated JPEGs
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("missing", [1, 2, 3, 300])
-def test_a_jpeg_whose_end_is_missing_is_taken_where_that_is_allowed(missing: int, progressive: bool) -> None:
+@pytest.mark.parametrize("missing", [1, 300])
+def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing: int, progressive: bool) -> None:
     whole = encoded(quarters().resize((240, 160)), "JPEG", quality=95, progressive=progressive)
     with pytest.raises(ImageError, match=r"damaged: .*truncated"):
         load_image(whole[:-missing])
     told: list[str] = []
     picture = load_image(whole[:-missing], truncated=told.append)
-    assert told == ["the picture's bytes: its end is missing; what it held is grey"]
+    assert told == ["the picture's bytes: truncated; the missing part is grey"]
     assert picture.size == (240, 160)
     assert np.abs(np.subtract(picture.getpixel((10, 10)), RED)).max() <= 12
     told.clear()
@@ -411,7 +264,7 @@ def test_a_jpeg_whose_end_is_missing_is_taken_where_that_is_allowed(missing: int
     assert not told
 
 
-def test_of_a_jpeg_that_is_allowed_to_lack_its_end_something_must_be_there() -> None:
+def test_a_truncated_jpeg_without_pixels_and_other_formats_are_refused() -> None:
     whole = encoded(quarters(), "JPEG")
     with pytest.raises(ImageError, match=r"damaged|not a picture"):
         load_image(whole[:60], truncated=lambda line: None)
@@ -434,14 +287,8 @@ def heic() -> Callable[..., bytes]:
     return make
 
 
-def test_heic(heic: Callable[..., bytes]) -> None:
-    picture = load_image(heic(quarters().resize((120, 80))))
-    assert (picture.mode, picture.size) == ("RGB", (120, 80))
-    assert np.abs(np.subtract(picture.getpixel((10, 10)), RED)).max() <= 12
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_heic_is_turned_once(heic: Callable[..., bytes], orientation: int) -> None:
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_heic_is_rotated_once(heic: Callable[..., bytes], orientation: int) -> None:
     picture = quarters().resize((120, 80), Image.Resampling.NEAREST)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -451,8 +298,10 @@ def test_heic_is_turned_once(heic: Callable[..., bytes], orientation: int) -> No
     assert np.median(np.abs(np.asarray(found).astype(int) - np.asarray(expected))) <= 4
 
 
-def test_heic_has_the_limits_of_others(heic: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_has_the_same_limits(heic: Callable[..., bytes]) -> None:
     content = heic(quarters().resize((120, 80)))
+    picture = load_image(content)
+    assert (picture.mode, picture.size) == ("RGB", (120, 80))
     with pytest.raises(ImageError, match="120 x 80 pixels are more than 9599"):
         load_image(content, max_pixels=9599)
     draw = random.Random(0)
@@ -461,7 +310,7 @@ def test_heic_has_the_limits_of_others(heic: Callable[..., bytes], monkeypatch: 
             load_image(damaged(content, draw), max_pixels=2**20)
 
 
-def test_heic_without_pillow_heif_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_pillow_heif_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImageError, match="a HEIC picture, for which pillow-heif is needed: `python -m pip install"):
+    with pytest.raises(ImageError, match="a HEIC picture needs pillow-heif: `python -m pip install"):
         load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))

@@ -1,4 +1,4 @@
-"""One process in a run's directory, and one run in a process."""
+"""One process in the directory of a run, and one run in a process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def holder(run: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]:
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
-        for _ in range(2):  # being refused changes nothing
+        for _ in range(2):  # a refusal changes nothing
             with pytest.raises(RunInUse) as refused, alone_in(tmp_path):
                 pass
             assert "\n" not in str(refused.value)
@@ -53,17 +53,9 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> No
             pass
 
 
-def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
-    with holder(tmp_path) as process:
-        process.kill()
-        process.wait()
-        with alone_in(tmp_path):
-            pass
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_nor_do_its_forks(tmp_path: Path) -> None:
-    """As those that load batches, which take a while to find out."""
+def test_the_lock_of_a_killed_process_is_free_although_its_fork_lives(tmp_path: Path) -> None:
+    """As worker processes do, for a while."""
     fork = "os.fork() or (os.close(1), os.write(begun, b'x'), time.sleep(10), os._exit(0))"
     more = f"import os; begins, begun = os.pipe(); {fork}; os.read(begins, 1)"
     with holder(tmp_path, more) as process:
@@ -73,14 +65,9 @@ def test_nor_do_its_forks(tmp_path: Path) -> None:
             pass
 
 
-def test_one_process_enters_once_and_again_later(tmp_path: Path) -> None:
+def test_a_lock_is_released_also_by_an_error(tmp_path: Path) -> None:
     with alone_in(tmp_path), pytest.raises(RunInUse), alone_in(tmp_path):
         pass
-    with alone_in(tmp_path):
-        pass
-
-
-def test_it_is_left_with_an_error_as_well(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no room"), alone_in(tmp_path):
         raise OSError("no room")
     with alone_in(tmp_path):
@@ -89,7 +76,7 @@ def test_it_is_left_with_an_error_as_well(tmp_path: Path) -> None:
 
 def test_one_run_of_a_process_trains_at_a_time() -> None:
     with alone_in_process(), ThreadPoolExecutor(1) as pool:
-        for _ in range(2):  # being refused changes nothing
+        for _ in range(2):  # a refusal changes nothing
             with pytest.raises(RunInUse, match="another run trains in this process"):
                 pool.submit(_enter).result()
     with ThreadPoolExecutor(1) as pool:
@@ -97,14 +84,14 @@ def test_one_run_of_a_process_trains_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_another_may_after_the_first_ended_however(error: type[BaseException]) -> None:
+def test_another_run_may_start_after_any_error(error: type[BaseException]) -> None:
     with pytest.raises(error), alone_in_process():
         raise error
     _enter()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_fork_has_no_part_in_the_run_of_its_parent() -> None:
+def test_a_fork_may_start_a_run_of_its_own() -> None:
     with alone_in_process():
         child = os.fork()
         if not child:

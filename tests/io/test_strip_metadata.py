@@ -1,28 +1,16 @@
-"""What of a picture's file reaches a decoder, and what its metadata may cost: nothing."""
+"""What of a picture's file reaches a decoder: its pixels, and no metadata."""
 
 from __future__ import annotations
 
 import io
 import random
-import re
 import time
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.helpers.hostile_photos import (
-    QUICK,
-    SOUND,
-    damaged,
-    exif,
-    jpeg_scans,
-    jpeg_with,
-    made,
-    photo,
-    png_with,
-    segment,
-)
+from tests.helpers.hostile_photos import SOUND, damaged, exif, jpeg_scans, jpeg_with, made, photo, png_with, segment
 from tests.helpers.photo_server import chunk, encoded, quarters
 from torch_caption.errors import ImageError
 from torch_caption.io import images, strip_metadata
@@ -33,26 +21,19 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_what_remains_is_the_same_picture(kind: str) -> None:
+def test_the_picture_is_unchanged(kind: str) -> None:
     content = SOUND[kind]()
     rest, turn = bare(content)
     with Image.open(io.BytesIO(content)) as whole, Image.open(io.BytesIO(rest)) as trimmed:
-        upright = ImageOps.exif_transpose(whole).convert(
-            "RGBA"
-        )  # of a TIFF Pillow does it by itself, of AVIF it says how
+        upright = ImageOps.exif_transpose(whole).convert("RGBA")
         ours = ImageOps.exif_transpose(trimmed).convert("RGBA")
+        assert bare(rest)[0] == rest
         assert np.array_equal(upright, ours.transpose(images._UPRIGHT[turn]) if turn in images._UPRIGHT else ours)
-
-
-@pytest.mark.parametrize("kind", SOUND)
-def test_what_remains_stays(kind: str) -> None:
-    once, _ = bare(SOUND[kind]())
-    assert bare(once)[0] == once
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("how", ["exif", "xmp", "exif before xmp"])
-def test_the_orientation_is_read_wherever_it_stands(kind: str, how: str) -> None:
+def test_the_orientation_is_read_from_exif_or_xmp(kind: str, how: str) -> None:
     options = {"exif": exif(3, 90, 6 if how == "exif" else 8 if how == "exif before xmp" else None)}
     if how != "exif" and kind != "PNG":
         options["xmp"] = XMP
@@ -62,30 +43,21 @@ def test_the_orientation_is_read_wherever_it_stands(kind: str, how: str) -> None
     assert bare(content)[1] == (8 if how == "exif before xmp" else 6)
 
 
-def test_exif_in_either_order_of_bytes() -> None:
+def test_exif_is_read_in_either_byte_order() -> None:
     assert orientation(b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\5\0\0\0") == 5
     assert orientation(b"MM\0*\0\0\0\x08\0\1\1\x12\0\4\0\0\0\1\0\0\0\7") == 7
 
 
 @pytest.mark.parametrize(
     "data",
-    [
-        b"",
-        b"Exif\0\0",
-        b"II*\0",
-        b"MM\0*\xff\xff\xff\xff",
-        b"II*\0\x08\0\0\0\xff\xff",
-        exif(1, 99),
-        exif(1, 99, 9),
-        b"x" * 99,
-    ],
+    [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", exif(1, 99), exif(1, 99, 9), b"x" * 99],
 )
-def test_damaged_exif_says_nothing(data: bytes) -> None:
+def test_damaged_exif_has_no_orientation(data: bytes) -> None:
     assert orientation(data) == 1
     assert orientation(data, XMP) == (1 if data == exif(1, 99, 9) else 6)
 
 
-def test_metadata_go() -> None:
+def test_metadata_are_removed() -> None:
     secret = b"secret" * 20
     jpeg = jpeg_with(segment(0xE1, secret), segment(0xE2, b"ICC_PROFILE\0\1\1" + secret), segment(0xFE, secret))
     gif = encoded(quarters(), "GIF", comment=secret)
@@ -94,26 +66,26 @@ def test_metadata_go() -> None:
         assert secret not in bare(content)[0]
 
 
-def test_what_says_what_the_numbers_mean_stays() -> None:
-    """Without Adobe's segment a CMYK JPEG would come out inverted, without JFIF's RGB be taken for YCbCr."""
+def test_segments_that_define_the_colours_are_kept() -> None:
+    """Without Adobe's a CMYK JPEG would be inverted, without JFIF's RGB be read as YCbCr."""
     content = SOUND["jpeg cmyk"]()
     assert b"Adobe" in bare(content)[0]
     assert b"JFIF" in bare(photo("JPEG"))[0]
 
 
-def test_a_film_behind_a_photograph() -> None:
-    """Phones append one: what it holds are not scans, even where its bytes look so."""
+def test_a_film_after_a_photograph_is_removed() -> None:
+    """Phones append one, whose bytes may look like scans."""
     content = photo("JPEG", progressive=True)
     assert bare(content + b"\xff\xda\0\2" * 1000)[0] == bare(content)[0]
 
 
-def test_scans_are_counted() -> None:
+def test_the_scans_of_a_jpeg_are_limited() -> None:
     load_image(jpeg_scans(64, 50))
     with pytest.raises(ValueError, match="a JPEG of more than 64 scans"):
         bare(jpeg_scans(64, 90))
 
 
-def test_parts_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_a_file_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strip_metadata, "MAX_PARTS", 40)
     for kind in ("jpeg comments", "png chunks", "webp of 100,000 frames", "gif comments", "gif comment", "gif rubbish"):
         with pytest.raises(ValueError, match="more than 40 parts"):
@@ -122,7 +94,7 @@ def test_parts_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         bare(make())
 
 
-def test_compressed_bmps_are_small() -> None:
+def test_the_pixels_of_a_compressed_bmp_are_limited() -> None:
     for kind in ("bmp runs", "bmp empty lines"):
         with pytest.raises(ImageError, match="the picture's bytes: a compressed BMP of more than 4194304 pixels"):
             load_image(made(kind))
@@ -132,8 +104,7 @@ def test_compressed_bmps_are_small() -> None:
 @pytest.mark.parametrize(
     "kind", ["jpeg exif bomb", "png exif bomb", "webp exif bomb", "png text bomb", "gif comments", "gif comment"]
 )
-def test_bombs_of_metadata_cost_nothing(kind: str) -> None:
-    """Some Pillows unroll them: seconds and gigabytes."""
+def test_metadata_bombs_cost_no_time(kind: str) -> None:
     content = made(kind)
     started = time.process_time()
     try:
@@ -144,21 +115,10 @@ def test_bombs_of_metadata_cost_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_damage_raises_nothing_else(kind: str) -> None:
+def test_a_damaged_picture_is_read_or_refused(kind: str) -> None:
     content, draw = SOUND[kind](), random.Random(0)
-    for _ in range(300):
+    for _ in range(60):
         try:
-            trimmed, turn = bare(damaged(content, draw))
-        except ValueError as error:
-            assert re.match("more than|a compressed BMP|a JPEG of|damaged: |a TIFF", str(error))  # noqa: PT017 - most do not raise
-        else:
-            assert isinstance(trimmed, bytes)
-            assert 1 <= turn <= 8
-
-
-@pytest.mark.parametrize("kind", sorted(QUICK))
-def test_hostile_files(kind: str) -> None:
-    try:
-        assert load_image(made(kind), max_pixels=2**23).mode == "RGB"
-    except ImageError as error:
-        assert str(error).isprintable()  # noqa: PT017 - either will do
+            assert load_image(damaged(content, draw), max_pixels=2**20).mode == "RGB"
+        except ImageError as error:
+            assert str(error).isprintable()  # noqa: PT017 - either will do

@@ -1,4 +1,4 @@
-"""Text and JSON that may be anybody's."""
+"""Text and JSON from untrusted sources."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_caption.io.text import read_json, read_text, shown, strange
+from torch_caption.io.text import printable, read_json, read_text, shown, strange
 
 
-def test_read(tmp_path: Path) -> None:
+def test_json_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"é": [1, 2.5, null, {"a": 1}], "b": {"a": 2}}', encoding="utf-8")
     assert read_json(path) == {"é": [1, 2.5, None, {"a": 1}], "b": {"a": 2}}
     assert read_text(path, path.stat().st_size).startswith('{"é"')
 
 
-def test_a_byte_order_mark_at_the_head_is_passed_over(tmp_path: Path) -> None:
+def test_a_byte_order_mark_at_the_beginning_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"\ufeffa": 1}', encoding="utf-8-sig")
     assert read_json(path) == {"\ufeffa": 1}
@@ -34,7 +34,6 @@ def test_a_byte_order_mark_at_the_head_is_passed_over(tmp_path: Path) -> None:
         (b"", "not JSON in UTF-8: Expecting value"),
         (b'{"a": 1', "not JSON in UTF-8: Expecting ',' delimiter: line 1 column 8"),
         ("é".encode("latin-1"), "not a text in UTF-8: .* byte 0xe9 in position 0"),
-        ('{"a": 1}'.encode("utf-16"), "not a text in UTF-8"),
         (b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}', "not JSON in UTF-8: Unexpected UTF-8 BOM"),
         (b"[" * 100_000, "not JSON in UTF-8: nested too deep"),
         (b'{"a": NaN}', "NaN is not valid JSON"),
@@ -43,7 +42,7 @@ def test_a_byte_order_mark_at_the_head_is_passed_over(tmp_path: Path) -> None:
         (b"9" * 5000, "not JSON in UTF-8: Exceeds the limit"),
     ],
 )
-def test_what_is_no_json(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
@@ -52,26 +51,26 @@ def test_what_is_no_json(tmp_path: Path, content: bytes, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"[1,2]")
     assert read_json(path, 5) == [1, 2]
-    with pytest.raises(ValueError, match=r"a\.json: has 5 bytes, more than the 4 that it may"):
+    with pytest.raises(ValueError, match=r"a\.json: has 5 bytes, more than the limit 4"):
         read_json(path, 4)
-
-
-def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.json: cannot be read: No such file"):
         read_json(tmp_path / "none.json")
     with pytest.raises(ValueError, match=r"not a file$"):
         read_json(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")  # to wait for its writer would hang
+        with pytest.raises(ValueError, match=r"not a file$"):
+            read_text(tmp_path / "pipe")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes among the files here")
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match=r"not a file$"):
-        read_text(tmp_path / "pipe")
+def test_printable_text_keeps_blanks_and_joiners_alone() -> None:
+    name = "a\u00a0b\u202fc\u3000d \U0001f469\u200d\U0001f467.jpg"
+    assert printable(name) == name
+    assert printable("a\u2028\u200b\x00\udcff\ufeff") == "a" + 5 * "\ufffd"
 
 
 def test_strange_characters() -> None:
@@ -98,20 +97,19 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_whatever_is_json_is_read_as_such(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+def test_any_json_is_read(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     path = tmp_path_factory.getbasetemp() / "value.json"
     path.write_text(json.dumps(value), encoding="utf-8")
     assert read_json(path) == value
 
 
-def test_keys_that_occur_twice_are_found_at_once_and_named_in_short(tmp_path: Path) -> None:
-    """A file may have millions of keys, and each of them may be as long as the file."""
+def test_a_key_that_occurs_twice_is_found_in_linear_time_and_named_in_short(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("{" + "".join(f'"{i}": 0,' for i in range(200_000)) + '"199999": 1}', encoding="utf-8")
     started = time.process_time()
     with pytest.raises(ValueError, match="the key '199999' twice, with 0 and with 1"):
         read_json(path)
-    assert time.process_time() - started < 10  # a look through the ones before, for each, takes minutes
+    assert time.process_time() - started < 10  # in quadratic time it takes minutes
     path.write_text(f'{{"{"x" * 10**6}": 1, "{"x" * 10**6}": 2}}', encoding="utf-8")
     with pytest.raises(ValueError, match="twice, with 1 and with 2") as caught:
         read_json(path)

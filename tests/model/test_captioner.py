@@ -133,7 +133,7 @@ def test_derivatives(cell_type):
         return functional_call(model, dict(zip(names, params, strict=True)), (features, captions))
 
     params = [torch.randn_like(p).requires_grad_() for p in params]
-    places = (2,) if CELLS[cell_type].looks else ()
+    places = (2,) if CELLS[cell_type].attends else ()
     assert_derivatives(loss, (torch.randn(2, 1, *places, dtype=torch.float64, requires_grad=True), *params))
 
 
@@ -327,13 +327,13 @@ def test_it_attends_to_what_matters():
 
 
 def test_only_attention_has_weights(features):
-    with pytest.raises(ValueError, match=r"^the cell rnn does not look at places of its image$"):
+    with pytest.raises(ValueError, match=r"^the cell rnn has no attention$"):
         make().attention(features, CAPTIONS[:, 1:])
 
 
 def test_attention_needs_a_grid_and_the_others_a_vector():
     looking, plain = make("attention"), make("lstm")
-    wanted = r"^the cell attention looks at a grid: features must be \(N, 7, L\) or \(N, 7, a, a\), but are "
+    wanted = r"^the cell attention attends to a grid: features must be \(N, 7, L\) or \(N, 7, a, a\), but are "
     for shape in ((4, 7), (4, 6, 3), (4, 7, 0), (4, 7, 2, 2, 2)):
         with pytest.raises(ValueError, match=wanted + re.escape(str(shape))):
             looking(torch.randn(*shape, dtype=torch.float64), CAPTIONS)
@@ -455,7 +455,7 @@ def test_scaled_logits_are_the_logits_over_a_temperature(cell_type, features, ti
 
 
 def test_logits_that_cannot_be_scaled():
-    with pytest.raises(ValueError, match=r"^tied word vectors as wide as h are the whole layer: "):
+    with pytest.raises(ValueError, match=r"^tied word vectors with H = W: "):
         make(wordvec_dim=H, tied=True).scale_logits_(0.5)
     with pytest.raises(ValueError, match=r"^temperature must be positive and finite, but is 0$"):
         make().scale_logits_(0)

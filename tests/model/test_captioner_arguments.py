@@ -66,12 +66,12 @@ def test_params_of_any_layout(kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.pop("Wh"), r"^params lack \['Wh'\] and hold unknown nothing$"),
-        (lambda p: p.update(W=p["b"]), r"^params lack nothing and hold unknown \['W'\]$"),
+        (lambda p: p.pop("Wh"), r"^params lack \['Wh'\] and contain unknown nothing$"),
+        (lambda p: p.update(W=p["b"]), r"^params lack nothing and contain unknown \['W'\]$"),
         (lambda p: p.update(b_vocab=p["b_vocab"][1:]), r"^params\['b_vocab'\] must be \(8,\), but is \(7,\)$"),
         (lambda p: p.update(W_vocab=p["W_vocab"].T), r"^params\['W_vocab'\] must be \(5, 8\), but is \(8, 5\)$"),
-        (lambda p: p.update(b_vocab=p["b_vocab"].astype(object)), "must hold real numbers, but holds object"),
-        (lambda p: p.update(b_vocab=p["b_vocab"] + 0j), "must hold real numbers, but holds complex128"),
+        (lambda p: p.update(b_vocab=p["b_vocab"].astype(object)), "must be real numbers, but are object"),
+        (lambda p: p.update(b_vocab=p["b_vocab"] + 0j), "must be real numbers, but are complex128"),
     ],
 )
 def test_params_that_do_not_fit_change_nothing(change, message):

@@ -1,7 +1,7 @@
-"""Several ranks compute what one process does, stop and go on together, and end with a reason.
+"""Several ranks compute what one process does, stop and resume together, and report why they end.
 
-The ranks of `test_ranks_compute_what_one_process_does` are started once and make every check of this file in turn, in
-groups of two, three and four.
+`test_ranks_compute_what_one_process_does` starts ranks once, which make every check of this file in turn, in groups of
+two, three and four.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -30,38 +28,32 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, Optimizer
 
-from tests.helpers import torchrun
 from tests.helpers.tiny_data import write_tiny
+from tests.helpers.training import CPU, EVERY_OPTION, data_for
 from torch_caption.checkpoints import format as checkpoints
-from torch_caption.cli.train import train_config
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.config import TrainConfig
-from torch_caption.data.dataset import CocoData, batches, open_data
-from torch_caption.model.cells import CELLS
+from torch_caption.data.dataset import batches
 from torch_caption.model.dropout import dropout
 from torch_caption.training import distributed, trainer
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
 from torch_caption.training.objectives import Targets, make_objective
 from torch_caption.training.state import begin
 from torch_caption.training.trainer import fit, train_step, validate
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
-RANKS = 4
 STEPS = 50
-EVERY_OPTION: dict[str, Any] = {"tied": True, "label_smoothing": 0.1, "ema": 0.9, "weight_decay": 0.1, "clip": 0.5}
-
-
 # Checks, which every rank of a group makes ----------------------------------------------------------------------------
 
 Check = Callable[[Path, int], None]
-CHECKS: list[tuple[Check, tuple[int, ...]]] = []
+CHECKS: list[tuple[Check, tuple[int, ...], bool]] = []
 
 
-def ranks(*sizes: int, **arguments: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make the check in groups of these sizes."""
+def ranks(*sizes: int, slow: bool = False, **arguments: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the check in groups of these sizes; in the inner ring in a group of two, unless it is slow."""
 
     def add(check: Callable[..., None]) -> Callable[..., None]:
-        CHECKS.append((partial(check, **arguments), sizes))
+        CHECKS.append((partial(check, **arguments), sizes, slow))
         return check
 
     return add
@@ -90,13 +82,9 @@ def config_of(folder: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**settings | {"data": str(folder / "tiny"), "out": folder / "runs"} | changes)
 
 
-def data_of(config: TrainConfig) -> CocoData:
-    return open_data(config.data, grids=CELLS[config.cell_type].looks)
-
-
 def steps(config: TrainConfig, optimizer: Callable[..., Optimizer]) -> tuple[list[float], dict[str, Tensor]]:
     """The losses of the first steps, then the weights and their average, of all ranks that there are."""
-    data = data_of(config)
+    data = data_for(config.cell_type, config.data)
     state = begin(config, data, CPU)
     state.optimizer = optimizer(state.model.parameters(), lr=1e-2)
     objective = make_objective(config, data["train"])
@@ -128,9 +116,9 @@ TOLERANCES = {  # of the loss, relative, and of the weights, against the greates
 
 
 @ranks(2, 4, cell_type="rnn", options={})
-@ranks(2, 4, cell_type="lstm", options={})
-@ranks(2, 4, cell_type="attention", options={})
-@ranks(3, cell_type="rnn", options=EVERY_OPTION)
+@ranks(2, 4, slow=True, cell_type="lstm", options={})
+@ranks(2, 4, slow=True, cell_type="attention", options={})
+@ranks(3, cell_type="rnn", options=EVERY_OPTION | {"scheduled_sampling": 0.0, "clip": 0.5})
 def check_steps_equal_those_of_one(folder: Path, size: int, cell_type: str, options: dict[str, Any]) -> None:
     for (dtype, optimizer), (of_loss, of_weights) in TOLERANCES.items():
         config = config_of(folder, cell_type=cell_type, dtype=dtype, **options)
@@ -164,16 +152,16 @@ def alone(make: Callable[[], Any]) -> Any:
 @ranks(3, cell_type="attention")
 def check_validation_is_shared(folder: Path, size: int, cell_type: str) -> None:
     config = config_of(folder, cell_type=cell_type, dtype="float64")
-    data = data_of(config)
+    data = data_for(config.cell_type, config.data)
     model = begin(config, data, CPU).model
     for batch_size in (1, 5, 256):
         whole = alone(partial(validate, model, data["val"], batch_size=batch_size))
         assert math.isclose(validate(model, data["val"], batch_size=batch_size), whole, rel_tol=1e-13)
 
 
-@ranks(2)
+@ranks(2, slow=True)
 def check_a_whole_run_is_that_of_one(folder: Path, size: int) -> None:
-    """Its records, its best weights and, on rank 0 alone, its files."""
+    """Records and best weights; rank 0 alone writes files."""
     config = config_of(folder, dtype="float64", workers=1, ema=0.9, score_images=6)
     run = fit(config)
     before = sorted(path.name for path in config.out.iterdir())
@@ -182,7 +170,7 @@ def check_a_whole_run_is_that_of_one(folder: Path, size: int) -> None:
     assert len(distributed.gathered(one.name)) == size
     assert one != run
     keys = ("train_loss", "val_loss", "gradient_norm", "CIDEr", "lr")
-    for ours, theirs in zip(runs.read(run), runs.read(one), strict=True):
+    for ours, theirs in zip(read_log(run), read_log(one), strict=True):
         assert all(math.isclose(ours[key], theirs[key], rel_tol=1e-9) for key in keys)
         assert ours["step"] == theirs["step"]
     best, expected = (checkpoints.load(r / "best.safetensors").weights for r in (run, one))
@@ -195,25 +183,25 @@ def check_a_whole_run_is_that_of_one(folder: Path, size: int) -> None:
 @ranks(4, options={"cell_type": "lstm", "ema": 0.9})
 @ranks(3, options={"cell_type": "attention", "scheduled_sampling": 0.5})
 def check_a_resumed_run_ends_as_if_never_stopped(folder: Path, size: int, options: dict[str, Any]) -> None:
-    """Told to stop on one rank alone, all stop after the same step."""
+    """A signal to one rank stops all after the same step."""
     config = config_of(folder, dropout=0.5, feature_dropout=0.2, **options)
     whole = fit(config)
     with stopping(rank=1, step=6):
         run = stopped(config)
     saved = checkpoints.load(run / "last.safetensors")
-    assert saved.progress["step"] in (6, 7)  # asked in the sixth, before or after its flags were sent
+    assert saved.progress["step"] in (6, 7)  # the signal may come after the flags of step 6 were sent
     assert saved.random.keys() == {f"{rank}/torch" for rank in range(size)}
     torch.manual_seed(99 + distributed.rank())
     assert fit(replace(config, resume="last")) == run
     ours, theirs = (checkpoints.load(r / "last.safetensors") for r in (run, whole))
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)
-    records = [[{k: v for k, v in line.items() if k != "seconds"} for line in runs.read(r)] for r in (run, whole)]
+    records = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_log(r)] for r in (run, whole)]
     assert records[0] == records[1]
 
 
 @ranks(2, 3)
-def check_fewer_or_more_ranks_go_on(folder: Path, size: int) -> None:
-    """Without dropout to the same weights, but for rounding; with it to others."""
+def check_fewer_or_more_ranks_resume(folder: Path, size: int) -> None:
+    """To the same weights, but for rounding, where there is no dropout."""
     config = config_of(folder, dtype="float64")
     whole = alone(partial(fit, config))
 
@@ -222,7 +210,7 @@ def check_fewer_or_more_ranks_go_on(folder: Path, size: int) -> None:
             return stopped(config)
 
     for resumed_alone in (False, True):
-        if resumed_alone:  # stopped by all, taken up by one
+        if resumed_alone:
             with stopping(rank=1, step=5):
                 run = stopped(config)
             alone(partial(fit, replace(config, resume="last")))
@@ -261,9 +249,9 @@ def stopped(config: TrainConfig) -> Path:
 
 
 @ranks(2, 4)
-def check_ranks_drop_differently_and_learn_the_same(folder: Path, size: int) -> None:
+def check_ranks_have_different_dropout_masks_and_equal_weights(folder: Path, size: int) -> None:
     config = config_of(folder, dropout=0.5)
-    state = begin(config, data_of(config), CPU)
+    state = begin(config, data_for(config.cell_type, config.data), CPU)
     assert len({json.dumps(weight) for weight in distributed.gathered(state.model.W_proj.tolist())}) == 1
     masks = distributed.gathered(dropout(torch.ones(40), 0.5).tolist())
     assert len({tuple(mask) for mask in masks}) == size
@@ -272,8 +260,7 @@ def check_ranks_drop_differently_and_learn_the_same(folder: Path, size: int) -> 
         assert all(torch.equal(other[name], weights[name]) for name in weights)
 
 
-@ranks(2)
-@ranks(4)
+@ranks(2, 4)
 def check_rewards_are_those_of_all_captions(folder: Path, size: int) -> None:
     """Twelve images in batches of five: of four ranks two have none in the last."""
     begun = fit(config_of(folder, epochs=1, dtype="float64"))
@@ -305,14 +292,13 @@ def check_rewards_are_those_of_all_captions(folder: Path, size: int) -> None:
     of_all = [entry for entries in distributed.gathered(seen) for entry in entries]
     assert sum(n for n, _ in of_all) == 2 * 12
     expected = sum(n * reward for n, reward in of_all) / 12
-    assert math.isclose(sum(record["reward"] for record in runs.read(run)), expected, rel_tol=1e-9)
+    assert math.isclose(sum(record["reward"] for record in read_log(run)), expected, rel_tol=1e-9)
 
 
-@ranks(3)
-def check_a_loss_that_is_no_number_stops_all(folder: Path, size: int) -> None:
-    """NaN in the features of one rank, none of whose numbers the others have."""
+@ranks(2, 3)
+def check_a_non_finite_loss_of_one_rank_stops_all(folder: Path, size: int) -> None:
     config = config_of(folder)
-    data = data_of(config)
+    data = data_for(config.cell_type, config.data)
     state = begin(config, data, CPU)
     before = {name: weight.clone() for name, weight in state.model.state_dict().items()}
     share = distributed.Replica(state.model).share(2, 2 * size)
@@ -324,10 +310,10 @@ def check_a_loss_that_is_no_number_stops_all(folder: Path, size: int) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in state.model.state_dict().items())
 
 
-@ranks(2)
+@ranks(2, slow=True)
 def check_a_compiled_model_has_the_same_gradient(folder: Path, size: int) -> None:
     config = config_of(folder, dtype="float64", dropout=0.0)
-    data = data_of(config)
+    data = data_for(config.cell_type, config.data)
     model = begin(config, data, CPU).model
     rows = [list(range(k, 8, size)) for k in range(size)]
     shares = [(features, captions[:, :4]) for features, captions in map(data["train"].__getitems__, rows)]
@@ -341,12 +327,12 @@ def check_a_compiled_model_has_the_same_gradient(folder: Path, size: int) -> Non
 
 
 @ranks(2, cell_type="rnn")
-@ranks(2, cell_type="lstm")
-@ranks(2, cell_type="attention")
+@ranks(2, slow=True, cell_type="lstm")
+@ranks(2, slow=True, cell_type="attention")
 def check_functions_under_the_hooks_of_ddp(folder: Path, size: int, cell_type: str) -> None:
     """Gradients added up over two batches before they are averaged, and forward mode of the same model."""
     config = config_of(folder, cell_type=cell_type, dtype="float64")
-    data = data_of(config)
+    data = data_for(config.cell_type, config.data)
     model = begin(config, data, CPU).model
     rows = [list(range(k, 24, 4)) for k in range(4)]  # two batches a rank
     quarters = [data["train"].__getitems__(quarter) for quarter in rows]
@@ -368,14 +354,15 @@ def check_functions_under_the_hooks_of_ddp(folder: Path, size: int, cell_type: s
     assert math.isclose(float(slope), float(sum(g.sum() for g in own)), rel_tol=1e-10)
 
 
-def make_checks(rank: int, folder: Path) -> None:
-    """What a started process does; failures go to a file of its own."""
+def make_checks(rank: int, folder: Path, count: int) -> None:
+    """The program of a rank, which writes its failures to a file of its own."""
     torch.set_num_threads(1)
     os.environ["RANK"] = str(rank)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     trainer.report.closing = lambda *_: None  # curves and captions, which take longer than the runs
     failures = {}
-    for check, size in [(check, size) for check, sizes in CHECKS for size in sizes if rank < size]:
+    checks = [(check, sizes) for check, sizes, slow in CHECKS if count > 2 or not slow]
+    for check, size in [(check, size) for check, sizes in checks for size in sizes if rank < size <= count]:
         name = named(check, size)
         started = time.monotonic()
         try:
@@ -395,135 +382,10 @@ def place(folder: Path, name: str) -> Path:
     return own
 
 
-def test_ranks_compute_what_one_process_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
+def test_ranks_compute_what_one_process_does(tmp_path: Path, count: int) -> None:
     write_tiny(tmp_path / "tiny", pictures=True, grids=True)
-    torch.multiprocessing.start_processes(make_checks, (tmp_path,), nprocs=RANKS, start_method="spawn")
-    failures = [json.loads((tmp_path / f"failures-{rank}.json").read_text(encoding="utf-8")) for rank in range(RANKS)]
+    torch.multiprocessing.start_processes(make_checks, (tmp_path, count), nprocs=count, start_method="spawn")
+    failures = [json.loads((tmp_path / f"failures-{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
     said = [f"rank {rank}: {name}\n{text}" for rank, found in enumerate(failures) for name, text in found.items()]
     assert not said, "\n".join(said)
-
-
-# torchrun -------------------------------------------------------------------------------------------------------------
-
-
-def ended(folder: Path, *flags: str, **options: Any) -> tuple[int, str, str]:
-    """The exit status and what was printed."""
-    process = torchrun.start(folder, *flags, **options)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def test_torchrun_trains_one_model(tmp_path: Path) -> None:
-    """Rank 0 prints and writes for all. Told to stop, all do after the same step, and go on from there."""
-    data = write_tiny(tmp_path / "tiny")
-    flags = ["--data", str(data), "--threads", "1", "--workers", "1", "--epochs", "100000", "--patience", "0"]
-    process = torchrun.start(tmp_path, *flags)
-    lines = iter(process.stdout.readline, "")
-    assert any(line.startswith("epoch  ") for line in lines)
-    assert set(torchrun.pids(tmp_path)) == {0, 1}
-    process.terminate()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert torchrun.errors(err) == []
-    (told,) = [line for line in out.splitlines() if line.startswith("stopped after step ")]
-    run = runs.find(tmp_path / "runs")
-    assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == [run.name]
-    saved = checkpoints.load(run / "last.safetensors")
-    assert told.startswith(f"stopped after step {saved.progress['step']}, which is saved")
-    assert saved.random.keys() == {"0/torch", "1/torch"}
-    epochs = saved.progress["epoch"] + 1
-    status, out, err = ended(tmp_path, "--resume", "last", "--epochs", str(epochs))
-    assert status == 0, err
-    assert out.count(f"epoch {epochs}/{epochs}") == 1
-    assert [record["epoch"] for record in runs.read(run)] == list(range(1, epochs + 1))
-
-
-@pytest.mark.skipif(os.name != "posix", reason="there are no such signals")
-@pytest.mark.parametrize(("name", "whom"), [("SIGUSR1", "ranks"), ("SIGHUP", "torchrun")])
-def test_all_ranks_stop_at_a_signal_of_a_terminal_or_a_batch_system(tmp_path: Path, name: str, whom: str) -> None:
-    data = write_tiny(tmp_path / "tiny")
-    process = torchrun.start(tmp_path, "--data", str(data), "--threads", "1", "--epochs", "100000", "--patience", "0")
-    assert any(line.startswith("epoch  ") for line in iter(process.stdout.readline, ""))
-    for pid in torchrun.pids(tmp_path).values() if whom == "ranks" else [process.pid]:
-        os.kill(pid, getattr(signal, name))
-    out, err = process.communicate(timeout=120)
-    assert torchrun.errors(err) == []
-    (told,) = [line for line in out.splitlines() if line.startswith("stopped after step ")]
-    saved = checkpoints.load(runs.find(tmp_path / "runs") / "last.safetensors")
-    assert told.startswith(f"stopped after step {saved.progress['step']}, which is saved")
-
-
-@pytest.mark.parametrize("lost", ["where they meet", "another"])
-def test_several_machines_meet(tmp_path: Path, lost: str) -> None:
-    """Here two torchruns with a process each; one ends when the other's is killed."""
-    data = write_tiny(tmp_path / "tiny")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meet = ("--nnodes", "2", "--rdzv-id", "tiny", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}")
-    flags = ["--data", str(data), "--threads", "1", "--epochs", "100000", "--patience", "0"]
-    machines = [torchrun.start(tmp_path, *flags, ranks=1, meet=meet)]
-    until(lambda: listens(port), machines)
-    machines.append(torchrun.start(tmp_path, *flags, ranks=1, meet=meet))
-    until((tmp_path / "runs" / "last.txt").exists, machines)
-    victim = torchrun.started_by(tmp_path, machines[lost == "another"].pid)
-    os.kill(torchrun.pids(tmp_path)[victim], signal.SIGKILL)
-    said = [machine.communicate(timeout=120) for machine in machines]
-    assert all(machine.returncode for machine in machines)
-    (told,) = [line for _, err in said for line in torchrun.errors(err)]
-    assert told.startswith(f"error: rank {1 - victim} has lost another, which torchrun names: ")
-    assert any("Signal 9 (SIGKILL) received" in err for _, err in said)
-    checkpoints.load(runs.find(tmp_path / "runs") / "last.safetensors")
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as there:
-        return there.connect_ex(("127.0.0.1", port)) == 0
-
-
-def until(happens: Callable[[], bool], machines: list[Any], seconds: float = 120) -> None:
-    """Wait for it, as long as all of them run."""
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end
-        assert all(machine.poll() is None for machine in machines), [m.communicate() for m in machines]
-        time.sleep(0.05)
-
-
-def test_a_mistake_of_the_data_is_a_line_of_each_rank_that_meets_it(tmp_path: Path) -> None:
-    status, out, err = ended(tmp_path, "--data", str(tmp_path / "nowhere"))
-    assert status != 0
-    lines = torchrun.errors(err)
-    assert lines
-    for line in lines:
-        assert re.fullmatch(rf"error: rank [01]: {tmp_path / 'nowhere'}: no such folder; .*", line)
-    assert "in open_data" not in err  # in torchrun's report neither
-    assert out == ""
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_of_the_same_command_line_one_rank_speaks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
-) -> None:
-    monkeypatch.setenv("RANK", str(rank))
-    with pytest.raises(SystemExit) as end:
-        train_config(["--hiden-dim", "16"])
-    assert end.value.code == 2
-    assert ("hiden-dim" in capsys.readouterr().err) is (rank == 0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_nccl(tmp_path: Path) -> None:
-    """As many ranks as there are GPUs, two at most; more are refused."""
-    data = write_tiny(tmp_path / "tiny")
-    count = torch.cuda.device_count()
-    status, _, err = ended(tmp_path, "--data", str(data), "--device", "cuda", ranks=count + 1)
-    assert status != 0
-    assert f"{count + 1} processes on a machine with {count} GPUs" in torchrun.errors(err)[0]
-    if count < 2:
-        pytest.skip("one GPU: two ranks need two")
-    (tmp_path / "two").mkdir()
-    status, _, err = ended(tmp_path / "two", "--data", str(data), "--device", "cuda", "--epochs", "2")
-    assert status == 0, err

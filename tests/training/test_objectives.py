@@ -1,4 +1,4 @@
-"""What training learns from: words of the model's own, and captions of its own with their rewards."""
+"""Objectives of training: scheduled sampling, and self-critical training with its rewards."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from tests.helpers.tiny_data import write_tiny
+from tests.helpers.training import cells, data_for
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, batches, open_data
 from torch_caption.decoding import DecodingOptions, decode
 from torch_caption.errors import ConfigError
 from torch_caption.metrics.scores import CiderReward
 from torch_caption.model.captioner import CaptioningRNN
-from torch_caption.model.cells import CELLS
-from torch_caption.training.objectives import CaptionedImages, Likelihood, SelfCritical, make_objective, own_words
-from torch_caption.training.trainer import train_step
+from torch_caption.training import objectives
+from torch_caption.training.objectives import CaptionedImages, Likelihood, SelfCritical, make_objective, sample_inputs
 
 SCST = TrainConfig(objective="scst", init_from=Path("somewhere"), max_length=6)
 
@@ -31,20 +31,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("data") / "tiny", grids=True)
 
 
-@pytest.fixture
-def data(request: pytest.FixtureRequest, directory: Path) -> CocoData:
-    """With the features that the test's cell looks at."""
-    cell_type = request.getfixturevalue("cell_type") if "cell_type" in request.fixturenames else "rnn"
-    return open_data(directory, grids=CELLS[cell_type].looks)
-
-
-@pytest.fixture(params=CELLS)
+@pytest.fixture(params=cells("attention"))
 def cell_type(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture
+def data(request: pytest.FixtureRequest, directory: Path) -> CocoData:
+    """With the features that the test's cell attends to."""
+    cell_type = request.getfixturevalue("cell_type") if "cell_type" in request.fixturenames else "rnn"
+    return data_for(cell_type, directory)
+
+
 def model_of(data: CocoData, cell_type: str = "rnn", **options: Any) -> CaptioningRNN:
-    """A float64 model whose weights are not as small as at first, so that everything matters."""
+    """A float64 model whose weights are larger than the initial ones, so that all of them matter."""
     torch.manual_seed(0)
     model = CaptioningRNN(data.vocabulary.word_to_idx, 8, 6, 16, cell_type, **options).double()
     with torch.no_grad():
@@ -58,24 +58,24 @@ def whole_batch(data: CocoData) -> tuple[Tensor, Tensor]:
     return features.double(), captions
 
 
-# Scheduled sampling --------------------------------------------------------------------------------------------------
+# Scheduled sampling ---------------------------------------------------------------------------------------------------
 
 
-def test_no_share_reads_the_captions(data: CocoData) -> None:
+def test_probability_0_reads_the_captions(data: CocoData) -> None:
     features, captions = whole_batch(data)
-    assert torch.equal(own_words(model_of(data), features, captions, 0.0), captions[:, :-1])
+    assert torch.equal(sample_inputs(model_of(data), features, captions, 0.0), captions[:, :-1])
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_own_words_stand_where_a_word_is_read(data: CocoData, share: float) -> None:
-    """Never in the place of <START>, nor in padding; never <START> or <NULL>; the share is that of the places."""
+@pytest.mark.parametrize("probability", [0.3, 1.0])
+def test_sampled_tokens_replace_words_with_the_probability(data: CocoData, probability: float) -> None:
+    """Never <START> or padding, nor by <START> or <NULL>."""
     model, (features, captions) = model_of(data), whole_batch(data)
     given = captions.clone()
     places = captions[:, 1:-1].ne(model.null) & captions[:, 2:].ne(model.null)
     different, drawn = 0, 0
     for seed in range(30):
         torch.manual_seed(seed)
-        read = own_words(model, features, captions, share)
+        read = sample_inputs(model, features, captions, probability)
         assert torch.equal(read[:, 0], captions[:, 0])
         assert torch.equal(read[:, 1:][~places], captions[:, 1:-1][~places])
         assert not ((read[:, 1:] == model.start) | (read[:, 1:] == model.null))[places].any()
@@ -83,17 +83,17 @@ def test_own_words_stand_where_a_word_is_read(data: CocoData, share: float) -> N
         drawn += int(places.sum())
     assert torch.equal(captions, given)
     assert 0 < different <= drawn
-    if share < 1:  # at most the share differs; the model hits a true word only now and then
-        error = (drawn * share * (1 - share)) ** 0.5
-        assert 0.6 * drawn * share < different < drawn * share + 4 * error
+    if probability < 1:  # some sampled tokens equal the reference's
+        error = (drawn * probability * (1 - probability)) ** 0.5
+        assert 0.6 * drawn * probability < different < drawn * probability + 4 * error
 
 
-def test_own_words_follow_what_has_been_read(data: CocoData) -> None:
-    """A model that is sure of the next word, which depends on the last: its own words follow its own words."""
+def test_sampled_tokens_are_inputs_of_the_next_step(data: CocoData) -> None:
+    """With a model that is certain of the next word."""
     model, (features, captions) = model_of(data), whole_batch(data)
     with torch.no_grad():
         model.W_vocab.mul_(10_000)
-    read = own_words(model, features, captions, 1.0)
+    read = sample_inputs(model, features, captions, 1.0)
     state = model.begin(features)
     word = captions[:, 0]
     for t in range(1, read.shape[1]):
@@ -104,43 +104,33 @@ def test_own_words_follow_what_has_been_read(data: CocoData) -> None:
         assert torch.equal(read[:, t], word)
 
 
-def test_own_words_are_drawn_from_the_models_distribution(data: CocoData) -> None:
-    """Of the word after <START>, over many rows of one image."""
+def test_tokens_are_sampled_from_the_models_distribution(data: CocoData) -> None:
+    """Of the token after <START>, over many rows of one image."""
     model, (features, captions) = model_of(data), whole_batch(data)
     n = 20_000
     pictures, rows = features[:1].expand(n, -1), captions[1:2].expand(n, -1)
     torch.manual_seed(0)
-    counts = torch.bincount(own_words(model, pictures, rows, 1.0)[:, 1], minlength=model.vocab_size) / n
+    counts = torch.bincount(sample_inputs(model, pictures, rows, 1.0)[:, 1], minlength=model.vocab_size) / n
     scores, _ = model.step(rows[:1, 0], model.begin(features[:1]))
     scores[:, [model.null, model.start]] = -math.inf
     p = scores.softmax(1)[0].detach()
     assert ((counts - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
 
 
-def test_the_share_rises_epoch_by_epoch(data: CocoData) -> None:
+def test_the_sampling_probability_rises_epoch_by_epoch(data: CocoData, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(scheduled_sampling=0.5, epochs=5)
-    objective, model, (features, captions) = Likelihood(config, data["train"]), model_of(data), whole_batch(data)
-    assert objective.targets(model, features, captions, 0).read is None
-    shares = []
-    for epoch in (1, 2, 4, 9):
-        changed = total = 0
-        for _ in range(20):
-            read = objective.targets(model, features, captions, epoch).read
-            assert read is not None
-            places = captions[:, 1:-1].ne(model.null) & captions[:, 2:].ne(model.null)
-            changed += int((read[:, 1:] != captions[:, 1:-1])[places].sum())
-            total += int(places.sum())
-        shares.append(changed / total)
-    hit = shares[2] / 0.5  # what of the drawn words differs from the true ones
-    for share, expected in zip(shares, (0.125, 0.25, 0.5, 0.5), strict=True):
-        assert share == pytest.approx(expected * hit, abs=0.05)
-    without = Likelihood(replace(config, scheduled_sampling=0.0), data["train"])
-    assert without.targets(model, features, captions, 4).read is None
-    alone = Likelihood(replace(config, epochs=1), data["train"])
-    assert alone.targets(model, features, captions, 0).read is None
+    model, (features, captions) = model_of(data), whole_batch(data)
+    probabilities: list[float] = []
+    monkeypatch.setattr(objectives, "own_words", lambda *args: probabilities.append(args[3]))
+    objective = Likelihood(config, data["train"])
+    for epoch in (0, 1, 2, 4, 9):
+        objective.targets(model, features, captions, epoch)
+    assert probabilities == [0.125, 0.25, 0.5, 0.5]  # none in the first epoch
+    for other in (replace(config, scheduled_sampling=0.0), replace(config, epochs=1)):
+        assert Likelihood(other, data["train"]).targets(model, features, captions, 0).read is None
 
 
-# Self-critical training ----------------------------------------------------------------------------------------------
+# Self-critical training -----------------------------------------------------------------------------------------------
 
 
 def targets_of(objective: SelfCritical, model: CaptioningRNN, data: CocoData, images: Tensor, seed: int = 0) -> Any:
@@ -161,7 +151,7 @@ def test_an_epoch_goes_through_the_images_once(data: CocoData) -> None:
     assert (int(image), features.shape) == (4, (8,))
 
 
-def test_only_images_with_captions_are_gone_through(data: CocoData, tmp_path: Path) -> None:
+def test_images_without_captions_are_left_out(data: CocoData, tmp_path: Path) -> None:
     few = open_data(write_tiny(tmp_path / "few"), max_train=3)
     images = few["train"].image_idxs.unique()
     assert len(images) < 12
@@ -169,8 +159,8 @@ def test_only_images_with_captions_are_gone_through(data: CocoData, tmp_path: Pa
     assert torch.equal(rows.__getitems__(list(range(len(rows))))[1], images)
 
 
-def test_drawn_captions_are_weighted_by_their_advantage(data: CocoData, cell_type: str) -> None:
-    """Captions from the model, reward and baseline from CIDEr-D over the training captions, <END> being a token."""
+def test_sampled_captions_are_weighted_by_their_advantage(data: CocoData, cell_type: str) -> None:
+    """Reward and baseline are CIDEr-D over the training captions, in which <END> is a token."""
     model, objective = model_of(data, cell_type), SelfCritical(SCST, data["train"])
     images = torch.tensor([7, 0, 3, 3])
     targets = targets_of(objective, model, data, images)
@@ -200,7 +190,7 @@ def test_drawn_captions_are_weighted_by_their_advantage(data: CocoData, cell_typ
     assert targets.greedy_reward == pytest.approx(scored(greedy).mean(), rel=1e-12)
 
 
-def test_a_caption_that_breaks_off_loses_by_it(data: CocoData) -> None:
+def test_a_truncated_caption_has_a_lower_reward(data: CocoData) -> None:
     objective, vocabulary = SelfCritical(SCST, data["train"]), data.vocabulary
     text = data["train"].references(5)[1]
     whole = vocabulary.encode(text.split())[1:]
@@ -212,18 +202,16 @@ def test_a_caption_that_breaks_off_loses_by_it(data: CocoData) -> None:
 
 
 def test_rewards_that_would_all_be_0_are_refused(tmp_path: Path) -> None:
-    """As those of one image alone, and of images with the same captions."""
     one = open_data(write_tiny(tmp_path / "one"), max_train=1)["train"]
-    with pytest.raises(ConfigError, match="train has captions of one image alone, so every reward would be 0"):
+    with pytest.raises(ConfigError, match="train has captions of only one image, so all rewards would be 0"):
         SelfCritical(SCST, one)
     same = open_data(tmp_path / "one")["train"]
     same.captions[:] = same.captions[0]
-    with pytest.raises(ConfigError, match="the same captions for all 12 images, so every reward would be 0"):
+    with pytest.raises(ConfigError, match="the same captions for all 12 images, so all rewards would be 0"):
         SelfCritical(SCST, same)
 
 
-def test_an_unknown_word_is_rewarded_nowhere(tmp_path: Path) -> None:
-    """A reference's <UNK> was some word that no caption can have said."""
+def test_an_unknown_word_has_no_reward(tmp_path: Path) -> None:
     data = open_data(write_tiny(tmp_path / "tiny"))
     split, unknown = data["train"], data.vocabulary.word_to_idx["<UNK>"]
     red = data.vocabulary.word_to_idx["red"]
@@ -239,7 +227,7 @@ def test_an_unknown_word_is_rewarded_nowhere(tmp_path: Path) -> None:
 
 
 def test_the_gradient_is_that_of_reinforce(data: CocoData, cell_type: str) -> None:
-    """By torch.autograd alone, of -(r - b) log p of the drawn captions, word by word through the step."""
+    """The gradient by torch.autograd of -(r - b) log p of the sampled captions, step by step."""
     model, objective = model_of(data, cell_type, dropout=0.5, label_smoothing=0.1), SelfCritical(SCST, data["train"])
     images = torch.arange(12)
     targets = targets_of(objective, model, data, images)
@@ -268,7 +256,7 @@ def test_the_gradient_is_that_of_reinforce(data: CocoData, cell_type: str) -> No
 
 
 def test_the_mean_gradient_is_that_of_the_expected_reward(data: CocoData) -> None:
-    """Of captions of at most two words, whose expected reward can be summed over all of them and differentiated."""
+    """For captions of at most two words, all of which can be enumerated."""
     model = model_of(data)
     with torch.no_grad():  # <START> and <NULL> cannot be drawn: let them have no probability
         model.b_vocab[[model.null, model.start]] = -60
@@ -280,7 +268,7 @@ def test_the_mean_gradient_is_that_of_the_expected_reward(data: CocoData) -> Non
     captions = torch.tensor([[model.start, *pair] for pair in both])
     log_p = torch.stack([-model(features, row.unsqueeze(0)) for row in captions])
     assert log_p.exp().sum().item() == pytest.approx(1, rel=1e-12)
-    names, params = zip(*model.named_parameters(), strict=True)
+    params = tuple(model.parameters())
     exact = torch.autograd.grad((log_p.exp() * rewards).sum(), params)
     n = 40_000
     torch.manual_seed(1)
@@ -290,36 +278,3 @@ def test_the_mean_gradient_is_that_of_the_expected_reward(data: CocoData) -> Non
     whole, estimate = (torch.cat([g.flatten() for g in gradients]) for gradients in (exact, drawn))
     assert torch.nn.functional.cosine_similarity(whole, estimate, dim=0) > 0.98
     assert (estimate.norm() / whole.norm()).item() == pytest.approx(1, abs=0.1)
-    assert names
-
-
-def test_the_expected_reward_rises(data: CocoData, cell_type: str) -> None:
-    """From a model that has seen each caption a few times."""
-    torch.manual_seed(0)
-    model = CaptioningRNN(data.vocabulary.word_to_idx, 8, 16, 32, cell_type)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    features, captions = (x.float() if x.is_floating_point() else x for x in whole_batch(data))
-    for _ in range(40):
-        train_step(model, optimizer, features, captions, clip=5.0)
-    objective, images = SelfCritical(SCST, data["train"]), torch.arange(12).repeat(16)
-    pictures = data["train"].features_of(images)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    model.train(objective.drops)
-    rewards = []
-    for _ in range(120):
-        targets = objective.targets(model, pictures, images, 0)
-        train_step(model, optimizer, pictures, targets.captions, weights=targets.weights, clip=5.0)
-        rewards.append(targets.reward)
-    assert np.mean(rewards[-10:]) > 1.3 * np.mean(rewards[:10])
-
-
-def test_nothing_is_learnt_where_drawn_and_greedy_are_the_same(data: CocoData) -> None:
-    model, objective = model_of(data), SelfCritical(SCST, data["train"])
-    with torch.no_grad():
-        model.W_vocab.mul_(1000)
-    targets = targets_of(objective, model, data, torch.arange(12))
-    assert not targets.weights.any()
-    loss = model(data["train"].features_of(range(12)).double(), targets.captions, weights=targets.weights)
-    assert loss.item() == 0
-    loss.backward()
-    assert not any(p.grad.any() for p in model.parameters())

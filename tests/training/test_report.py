@@ -1,9 +1,10 @@
-"""What a run tells in its end, and what of it is known before its first step."""
+"""The report at the end of a run, and what is checked for it before the first step."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch_caption.data.dataset import open_data
 from torch_caption.io.exits import guarded
 from torch_caption.scenes import dataset as scenes
 from torch_caption.training import report, trainer
-from torch_caption.training import run_folder as runs
 from torch_caption.training.trainer import fit
 
 SIZES = {"train": 20, "val": 4, "test": 5, "novel": 3}
@@ -24,6 +24,11 @@ SIZES = {"train": 20, "val": 4, "test": 5, "novel": 3}
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scenes.ensure(tmp_path_factory.mktemp("scenes"), sizes=SIZES, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    """The report is what is tested."""
 
 
 @pytest.fixture
@@ -36,39 +41,33 @@ def config(drawn: Path, tmp_path: Path) -> TrainConfig:
     )  # fmt: skip
 
 
-def unmark(folder: Path) -> None:
-    """Take the marks of files out of the manifest, as older ones have none."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
+DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "truncated": lambda scenes: None,
+    "a scene less": lambda scenes: scenes["novel"].pop(),
+    "a split less": lambda scenes: scenes.pop("novel"),
+    "another colour": lambda scenes: scenes["test"][0]["first"].update(colour="white"),
+}
 
 
-@pytest.mark.parametrize("marked", [True, False])
-@pytest.mark.parametrize("damage", ["cut off", "a scene less", "a split less", "another colour"])
-def test_scenes_that_cannot_judge_are_found_before_the_first_step(
-    config: TrainConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    damage: str,
-    marked: bool,
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_scenes_are_refused_before_the_first_step(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    path = Path(config.data) / "scenes.json"
+    """By the digest of their file in the manifest, and by their content where an older manifest has no digests."""
+    folder = Path(config.data)
+    path, manifest = folder / "scenes.json", folder / "manifest.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    if damage == "a scene less":
-        content["novel"].pop()
-    elif damage == "a split less":
-        del content["novel"]
-    elif damage == "another colour":
-        content["test"][0]["first"]["colour"] = "white"
-    text = json.dumps(content)
-    path.write_text(text[:-1] if damage == "cut off" else text, encoding="utf-8")
-    if not marked:
-        unmark(path.parent)
+    DAMAGES[damage](content)
+    path.write_text(json.dumps(content)[: -1 if damage == "truncated" else None], encoding="utf-8")
     monkeypatch.setattr(trainer, "train_step", lambda *_, **__: pytest.fail("a step was taken"))
-    assert guarded(lambda: fit(config)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {path}: ")
-    assert said.count("\n") == 1
-    assert not config.out.exists()
+    for _ in range(2):
+        assert guarded(lambda: fit(config)) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {path}: ")
+        assert said.count("\n") == 1
+        assert not config.out.exists()
+        entries = json.loads(manifest.read_text(encoding="utf-8"))
+        manifest.write_text(json.dumps(entries | {"files": {}}), encoding="utf-8")
 
 
 def fail(*_: Any, **__: Any) -> None:
@@ -76,16 +75,16 @@ def fail(*_: Any, **__: Any) -> None:
 
 
 ENDS = {
-    "a file of scenes that went": (scenes, "score", ["test", "novel", "gallery.png"]),
-    "a picture that cannot be written": (report.plots, "loss_curves", ["loss.png"]),
-    "another": (report.plots, "gallery", ["gallery.png"]),
+    "the scenes": (scenes, "judge_split", ["test", "novel", "gallery.png"]),
+    "the curves": (report.plots, "loss_curves", ["loss.png"]),
+    "the gallery": (report.plots, "gallery", ["gallery.png"]),
     "captions": (report, "caption_images", ["test", "novel", "gallery.png"]),
-    "records": (runs, "read", ["loss.png"]),
+    "records": (report, "read_log", ["loss.png"]),
 }
 
 
 @pytest.mark.parametrize("what", ENDS)
-def test_what_fails_in_the_end_takes_nothing_else_with_it(
+def test_a_failed_part_of_the_report_leaves_the_others(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     owner, name, lacking = ENDS[what]
@@ -108,7 +107,7 @@ def test_what_fails_in_the_end_takes_nothing_else_with_it(
     assert firsts == [first for first in expected if first not in {lost[part] for part in lacking}]
 
 
-def test_that_nobody_reads_the_output_is_no_warning(
+def test_a_closed_output_ends_the_report_without_a_warning(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def gone(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""TensorBoard's file of a run, as TensorBoard reads it."""
+"""The event file of a run, as TensorBoard reads it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_point_of_each_name(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == [curves.path.name]
 
 
-def test_a_later_file_hides_what_it_makes_again(tmp_path: Path) -> None:
+def test_a_later_file_hides_the_points_that_it_repeats(tmp_path: Path) -> None:
     for purge_step, value in ((1, 0.5), (10, 7.0)):
         curves = Curves(tmp_path, purge_step=purge_step)
         for step in (5, 10, 15):
@@ -38,7 +38,7 @@ def test_a_later_file_hides_what_it_makes_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [0, 1, 2])
-def test_a_record_that_was_cut_off_takes_no_other_with_it(tmp_path: Path, whole: int) -> None:
+def test_a_truncated_record_hides_no_other(tmp_path: Path, whole: int) -> None:
     curves = Curves(tmp_path, purge_step=1)
     sizes = [curves.path.stat().st_size]
     for step in (1, 2):
@@ -50,7 +50,7 @@ def test_a_record_that_was_cut_off_takes_no_other_with_it(tmp_path: Path, whole:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
-def test_no_room_is_raised_where_it_is_missed(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_of_the_write(tmp_path: Path) -> None:
     import resource
 
     curves = Curves(tmp_path, purge_step=1)

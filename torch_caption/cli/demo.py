@@ -24,20 +24,17 @@ import tyro
 from PIL import Image
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from torch_caption.checkpoints import format as checkpoints
-from torch_caption.cli.decoding_flags import check_decoding, for_model
-from torch_caption.cli.sample import find_checkpoint, recipe_of
+from torch_caption.cli.decoding_flags import check_decoding
 from torch_caption.data.dataset import open_data
-from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.decoding import DecodingOptions
-from torch_caption.encoders import extractor as recipes
 from torch_caption.errors import ConfigError, TorchCaptionError
 from torch_caption.inference.explain import BEST_FIVE, Describer, Description, Guess
-from torch_caption.io.exits import is_watched
+from torch_caption.inference.load import load
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import MAX_BYTES, load_image
+from torch_caption.io.text import flag_of
 from torch_caption.plots import lit
 from torch_caption.scenes import dataset as scenes
-from torch_caption.training.trainer import choose_device
 
 SCENES = 8  # built-in ones to choose from
 FONT = ("system-ui", "sans-serif")  # of the browser's machine; gradio's themes would fetch theirs
@@ -98,7 +95,7 @@ def serve(config: DemoConfig) -> None:
 
     with _listening(config) as listening, tempfile.TemporaryDirectory(prefix="torch_caption-") as folder:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # uvicorn raises it again when it has closed
-        describer, about = load(config)
+        describer, about = open_describer(config)
         app = application(describer, about, built_in(), Path(folder))
         host, port = listening.getsockname()[:2]
         print(f"http://{host}:{port} shows the page; Ctrl-C ends it", flush=True)
@@ -117,27 +114,23 @@ def _check_gradio() -> None:
         raise ConfigError("the page needs gradio: `python -m pip install -r requirements-demo.txt` installs it")
 
 
-def load(config: DemoConfig) -> tuple[Describer, str]:
+def open_describer(config: DemoConfig) -> tuple[Describer, str]:
     """The model that the configuration names, and a line about it.
 
     Raises:
-        UsageError, InputError: the checkpoint cannot be used, or does not say how its features are made.
+        UsageError, InputError: the checkpoint cannot be used, or has no recipe of features.
     """
-    path = find_checkpoint(config.checkpoint)
-    saved = checkpoints.load(path)
-    recipe, _ = recipe_of(path, saved, config.data)
-    device = choose_device(config.device)
-    extractor = recipes.feature_extractor(recipe, weights=config.weights, near=[path.parent], device=device)
-    model = checkpoints.build_model(saved, path).to(device).eval()
-    options = for_model(config.decoding, saved.config.max_length, model.token_ids())
-    encoder = str(recipe["encoder"]).removeprefix("torch_caption.data.")
-    about = f"{path}: {model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words, features by {encoder}"
-    return Describer(model, Vocabulary(tuple(saved.words)), recipe, extractor, options), about
+    opened = load(config.checkpoint, device=config.device, data=config.data, encoder_weights=config.weights)
+    model, encoder = opened.model, str(opened.recipe["encoder"]).removeprefix("torch_caption.data.")
+    sizes = f"{model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words"
+    options = opened.options_for(config.decoding, flag_of)
+    describer = Describer(model, opened.vocabulary, opened.recipe, opened.extractor, options)
+    return describer, f"{opened.path}: {sizes}, features by {encoder}"
 
 
 def built_in() -> list[Path]:
     """Pictures of some built-in scenes, drawn on first use."""
-    test = open_data(scenes.ensure(progress=is_watched()), in_memory="no")["test"]
+    test = open_data(scenes.ensure(progress=is_interactive()), in_memory="no")["test"]
     return [path for idx in range(SCENES) if (path := test.image_path(idx)) is not None]
 
 
@@ -188,7 +181,7 @@ class NothingFromElsewhere:
 
 
 def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path], folder: Path) -> Any:
-    looks = describer.model.cell.looks
+    looks = describer.model.cell.attends
     with gradio.Blocks(title="torch_caption", analytics_enabled=False) as page:
         gradio.HTML(f"<h1>torch_caption</h1><p>{escape(about)}</p>")
         with gradio.Row():

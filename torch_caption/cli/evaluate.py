@@ -19,9 +19,7 @@ from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from torch_caption import plots
-from torch_caption.checkpoints import format as checkpoints
-from torch_caption.cli.decoding_flags import check_decoding, for_model
-from torch_caption.cli.sample import find_checkpoint
+from torch_caption.cli.decoding_flags import check_decoding
 from torch_caption.data import caption_files, file_names
 from torch_caption.data import manifest as manifests
 from torch_caption.data.caption_files import Photograph
@@ -32,15 +30,14 @@ from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import ConfigError, DataError
 from torch_caption.functions.matmul import prefer_onednn
 from torch_caption.inference.captions import Caption, caption_images, captioned_images
-from torch_caption.io.exits import is_watched
+from torch_caption.inference.load import Captioner, load
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.memory import within_memory
+from torch_caption.io.text import flag_of, json_text
 from torch_caption.metrics import java
 from torch_caption.metrics import scores as metrics
 from torch_caption.metrics.scores import Interval, Scores
-from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.plots import GalleryItem
-from torch_caption.training import report
-from torch_caption.training.trainer import choose_device, load_data
 
 ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 RANKED_BY = "CIDEr", "ROUGE-L"  # the first there is
@@ -194,8 +191,13 @@ def run(config: EvaluateConfig) -> Evaluation:
             together.
     """
     config.check()
-    path, model, data, options = _open(config, config.checkpoint)
+    captioner = load(config.checkpoint, device=config.device)
+    data = captioner.open_data(config.data)
     split = data[config.split]
+    rival = None if config.against is None else load(config.against, device=config.device)
+    for opened in (captioner, rival):
+        if opened is not None:
+            opened.options_for(config.decoding, flag_of)
     if config.tokenizer == "auto":
         config = dataclasses.replace(config, tokenizer=split.tokenizer)
     _check_tokenizer(config, data, split)
@@ -203,15 +205,14 @@ def run(config: EvaluateConfig) -> Evaluation:
     if config.gallery is not None and not any(_picture(config, split, idx) for idx in references.captions):
         where = config.images or data.directory
         raise ConfigError(f"--gallery: {where} holds no pictures of {split.name}; --images names their folder")
-    rival = None if config.against is None else _open(config, config.against)
     if rival is not None:
-        _check_tokenizer(config, rival[2], rival[2][config.split])
-        _check_same(split, rival[2][config.split], f"--against {rival[0]}: {data.directory} and {rival[2].directory}")
-    first = _judge(config, path, _caption(config, model, split, references, options), references)
+        other = rival.open_data(config.data)
+        _check_tokenizer(config, other, other[config.split])
+        _check_same(split, other[config.split], f"--against {rival.path}: {data.directory} and {other.directory}")
+    first = _judge(config, captioner, split, references)
     second, differences = None, {}
     if rival is not None:
-        path, model, other, options = rival
-        second = _judge(config, path, _caption(config, model, other[config.split], references, options), references)
+        second = _judge(config, rival, other[config.split], references)
         differences = first.scores.interval(second.scores, draws=config.draws, seed=config.seed)
     evaluation = Evaluation(first, references, second, differences)
     _tell(config, data, split, evaluation)
@@ -245,19 +246,6 @@ def _check_same(split: Split, other: Split, which: str) -> None:
 
 def _lengths(split: Split, idx: int) -> list[int]:
     return [len(caption.split()) for caption in split.references(idx)]
-
-
-def _open(config: EvaluateConfig, named: Path | None) -> tuple[Path, CaptioningRNN, CocoData, DecodingOptions]:
-    """The checkpoint's path, its model, the data for it, and how its captions are chosen."""
-    path = find_checkpoint(named)
-    saved = checkpoints.load(path)
-    trained = saved.config
-    data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
-    checkpoints.check_fits(
-        saved, data.vocabulary, data[config.split].feature_dim, data.recipe, path=path, data=data.directory
-    )
-    model = checkpoints.build_model(saved, path).to(choose_device(config.device)).eval()
-    return path, model, data, for_model(config.decoding, trained.max_length, model.token_ids())
 
 
 def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> References:
@@ -310,16 +298,12 @@ def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[in
     return dict(sorted(pairs.items()))
 
 
-def _caption(
-    config: EvaluateConfig, model: CaptioningRNN, split: Split, references: References, options: DecodingOptions
-) -> dict[int, Caption]:
-    """The model's caption of each image that has references; of those only the images are looked at."""
-    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_watched())
-    return {idx: found[0] for idx, found in caption_images(model, split, images, options, seed=config.seed).items()}
-
-
-def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], references: References) -> Judged:
-    """Score the captions; without CIDEr where it is 0 whatever they say."""
+def _judge(config: EvaluateConfig, captioner: Captioner, split: Split, references: References) -> Judged:
+    """Caption the images that have references and score them; without CIDEr where it is 0 whatever the captions."""
+    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_interactive())
+    options = captioner.options_for(config.decoding, flag_of)
+    found = caption_images(captioner.model, split, images, options, seed=config.seed)
+    captions = {idx: of_image[0] for idx, of_image in found.items()}
     by_meteor = config.meteor == "yes" or (config.meteor == "auto" and java.available())
     tokens = TOKENIZERS.get(config.tokenizer, tokenize)  # Java's tokens tell the same images apart
     weighs = metrics.cider_weighs([list(map(tokens, texts)) for texts in references.captions.values()])
@@ -329,7 +313,7 @@ def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], ref
         ("BLEU", *(["METEOR"] if by_meteor else []), "ROUGE-L", *(["CIDEr"] if weighs else [])),
         config.tokenizer,
     )
-    return Judged(path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
+    return Judged(captioner.path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
 
 
 # What it says ---------------------------------------------------------------------------------------------------------
@@ -338,13 +322,13 @@ def _judge(config: EvaluateConfig, path: Path, captions: dict[int, Caption], ref
 def _tell(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Evaluation) -> None:
     if config.format == "json":
         plain = _plain(config, data, split, evaluation)
-        print(report.json_text(plain, indent=2, encoding=sys.stdout.encoding))
+        print(json_text(plain, indent=2, encoding=sys.stdout.encoding))
     else:
         print(_table(config, data, split, evaluation))
     if config.json is not None:
         ids, captions = evaluation.references.ids, evaluation.first.captions
         results = [{"image_id": ids[idx], "caption": caption.text} for idx, caption in captions.items()]
-        config.json.write_text(report.json_text(results) + "\n", encoding="utf-8", newline="\n")
+        config.json.write_text(json_text(results) + "\n", encoding="utf-8", newline="\n")
     if config.gallery is not None:
         _draw(config, split, evaluation, config.gallery)
 

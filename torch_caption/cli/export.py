@@ -10,11 +10,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from torch_caption.checkpoints import format as checkpoints
-from torch_caption.cli.sample import find_checkpoint
 from torch_caption.config import check_length
 from torch_caption.errors import ConfigError
 from torch_caption.inference import export
+from torch_caption.inference.load import load
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,13 @@ def run(config: ExportConfig) -> None:
         UsageError, InputError: a setting or the checkpoint cannot be used.
     """
     config.check()
-    path = find_checkpoint(config.checkpoint)
-    saved = checkpoints.load(path)
-    model = checkpoints.build_model(saved, path)
+    captioner = load(config.checkpoint, device="cpu")
+    model, saved = captioner.model, captioner.checkpoint
     max_length = config.max_length or saved.config.max_length
     export.save(export.trace(model, max_length, no_unk=config.no_unk), config.out, export.about(saved, max_length))
     kind = str(model.dtype).removeprefix("torch.")
     size = config.out.stat().st_size / 1e6
-    shape = f"(N, {model.input_dim}{', L' if model.cell.looks else ''})"
+    shape = f"(N, {model.input_dim}{', L' if model.cell.attends else ''})"
     print(f"{config.out}: {export.FEATURES} {shape} {kind} -> {export.IDS} (N, {max_length}) int64, {size:.1f} MB")
 
 

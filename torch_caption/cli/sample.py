@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,26 +14,21 @@ from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from torch_caption import plots
-from torch_caption.checkpoints import format as checkpoints
-from torch_caption.checkpoints.format import Checkpoint
-from torch_caption.cli.decoding_flags import check_decoding, for_model
-from torch_caption.config import TrainConfig
+from torch_caption.cli.decoding_flags import check_decoding
 from torch_caption.data.dataset import CocoData, Split
 from torch_caption.data.tokenizer import readable
-from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
 from torch_caption.errors import ConfigError, ImageError
 from torch_caption.inference import photographs
 from torch_caption.inference.captions import Caption, caption_images, looked, some_images
+from torch_caption.inference.gallery import draw_gallery
+from torch_caption.inference.load import Captioner, load
 from torch_caption.io.images import is_url, load_image
 from torch_caption.io.memory import within_memory
 from torch_caption.io.program import typed
-from torch_caption.io.text import printable
+from torch_caption.io.text import flag_of, json_text, printable
 from torch_caption.model.captioner import CaptioningRNN
-from torch_caption.training import report
-from torch_caption.training import run_folder as runs
-from torch_caption.training.trainer import choose_device, load_data
 
 ONE_CAPTION = DecodingOptions(n_best=1)
 SOME = 5  # names in a line that tells what was skipped
@@ -141,34 +135,29 @@ def run(config: SampleConfig) -> list[Described]:
         UsageError, InputError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
     """
     config.check()
-    path = find_checkpoint(config.checkpoint)
-    saved = checkpoints.load(path)
-    trained = saved.config
-    device = choose_device(config.device)
+    recipe_of = config.data if config.photographs else None
+    captioner = load(config.checkpoint, device=config.device, data=recipe_of, encoder_weights=config.weights)
     _check_files(config)
-    find = _photographs if config.photographs else _images
-    subject = find(config, path, saved, trained)
+    subject = (_photographs if config.photographs else _images)(config, captioner)
     split, images = subject.split, subject.images
-    model = checkpoints.build_model(saved, path).to(device).eval()
     if config.show_attention is not None:
-        _check_looks(model, split, path)
-    options = for_model(config.decoding, trained.max_length, model.token_ids())
-    captions = caption_images(model, split, images, options, seed=config.seed)
+        _check_looks(captioner, split)
+    options = captioner.options_for(config.decoding, flag_of)
+    captions = caption_images(captioner.model, split, images, options, seed=config.seed)
     described = [
         Described(idx, split.image_name(idx), captions[idx], split.references(idx) if config.references else [])
         for idx in images
     ]
-    _tell(config, path, subject, described)
+    _tell(config, captioner.path, subject, described)
     if config.show_attention is not None:
-        _draw_attention(model, subject, described, config.show_attention)
+        _draw_attention(captioner.model, subject, described, config.show_attention)
     return described
 
 
-def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
+def _images(config: SampleConfig, captioner: Captioner) -> Subject:
     """Images of a split: those that are named, or some."""
-    data = load_data(dataclasses.replace(trained, data=config.data or trained.data, max_train=None))
+    data = captioner.open_data(config.data)
     split = _choose_split(config, data)
-    checkpoints.check_fits(saved, data.vocabulary, split.feature_dim, data.recipe, path=path, data=data.directory)
     images = list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
     for flag, picture in _pictures(config).items():
         if picture is not None and not any(split.image_path(idx) for idx in images):
@@ -176,20 +165,16 @@ def _images(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainC
     return Subject(split, images, data.recipe, data)
 
 
-def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: TrainConfig) -> Subject:
-    """The photographs with the features that the model learnt from.
+def _photographs(config: SampleConfig, captioner: Captioner) -> Subject:
+    """The photographs with the features that the model was trained on.
 
     Each that cannot be read is a line on stderr, as is what a folder holds beside photographs; only if none can be
     read, it is an error.
 
     Raises:
-        UsageError, InputError: no photograph can be read, nobody says how their features are made, or the encoder is
-            not to be had.
+        UsageError, InputError: no photograph can be read, or `Captioner.extractor` cannot be made.
     """
-    recipe, source = recipe_of(path, saved, config.data)
-    extractor = recipes.feature_extractor(
-        recipe, weights=config.weights, near=[path.parent], device=choose_device(config.device)
-    )
+    extractor = captioner.extractor
     errors: dict[str, ImageError] = {}
     sources, lacking = _sources(config)
 
@@ -201,7 +186,7 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
     found = photographs.read(
         sources,
         extractor,
-        Vocabulary(tuple(saved.words)),
+        captioner.vocabulary,
         allow_private=config.allow_private,
         keep=any(_pictures(config).values()),
         failed=fail,
@@ -211,11 +196,9 @@ def _photographs(config: SampleConfig, path: Path, saved: Checkpoint, trained: T
         if len(sources) == 1:
             raise errors[sources[0]]
         raise ConfigError(f"none of the {len(sources)} photographs can be captioned")
-    if found.feature_dim != saved.input_dim:
-        raise ConfigError(f"{path}: takes features of width {saved.input_dim}, but {source} makes {found.feature_dim}")
-    return Subject(
-        found, [*range(found.num_images)], recipe, None, {name: str(error) for name, error in errors.items()}
-    )
+    captioner.check_width(found.feature_dim)
+    failed = {name: str(error) for name, error in errors.items()}
+    return Subject(found, [*range(found.num_images)], captioner.recipe, None, failed)
 
 
 def _sources(config: SampleConfig) -> tuple[list[str], dict[str, str]]:
@@ -260,40 +243,19 @@ def _some(folder: Path, paths: list[str]) -> str:
     return ", ".join(names) + (f" and {len(paths) - SOME:,} more" if len(paths) > SOME else "")
 
 
-def recipe_of(path: Path, saved: Checkpoint, named: str | None = None) -> tuple[Mapping[str, Any], Path]:
-    """How the features of pictures are made for a checkpoint, and who says so: itself, or the directory that is named.
-
-    Raises:
-        UsageError, InputError: nobody does, or the directory is not fit for the checkpoint.
-    """
-    recipe, source = saved.manifest, path
-    if named is not None:
-        data = load_data(dataclasses.replace(saved.config, data=named, max_train=None, in_memory="no"))
-        checkpoints.check_fits(
-            saved, data.vocabulary, data["train"].feature_dim, data.recipe, path=path, data=data.directory
-        )
-        recipe, source = data.recipe, data.directory
-    if not recipes.is_one(recipe):
-        raise ConfigError(
-            f"{source}: does not say how its features were made, so photographs cannot be given the same; name a "
-            f"directory that does with --data (for cs231n's own, `{typed('prepare')} --recover-pca`)"
-        )
-    return recipe, source
-
-
 def _tell(config: SampleConfig, path: Path, subject: Subject, described: list[Described]) -> None:
     data, split = subject.data, subject.split
     plain = _plain(path, subject, described)
     if config.format == "json":
-        print(report.json_text(plain, indent=2, encoding=sys.stdout.encoding))
+        print(json_text(plain, indent=2, encoding=sys.stdout.encoding))
     else:
         print(f"{path}, {split.name} of {data.directory}" if data else f"{path}")
         print(_table(described, config.references, named=data is None))
     if config.json is not None:
-        config.json.write_text(report.json_text(plain, indent=2) + "\n", encoding="utf-8", newline="\n")
+        config.json.write_text(json_text(plain, indent=2) + "\n", encoding="utf-8", newline="\n")
     if config.gallery is not None:
         captions = {image.index: [caption.text for caption in image.captions] for image in described}
-        report.gallery(data, split, captions, config.gallery, references=config.references)
+        draw_gallery(data, split, captions, config.gallery, references=config.references)
 
 
 def _draw_attention(model: CaptioningRNN, subject: Subject, described: list[Described], path: Path) -> None:
@@ -317,18 +279,14 @@ def _seen(subject: Subject, index: int) -> Image.Image | None:
             picture = load_image(picture, truncated=lambda line: None)
         except ImageError:
             return None
-    return None if picture is None else recipes.seen(subject.recipe, picture)
+    return None if picture is None else recipes.visible(subject.recipe, picture)
 
 
-def _check_looks(model: CaptioningRNN, split: Split, path: Path) -> None:
-    """There are weights, and they have rows and columns.
-
-    Raises:
-        ConfigError: the model looks at no places, or at places in a row.
-    """
-    if not model.cell.looks:
+def _check_looks(captioner: Captioner, split: Split) -> None:
+    """Raise ConfigError unless there are attention weights over rows and columns."""
+    if not captioner.model.cell.attends:
         raise ConfigError(
-            f"--show-attention: {path} is of the cell {model.cell_type}, which looks at no places; "
+            f"--show-attention: {captioner.path} is of the cell {captioner.model.cell_type}, which looks at no places; "
             f"`{typed('train')} --cell-type attention` makes one that does"
         )
     if len(split.grid) != 2:
@@ -373,11 +331,6 @@ def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str
 def _plain_caption(caption: Caption) -> dict[str, Any]:
     plain = {"caption": readable(caption.text), "log_prob": caption.log_prob, "ended": caption.ended}
     return plain if caption.score is None else plain | {"score": caption.score}
-
-
-def find_checkpoint(named: Path | None) -> Path:
-    """The checkpoint that is named, or the best one of the last run where the programs keep them."""
-    return runs.checkpoint(named, TrainConfig.out)
 
 
 def _choose_split(config: SampleConfig, data: CocoData) -> Split:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from torch_caption.data.dataset import Split
+from torch_caption.data.tokenizer import readable
 from torch_caption.data.vocabulary import Vocabulary
-from torch_caption.decoding import Decoded, DecodingOptions
+from torch_caption.decoding import DecodingOptions
 from torch_caption.model.captioner import CaptioningRNN
 
 BATCH = {"greedy": 256, "beam": 64, "sampling": 1}
@@ -33,6 +34,9 @@ class Caption:
     log_prob: float
     score: float | None = None
     ended: bool = True
+
+    def __str__(self) -> str:
+        return readable(self.text)
 
 
 def caption_images(
@@ -59,17 +63,39 @@ def caption_images(
         ValueError: as `CaptioningRNN.decode`.
     """
     options = options or DecodingOptions()
-    method = options.resolve()
     captions: dict[int, list[Caption]] = {}
     remaining = iter(image_idxs)
-    while batch := list(islice(remaining, batch_size or BATCH[method])):
-        features = split.features_of(batch).to(model.device, model.dtype)
-        generator = None
-        if method == "sampling":
-            generator = torch.Generator(model.device).manual_seed(_mix(seed, split.name, *batch))
-        decoded = model.decode(features, options, generator)
-        captions |= zip(batch, _captions(split, decoded, scored=method == "beam"), strict=True)
+    while batch := list(islice(remaining, batch_size or BATCH[options.resolve()])):
+        found = _decode(model, split.vocabulary, split.features_of(batch), options, (seed, split.name, *batch))
+        captions |= zip(batch, found, strict=True)
     return captions
+
+
+def caption_features(
+    model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, options: DecodingOptions, *, seed: int = 0
+) -> list[list[Caption]]:
+    """The captions of each row of features (N, D) or (N, D, a, a), as `caption_images`."""
+    batches = features.split(BATCH[options.resolve()])
+    found = [_decode(model, vocabulary, batch, options, (seed, row)) for row, batch in enumerate(batches)]
+    return [captions for batch in found for captions in batch]
+
+
+def _decode(
+    model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, options: DecodingOptions, seeds: Sequence[object]
+) -> list[list[Caption]]:
+    """Of each row of features the captions that there are."""
+    method = options.resolve()
+    generator = torch.Generator(model.device).manual_seed(_mix(*seeds)) if method == "sampling" else None
+    decoded = model.decode(features.to(model.device, model.dtype), options, generator)
+    parts = (decoded.words, decoded.log_probs, decoded.scores, decoded.lengths, decoded.ended)
+    return [
+        [
+            Caption(vocabulary.decode(words), log_prob, score if method == "beam" else None, ended)
+            for words, log_prob, score, length, ended in zip(*of_image, strict=True)
+            if length
+        ]
+        for of_image in zip(*(part.tolist() for part in parts), strict=True)
+    ]
 
 
 def looked(model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, texts: Sequence[str]) -> list[np.ndarray]:
@@ -101,20 +127,6 @@ def some_images(split: Split, count: int, *, seed: int) -> list[int]:
     images = captioned_images(split)
     order = torch.randperm(len(images), generator=torch.Generator("cpu").manual_seed(seed), device="cpu").tolist()
     return sorted(images[place] for place in order[:count])
-
-
-def _captions(split: Split, decoded: Decoded, *, scored: bool) -> list[list[Caption]]:
-    """Of each image those that there are."""
-    parts = (decoded.words, decoded.log_probs, decoded.scores, decoded.lengths, decoded.ended)
-    images = zip(*(part.tolist() for part in parts), strict=True)
-    return [
-        [
-            Caption(split.vocabulary.decode(words), log_prob, score if scored else None, ended)
-            for words, log_prob, score, length, ended in zip(*image, strict=True)
-            if length
-        ]
-        for image in images
-    ]
 
 
 def _mix(*parts: object) -> int:

@@ -17,7 +17,7 @@ from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders.extractor import FeatureExtractor
 from torch_caption.errors import ImageError
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import is_picture, is_url, load_image
 
 BATCH = 16
@@ -105,7 +105,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def read(
-    sources: Sequence[str],
+    sources: Sequence[str | Path | Image.Image],
     extractor: FeatureExtractor,
     vocabulary: Vocabulary,
     *,
@@ -117,25 +117,28 @@ def read(
     """The photographs that can be read, with their features; None if there are none.
 
     Args:
-        sources: files and http(s) URLs.
+        sources: files, http(s) URLs and Pillow images.
         extractor: of the model's recipe.
         allow_private: as in `load_image`.
         keep: keep the pictures too, to show them.
-        failed: is told of every other one.
+        failed: is called with the name and the error of every other one.
         truncated: as in `load_image`.
     """
     kept: list[str] = []
     pictures: list[Image.Image | None] = []
     made: list[Tensor] = []
     prepared: list[Tensor] = []
-    for source in tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_watched()):
+    for number, source in enumerate(
+        tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_interactive())
+    ):
+        name = f"image {number}" if isinstance(source, Image.Image) else str(source)
         try:
             picture = load_image(source, allow_private=allow_private, truncated=truncated)
         except ImageError as error:
-            failed(source, error)
+            failed(name, error)
             continue
         prepared.append(extractor.prepare(picture))
-        kept.append(source)
+        kept.append(name)
         picture.thumbnail((SHOWN, SHOWN))
         pictures.append(picture if keep else None)
         if len(prepared) == BATCH:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,20 @@ from typing import Any
 import torch
 
 from torch_caption import plots
-from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, Split
 from torch_caption.data.tokenizer import readable
 from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import TorchCaptionError
 from torch_caption.inference.captions import caption_images, captioned_images, some_images
+from torch_caption.inference.gallery import draw_gallery
+from torch_caption.inference.load import load
 from torch_caption.io.exits import one_line
 from torch_caption.io.program import typed
 from torch_caption.model.captioner import CaptioningRNN
-from torch_caption.plots import GalleryItem
 from torch_caption.scenes import dataset as scenes
-from torch_caption.training import run_folder as runs
+from torch_caption.training.log import read_log
 
 CURVES, GALLERY = "loss.png", "gallery.png"
 SHOWN = 12  # pictures in the gallery
@@ -91,9 +91,8 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
 
     What cannot be had of it is a warning: the run has come to its end.
     """
-    best = checkpoints.load(run / runs.BEST)
-    model = checkpoints.build_model(best, run / runs.BEST).to(device).eval()
-    progress = best.progress
+    best = load(run / runs.BEST, device=device.type)
+    model, progress = best.model, best.checkpoint.progress
     cider = f", CIDEr {progress['best_cider']:.4f}" if config.objective == "scst" else ""
     print(f"best      epoch {progress['best_epoch']}, val {progress['best_loss']:.4f} nats per word{cider}")
     for split in _judged(data):
@@ -101,7 +100,7 @@ def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device
             _judge(model, data, split, config.max_length)
     print(f"weights   {run / runs.BEST}")
     with _or_warned(f"{run / CURVES} is not drawn"):
-        plots.loss_curves(runs.read(run), run / CURVES, run.name)
+        plots.loss_curves(read_log(run), run / CURVES, run.name)
         print(f"curves    {run / CURVES}")
     with _or_warned(f"{run / GALLERY} is not drawn"):
         _show(model, data, _drawn(data), config, run / GALLERY)
@@ -134,42 +133,15 @@ def _show(model: CaptioningRNN, data: CocoData, split: Split, config: TrainConfi
     images = some_images(split, SHOWN, seed=config.seed)
     found = caption_images(model, split, images, DecodingOptions(max_length=config.max_length))
     texts = {idx: caption.text for idx, (caption,) in found.items()}
-    if gallery(data, split, {idx: [text] for idx, text in texts.items()}, path):
+    if draw_gallery(data, split, {idx: [text] for idx, text in texts.items()}, path):
         print(f"gallery   {path}")
     else:
         print("\n".join(f"{split.name} {idx:<4} {readable(text)}" for idx, text in texts.items()))
 
 
-def gallery(
-    data: CocoData | None, split: Split, captions: Mapping[int, Sequence[str]], path: Path, *, references: bool = False
-) -> bool:
-    """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them.
-
-    Args:
-        data: what the split is of; None where it is of no data, and nobody knows which captions are right.
-    """
-    pictures = {idx: split.picture(idx) for idx in captions}
-    if not any(pictures.values()):
-        return False
-    people = {idx: tuple(map(readable, split.references(idx))) if references else () for idx in captions}
-    items = [
-        GalleryItem(pictures[idx], readable(text), people[idx], _right(data, split, idx, text))
-        for idx, texts in captions.items()
-        for text in texts
-    ]
-    plots.gallery(items, path)
-    return True
-
-
-def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | None:
-    """Whether the caption describes the scene right; None where the image is no scene."""
-    result = scenes.score(data.directory, split.name, {idx: text}) if data else None
-    return None if result is None else result.right == 1
-
-
 def _judge(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) -> None:
     found = caption_images(model, split, captioned_images(split), DecodingOptions(max_length=max_length))
-    result = scenes.score(data.directory, split.name, {idx: caption.text for idx, (caption,) in found.items()})
+    result = scenes.judge_split(data.directory, split.name, {idx: caption.text for idx, (caption,) in found.items()})
     if result is not None:
         share = 100 * result.right / result.total
         print(
@@ -185,13 +157,3 @@ def _in_its_place(run: Path) -> bool:
 
 def _by(config: TrainConfig) -> str:
     return {"hand": "hand", "auto": "automatic differentiation"}[config.gradients]
-
-
-def json_text(content: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
-    """JSON; escaped where the encoding lacks a letter, as UTF-8 does of names that are no UTF-8."""
-    text = json.dumps(content, indent=indent, ensure_ascii=False)
-    try:
-        text.encode(encoding or "ascii")
-    except UnicodeEncodeError:
-        return json.dumps(content, indent=indent)
-    return text

@@ -20,25 +20,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.checkpoints.format import Found
 from torch_caption.config import TrainConfig
-from torch_caption.data.dataset import CocoData, Loader, Split, batches, open_data
+from torch_caption.data.dataset import CocoData, Loader, Split, batches
 from torch_caption.data.tokenizer import TOKENIZERS
 from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import ConfigError, NonFiniteError, RankError, WorkerLost
 from torch_caption.inference.captions import caption_images, some_images
+from torch_caption.inference.load import choose_device, open_training_data
 from torch_caption.io import lock
-from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.memory import within_memory
 from torch_caption.metrics import scores as metrics
 from torch_caption.model.captioner import CaptioningRNN
-from torch_caption.model.cells import CELLS
 from torch_caption.model.dropout import dropout
-from torch_caption.scenes import dataset as scenes
 from torch_caption.training import distributed, non_finite, report
-from torch_caption.training import run_folder as runs
 from torch_caption.training.checkpointing import CheckpointManager
 from torch_caption.training.interrupt import Interrupt
+from torch_caption.training.log import Log
 from torch_caption.training.objectives import Objective, Targets, make_objective
 from torch_caption.training.progress import Progress
 from torch_caption.training.state import State, begin, resume, source
@@ -193,6 +193,8 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
     config.check()
     check_compiler(config)
     device = choose_device(config.device)
+    if device.type == "cuda":
+        device = distributed.gpu()
     with ExitStack() as stack:
         stack.enter_context(lock.alone_in_process())
         if config.threads is not None:
@@ -203,7 +205,7 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
             run = _enter(stack, runs.find(config.out, config.resume))
         if found is None or not found.is_current():
             found = source(config)
-        data = load_data(config)
+        data = open_training_data(config, progress=is_interactive() and distributed.first())
         report.check(data)
         objective = make_objective(config, data["train"])
         scored = some_images(data["val"], config.score_images, seed=config.seed)
@@ -220,7 +222,7 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
         manager = CheckpointManager(run, state, config, data)
-        manager.begin(found if config.resume is not None else None)
+        manager.start(found if config.resume is not None else None)
         distributed.from_first(lambda: runs.point_to(run))
         try:
             with within_memory(*OF_THE_MEMORY, kept=lambda: manager.kept):
@@ -262,7 +264,7 @@ def _train(
             report.opening(run, config, data, state.model)
             begun = state.progress
             of = {"epochs": begun.epoch, "step": begun.step - begun.position}
-            log = runs.Log(run, tensorboard=config.tensorboard, warn=report.warning, **of)
+            log = Log(run, tensorboard=config.tensorboard, warn=report.warning, **of)
         while not finished(state.progress, config):
             record = None
             try:
@@ -323,35 +325,6 @@ def _save_whole_steps(
             raise interrupt.stopped() from error
 
 
-def load_data(config: TrainConfig) -> CocoData:
-    """Open the configuration's data, the built-in scenes being drawn on first use.
-
-    Raises:
-        DataError: the directory is not there or its content is not as it should be.
-    """
-    progress = is_watched() and distributed.first()
-    directory = scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data)
-    return open_data(
-        directory,
-        pca={"auto": None, "yes": True, "no": False}[config.pca_features],
-        grids=CELLS[config.cell_type].looks,
-        max_train=config.max_train,
-        in_memory=config.in_memory,
-        seed=config.seed,
-    )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none, or there are fewer GPUs than processes on this machine.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no GPU here")
-    return distributed.gpu() if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
-
-
 def check_compiler(config: TrainConfig) -> None:
     """Find a missing compiler before the first step does.
 
@@ -383,7 +356,7 @@ def _train_epoch(
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
-    hidden = not (distributed.first() and is_watched())
+    hidden = not (distributed.first() and is_interactive())
     order.set_epoch(progress.epoch, start=progress.position)
     steps = order.total
     with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
@@ -394,7 +367,7 @@ def _train_epoch(
                     _train_batch(state, config, objective, features, batch, steps, share)
             except NonFiniteError as error:
                 rows = order.rows_at(progress.position)
-                of = non_finite.batch(objective, rows, error.rows)
+                of = non_finite.report(objective, rows, error.rows)
                 raise NonFiniteError(f"{label}, step {progress.step + 1}: {error}; {of}") from None
             interrupt.agree(share.asked)
             progress.seconds += time.perf_counter() - started
@@ -438,7 +411,7 @@ def _train_batch(
             share=share,
         )
     except NonFiniteError as error:
-        raise NonFiniteError(str(error), non_finite.places(model, features, targets, config.amp)) from error
+        raise NonFiniteError(str(error), non_finite.rows_of_captions(model, features, targets, config.amp)) from error
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, round(words), rewards)
@@ -459,7 +432,7 @@ def _targets(
     try:
         return objective.targets(model, features, batch, progress.epoch)
     except (ValueError, RuntimeError) as error:
-        places = non_finite.scoreless(model, features)
+        places = non_finite.rows_of_images(model, features)
         if not places:
             raise
         message = "the scores of what the model says itself are not finite"

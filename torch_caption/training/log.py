@@ -1,4 +1,4 @@
-"""Run directories: `runs/scenes-rnn-1` and so on, the last of them named in `runs/last.txt`; and a run's figures."""
+"""A run's figures, one record an epoch: metrics.jsonl, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -9,106 +9,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from torch_caption.errors import CheckpointError, DataError
+from torch_caption.checkpoints.run_folder import METRICS
+from torch_caption.errors import DataError
 from torch_caption.io import files
 from torch_caption.io.exits import one_line
-from torch_caption.io.program import typed
-from torch_caption.io.text import read_text, shown
+from torch_caption.io.text import shown
 
 if TYPE_CHECKING:
     from torch_caption.training.tensorboard import Curves
 
-BEST, LAST, METRICS = "best.safetensors", "last.safetensors", "metrics.jsonl"
-POINTER = "last.txt"
 TENSORBOARD = "tensorboard"
-GO_ON = "make room, and --resume goes on"
-
-
-def create(out: str | Path, name: str) -> Path:
-    """Make `out/name-1`, or the first number above those there are, free for others too in the same moment."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    numbers = [int(p.name.removeprefix(f"{name}-")) for p in out.glob(f"{name}-*") if _numbered(p.name, name)]
-    number = max(numbers, default=0) + 1
-    while True:
-        run = out / f"{name}-{number}"
-        try:
-            run.mkdir()
-        except FileExistsError:  # another run took the number this moment
-            number += 1
-            continue
-        return run
-
-
-def point_to(run: Path) -> None:
-    """Name the run as the last one of its folder.
-
-    Raises:
-        OSError: it cannot be written; another one may be named.
-    """
-    pointer = run.parent / POINTER
-    with files.writing(pointer, f"make room, and `{typed('train')} --resume {run}` goes on"):
-        files.replace_text(pointer, run.name + "\n")
-
-
-def find(out: str | Path, name: str | None = None) -> Path:
-    """The run `name` (a name inside `out`, or a path, or that of its last.safetensors), or the last one where name is
-    None or "last".
-
-    Raises:
-        CheckpointError: there is no such run; the message is one line that says what to do.
-    """
-    out = Path(out)
-    if name is None or name == "last":
-        pointer = out / POINTER
-        if not pointer.is_file():
-            raise CheckpointError(f"no run in {out} yet; `{typed('train')}` makes one")
-        run = out / read_text(pointer).rstrip("\r\n")  # blanks may be of its name
-        if not run.is_dir():
-            raise CheckpointError(f"{pointer} names {run}, which is not there; name another run")
-        return run
-    named = Path(name), out / name
-    for run in named:
-        if run.is_dir():
-            return run
-    for file in named:
-        if file.is_file() and file.name == LAST:
-            return file.parent
-        if file.is_file():
-            raise CheckpointError(_not_a_run(file))
-    raise CheckpointError(f"there is no run {name!r}, here or in {out}")
-
-
-def _not_a_run(file: Path) -> str:
-    advice = ["name the run's folder"]
-    if (file.parent / LAST).is_file():
-        advice = [f"`--resume {file.parent}` resumes the run from its {LAST}"]
-    if file.suffix == ".safetensors":
-        advice.append(f"`--init-from {file}` begins a new run with these weights")
-    return f"{file}: is a file, not a run; {', and '.join(advice)}"
-
-
-def checkpoint(named: Path | None, out: str | Path) -> Path:
-    """The checkpoint itself, the best one of a run, or that of the last run of a folder; of `out` where named is None.
-
-    Raises:
-        CheckpointError: there is no such run.
-    """
-    if named is None:
-        return find(out) / BEST
-    if named.is_dir():
-        return (find(named) if (named / POINTER).is_file() else named) / BEST
-    return named
-
-
-def data_name(data: str) -> str:
-    """What a run is called after its data: the directory's own name, of letters that may stand in one on any system."""
-    name = Path(data).resolve().name
-    return "".join(letter if letter.isprintable() and letter not in '<>:"|?*\\' else "_" for letter in name) or "data"
-
-
-def _numbered(found: str, name: str) -> bool:
-    return found.removeprefix(f"{name}-").isdecimal()
+GO_ON = "free disk space, then continue with --resume"
 
 
 class Log:
@@ -167,7 +78,7 @@ class Log:
             self._warn(f"{path}: could not be written: {error.strerror or error}; it goes on without TensorBoard")
 
 
-def read(run: Path) -> list[dict[str, Any]]:
+def read_log(run: Path) -> list[dict[str, Any]]:
     """The run's records, one an epoch; a last line that was cut short is left out.
 
     Raises:

@@ -1,0 +1,266 @@
+"""One way to open a trained model: `load(path)` gives a `Captioner`, from which commands and users caption.
+
+captioner = load("runs")                             # the best checkpoint of the last run
+print(captioner.caption("dog.jpg"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torch_caption.checkpoints import format as checkpoints
+from torch_caption.checkpoints import run_folder as runs
+from torch_caption.checkpoints.format import Checkpoint
+from torch_caption.config import TrainConfig
+from torch_caption.data.dataset import CocoData, open_data
+from torch_caption.data.vocabulary import Vocabulary
+from torch_caption.decoding import DecodingOptions
+from torch_caption.decoding.filters import excluded
+from torch_caption.encoders import extractor as recipes
+from torch_caption.encoders.extractor import FeatureExtractor
+from torch_caption.errors import ConfigError, ImageError
+from torch_caption.inference import photographs
+from torch_caption.inference.captions import Caption, caption_features, caption_images
+from torch_caption.io.program import typed
+from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.model.cells import CELLS
+from torch_caption.scenes import dataset as scenes
+
+Picture = str | Path | Image.Image
+"""A file, an http(s) URL, or a Pillow image."""
+
+
+class Captioner:
+    """A trained model with what captioning takes.
+
+    Attributes:
+        path: the checkpoint.
+        checkpoint: its content.
+        model: in `eval()`, on its device.
+        vocabulary: the model's.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        path: Path,
+        device: torch.device,
+        *,
+        data: str | None = None,
+        encoder_weights: Path | None = None,
+    ) -> None:
+        self.checkpoint, self.path = checkpoint, path
+        self.model: CaptioningRNN = checkpoints.build_model(checkpoint, path).to(device).eval()
+        self.vocabulary = Vocabulary(tuple(checkpoint.words))
+        self._data, self._encoder_weights = data, encoder_weights
+
+    @overload
+    def caption(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self, pictures: Picture, options: DecodingOptions | None = None, *, seed: int = 0, allow_private: bool = False
+    ) -> Caption: ...
+
+    @overload
+    def caption(
+        self,
+        pictures: Sequence[Picture] | Tensor,
+        options: DecodingOptions | None = None,
+        *,
+        seed: int = 0,
+        allow_private: bool = False,
+    ) -> list[Caption]: ...
+
+    def caption(
+        self,
+        pictures: Picture | Sequence[Picture] | Tensor,
+        options: DecodingOptions | None = None,
+        *,
+        seed: int = 0,
+        allow_private: bool = False,
+    ) -> Caption | list[Caption]:
+        """The best caption of a picture, or of each of several. `str(caption)` is its text.
+
+        Args:
+            pictures: one picture, a sequence of them, or features (N, D) or (N, D, a, a) as in training.
+            options: see `DecodingOptions`; greedy without any.
+            seed: of random sampling.
+            allow_private: fetch URLs from addresses that are not public, too. Never set it for URLs of strangers.
+
+        Raises:
+            ImageError: a picture cannot be read; no picture is captioned then.
+            ConfigError: an option is out of range, or the checkpoint has no recipe of features.
+            EncoderError: the weights of the encoder are not found.
+            ValueError: features of another shape.
+        """
+        found = self.captions(pictures, options, seed=seed, allow_private=allow_private)
+        best = [captions[0] for captions in found]
+        return best[0] if isinstance(pictures, Picture) else best
+
+    def captions(
+        self,
+        pictures: Picture | Sequence[Picture] | Tensor,
+        options: DecodingOptions | None = None,
+        *,
+        seed: int = 0,
+        allow_private: bool = False,
+    ) -> list[list[Caption]]:
+        """All captions of each picture, best first: `samples` of sampling, at most `n_best` of beam search.
+
+        Arguments and errors are those of `caption`.
+        """
+        options = self.options_for(options or DecodingOptions())
+        if isinstance(pictures, Tensor):
+            return caption_features(self.model, self.vocabulary, pictures, options, seed=seed)
+        sources = [pictures] if isinstance(pictures, Picture) else list(pictures)
+        for source in sources:
+            if not isinstance(source, Picture):
+                raise TypeError(
+                    f"a picture is a path, a URL or a Pillow image, features are a tensor; not {type(source).__name__}"
+                )
+        if not sources:
+            return []
+        found = photographs.read(
+            sources, self.extractor, self.vocabulary, allow_private=allow_private, failed=_raise_error
+        )
+        assert found is not None
+        self.check_width(found.feature_dim)
+        captions = caption_images(self.model, found, range(found.num_images), options, seed=seed)
+        return [*captions.values()]
+
+    def options_for(self, options: DecodingOptions, spelling: Callable[[str], str] = str) -> DecodingOptions:
+        """The options for this model: with the maximum length of its training, where none is given.
+
+        Args:
+            spelling: how a message names an option, as in `DecodingOptions.resolve`.
+
+        Raises:
+            ConfigError: they contradict each other or that length, or the vocabulary lacks a word.
+        """
+        options = dataclasses.replace(options, max_length=options.max_length or self.checkpoint.config.max_length)
+        options.resolve(spelling)
+        excluded(self.model.token_ids(), options, spelling("avoid"))
+        return options
+
+    def open_data(self, directory: str | None = None, **settings: Any) -> CocoData:
+        """The data that the model was trained on, or those of a directory ("scenes": the built-in ones).
+
+        Args:
+            settings: fields of `TrainConfig` that replace those of the training.
+
+        Raises:
+            InputError: they cannot be opened, or vocabulary or features are not the model's.
+        """
+        config = self.checkpoint.config
+        data = open_training_data(
+            dataclasses.replace(config, data=directory or config.data, max_train=None, **settings)
+        )
+        for split in data.splits.values():
+            checkpoints.check_fits(
+                self.checkpoint, data.vocabulary, split.feature_dim, data.recipe, path=self.path, data=data.directory
+            )
+        return data
+
+    @cached_property
+    def recipe(self) -> Mapping[str, Any]:
+        """How the features of pictures are made: of the directory named to `load`, else of the checkpoint.
+
+        Raises:
+            UsageError, InputError: neither has a recipe, or the directory does not fit the model.
+        """
+        recipe, source = self.checkpoint.manifest, self.path
+        if self._data is not None:
+            data = self.open_data(self._data, in_memory="no")
+            recipe, source = data.recipe, data.directory
+        if not recipes.is_one(recipe):
+            raise ConfigError(
+                f"{source}: does not say how its features were made, so photographs cannot be given the same; name a "
+                f"directory that does with --data (for cs231n's own, `{typed('prepare')} --recover-pca`)"
+            )
+        return recipe
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """Makes the features of pictures.
+
+        Raises:
+            UsageError, InputError: as of `recipe`, or the encoder's weights are not found.
+        """
+        return recipes.feature_extractor(
+            self.recipe, weights=self._encoder_weights, near=[self.path.parent], device=self.model.device
+        )
+
+    def check_width(self, width: int) -> None:
+        """Raise ConfigError unless features of that width are the model's."""
+        if width != self.model.input_dim:
+            raise ConfigError(
+                f"{self.path}: takes features of width {self.model.input_dim}, but its recipe makes {width}"
+            )
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    device: str = "auto",
+    data: str | None = None,
+    encoder_weights: str | Path | None = None,
+) -> Captioner:
+    """Open a trained model.
+
+    Args:
+        path: a checkpoint, a run's folder, or a folder of runs, of which the last is taken; `runs` without it.
+        device: "auto" takes a GPU where there is one; "cpu" or "cuda".
+        data: a data directory with the recipe of the features, where the checkpoint has none.
+        encoder_weights: a file with the encoder's weights, where they are not found by what the recipe says.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be used.
+        ConfigError: a GPU is asked for and there is none.
+    """
+    found = runs.find_checkpoint(None if path is None else Path(path), TrainConfig.out)
+    weights = None if encoder_weights is None else Path(encoder_weights)
+    return Captioner(checkpoints.load(found), found, choose_device(device), data=data, encoder_weights=weights)
+
+
+def caption(picture: Picture, checkpoint: str | Path | None = None, options: DecodingOptions | None = None) -> Caption:
+    """`load(checkpoint).caption(picture, options)`: for one picture; of several, load once."""
+    return load(checkpoint).caption(picture, options)
+
+
+def open_training_data(config: TrainConfig, *, progress: bool = True) -> CocoData:
+    """The data of a configuration; the built-in scenes are drawn on first use.
+
+    Raises:
+        DataError: the directory is not there or its content is not as it should be.
+    """
+    return open_data(
+        scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data),
+        pca={"auto": None, "yes": True, "no": False}[config.pca_features],
+        grids=CELLS[config.cell_type].attends,
+        max_train=config.max_train,
+        in_memory=config.in_memory,
+        seed=config.seed,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _raise_error(name: str, error: ImageError) -> None:
+    raise error
