@@ -210,37 +210,30 @@ def ci_installs(folder: Path, **named: str) -> tuple[list[str], list[str], str]:
     return printed.splitlines(), pins.splitlines(), done.stderr
 
 
-def test_ci_tests_the_torch_that_it_is_given(tmp_path: Path) -> None:
-    printed, pins, _ = ci_installs(tmp_path, TORCH="2.14.1")
-    tested = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    for name, version in (("torch", "2.14.1"), ("torchvision", "0.29.1")):
-        tested = re.sub(rf"^{name}==.*", f"{name}=={version}", tested, flags=re.MULTILINE)
-    assert pins == tested.splitlines()
-    assert {"torch==2.14.1", "torchvision==0.29.1"} <= set(printed)
+@pytest.mark.parametrize(
+    ("given", "pins"),
+    [
+        ({}, {}),
+        ({"TORCH": "2.14.1"}, {"torch": "2.14.1", "torchvision": "0.29.1"}),
+        ({"TORCH": "2.14.1", "TORCHVISION": "0.29.7"}, {"torch": "2.14.1", "torchvision": "0.29.7"}),
+    ],
+)
+def test_ci_tests_the_versions_that_it_is_given(tmp_path: Path, given: dict[str, str], pins: dict[str, str]) -> None:
+    printed, installed, _ = ci_installs(tmp_path, PYTHON="another", **given)
+    expected = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    for name, version in pins.items():
+        expected = re.sub(rf"^{name}==.*", f"{name}=={version}", expected, flags=re.MULTILINE)
+    assert installed == expected.splitlines()
+    assert {f"{name}=={version}" for name, version in pins.items()} | {"another"} <= set(printed)
 
 
-def test_ci_tests_the_torchvision_that_it_is_given(tmp_path: Path) -> None:
-    _, pins, _ = ci_installs(tmp_path, TORCH="2.14.1", TORCHVISION="0.29.7")
-    assert {"torch==2.14.1", "torchvision==0.29.7"} <= set(pins)
-
-
-def test_ci_tests_the_pinned_set_otherwise(tmp_path: Path) -> None:
-    _, pins, _ = ci_installs(tmp_path)
-    assert pins == (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-
-
-def test_ci_refuses_a_torch_that_is_no_version(tmp_path: Path) -> None:
-    _, pins, said = ci_installs(tmp_path, TORCH="2.14")
+def test_ci_refuses_an_invalid_version_of_torch(tmp_path: Path) -> None:
+    _, pins, errors = ci_installs(tmp_path, TORCH="2.14")
     assert not pins
-    assert said == "TORCH=2.14: give all three numbers of a version, such as 2.13.0\n"
+    assert errors == "TORCH=2.14: give all three numbers of a version, such as 2.13.0\n"
 
 
-def test_ci_takes_the_python_that_it_is_given(tmp_path: Path) -> None:
-    printed, _, _ = ci_installs(tmp_path, PYTHON="another")
-    assert "another" in printed
-
-
-def test_a_wrong_page_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_of_a_page_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text(
