@@ -231,8 +231,8 @@ def test_the_latest_readable_checkpoint_is_found(saved: Path) -> None:
     before = checkpoints.previous(saved)
     assert (found.checkpoint.progress["step"], found.path) == (2, before)
     assert found.warning == (
-        f"{saved}: truncated or damaged: the SHA-256 of its bytes is not the one in its header; using the one before "
-        f"it, {before}, of step 2"
+        f"{saved}: truncated or damaged: the SHA-256 of its bytes is not the one in its header; using the previous "
+        f"one, {before}, of step 2"
     )
     saved.unlink()
     found = checkpoints.find_latest(saved)

@@ -248,7 +248,7 @@ def test_between_epochs_changed_captions_are_reported(config: TrainConfig, data:
     ):
         max_train = 20 if splits == "train" else None
         (line,) = resumed(saved, replace(config, max_train=max_train), other, path)[1]
-        assert line.startswith(f"{path}: was made with other captions of {splits} than those of {data.directory}; ")
+        assert line.startswith(f"{path}: has other captions of {splits} than {data.directory}; ")
         assert "\n" not in line
 
 
