@@ -433,16 +433,13 @@ def test_without_java(config: EvaluateConfig, tmp_path: Path, monkeypatch: pytes
     ("args", "words"),
     [
         (["--samples", "3", "--beam-size", "1"], "--samples 3: one caption per image is scored, so it must be 1"),
-        (["--n-best", "2"], "--n-best 2: one caption per image is scored, so it must be 1"),
         (["--top-k", "3"], "--top-k 3 is an option of sampling, but --beam-size 5 of beam: use one of them"),
         (["--draws", "1"], "--draws must be at least 2, not 1"),
         (["--seed", "-1"], "--seed must be at least 0, not -1"),
-        (["--json", "nowhere/x.json"], "--json nowhere/x.json: there is no folder nowhere"),
         (["--gallery", "nowhere/x.png"], "--gallery nowhere/x.png: there is no folder nowhere"),
         (["--split", "dev"], "no split 'dev'; choose one of train, val, test"),
         (["--references", "nowhere.json"], "nowhere.json: cannot be read: No such file or directory"),
         (["--references", "empty.json"], "empty.json: has no captions of images of val, such as 'red_"),
-        (["--against", "nowhere.safetensors"], "nowhere.safetensors: no such checkpoint"),
     ],
 )
 def test_invalid_arguments_are_one_line(

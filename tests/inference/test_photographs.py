@@ -18,6 +18,7 @@ from PIL import Image
 from tests.helpers.command import refusal
 from tests.helpers.hostile_photos import made as hostile
 from tests.helpers.photo_server import PHOTO, Server, encoded, png, serving
+from tests.helpers.rings import ringed
 from tests.helpers.tiny_data import write_tiny
 from tests.helpers.training import SMALL
 from torch_caption.__main__ import main
@@ -36,7 +37,7 @@ def call(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
     return status, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("which", ["scenes_run", pytest.param("photo_run", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("which", ringed(["scenes_run", "photo_run"], ["scenes_run"]))
 def test_captions_are_those_of_the_split(
     which: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny_data import D, write_tiny
+from tests.helpers.training import CPU
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.cli.train import train_config
@@ -25,15 +26,8 @@ from torch_caption.training.progress import Progress
 from torch_caption.training.state import TrainingState, for_inference, initial_state, resume, snapshot
 from torch_caption.training.trainer import fit
 
-CPU = torch.device("cpu")
 UNDER_WAY = {"epoch": 1, "position": 2, "step": 7, "nats": 9.5, "words": 60, "norms": 2.5, "lr": 0.5, "seconds": 0.1}
 REWARDED = {"images": 10, "reward": 1.5, "greedy_reward": 2.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> CocoData:
-    """24 captions of 12 images."""
-    return open_data(write_tiny(tmp_path_factory.mktemp("data") / "tiny"))
 
 
 @pytest.fixture
