@@ -97,7 +97,7 @@ def stored(split: str) -> list[str]:
     return [f"{split}/{name}" if name == "00.jpg" else name for name in NAMES[split]]
 
 
-def test_prepare_omits_no_name(prepared: Prepared) -> None:
+def test_prepare_omits_no_name(prepared):
     assert "left out  " not in prepared.output.replace("0 of more than 15 words left out", "")
     data = open_data(prepared.directory)
     for split in NAMES:
@@ -114,23 +114,19 @@ def scored(prepared: Prepared, capsys: pytest.CaptureFixture[str], *more: str) -
     return json.loads(capsys.readouterr().out)["images"]
 
 
-def test_evaluate_finds_the_captions_of_all(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_finds_the_captions_of_all(prepared, capsys):
     references = ["--references", str(prepared.annotations["val"])]
     assert scored(prepared, capsys) == scored(prepared, capsys, *references) == len(NAMES["val"])
 
 
-def test_evaluate_finds_captions_in_another_unicode_form(
-    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_finds_captions_in_another_unicode_form(prepared, tmp_path, capsys):
     content = prepared.annotations["train"].read_text(encoding="utf-8-sig").replace("e\\u0301", "\u00e9")
     (tmp_path / "a.json").write_text(content.replace("u\\u0308", "\u00fc"), encoding="utf-8")
     references = ["--references", str(tmp_path / "a.json")]
     assert scored(prepared, capsys, "--split", "train", *references) == len(NAMES["train"])
 
 
-def test_evaluate_suggests_the_nearest_name(
-    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_suggests_the_nearest_name(prepared, tmp_path, capsys):
     content = {"images": [{"id": 1, "file_name": "\ufeffWITH a mark of ORDER.jpg"}], "annotations": []}
     (tmp_path / "a.json").write_text(json.dumps(content), encoding="utf-8")
     args = [str(prepared.run), "--split", "train", "--references", str(tmp_path / "a.json")]
@@ -139,7 +135,7 @@ def test_evaluate_suggests_the_nearest_name(
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
-def test_pictures_are_found_in_another_unicode_form_and_without_blanks(prepared: Prepared, tmp_path: Path) -> None:
+def test_pictures_are_found_in_another_unicode_form_and_without_blanks(prepared, tmp_path):
     data = open_data(prepared.directory)
     split = data["train"]
     split._images = tmp_path
@@ -149,9 +145,7 @@ def test_pictures_are_found_in_another_unicode_form_and_without_blanks(prepared:
     assert [path.name for path in found if path] == ["begins with a blank.jpg", "Caf\u00e9 im Fr\u00fchling.jpg"]
 
 
-def test_every_text_file_may_have_a_byte_order_mark_and_windows_line_endings(
-    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_text_file_may_have_a_byte_order_mark_and_windows_line_endings(prepared, tmp_path, capsys):
     whole = open_data(prepared.directory)
     for path in prepared.directory.iterdir():
         content = path.read_bytes()

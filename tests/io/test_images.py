@@ -99,7 +99,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_format_and_mode_becomes_rgb(kind: str) -> None:
+def test_every_format_and_mode_becomes_rgb(kind):
     make, colours, tolerance = KINDS[kind]
     picture = load_image(make())
     assert picture.mode == "RGB"
@@ -109,7 +109,7 @@ def test_every_format_and_mode_becomes_rgb(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
+def test_exif_rotation_is_applied_once(kind, orientation):
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
     exif = Image.Exif()
     exif[0x0112] = inverse
@@ -123,12 +123,12 @@ def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
     assert ImageOps.exif_transpose(picture).tobytes() == picture.tobytes()
 
 
-def test_damaged_exif_data_are_ignored() -> None:
+def test_damaged_exif_data_are_ignored():
     photo = encoded(quarters(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03")
     assert load_image(photo).size == (12, 8)
 
 
-def test_a_path_a_name_and_bytes_are_read(tmp_path: Path) -> None:
+def test_a_path_a_name_and_bytes_are_read(tmp_path):
     path = tmp_path / "a photo é.PNG"
     path.write_bytes(PHOTO)
     for source in (path, str(path), PHOTO, bytearray(PHOTO)):
@@ -179,7 +179,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_files_are_one_line(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_bad_files_are_one_line(kind, tmp_path, recwarn):
     make, message = BAD_FILES[kind]
     source = make(tmp_path)
     with pytest.raises(ImageError, match=message) as error:
@@ -189,14 +189,14 @@ def test_bad_files_are_one_line(kind: str, tmp_path: Path, recwarn: pytest.Warni
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "pipe.jpg")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_a_file_replaced_by_a_pipe_after_the_check_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_replaced_by_a_pipe_after_the_check_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.png", PHOTO)
     checked = images._check_regular
 
@@ -214,12 +214,12 @@ def test_a_file_replaced_by_a_pipe_after_the_check_is_refused(tmp_path: Path, mo
     ("path", "message"), [("/dev/zero", "not a regular file"), ("/proc/self/mem", "cannot be read|no such file")]
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
-def test_files_of_the_kernel_are_refused(path: str, message: str) -> None:
+def test_files_of_the_kernel_are_refused(path, message):
     with pytest.raises(ImageError, match=f"^{path}: ({message})"):
         load_image(path)
 
 
-def test_bytes_and_pixels_are_limited_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_and_pixels_are_limited_before_decoding(tmp_path, monkeypatch):
     path = write(tmp_path / "a.png", PHOTO)
     load_image(path, max_bytes=len(PHOTO), max_pixels=96)
 
@@ -234,7 +234,7 @@ def test_bytes_and_pixels_are_limited_before_decoding(tmp_path: Path, monkeypatc
             load_image(source, max_pixels=95)
 
 
-def test_libtiff_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_libtiff_prints_nothing(capfd):
     whole = encoded(quarters().resize((120, 80)), "TIFF", compression="tiff_adobe_deflate")
     with pytest.raises(ImageError, match="damaged"):
         load_image(whole[:40] + bytes(40) + whole[80:])
@@ -250,7 +250,7 @@ def test_libtiff_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [1, 300])
-def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing: int, progressive: bool) -> None:
+def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing, progressive):
     whole = encoded(quarters().resize((240, 160)), "JPEG", quality=95, progressive=progressive)
     with pytest.raises(ImageError, match=r"damaged: .*truncated"):
         load_image(whole[:-missing])
@@ -264,7 +264,7 @@ def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing: int, progressive:
     assert not told
 
 
-def test_a_truncated_jpeg_without_pixels_and_other_formats_are_refused() -> None:
+def test_a_truncated_jpeg_without_pixels_and_other_formats_are_refused():
     whole = encoded(quarters(), "JPEG")
     with pytest.raises(ImageError, match=r"damaged|not a picture"):
         load_image(whole[:60], truncated=lambda line: None)
@@ -288,7 +288,7 @@ def heic() -> Callable[..., bytes]:
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_heic_is_rotated_once(heic: Callable[..., bytes], orientation: int) -> None:
+def test_heic_is_rotated_once(heic, orientation):
     picture = quarters().resize((120, 80), Image.Resampling.NEAREST)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -298,7 +298,7 @@ def test_heic_is_rotated_once(heic: Callable[..., bytes], orientation: int) -> N
     assert np.median(np.abs(np.asarray(found).astype(int) - np.asarray(expected))) <= 4
 
 
-def test_heic_has_the_same_limits(heic: Callable[..., bytes]) -> None:
+def test_heic_has_the_same_limits(heic):
     content = heic(quarters().resize((120, 80)))
     picture = load_image(content)
     assert (picture.mode, picture.size) == ("RGB", (120, 80))
@@ -310,7 +310,7 @@ def test_heic_has_the_same_limits(heic: Callable[..., bytes]) -> None:
             load_image(damaged(content, draw), max_pixels=2**20)
 
 
-def test_heic_without_pillow_heif_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_pillow_heif_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match="a HEIC picture, for which pillow-heif is needed: `python -m pip install"):
         load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.small_scenes import TWO, name
-from torch_caption.scenes.dataset import Group, Scene, Verdict, judge, tell
+from torch_caption.scenes.dataset import Group, Verdict, judge, tell
 from torch_caption.scenes.draw import COLOURS, MARGIN, PALETTE, SHAPES, SIDE, draw
 from torch_caption.scenes.phrases import (
     LONGEST,
@@ -37,7 +37,7 @@ def holds(relation: str, a: Group, b: Group) -> bool:
     return bool(first[1, axis] < second[0, axis])
 
 
-def test_the_judge_agrees_with_the_positions(placed: list[Scene]) -> None:
+def test_the_judge_agrees_with_the_positions(placed):
     for scene in placed:
         assert [r for r in RELATION_WORDS if holds(r, *scene.groups)] == [scene.relation]
         a, b = scene.groups
@@ -47,7 +47,7 @@ def test_the_judge_agrees_with_the_positions(placed: list[Scene]) -> None:
                 assert judge(said, scene).right == holds(relation, one, other), (said, scene)
 
 
-def test_shapes_do_not_overlap_and_lie_inside(placed: list[Scene]) -> None:
+def test_shapes_do_not_overlap_and_lie_inside(placed):
     for scene in placed:
         discs = np.array([row for group in scene.groups for row in group.places])
         assert ((discs[:, :2] - discs[:, 2:3]) >= MARGIN - 0.02).all()
@@ -56,7 +56,7 @@ def test_shapes_do_not_overlap_and_lie_inside(placed: list[Scene]) -> None:
         assert (apart - discs[:, 2] - discs[:, 2:3] > 1)[~np.eye(len(discs), dtype=bool)].all()
 
 
-def test_pictures_have_light_paper_and_the_colours_of_the_palette(placed: list[Scene]) -> None:
+def test_pictures_have_light_paper_and_the_colours_of_the_palette(placed):
     rng = np.random.default_rng(0)
     for scene in placed[:60]:
         picture = draw(scene, rng)
@@ -72,7 +72,7 @@ def test_pictures_have_light_paper_and_the_colours_of_the_palette(placed: list[S
 # Captions
 
 
-def test_five_captions_in_different_words(composed: list[Scene]) -> None:
+def test_five_captions_in_different_words(composed):
     rng = np.random.default_rng(0)
     for scene in composed:
         told = tell(scene, rng)
@@ -80,11 +80,11 @@ def test_five_captions_in_different_words(composed: list[Scene]) -> None:
         assert max(len(caption.split()) for caption in told) <= LONGEST
 
 
-def test_captions_use_all_of_the_lexicon_and_no_other_word(captions: list[tuple[Scene, str]]) -> None:
+def test_captions_use_all_of_the_lexicon_and_no_other_word(captions):
     assert {word for _, caption in captions for word in caption.split()} == set(lexicon())
 
 
-def test_captions_are_right_and_complete(captions: list[tuple[Scene, str]]) -> None:
+def test_captions_are_right_and_complete(captions):
     for scene, caption in captions:
         assert judge(caption, scene).right, caption
         words = caption.split()
@@ -112,7 +112,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_one_error_is_found_and_named(kind: str, captions: list[tuple[Scene, str]]) -> None:
+def test_one_error_is_found_and_named(kind, captions):
     for scene, caption in captions[::6]:
         found = [words for words in WRONG[kind] if f" {words} " in f" {caption} "]
         if found:
@@ -137,7 +137,7 @@ def test_one_error_is_found_and_named(kind: str, captions: list[tuple[Scene, str
         "two red circles are at the top and a blue square is at the bottom",
     ],
 )
-def test_a_right_caption_is_accepted_in_many_forms(caption: str) -> None:
+def test_a_right_caption_is_accepted_in_many_forms(caption):
     assert judge(caption, TWO) == Verdict()
 
 
@@ -173,7 +173,7 @@ def test_a_right_caption_is_accepted_in_many_forms(caption: str) -> None:
         ("red circles above the blue square", None),
     ],
 )
-def test_faults_are_named(caption: str, faults: list[str] | None) -> None:
+def test_faults_are_named(caption, faults):
     verdict = judge(caption, TWO)
     assert not verdict.right
     assert faults is None or list(verdict.faults) == faults
@@ -181,11 +181,11 @@ def test_faults_are_named(caption: str, faults: list[str] | None) -> None:
 
 @settings(max_examples=200)
 @given(st.text() | st.lists(st.sampled_from([*lexicon(), "<UNK>", "<START>", "dog"]), max_size=25).map(" ".join))
-def test_any_other_text_is_wrong(caption: str) -> None:
+def test_any_other_text_is_wrong(caption):
     verdict = judge(caption, TWO)
     assert not verdict.right
     assert all(isinstance(fault, str) and fault for fault in verdict.faults)
 
 
-def test_a_very_long_caption_is_wrong() -> None:
+def test_a_very_long_caption_is_wrong():
     assert not judge("a red circle above " * 10_000, TWO).right
