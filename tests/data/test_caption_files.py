@@ -59,7 +59,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "an absolute name": (image(0, file_name="/x.jpg"), "images[0].file_name is '/x.jpg', not a name below the folder"),
     "a Windows name that goes up": (image(0, file_name="a\\..\\b"), "images[0].file_name is 'a\\\\.."),
     "a name of two lines": (image(0, file_name="a\r"), "images[0].file_name is 'a\\r', a name with the end"),
-    "a surrogate in a name": (image(0, file_name="\udce9"), "images[0].file_name is '\\udce9', a name that is not Unicode"),
+    "a surrogate": (image(0, file_name="\udce9"), "images[0].file_name is '\\udce9', a name that is not Unicode"),
     "no image_id": (lambda c: c["annotations"][3].pop("image_id"), "annotations[3] has no image_id"),
     "an unknown image": (annotation(3, image_id=99), "annotations[3].image_id is 99, the id of no image of the file"),
     "an invalid image_id": (annotation(3, image_id=[10]), "annotations[3].image_id is [10]"),

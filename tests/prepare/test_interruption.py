@@ -83,13 +83,11 @@ class Stop(Exception):
 
 
 STOPS = {
-    "before the first batch": (encoding.Encoding, "_encode", 1),
     "after the first batches": (encoding.Encoding, "_save", 1),
     "before the PCA": (encoding.Encoding, "_fit", 1),
     "in the PCA": (pca, "fit", 1),
     "before the last split": (encoding.Encoding, "_encode", 2),
     "in the writing": (prepare, "write_hdf5", 3),
-    "before the captions": (prepare, "_write_captions", 1),
     "in the moving": (Path, "replace", 0),
 }
 

@@ -122,23 +122,19 @@ def test_captions_are_kept_unchanged_in_cocos_format(photos, tmp_path):
     assert (kept["info"], kept["licenses"], kept["type"]) == ({}, [], "captions")  # required by pycocotools < 2.0.11
 
 
-def test_captions_in_another_format_give_the_same_data(photos, tmp_path):
-    """A token file and lists of the splits."""
+def test_lists_define_the_splits_of_one_file(photos, tmp_path):
     captions, lists = "", []
-    for split, path in photos.annotations.items():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        captions += "".join(f"{names[e['image_id']]}#{e['id']}\t{e['caption']}\n" for e in content["annotations"])
+    for split, count in SPLITS.items():
+        names = [f"{split}_{k}.png" for k in range(count)]
+        captions += "".join(f"{name}#{n}\tA dog runs.\n" for name in names for n in range(2))
         lists.append(tmp_path / f"{split}.txt")
-        lists[-1].write_text("".join(f"{name}\n" for name in names.values()), encoding="utf-8")
+        lists[-1].write_text("\n".join(names), encoding="utf-8")
     (tmp_path / "captions").write_text(captions, encoding="utf-8")
     annotations = (str(tmp_path / "captions"),)
     prepare.prepare(photos.config(tmp_path / "out", annotations=annotations, splits=tuple(map(str, lists))))
-    prepare.prepare(photos.config(tmp_path / "coco"))
-    found, expected = contents(tmp_path / "out"), contents(tmp_path / "coco")
-    same = [f"{split}2014_{name}" for split in SPLITS for name in ("vgg16_fc7.h5", "images.txt")]
-    for name in ["coco2014_captions.h5", "coco2014_vocab.json", *same]:
-        assert found[name] == expected[name]
+    data = open_data(tmp_path / "out")
+    assert {name: split.num_images for name, split in data.splits.items()} == SPLITS
+    assert data["val"].references(4) == ["a dog runs"] * 2
 
 
 def test_a_given_vocabulary(photos, tmp_path):
