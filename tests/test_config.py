@@ -37,12 +37,12 @@ def test_the_cells_are_those_of_the_flag() -> None:
         ),
         (
             SCST | {"tied": True, "hidden_dim": 9, "wordvec_dim": 9},
-            "--tied with --hidden-dim as --wordvec-dim takes --temperature 1 in self-critical training",
+            "--tied with --hidden-dim equal to --wordvec-dim needs --temperature 1 in self-critical training",
         ),
         (SCST | {"temperature": 0.0}, "--temperature must be a positive number, not 0.0"),
-        (SCST | {"label_smoothing": 0.1}, "--label-smoothing goes with --objective xe, not with scst"),
+        (SCST | {"label_smoothing": 0.1}, "--label-smoothing needs --objective xe, not scst"),
         ({"seed": -1}, "--seed must be at least 0 and below 2^63, not -1"),
-        ({"amp": "bf16", "dtype": "float64"}, "--amp bf16 goes with --dtype float32, not with float64"),
+        ({"amp": "bf16", "dtype": "float64"}, "--amp bf16 needs --dtype float32, not float64"),
     ],
 )
 def test_invalid_settings_are_refused(change: dict[str, Any], message: str) -> None:

@@ -215,7 +215,7 @@ def test_a_gallery_of_very_many_is_drawn_coarser(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ([], "no picture to draw"),
+        ([], "no picture to show"),
         ([GalleryItem(PHOTO.astype(np.float32), "a")], r"uint8, not \(40, 60, 3\) float32"),
         ([GalleryItem(np.zeros((3, 40, 60), np.uint8), "a")], r"not \(3, 40, 60\) uint8"),
         ([GalleryItem(np.zeros((0, 4), np.uint8), "a")], r"not \(0, 4\) uint8"),
@@ -275,7 +275,7 @@ def test_attention_of_no_words(tmp_path: Path, figures: list[Figure]) -> None:
 @pytest.mark.parametrize(
     ("items", "columns", "message"),
     [
-        ([], 6, "no picture to draw"),
+        ([], 6, "no picture to show"),
         ([plots.AttentionItem(PHOTO, ["a"], looks(1))], 0, "at least one column, not 0"),
         ([plots.AttentionItem(PHOTO, ["a"], looks(2))], 6, r"of 1 words must be \(T, a, b\), but are \(2, 4, 6\)"),
         ([plots.AttentionItem(PHOTO, ["a"], looks(1)[0])], 6, r"must be \(T, a, b\), but are \(4, 6\)"),
@@ -305,7 +305,7 @@ def test_comparison(tmp_path: Path, figures: list[Figure]) -> None:
         "dWh 7e-16": plots.GREY,
         "dWh 3e-03": plots.VERMILION,
         "db nan": plots.VERMILION,
-        "bar 1e-12": plots.VERMILION,
+        "tolerance 1e-12": plots.VERMILION,
     }
     assert right.get_yscale() == "log"
     curves = {line.get_label(): line.get_ydata().tolist() for line in right.get_lines()}
@@ -330,14 +330,14 @@ def test_other_bars(tmp_path: Path, figures: list[Figure]) -> None:
     comparison(errors, NORMS, tmp_path / "single.png", bar=1e-5)
     comparison(errors, NORMS, tmp_path / "none.png", bar=None)
     single, none = (figure.axes[0] for figure in figures)
-    assert {text.get_text() for text in single.texts} == {"dWh 4e-05", "dx inf", "bar 1e-05"}
+    assert {text.get_text() for text in single.texts} == {"dWh 4e-05", "dx inf", "tolerance 1e-05"}
     named = {text.get_text(): text.get_color() for text in none.texts}
     assert named == {"dWh 4e-05": plots.GREY, "dx inf": plots.VERMILION}
 
 
 def test_errors_that_are_all_zero(tmp_path: Path, figures: list[Figure]) -> None:
     assert_is_picture(comparison({"affine": {"dx": 0.0}}, NORMS, tmp_path / "comparison.png"))
-    assert {text.get_text() for text in figures[0].axes[0].texts} == {"bar 1e-12"}
+    assert {text.get_text() for text in figures[0].axes[0].texts} == {"tolerance 1e-12"}
 
 
 @pytest.mark.parametrize(("errors", "norms"), [({}, NORMS), ({"rnn": {}}, NORMS), (ERRORS, {}), (ERRORS, {"rnn": []})])

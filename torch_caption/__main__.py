@@ -1,4 +1,4 @@
-"""Every command: `python -m torch_caption COMMAND`, or `torch-caption COMMAND` where the package is installed."""
+"""All commands: `python -m torch_caption COMMAND`, or `torch-caption COMMAND` if the package is installed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ COMMANDS = {
     "train": "train a captioner",
     "sample": "caption photographs, or images of a split",
     "evaluate": "score captions of a split against reference captions",
-    "prepare": "make a data directory from photographs and their captions",
-    "compare": "compare every gradient derived by hand with automatic differentiation",
+    "prepare": "prepare a data directory from photographs and their captions",
+    "compare": "compare hand-derived with automatic gradients",
     "export": "write a captioner to one file, as ONNX or for torch.export",
     "demo": "serve a page that captions pictures",
     "check-data": "check a data directory",
     "download": "download cs231n's data and check it",
-    "scenes": "draw the built-in dataset and show what is in it",
+    "scenes": "generate and list the built-in dataset",
 }
-"""What each module of `torch_caption.cli` does; it is imported when its command is given."""
+"""A description of each module of `torch_caption.cli`; a module is imported when its command runs."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command that `args`, or the command line, names. Exit status: as `guarded` says. Every command takes
+    """Run the command in `args`, by default the command line. Returns the exit status of `guarded`. All commands have
     --traceback."""
     args = sys.argv[1:] if args is None else args
     named = [arg for arg in args if arg != TRACEBACK]
@@ -39,10 +39,10 @@ def _run(args: Sequence[str]) -> None:
     if command in ("-h", "--help"):
         lines = [f"  {name:<12}{does}" for name, does in COMMANDS.items()]
         print(f"usage: {typed('COMMAND')} [--help] [{TRACEBACK}] [flags of the command]\n", *lines, sep="\n")
-        print(f"\n{TRACEBACK} shows where an error was raised, of any command")
+        print(f"\n{TRACEBACK} shows where an error was raised, for all commands")
         return
     if command not in COMMANDS:
-        raise ConfigError(f"there is no command {command!r}; use one of {', '.join(COMMANDS)}")
+        raise ConfigError(f"no command {command!r}; use one of {', '.join(COMMANDS)}")
     import_module(f"torch_caption.cli.{command.replace('-', '_')}").main(args[1:], typed(command))
 
 

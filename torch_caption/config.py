@@ -24,7 +24,7 @@ OF_THE_DATA = ("data", "pca_features", "max_length")
 LONGEST = 1000
 """Upper limit of the length of a caption, in words."""
 OF_THE_MACHINE = ("out", "init_from", "resume", "in_memory", "workers", "threads", "device")
-"""Settings of the machine, which say nothing about the model."""
+"""Settings of the machine, independent of the model."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be at least 0 and below 2^63, not {self.seed}")
         if self.amp == "bf16" and self.dtype == "float64":
-            raise ConfigError("--amp bf16 goes with --dtype float32, not with float64")
+            raise ConfigError("--amp bf16 needs --dtype float32, not float64")
 
     def _check_sizes(self) -> None:
         at_least = {"hidden_dim": 1, "wordvec_dim": 1, "epochs": 1, "batch_size": 1, "max_length": 1, "workers": 0}
@@ -167,15 +167,15 @@ class TrainConfig:
             raise ConfigError("--objective scst keeps the best CIDEr's weights: --score-images must not be 0")
         if self.temperature != 1 and self.tied and self.hidden_dim == self.wordvec_dim:
             raise ConfigError(
-                "--tied with --hidden-dim as --wordvec-dim takes --temperature 1 in self-critical training"
+                "--tied with --hidden-dim equal to --wordvec-dim needs --temperature 1 in self-critical training"
             )
         for name in ("label_smoothing", "scheduled_sampling"):
             if getattr(self, name):
-                raise ConfigError(f"{flag_of(name)} goes with --objective xe, not with scst")
+                raise ConfigError(f"{flag_of(name)} needs --objective xe, not scst")
 
     @property
     def highest_lr(self) -> float:
-        """`lr`, or what suits the objective."""
+        """`lr`, or the default of the objective."""
         return LEARNING_RATES[self.objective] if self.lr is None else self.lr
 
     def model_arguments(self) -> dict[str, Any]:
@@ -188,15 +188,15 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
     def shared(self) -> dict[str, Any]:
-        """`plain` for others to read: without the folders that only the run itself has to know."""
+        """`plain` for checkpoints that may be published: without the folders of the run."""
         return {k: v for k, v in self.plain().items() if k not in OF_THE_MACHINE} | {"data": at_home(self.data)}
 
     @classmethod
     def from_plain(cls, settings: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `plain`; a name of another version is left out, a missing one takes its default.
+        """The inverse of `plain`; names of other versions are ignored, missing ones have their defaults.
 
         Raises:
-            ConfigError: a value is of another kind than the setting's, or out of the range of a size.
+            ConfigError: a value has another type than the setting, or a size is out of range.
         """
         kinds = get_type_hints(cls)
         known = {k: v for k, v in settings.items() if k in kinds}
@@ -216,7 +216,7 @@ def check_length(max_length: int | None) -> None:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a plain value is one that a field of that type may have; a path is a string."""
+    """Whether a plain value is valid for a field of this type; a path is a string."""
     if get_origin(kind) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     if get_args(kind):

@@ -4,7 +4,7 @@ The notebooks `RNN_Captioning.ipynb` and `LSTM_Captioning.ipynb` run with only t
 line the assignment's module becomes `torch_caption.cs231n`, also in `from ... import *`.
 
 ==========================  ========================================================================
-the assignment's module     what comes from here instead
+the assignment's module     replacement from here
 ==========================  ========================================================================
 `cs231n.layers`             `affine_forward`, `affine_backward`
 `cs231n.rnn_layers`         the steps, sequences, embedding, temporal layers of both cells
@@ -18,17 +18,17 @@ the assignment's module     what comes from here instead
 
 `rel_error`, which the notebooks define themselves, is here too.
 
-No formula is written a second time. A `*_forward` runs the public function of `torch_caption.functions` on copies of
-its inputs and keeps the graph of that one call as its cache; the `*_backward` runs the hand-derived `backward` of the
-function's class on that graph. A cache therefore serves any number of backward passes, and changing the inputs or the
+No formula is duplicated. A `*_forward` runs the public function of `torch_caption.functions` on copies of its inputs
+and returns the graph of that call as its cache; the `*_backward` runs the hand-derived `backward` of the function's
+class on that graph. A cache therefore serves any number of backward passes, and changing the inputs or the
 output afterwards does not change them.
 
 NumPy arrays in, NumPy arrays out; where any floating input is a tensor, tensors out, on its device and without a graph
 of their own. Inputs are never modified. Floating inputs of several dtypes are promoted to the widest. Bad shapes,
 dtypes and word indices are the errors of `torch_caption.functions`.
 
-Random numbers (first weights, minibatches, the choice of `max_train` captions) come from NumPy's global state, so the
-notebooks' `np.random.seed(231)` makes them repeat.
+Random numbers (initial weights, minibatches, the choice of `max_train` captions) come from NumPy's global state, so the
+notebooks' `np.random.seed(231)` makes them reproducible.
 """
 
 from __future__ import annotations
@@ -82,18 +82,18 @@ __all__ = [
     "word_embedding_forward",
 ]
 
-# Any: with NumPy in the result is NumPy, with tensors it is tensors, and a union would make every caller narrow it.
+# Any: results have the kind of the inputs, NumPy arrays or tensors, and callers would have to narrow a union.
 Array = Any
 UpdateRule = Callable[[np.ndarray, np.ndarray, dict[str, Any]], tuple[np.ndarray, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What a `*_forward` leaves for its `*_backward`: the graph of one call.
+    """The cache of a `*_forward` for its `*_backward`: the graph of one call.
 
     Attributes:
         inputs: private copies of the differentiable inputs, in the order in which their gradients are returned.
-        outputs: what the function made of them.
+        outputs: of the function.
         numpy: whether gradients are returned as NumPy arrays.
     """
 
@@ -107,19 +107,19 @@ def _is_numpy(*arrays: Array) -> bool:
 
 
 def _copy(array: Array) -> Tensor:
-    """A tensor of its own memory, whatever the strides or the writeability of `array`."""
+    """A tensor in new memory, for any strides or writeability of `array`."""
     return array.detach().clone() if isinstance(array, Tensor) else torch.from_numpy(np.array(array, order="C"))
 
 
 def _integers(array: Array) -> Tensor:
-    """Word indices as int64; anything else is left for the function to refuse."""
+    """Word indices as int64; other values are unchanged and refused by the function."""
     indices = _copy(array)
     unsuitable = indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool
     return indices if unsuitable else indices.long()
 
 
 def _returned(tensor: Tensor, numpy: bool) -> Array:
-    """A copy: the caller may change what it is given, and the graph keeps its own."""
+    """A copy, which the caller may change."""
     copy = tensor.detach().clone(memory_format=torch.contiguous_format)
     return copy.numpy() if numpy else copy
 
@@ -129,7 +129,7 @@ def _forward(function: Callable[..., Any], *inputs: Array) -> tuple[Any, ...]:
     copies = [_copy(array) for array in inputs]
     dtype = reduce(torch.promote_types, (copy.dtype for copy in copies))
     if not dtype.is_floating_point:
-        dtype = torch.float64  # as NumPy's own products with real numbers
+        dtype = torch.float64  # as in NumPy's products with real numbers
     leaves = tuple(copy.to(dtype).requires_grad_() for copy in copies)
     with torch.enable_grad():
         outputs = function(*leaves)
@@ -140,7 +140,7 @@ def _forward(function: Callable[..., Any], *inputs: Array) -> tuple[Any, ...]:
 
 
 def _backward(cache: Cache, *douts: Array) -> tuple[Array, ...]:
-    """The gradient of each of the cache's inputs, by the hand-derived backward of the function that made the cache."""
+    """The gradient of each of the cache's inputs, by the hand-derived backward of its function."""
     gradients = []
     for out, dout in zip(cache.outputs, douts, strict=True):
         gradient = torch.as_tensor(_copy(dout), dtype=out.dtype, device=out.device)
@@ -189,7 +189,7 @@ def rnn_backward(dh: Array, cache: Cache) -> tuple[Array, ...]:
 
 
 def word_embedding_forward(x: Array, W: Array) -> tuple[Array, Cache]:
-    """The rows of W (V, D) named by the integers x (N, T) -> out (N, T, D), cache.
+    """The rows of W (V, D) with the indices x (N, T) -> out (N, T, D), cache.
 
     Raises:
         IndexError: an index is negative or >= V. NumPy's own indexing would take a negative one from the end.
@@ -248,7 +248,7 @@ def temporal_softmax_loss(x: Array, y: Array, mask: Array, verbose: bool = False
     """Cross entropy summed over the timesteps where `mask` holds and averaged over the N captions.
 
     Args:
-        x: scores (N, T, V). y: correct words (N, T), integers. mask: (N, T), boolean or real weights.
+        x: scores (logits) (N, T, V). y: correct words (N, T), integers. mask: (N, T), boolean or real weights.
         verbose: print the shape of the gradient.
 
     Returns:
@@ -265,7 +265,7 @@ def temporal_softmax_loss(x: Array, y: Array, mask: Array, verbose: bool = False
 
 
 def _difference(f: Callable[[Any], Any], x: Array, at: tuple[int, ...], h: float) -> Any:
-    """f with x[at] raised by h, less f with x[at] lowered by h; x is put back exactly."""
+    """f(x) with x[at] + h, minus f(x) with x[at] - h; x is restored exactly."""
     old = x[at].item()
     values = []
     try:
@@ -273,7 +273,7 @@ def _difference(f: Callable[[Any], Any], x: Array, at: tuple[int, ...], h: float
             with torch.no_grad():
                 x[at] = old + step
             value = f(x)
-            # f may return x itself or a view of it, which the next change of x would change
+            # f may return x or a view of it, which the next change of x would change
             values.append(value.detach().clone() if isinstance(value, Tensor) else np.array(value))
     finally:
         with torch.no_grad():
@@ -295,8 +295,8 @@ def eval_numerical_gradient(f: Callable[[Any], Any], x: Array, verbose: bool = T
     """The gradient of a scalar function by central differences, (f(x + h) - f(x - h)) / 2h for each entry of x.
 
     Args:
-        f: takes x and returns a number. It may also ignore its argument and read x from where x lives: x is changed in
-            place for the time of each call and put back exactly.
+        f: maps x to a number. It may ignore its argument and read x itself: x is changed in place during each call and
+            restored exactly.
         x: a floating array or tensor.
         verbose: print every entry's index and gradient.
         h: the step.
@@ -319,7 +319,7 @@ def eval_numerical_gradient_array(f: Callable[[Any], Any], x: Array, df: Array, 
     """The gradient of sum(f(x) * df) by central differences, for a function whose value is an array.
 
     Args:
-        f: takes x and returns an array of df's shape. x: floating. df: the upstream gradient. h: the step.
+        f: maps x to an array of df's shape. x: floating. df: the upstream gradient. h: the step.
 
     Returns:
         of x's kind, shape and dtype.
@@ -334,13 +334,13 @@ def eval_numerical_gradient_array(f: Callable[[Any], Any], x: Array, df: Array, 
 
 
 def rel_error(x: Array, y: Array) -> float:
-    """The largest `|x - y| / max(1e-8, |x| + |y|)` over all entries; 0 where there are none."""
+    """The maximum of `|x - y| / max(1e-8, |x| + |y|)` over all entries; 0 for empty arrays."""
     x, y = np.asarray(x), np.asarray(y)
     return float(np.max(np.abs(x - y) / np.maximum(1e-8, np.abs(x) + np.abs(y)), initial=0.0))
 
 
 def _random_seed() -> int:
-    """A seed drawn from NumPy's global state, the one that the notebooks seed."""
+    """A seed from NumPy's global state, which the notebooks seed."""
     return int(np.random.randint(2**31))  # noqa: NPY002
 
 
@@ -348,15 +348,15 @@ class CaptioningRNN:
     """The assignment's captioner: NumPy parameters in a dictionary, over `torch_caption.model.captioner.CaptioningRNN`.
 
     Args:
-        word_to_idx: word -> id, with <NULL>, and <START> where captions are sampled. V is its length; ids beyond V are
-            tolerated, as in the assignment's own check, where captions hold none.
+        word_to_idx: word -> id, with <NULL>, and <START> for sampling. V is its length; ids beyond V are accepted, as
+            in the assignment's own check, if no caption contains them.
         input_dim: D of the features. wordvec_dim: W. hidden_dim: H.
         cell_type: "rnn" or "lstm"; or "attention", whose features are grids (N, D, a, a).
         dtype: np.float32 or np.float64, of the parameters and of all arithmetic.
 
     Attributes:
-        params: W_proj b_proj W_embed Wx Wh b W_vocab b_vocab, and with "attention" Wattn; a plain dictionary that every
-            call reads anew: entries may be replaced or changed in place.
+        params: W_proj b_proj W_embed Wx Wh b W_vocab b_vocab, and with "attention" Wattn; a plain dictionary that is
+            read in every call: entries may be replaced or changed in place.
     """
 
     def __init__(
@@ -379,12 +379,12 @@ class CaptioningRNN:
         self.params: dict[str, np.ndarray] = {name: np.array(value) for name, value in self._model.params().items()}
 
     def _read(self, features: Array) -> Tensor:
-        """Bring the model to `params`; the features as a tensor of its dtype."""
+        """Load `params` into the model; returns the features as a tensor of its dtype."""
         self._model.load_params(self.params)
         return _copy(features).to(self._model.dtype)
 
     def loss(self, features: Array, captions: Array) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss of predicting captions[:, 1:] from captions[:, :-1], <NULL> not counted, and its gradients.
+        """The loss of predicting captions[:, 1:] from captions[:, :-1], without <NULL>, and its gradients.
 
         Args:
             features: (N, D). captions: (N, T) integers.
@@ -402,19 +402,19 @@ class CaptioningRNN:
 
     @torch.no_grad()
     def sample(self, features: Array, max_length: int = 30) -> np.ndarray:
-        """The likeliest word at each of `max_length` timesteps, fed back as the next input; goes on past <END>.
+        """The most probable word at each of `max_length` timesteps, which is the next input; does not stop at <END>.
 
         Args:
             features: (N, D).
 
         Returns:
-            (N, max_length) int64, the first being the first sampled word.
+            (N, max_length) int64, without <START>.
 
         Raises:
             ValueError: the vocabulary has no <START>.
         """
         if self._model.start is None:
-            raise ValueError(f"sampling begins with {START}, which the vocabulary lacks")
+            raise ValueError(f"sampling starts with {START}, which the vocabulary lacks")
         inputs = self._read(features)
         state = self._model.begin(inputs)
         words = inputs.new_full((len(inputs),), self._model.start, dtype=torch.int64)
@@ -458,11 +458,11 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None)
 def adam(w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
     """m <- beta1 m + (1 - beta1) dw; v <- beta2 v + (1 - beta2) dw^2; w - lr_t m / (sqrt(v) + eps).
 
-    lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t) corrects the bias of m and v, which begin with zeros; t is 1 at the
-    first step. This is the rule that assignment 3 ships, the efficient form of Kingma and Ba (2015, end of section 2).
+    lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t) corrects the bias of m and v, which are initially zero; t is 1 at the
+    first step. This is the rule of assignment 3, the efficient form of Kingma and Ba (2015, end of section 2).
     Assignment 2 and `torch.optim.Adam` correct v before eps is added. So eps is larger here by 1 / sqrt(1 - beta2^t),
-    32 times at the first step: gradients not far above 1e-8, as of rare words, take smaller steps, and the losses of
-    assignment 3's notebooks come out with this rule only.
+    32 times at the first step: gradients near 1e-8, as of rare words, give smaller steps, and only this rule reproduces
+    the losses of assignment 3's notebooks.
 
     config: learning_rate (1e-3), beta1 (0.9), beta2 (0.999), epsilon (1e-8), m and v (zeros), t (0).
     """
@@ -476,8 +476,8 @@ def adam(w: np.ndarray, dw: np.ndarray, config: dict[str, Any] | None = None) ->
     return w - lr_t * (m / (np.sqrt(v) + eps)), config
 
 
-# The rules are written here and not taken from torch.optim for two reasons: a rule may be any callable of this form,
-# and torch.optim.SGD keeps its velocity free of the learning rate, which gives other numbers when the rate decays.
+# These rules do not use torch.optim for two reasons: a rule may be any callable of this form, and the velocity of
+# torch.optim.SGD excludes the learning rate, which gives different numbers if the rate decays.
 UPDATE_RULES: dict[str, UpdateRule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}
 
 
@@ -485,16 +485,16 @@ class CaptioningSolver:
     """Minibatch training of a `CaptioningRNN`.
 
     Args:
-        model: anything with `.params` and `.loss(features, captions) -> loss, grads`.
+        model: any object with `.params` and `.loss(features, captions) -> loss, grads`.
         data: the dictionary of `load_coco_data`.
         update_rule: "sgd", "sgd_momentum", "rmsprop", "adam", or a callable (w, dw, config) -> (next_w, config).
-        optim_config: the rule's settings, such as {"learning_rate": 5e-3}; every parameter gets its own copy.
+        optim_config: the rule's settings, such as {"learning_rate": 5e-3}; each parameter has its own copy.
         lr_decay: the learning rate's factor after each epoch.
-        batch_size: captions a minibatch, drawn with replacement. num_epochs: epochs `train` runs.
+        batch_size: captions per minibatch, sampled with replacement. num_epochs: epochs of `train`.
         print_every: iterations between two printed losses. verbose: print them at all.
 
     Attributes:
-        loss_history: the loss of every iteration. epoch: epochs done.
+        loss_history: the loss of every iteration. epoch: completed epochs.
 
     Raises:
         ValueError: an unknown update rule, or a batch_size or print_every below 1.
@@ -539,7 +539,7 @@ class CaptioningSolver:
             self.model.params[name] = w
 
     def train(self) -> None:
-        """Run `num_epochs` epochs of max(M // batch_size, 1) iterations each, M being the training captions."""
+        """Run `num_epochs` epochs of max(M // batch_size, 1) iterations each, for M training captions."""
         iterations_per_epoch = max(len(self.data["train_captions"]) // self.batch_size, 1)
         iterations = self.num_epochs * iterations_per_epoch
         for t in range(iterations):
@@ -556,19 +556,18 @@ class CaptioningSolver:
 def load_coco_data(
     base_dir: str | Path = "cs231n/datasets/coco_captioning", max_train: int | None = None, pca_features: bool = True
 ) -> dict[str, Any]:
-    """A data directory in cs231n's layout, read whole into a dictionary.
+    """A data directory in cs231n's layout, loaded into a dictionary.
 
     Args:
-        base_dir: the directory; by default where the assignment unpacks its archive, which
-            `python -m torch_caption download DIR` brings.
-        max_train: keep this many training captions, drawn at random.
+        base_dir: the directory; by default that of the assignment's archive, which
+            `python -m torch_caption download DIR` downloads.
+        max_train: use a random subset of this many training captions.
         pca_features: read `*_vgg16_fc7_pca.h5`, else `*_vgg16_fc7.h5`.
 
     Returns:
-        for every split there is, such as train: train_captions (M, T) int32, train_image_idxs (M,) int32,
-        train_features (images, D) float32, train_urls (images,) strings; and idx_to_word, word_to_idx. Where the
-        picture lies beside the data, its entry in urls is that file's path; where the directory names no picture, it is
-        empty.
+        for every split, such as train: train_captions (M, T) int32, train_image_idxs (M,) int32,
+        train_features (images, D) float32, train_urls (images,) strings; and idx_to_word, word_to_idx. If
+        the picture is in the directory, its entry in urls is the path of the file; without a name or URL it is empty.
 
     Raises:
         torch_caption.data.dataset.DataError: a file is missing or wrong; the message names file, dataset, row and
@@ -578,7 +577,7 @@ def load_coco_data(
     data: dict[str, Any] = {}
     for name, split in source.splits.items():
         images = range(split.num_images)
-        data[f"{name}_captions"] = split.captions.numpy().astype(np.int32)  # as the course's file has them
+        data[f"{name}_captions"] = split.captions.numpy().astype(np.int32)  # as in the course's file
         data[f"{name}_image_idxs"] = split.image_idxs.numpy().astype(np.int32)
         data[f"{name}_features"] = split.features_of(list(images)).numpy()
         pictures = [str(split.image_path(image) or split.image_name(image) or "") for image in images]
@@ -591,13 +590,13 @@ def load_coco_data(
 def sample_coco_minibatch(
     data: Mapping[str, Any], batch_size: int = 100, split: str = "train"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`batch_size` captions of a split, drawn with replacement: captions (B, T), features (B, D), urls (B,).
+    """`batch_size` captions of a split, sampled with replacement: captions (B, T), features (B, D), urls (B,).
 
-    The urls are empty strings where `data` has none.
+    The urls are empty strings if `data` has none.
     """
     if f"{split}_captions" not in data:
         there = sorted(name.removesuffix("_captions") for name in data if name.endswith("_captions"))
-        raise ValueError(f"there is no split {split!r}; there are {', '.join(there)}")
+        raise ValueError(f"no split {split!r}; there are {', '.join(there)}")
     captions = np.asarray(data[f"{split}_captions"])
     if not len(captions):
         raise ValueError(f"the split {split!r} has no captions")
@@ -609,7 +608,7 @@ def sample_coco_minibatch(
 
 
 def decode_captions(captions: Array, idx_to_word: Sequence[str] | Mapping[int, str]) -> str | list[str]:
-    """Word ids as text, <START> and <END> included, <NULL> left out, nothing after <END>.
+    """Word ids as text, including <START> and <END>, without <NULL>, up to <END>.
 
     Args:
         captions: (T,) or (N, T) integers.
@@ -636,8 +635,8 @@ def decode_captions(captions: Array, idx_to_word: Sequence[str] | Mapping[int, s
 def image_from_url(url: str | Path, *, allow_private: bool = False) -> np.ndarray:
     """The picture at a URL or path as (h, w, 3) uint8.
 
-    Many of the assignment's links are dead by now. For a picture that cannot be had, the reason is printed and a plain
-    grey one is returned, so that a notebook goes on. `torch_caption.io.images.load_image` raises instead.
+    Many of the assignment's links are dead. For a missing picture the reason is printed and a grey picture is returned,
+    so that a notebook continues. `torch_caption.io.images.load_image` raises an error instead.
 
     Args:
         allow_private: also fetch from addresses of the local network.

@@ -1,5 +1,4 @@
-"""The errors that this package raises for a reason outside its code, each with the exit status of a command that it
-ends.
+"""The errors of this package for causes outside its code, each with the exit status of a command.
 
     TorchCaptionError
       UsageError (2)   ConfigError, RunInUse
@@ -38,7 +37,7 @@ class TorchCaptionError(Exception):
     """The base of all errors that are not bugs of this package.
 
     Attributes:
-        status: the exit status of a command that it ends.
+        status: the exit status of a command that ends with it.
     """
 
     status: int = 1
@@ -59,9 +58,9 @@ class RunInUse(UsageError):
 
 
 class InputError(TorchCaptionError, ValueError):
-    """A file, or what a server sends, is missing or cannot be used.
+    """A file, or the response of a server, is missing or cannot be used.
 
-    Raised itself where the kind of file is not known, as by readers of text and JSON.
+    Raised itself if the kind of file is unknown, as by readers of text and JSON.
     """
 
     status = 2
@@ -95,8 +94,8 @@ class NonFiniteError(RunFailure):
     """The loss, its gradient or a weight is NaN or infinite.
 
     Args:
-        rows: which rows of the batch have no finite loss, as far as that is known.
-        advice: what may help.
+        rows: the rows of the batch with a non-finite loss, if known.
+        advice: a possible remedy.
     """
 
     def __init__(self, message: str, rows: Sequence[int] = (), *, advice: str = "a lower --lr may help") -> None:
@@ -106,7 +105,7 @@ class NonFiniteError(RunFailure):
 
 
 class OutOfMemory(RunFailure):
-    """The machine or its GPU has less memory than the work takes."""
+    """The machine or its GPU has too little memory."""
 
 
 class WorkerLost(RunFailure):
@@ -114,10 +113,10 @@ class WorkerLost(RunFailure):
 
 
 class RankError(RunFailure):
-    """One of several training processes failed; the message says which.
+    """One of several training processes failed; the message has its rank.
 
     Args:
-        status: that of the error that ended it.
+        status: of the error that ended it.
     """
 
     def __init__(self, message: str, status: int = RunFailure.status) -> None:

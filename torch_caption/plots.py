@@ -1,8 +1,8 @@
-"""Pictures of a run, of captions and of the comparison, as PNG files.
+"""Figures of a run, of captions and of the comparison, as PNG files.
 
-Figures are objects here, drawn by the Agg backend without pyplot: nothing is global, no window opens, and threads may
-draw side by side. Colours are Okabe and Ito's, which the colour-blind tell apart; what a colour says, a word or a shape
-says too.
+Figures are objects, rendered by the Agg backend without pyplot: there is no global state, no window, and threads may
+render concurrently. Colours are Okabe and Ito's, distinguishable for the colour-blind, and every colour is repeated by
+a word or a shape.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch_caption.errors import DataError, ImageError
 from torch_caption.io import cache_folder
 from torch_caption.io.images import load_image
 
-os.environ |= cache_folder.for_matplotlib()  # which looks for its folders when it is imported; workers inherit them
+os.environ |= cache_folder.for_matplotlib()  # matplotlib reads it when imported; workers inherit it
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,18 +35,18 @@ from matplotlib.ticker import MaxNLocator
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 INK, GREY, PALE = "#222222", "#6B6B6B", "#ECECEC"
 DPI = 150
-ATTENTION_DPI = 80  # a picture for every word: they are many
-MAX_PIXELS = 1e8  # of a gallery; a larger one is drawn coarser
+ATTENTION_DPI = 80  # lower, for one picture per word
+MAX_PIXELS = 1e8  # of a gallery; a larger one has a lower resolution
 FONT = "DejaVu Sans"  # comes with matplotlib
 SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Loss") -> Path:
-    """Training and validation loss against the epoch, and beside them a panel for each score there is.
+    """Training and validation loss by epoch, and a panel for each score.
 
     Args:
-        history: a mapping an epoch, with "epoch", "train_loss" and "val_loss" (nats per word) and perhaps scores such
-            as "BLEU-4" and "CIDEr"; a value that is missing or not a number is passed over.
+        history: one mapping per epoch, with "epoch", "train_loss" and "val_loss" (nats per word) and optionally scores
+            such as "BLEU-4" and "CIDEr"; missing and non-numeric values are skipped.
         path: the PNG file to write.
 
     Returns:
@@ -56,7 +56,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: s
         DataError: the history is empty.
     """
     if not history:
-        raise DataError("there is no epoch to draw a curve of")
+        raise DataError("there is no epoch to plot")
     scores = [name for name in SCORES if any(_number(row, name) is not None for row in history)]
     figure = Figure(figsize=(10.5 if scores else 7.0, 4.4), dpi=DPI, layout=_layout())
     grid = figure.add_gridspec(max(1, len(scores)), 5)
@@ -102,8 +102,8 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, marke
     epochs, values = zip(*points, strict=True)
     if epochs[0] == epochs[-1]:
         axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
-        axes.margins(y=0.5)  # room for the legend
-    size = 4 if len(points) <= 40 else 0  # many markers would be a thick line
+        axes.margins(y=0.5)  # space for the legend
+    size = 4 if len(points) <= 40 else 0  # many markers would look like a thick line
     axes.plot(epochs, values, color=colour, marker=marker, markersize=size, linewidth=1.8, label=label)
 
 
@@ -129,12 +129,12 @@ class GalleryItem:
     """A picture with its caption.
 
     Attributes:
-        picture: (h, w) or (h, w, 3) uint8, a Pillow image, or a file. A file that cannot be read, or None, is drawn as
-            a grey panel with the file's name.
-        caption: what the model says.
-        references: what people say, drawn smaller below it.
-        right: whether the caption was judged right; None where nobody judged.
-        note: what else there is to say, drawn small above the caption.
+        picture: (h, w) or (h, w, 3) uint8, a Pillow image, or a file. None or an unreadable file is shown as a grey
+            panel with the file's name.
+        caption: of the model.
+        references: reference captions, smaller below it.
+        right: whether the caption is correct; None if unknown.
+        note: additional text, small above the caption.
     """
 
     picture: np.ndarray | Image.Image | str | Path | None
@@ -144,9 +144,9 @@ class GalleryItem:
     note: str = ""
 
 
-CELL, GAP, MARGIN = 2.5, 0.3, 0.3  # inches: a column's width, between columns and rows, around all
-DARK = 0.2  # of its brightness has a picture where the model did not look
-TALLEST = 1.25  # a picture's height over the column's width; a taller one is drawn narrower
+CELL, GAP, MARGIN = 2.5, 0.3, 0.3  # inches: width of a column, gap, margin
+DARK = 0.2  # brightness of a picture where the attention weight is 0
+TALLEST = 1.25  # maximum height of a picture over the column's width; taller ones are scaled down
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ _SPACE = _Line("", 4, INK)
 @dataclass(frozen=True)
 class _Cell:
     picture: Image.Image | None
-    name: str  # on the panel of a picture that is missing
+    name: str  # text on the panel of a missing picture
     lines: list[_Line]
 
     @property
@@ -185,11 +185,11 @@ class _Cell:
 
 
 def gallery(items: Sequence[GalleryItem], path: str | Path, columns: int = 4) -> Path:
-    """Pictures in rows, each with its caption below, wrapped and whole.
+    """Pictures in rows, each with its complete caption below.
 
     Args:
         path: the PNG file to write.
-        columns: the most pictures in a row.
+        columns: maximum number of pictures in a row.
 
     Returns:
         path.
@@ -203,9 +203,9 @@ def gallery(items: Sequence[GalleryItem], path: str | Path, columns: int = 4) ->
 
 
 def _check_rows(items: Sequence[object], columns: int) -> None:
-    """Raise ValueError where nothing could be drawn."""
+    """Raise ValueError unless there are items and columns."""
     if not items:
-        raise ValueError("there is no picture to draw")
+        raise ValueError("there is no picture to show")
     if columns < 1:
         raise ValueError(f"pictures need at least one column, not {columns}")
 
@@ -215,9 +215,9 @@ def _rows(cells: Sequence[_Cell], columns: int) -> list[Sequence[_Cell]]:
 
 
 def _draw_rows(rows: Sequence[Sequence[_Cell]], path: str | Path, dpi: float = DPI) -> Path:
-    """Pictures with what stands below them, row by row."""
+    """Pictures with their texts, row by row."""
     columns = max(map(len, rows))
-    tops = [max(cell.size[1] for cell in row) for row in rows]  # the captions of a row begin at one height
+    tops = [max(cell.size[1] for cell in row) for row in rows]  # the captions of a row start at the same height
     heights = [top + max(cell.text_height for cell in row) for top, row in zip(tops, rows, strict=True)]
     width = 2 * MARGIN + columns * (CELL + GAP) - GAP
     height = 2 * MARGIN + sum(heights) + GAP * (len(rows) - 1)
@@ -233,10 +233,10 @@ def _draw_rows(rows: Sequence[Sequence[_Cell]], path: str | Path, dpi: float = D
 
 @dataclass(frozen=True)
 class AttentionItem:
-    """A picture, its caption, and where the model looked for each word.
+    """A picture, its caption, and the attention weights of each word.
 
     Attributes:
-        picture: as in `GalleryItem`; where it is missing the weights are drawn on grey.
+        picture: as in `GalleryItem`; the weights of a missing one are shown on grey.
         words: T of them.
         weights: (T, a, b), rows and columns of the picture from its upper left corner.
     """
@@ -247,19 +247,19 @@ class AttentionItem:
 
 
 def attention(items: Sequence[AttentionItem], path: str | Path, columns: int = 6) -> Path:
-    """Each picture with its caption, and after it once more for each word, bright where the model looked.
+    """Each picture with its caption, followed by an attention map for each word.
 
-    Places are as bright as their weight against the greatest of the word's; between their centres it is interpolated.
+    Brightness is the attention weight over the maximum weight of the word, interpolated between positions.
 
     Args:
         path: the PNG file to write.
-        columns: the most pictures in a row.
+        columns: maximum number of pictures in a row.
 
     Returns:
         path.
 
     Raises:
-        ValueError: no items; columns < 1; weights that are not (T, a, b), or not as many as words.
+        ValueError: no items; columns < 1; weights that are not (T, a, b), or not one per word.
     """
     _check_rows(items, columns)
     ruler = _Ruler()
@@ -283,14 +283,14 @@ def lit(picture: Image.Image, weights: np.ndarray) -> Image.Image:
 
 
 class _Ruler:
-    """Measures text as it will be drawn, and wraps it."""
+    """Measures rendered text and wraps it."""
 
     def __init__(self) -> None:
         self._renderer = FigureCanvasAgg(Figure(dpi=DPI)).get_renderer()
         self._letters = get_font(findfont(FontProperties(family=FONT))).get_charmap()
 
     def wrap(self, text: str, size: float, colour: str, *, bold: bool = False, share: float = 0.98) -> list[_Line]:
-        """Lines no wider than that share of a column; a word that alone is wider is broken."""
+        """Lines of at most this fraction of a column's width; a wider word is broken."""
         font = FontProperties(family=FONT, size=size, weight="bold" if bold else "normal")
 
         def fits(text: str) -> bool:
@@ -326,7 +326,7 @@ def _cell(item: GalleryItem, ruler: _Ruler) -> _Cell:
 
 
 def _picture(source: np.ndarray | Image.Image | str | Path | None) -> tuple[Image.Image | None, str]:
-    """The picture, or None and what to say in its place."""
+    """The picture, or None and a replacement text."""
     if source is None:
         return None, "no picture"
     if isinstance(source, str | Path):
@@ -339,13 +339,13 @@ def _picture(source: np.ndarray | Image.Image | str | Path | None) -> tuple[Imag
             raise ValueError(f"a picture is (h, w) or (h, w, 3) uint8, not {source.shape} {source.dtype}")
         picture = Image.fromarray(source).convert("RGB")
     else:
-        picture = source.convert("RGB")  # a copy, which may be made smaller
-    picture.thumbnail((1024, 1024))  # more is never seen
+        picture = source.convert("RGB")  # a copy, which may be resized
+    picture.thumbnail((1024, 1024))  # more is not visible
     return picture, ""
 
 
 def _draw_cell(figure: Figure, cell: _Cell, x: float, y: float) -> None:
-    """The picture above y, its lines below; x and y are inches from the left and from the foot of the figure."""
+    """The picture above y, its lines below; x and y are inches from the left and from the bottom of the figure."""
     width, height = figure.get_size_inches()
     w, h = cell.size
     axes = figure.add_axes(((x + (CELL - w) / 2) / width, y / height, w / width, h / height), xticks=[], yticks=[])
@@ -361,7 +361,7 @@ def _draw_cell(figure: Figure, cell: _Cell, x: float, y: float) -> None:
             x / width, (y + 0.3 * line.height) / height, line.text, fontsize=line.size, color=line.colour
         )
         text.set(family=FONT, weight="bold" if line.bold else "normal", va="baseline")
-        text.set_parse_math(False)  # a caption may speak of dollars
+        text.set_parse_math(False)  # a caption may contain dollar signs
 
 
 # The comparison of hand-derived and automatic gradients
@@ -373,13 +373,13 @@ def comparison(
     path: str | Path,
     bar: float | None = 1e-12,
 ) -> Path:
-    """The error of each gradient beside the bar, and the gradient's way back through time.
+    """The error of each gradient with the tolerance, and gradient norms by time step.
 
     Args:
-        errors: function -> gradient -> its greatest relative error against automatic differentiation.
+        errors: function -> gradient -> its maximum relative error against automatic differentiation.
         gradient_norms: curve -> the norm of dL/dh_t for t = 1, 2, ..., T; norms of 0 leave a gap.
         path: the PNG file to write.
-        bar: what the errors have to stay below; None draws none.
+        bar: the tolerance; None shows none.
 
     Returns:
         path.
@@ -388,7 +388,7 @@ def comparison(
         ValueError: no errors or no norms.
     """
     if not any(errors.values()) or not any(gradient_norms.values()):
-        raise ValueError("there are no errors or no norms to draw")
+        raise ValueError("there are no errors or no norms to plot")
     figure = Figure(figsize=(13.0, max(4.6, 1.5 + 0.34 * len(errors))), dpi=DPI, layout=_layout())
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_errors(left, errors, bar)
@@ -422,11 +422,11 @@ def _draw_errors(axes: Axes, errors: Mapping[str, Mapping[str, float]], bar: flo
     if bar is not None:
         axes.axvline(bar, color=VERMILION, linewidth=1.4, linestyle="--", zorder=1)
         top = axes.get_xaxis_transform()  # data along x, the axes' height along y
-        axes.text(bar, 1.01, f"bar {bar:.0e}", transform=top, ha="center", fontsize=9, color=VERMILION)
+        axes.text(bar, 1.01, f"tolerance {bar:.0e}", transform=top, ha="center", fontsize=9, color=VERMILION)
     axes.set_ylim(len(errors) - 0.5, -0.5)
     axes.set_yticks(range(len(errors)), list(errors), parse_math=False)
-    axes.set_xlabel("greatest relative error of each output and gradient")
-    axes.set_title("By hand against automatic", loc="left", fontsize=11, color=INK, pad=18)
+    axes.set_xlabel("maximum relative error of each output and gradient")
+    axes.set_title("Hand-derived against automatic", loc="left", fontsize=11, color=INK, pad=18)
     _unbox(axes)
     axes.tick_params(axis="y", length=0)
 
@@ -443,7 +443,7 @@ def _draw_error(axes: Axes, x: float, y: float, value: float, passed: bool) -> N
 
 
 def _name(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """Beside the point, on the side where there is room, and readable across the bar."""
+    """Beside the point, on the side with more space, and readable across the tolerance line."""
     low, high = axes.get_xlim()
     left = math.log(x / low) > 0.75 * math.log(high / low)
     label = axes.annotate(text, (x, y), (-7 if left else 7, 0), textcoords="offset points", va="center", fontsize=8)

@@ -182,7 +182,7 @@ def test_non_finite_tensors_are_not_saved(saved: Path, part: str, name: str, val
     before, made = saved.read_bytes(), make()
     made.manifest["x"] = torch.ones(2)
     getattr(made, part)[name.removeprefix(f"{part}/")].view(-1)[-1] = value
-    with pytest.raises(checkpoints.NonFiniteTensor, match=rf"not saved: the tensor '{name}' holds NaN or infinity$"):
+    with pytest.raises(checkpoints.NonFiniteTensor, match=rf"not saved: the tensor '{name}' contains NaN or infinity$"):
         checkpoints.save(saved, made)
     assert saved.read_bytes() == before
 
@@ -236,9 +236,11 @@ def test_the_latest_readable_checkpoint_is_found(saved: Path) -> None:
     saved.unlink()
     found = checkpoints.find_latest(saved)
     assert (found.checkpoint.progress["step"], found.path) == (2, before)
-    assert "there is no such checkpoint; using" in str(found.warning)
+    assert "no such checkpoint; using" in str(found.warning)
     before.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no such checkpoint; nor can the one before it be used: .*: truncated"):
+    with pytest.raises(
+        CheckpointError, match=r"no such checkpoint; the previous one cannot be used either: .*: truncated"
+    ):
         checkpoints.find_latest(saved)
     before.unlink()
     with pytest.raises(CheckpointError, match=r"no such checkpoint$"):
@@ -280,7 +282,7 @@ def test_a_flipped_byte_is_refused(saved: Path, count: int) -> None:
     saved.write_bytes(whole)
     assert checksum.is_whole(saved)
     for missing in (saved.with_name("none.safetensors"), saved.parent):
-        assert refusal(missing) == "there is no such checkpoint"
+        assert refusal(missing) == "no such checkpoint"
         assert not checksum.is_whole(missing)
 
 
@@ -298,8 +300,8 @@ def test_no_pickle_is_opened(tmp_path: Path, name: str) -> None:
     for new in (True, False):
         torch.save(Evil(target), path, _use_new_zipfile_serialization=new)
         assert refusal(path) == (
-            "a file of torch.save, or another archive or pickle, which can hold code and is not opened; a checkpoint "
-            "is a safetensors file, such as best.safetensors"
+            "a file of torch.save, or another archive or pickle, which can contain code and is not opened; a "
+            "checkpoint is a safetensors file, such as best.safetensors"
         )
     assert "is not opened" in refusal(path, pickle.dumps(Evil(target)))
     assert not target.exists()
@@ -356,8 +358,8 @@ def test_a_wrong_header_length_is_refused(saved: Path, length: int) -> None:
     ("tensors", "words"),
     [
         ({"Wx": torch.ones(4, 5).double()}, "the tensor 'Wx' is of torch.float64, not torch.float32"),
-        ({"Wx": torch.full((4, 5), float("nan"))}, "the tensor 'Wx' holds NaN or infinity"),
-        ({"manifest/x": torch.tensor([float("inf")])}, "the tensor 'manifest/x' holds NaN or infinity"),
+        ({"Wx": torch.full((4, 5), float("nan"))}, "the tensor 'Wx' contains NaN or infinity"),
+        ({"manifest/x": torch.tensor([float("inf")])}, "the tensor 'manifest/x' contains NaN or infinity"),
         ({"average/Wx": None}, "the tensor 'average/Wx' is missing"),
         ({"average/Wx": torch.ones(5, 4)}, "the tensor 'average/Wx' has shape (5, 4), not (4, 5)"),
         ({"average/more": torch.ones(2)}, "unknown tensor 'average/more'"),
@@ -367,8 +369,8 @@ def test_a_wrong_header_length_is_refused(saved: Path, length: int) -> None:
         ({"random/0/torch": torch.ones(3)}, "the tensor 'random/0/torch' is of torch.float32, not torch.uint8"),
         ({"random/0/torch": None, "random/1/cuda": torch.ones(3).byte()}, "unknown tensor 'random/1/cuda'"),
         ({"random/x": torch.ones(3).byte()}, "unknown tensor 'random/x'"),
-        ({"manifest/a/b/c": torch.ones(2)}, "its manifest has no place for the tensor 'manifest/a/b/c'"),
-        ({"manifest/encoder": torch.ones(2)}, "its manifest has no place for the tensor 'manifest/encoder'"),
+        ({"manifest/a/b/c": torch.ones(2)}, "its manifest does not fit the tensor 'manifest/a/b/c'"),
+        ({"manifest/encoder": torch.ones(2)}, "its manifest does not fit the tensor 'manifest/encoder'"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
@@ -379,7 +381,7 @@ def test_invalid_tensors_are_named(tmp_path: Path, tensors: dict[str, torch.Tens
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"words": None}, "its metadata lack 'words'"),
+        ({"words": None}, "its metadata lacks 'words'"),
         ({"words": {}}, "its words is of type dict, not list"),
         ({"words": ["a", 3]}, "the word of id 1 is 3, not a string"),
         ({"words": [*WORDS, "a"]}, "the word 'a' has two ids"),
@@ -393,7 +395,7 @@ def test_invalid_tensors_are_named(tmp_path: Path, tensors: dict[str, torch.Tens
         ({"input_dim": True}, "its input_dim is of type bool, not int"),
         ({"manifest": []}, "its manifest is of type list, not dict"),
         ({"progress": 3}, "its progress is of type int, not dict"),
-        ({"data": "null"}, "its metadata lack 'data'"),
+        ({"data": "null"}, "its metadata lacks 'data'"),
         ({"manifest": DEEP}, "nested more than 32 levels"),
         ({"progress": '{"a":' * 100_000 + "1" + "}" * 100_000}, "nested too deep"),
     ],

@@ -72,8 +72,8 @@ def check_fits(manifest: dict[str, Any], other: dict[str, Any], words: list[str]
 @pytest.mark.parametrize(
     ("words", "width", "message"),
     [
-        ([*WORDS, "blue"], 3, "x: its vocabulary is not that of here: 7 words against 8"),
-        ([*WORDS[:5], "blue", "circle"], 3, "x: its vocabulary is not that of here: word 5 is 'red' against 'blue'"),
+        ([*WORDS, "blue"], 3, "x: not the vocabulary of here: 7 words against 8"),
+        ([*WORDS[:5], "blue", "circle"], 3, "x: not the vocabulary of here: word 5 is 'red' against 'blue'"),
         (WORDS, 4, "x: trained on features of width 3, but those of here have 4"),
     ],
 )

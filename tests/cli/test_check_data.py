@@ -16,7 +16,7 @@ def test_splits_and_kinds_are_printed(coco_directory: Callable[..., Path], capsy
     directory = coco_directory(kinds=("_pca", ""), grid=(4, 2))
     assert main(["check-data", str(directory)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{directory}: sound, 10 words"
+    assert lines[0] == f"{directory}: valid, 10 words"
     assert [line.split() for line in lines[1:]] == [
         ["split", "captions", "length", "images", "vgg16_fc7_pca", "vgg16_fc7", "grid"],
         ["train", "21", "6", "7", "3", "3", *["3", "x", "4", "x", "2"]],

@@ -37,7 +37,7 @@ def test_an_unknown_command_is_one_line_that_names_the_commands(
 ) -> None:
     assert main(args) == 2
     assert capsys.readouterr().err == (
-        f"error: there is no command {args[0] if args else ''!r}; use one of {', '.join(COMMANDS)}\n"
+        f"error: no command {args[0] if args else ''!r}; use one of {', '.join(COMMANDS)}\n"
     )
 
 
@@ -112,7 +112,7 @@ def test_every_command_reports_missing_memory_with_flags_that_it_has(
     monkeypatch.setattr(work, out_of_memory)
     assert main([command, *args]) == 1
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: not enough memory: 4,000 bytes more were asked for; .*\n", said)
+    assert re.fullmatch(r"error: not enough memory: 4,000 bytes more were requested; .*\n", said)
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert set(re.findall(r"--[\w-]+", said)) <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))

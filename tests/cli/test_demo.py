@@ -124,7 +124,7 @@ def test_invalid_arguments_are_one_line(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"--host 127.0.0.1 --port {port}: Address already in use" in refusal(["demo", "--port", port], capsys)
-    assert "nowhere.safetensors: there is no such checkpoint" in refusal(
+    assert "nowhere.safetensors: no such checkpoint" in refusal(
         ["demo", str(tmp_path / "nowhere.safetensors"), "--port", "0"], capsys
     )
 
@@ -143,7 +143,7 @@ def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
     made = describer("lstm")
     model = CaptioningRNN(made.vocabulary.word_to_idx, scenes.FEATURE_DIM, 8, 16, cell_type="lstm")
     config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm", max_length=4)
-    recipe = {"encoder": recipes.SCENES, "recipe": scenes.RECIPE, "features": "vgg16_fc7"}
+    recipe = {"encoder": recipes.SCENES, "recipe": scenes.VERSION, "features": "vgg16_fc7"}
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
     saved = checkpoints.Checkpoint(weights, config, [*made.vocabulary.words], recipe, scenes.FEATURE_DIM)
     checkpoints.save(tmp_path / "x.safetensors", saved)
@@ -347,7 +347,7 @@ def test_a_photograph_whose_end_is_missing_is_captioned_with_a_warning(tmp_path:
     show = gradio.Image.return_value.change.call_args.args[0]
     (tmp_path / "a.jpg").write_bytes(photo("JPEG", 64)[:-20])
     captions, _, _ = show(str(tmp_path / "a.jpg"))
-    fault = '<div class="fault" role="alert">a.jpg: its end is missing; what it held is grey</div>'
+    fault = '<div class="fault" role="alert">a.jpg: truncated; the missing part is grey</div>'
     assert captions.startswith(fault + '<div class="caption">')
 
 

@@ -442,7 +442,7 @@ def test_without_java(config: EvaluateConfig, tmp_path: Path, monkeypatch: pytes
         (["--split", "dev"], "no split 'dev'; choose one of train, val, test"),
         (["--references", "nowhere.json"], "nowhere.json: cannot be read: No such file or directory"),
         (["--references", "empty.json"], "empty.json: has no caption of any image of val, the first of which is 'red_"),
-        (["--against", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
+        (["--against", "nowhere.safetensors"], "nowhere.safetensors: no such checkpoint"),
     ],
 )
 def test_invalid_arguments_are_one_line(

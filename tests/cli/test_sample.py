@@ -138,7 +138,7 @@ def test_attention_that_cannot_be_shown_is_one_line(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors: there is no such checkpoint"),
+        (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors: no such checkpoint"),
         (["--checkpoint", "tiny/coco2014_vocab.json"], "not a checkpoint"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "wide"], "trained on features of width 8, but those of wide have 9"),

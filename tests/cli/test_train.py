@@ -103,9 +103,9 @@ def test_a_second_run_in_a_run_folder_is_refused(capsys: pytest.CaptureFixture[s
         (["--data", "tiny", "--hidden-dim", str(10**20)], "--hidden-dim must be at most 2147483648, not 1000"),
         (["--resume", "--out", "nothing"], "no run in nothing yet"),
         (["--resume", "tiny-rnn-99"], "there is no run 'tiny-rnn-99'"),
-        (["--resume", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
-        (["--init-from", "tiny"], str(Path("tiny") / "best.safetensors: there is no such checkpoint")),
-        (["--init-from", "runs", "--hidden-dim", "3"], "was made with --hidden-dim 16, which 3 cannot replace"),
+        (["--resume", "--hidden-dim", "3"], "has --hidden-dim 16, not 3"),
+        (["--init-from", "tiny"], str(Path("tiny") / "best.safetensors: no such checkpoint")),
+        (["--init-from", "runs", "--hidden-dim", "3"], "has --hidden-dim 16, not 3"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -146,5 +146,5 @@ def test_a_model_larger_than_the_memory_is_one_line(trained: tuple[Path, str]) -
     )  # fmt: skip
     assert ended.returncode == 1
     advice = "make --batch-size, --hidden-dim or --wordvec-dim smaller"
-    assert ended.stderr == f"error: not enough memory: 4,000,000,000,000 bytes more were asked for; {advice}\n"
+    assert ended.stderr == f"error: not enough memory: 4,000,000,000,000 bytes more were requested; {advice}\n"
     assert not (folder / "large").exists()

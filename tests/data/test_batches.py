@@ -92,7 +92,7 @@ def test_a_file_truncated_during_training_is_a_data_error(tmp_path, workers):
     each = iter(batches(open_data(directory, in_memory="no")["train"], 2, workers=workers))
     next(each)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; bring that file back$") as told:
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; restore that file$") as told:
         for _ in each:
             pass
     assert "\n" not in str(told.value)

@@ -53,21 +53,21 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "an image that is a name": (lambda c: c["images"].__setitem__(1, "x.jpg"), "images[1] is 'x.jpg', not an object"),
     "no id": (lambda c: c["images"][1].pop("id"), "images[1] has no id: {'file_name': 'photo1.jpg'"),
     "an invalid id": (image(1, id=True), "images[1].id is True, neither a number nor"),
-    "an id twice": (image(2, id=10), "images[2] has the id 10, as an image before it"),
+    "an id twice": (image(2, id=10), "images[2] has the id 10, as an earlier image"),
     "a huge value": (image(0, id=["x" * 10_000]), "images[0].id is ['xxx"),
     "a name twice": (image(2, file_name="./photo0.jpg"), "images[2] has the name './photo0.jpg', as images[0]"),
     "an absolute name": (image(0, file_name="/x.jpg"), "images[0].file_name is '/x.jpg', not a name below the folder"),
     "a Windows name that goes up": (image(0, file_name="a\\..\\b"), "images[0].file_name is 'a\\\\.."),
-    "a name of two lines": (image(0, file_name="a\r"), "images[0].file_name is 'a\\r', a name with the end"),
+    "a name of two lines": (image(0, file_name="a\r"), "images[0].file_name is 'a\\r', a name with a line break"),
     "a surrogate": (image(0, file_name="\udce9"), "images[0].file_name is '\\udce9', a name that is not Unicode"),
     "no image_id": (lambda c: c["annotations"][3].pop("image_id"), "annotations[3] has no image_id"),
-    "an unknown image": (annotation(3, image_id=99), "annotations[3].image_id is 99, the id of no image of the file"),
+    "an unknown image": (annotation(3, image_id=99), "annotations[3].image_id is 99, which no image of the file has"),
     "an invalid image_id": (annotation(3, image_id=[10]), "annotations[3].image_id is [10]"),
     "a caption that is a number": (annotation(0, caption=3), "annotations[0].caption is 3, not a string"),
     "a caption with a surrogate": (annotation(0, caption="\ud800"), "annotations[0].caption is '\\ud800';"),
     "an annotation twice": (
         lambda c: [c["annotations"][number].update(id=1, image_id=10) for number in (0, 1)],
-        "annotations[1].id is 1, as that of annotations[0] of its image; leave one out",
+        "annotations[1].id is 1, as in annotations[0] of the same image; remove one",
     ),
 }
 
@@ -87,7 +87,7 @@ def test_bad_annotations_name_the_entry_and_its_value(kind, tmp_path):
 @pytest.mark.parametrize("name", ["a" * 256, "é" * 128, "a/" * 600 + "b"])
 def test_a_name_too_long_for_a_file_is_named(tmp_path, name):
     value = {"images": [{"id": 1, "file_name": name}], "annotations": []}
-    with pytest.raises(DataError, match="longer than a name below the folder of photographs"):
+    with pytest.raises(DataError, match="too long for a name below the folder of photographs"):
         read(Path(write(tmp_path / "a.json", value)))
 
 
@@ -144,8 +144,8 @@ def test_one_file_is_split_at_random(tmp_path):
 @pytest.mark.parametrize(
     ("names", "share", "message"),
     [
-        (["a.json", "train.json"], 0.1, "a.json: its name does not say which split it is; write train="),
-        (["train_val.json", "val.json"], 0.1, "train_val.json: its name does not say"),
+        (["a.json", "train.json"], 0.1, "a.json: no split in its name; write train="),
+        (["train_val.json", "val.json"], 0.1, "train_val.json: no split in its name"),
         (["train.json", "train2.json"], 0.1, "train2.json: a second file of the split train; name the splits"),
         (["val.json", "test.json"], 0.1, "no file of the split train; name it, such as train="),
         (["a.json"], 0.01, "--val-share 0.01: of the 2 photographs of .*a.json 0 would be val"),
@@ -177,7 +177,7 @@ def test_photographs_are_found_below_the_folder(tmp_path):
     assert [p.path and p.path.name for p in found] == ["photo0.jpg", "photo1.jpg", None, "photo3.jpg"]
     (folder / "training").mkdir()
     (folder / "training" / "photo1.jpg").touch()
-    with pytest.raises(DataError, match=r"holds 'photo1\.jpg' more than once, as \w+/photo1\.jpg and as \w+/photo1"):
+    with pytest.raises(DataError, match=r"contains 'photo1\.jpg' twice, as \w+/photo1\.jpg and as \w+/photo1"):
         locate({"test": splits["train"]}, {None: folder})
 
 
@@ -185,7 +185,7 @@ def test_a_folder_without_the_photographs_is_refused(tmp_path):
     splits = read_splits([write(tmp_path / "a.json", content())], 0.5, 0)
     with pytest.raises(DataError, match="nowhere: no such folder of photographs"):
         locate(splits, {None: tmp_path / "nowhere"})
-    with pytest.raises(DataError, match=r"holds no photograph of train; the first would be 'photo\d\.jpg'$"):
+    with pytest.raises(DataError, match=r"contains no photograph of train; the first would be 'photo\d\.jpg'$"):
         locate(splits, {None: tmp_path})
 
 
@@ -243,7 +243,7 @@ def test_both_forms_of_an_accent_are_one_name(tmp_path, name, there):
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
 def test_a_file_with_the_very_name_is_preferred(tmp_path):
     assert located(tmp_path, {"train": [NFC, NFD]}, [NFD, NFC]) == {"train": [NFC, NFD]}
-    with pytest.raises(DataError, match="is two of train, with the ids 0 and 1; leave one out"):
+    with pytest.raises(DataError, match="is in train twice, with the ids 0 and 1; remove one"):
         located(tmp_path, {"train": [NFC, NFD]}, [NFC])
 
 
@@ -262,7 +262,7 @@ def test_a_file_with_the_very_name_is_preferred(tmp_path):
 def test_the_nearest_name_is_suggested(tmp_path, name, there):
     with pytest.raises(DataError) as error:
         located(tmp_path, {"train": [name]}, ["z.txt", there])
-    assert str(error.value).endswith(f"would be {name!r}; the nearest that is there is {there!r}")
+    assert str(error.value).endswith(f"would be {name!r}; the nearest that exists is {there!r}")
 
 
 def test_no_name_is_suggested_where_none_is_near(tmp_path):

@@ -189,16 +189,16 @@ def test_a_byte_order_mark_and_windows_line_endings_change_nothing(content, end,
     ("content", "message"),
     [
         (TOKEN + "4.jpg A dog\n", "line 9 is '4.jpg A dog', not name#number, tab, caption"),
-        (TOKEN + "1.jpg#1\tagain\n", "line 9 is of '1.jpg#1', as line 4; leave one out"),
+        (TOKEN + "1.jpg#1\tagain\n", "line 9 is of '1.jpg#1', as line 4; remove one"),
         (TOKEN + "../4.jpg#0\tA dog\n", "line 9: the name is '../4.jpg', not a name below the folder of photographs"),
-        (TOKEN + "4.jpg#0\tA \x07dog\n", "line 9: the caption is 'A \\x07dog'; '\\x07' is in no text"),
+        (TOKEN + "4.jpg#0\tA \x07dog\n", "line 9: the caption is 'A \\x07dog'; '\\x07' is not a text character"),
         (CSV + "3.jpg,A dog, running\n", "line 7 has 3 fields, not image,caption; put quotes around a caption"),
         (CSV + ',"A dog"\n', "line 7: the name is '', not a name; write the name of a photograph"),
         (CSV + '3.jpg,"A dog\n', "line 7 is not CSV: unexpected end of data; mend its quotes"),
         (CSV + '3.jpg,"' + 140_000 * "x" + '"\n', "line 7 is not CSV: field larger than field limit"),
-        ("image|caption\n0.jpg|A dog\n", "begins with 'image|caption', and is in no format of captions; what is read"),
-        ("", "is empty, and is in no format of captions; what is read: COCO's annotations, Karpathy's dataset_*.json"),
-        ("x" * 200_000, f"begins with '{76 * 'x'}..., and is in no format"),
+        ("image|caption\n0.jpg|A dog\n", "begins with 'image|caption', in an unknown format; the formats are"),
+        ("", "is empty, in an unknown format; the formats are COCO's annotations, Karpathy's dataset_*.json"),
+        ("x" * 200_000, f"begins with '{76 * 'x'}..., in an unknown format"),
         ("{", "not JSON in UTF-8: Expecting property name enclosed in double quotes: line 1"),
     ],
 )  # fmt: skip
@@ -214,14 +214,14 @@ def test_a_fault_in_a_text_file_is_named_with_its_line(content, message, tmp_pat
 @pytest.mark.parametrize(
     ("files", "lists", "message"),
     [
-        (["token", "csv"], ["train.txt"], "--splits parts one file of --annotations, not 2"),
-        (["karpathy"], ["train.txt"], "karpathy: says itself which photographs are in which split; leave out --splits"),
-        (["token"], ["some.txt"], "some.txt: its name does not say which split it lists; write train="),
+        (["token", "csv"], ["train.txt"], "--splits divides one file of --annotations, not 2"),
+        (["karpathy"], ["train.txt"], "karpathy: contains splits itself; omit --splits"),
+        (["token"], ["some.txt"], "some.txt: no split in its name; write train="),
         (["token"], ["train.txt", "train=some.txt"], "some.txt: a second list of the split train"),
         (["token"], ["train.txt", "test=others.txt"], "others.txt: names no photograph of .*token; the first line is"),
         (["token"], ["train=none.txt"], "none.txt: cannot be read: No such file .*; name a list of photographs' names"),
         (["token"], ["val.txt"], "no file of the split train"),
-        (["karpathy", "csv"], [], "csv: its name does not say which split it is"),
+        (["karpathy", "csv"], [], "csv: no split in its name"),
     ],
 )  # fmt: skip
 def test_invalid_lists_are_refused(files, lists, message, tmp_path, monkeypatch):
@@ -277,7 +277,7 @@ def test_each_split_may_have_a_folder(tmp_path, monkeypatch):
     assert named_folders(["x/train2014", "x/val2014"]) == {"train": Path("x/train2014"), "val": Path("x/val2014")}
     (tmp_path / "a=b").mkdir()
     assert named_folders(["a=b"]) == {None: Path("a=b")}
-    with pytest.raises(DataError, match="--images x: of several folders each is of a split; write train=x"):
+    with pytest.raises(DataError, match="--images x: each of several folders needs a split; write train=x"):
         named_folders(["train=a", "x"])
     with pytest.raises(DataError, match="--images train=b: a second folder of the split train"):
         named_folders(["train=a", "train=b"])
@@ -312,7 +312,9 @@ def test_folders_match_the_splits(tmp_path):
     splits = read_splits([f"train={write(tmp_path / 'a', CSV)}", f"val={write(tmp_path / 'b', TOKEN)}"], 0.1, 0)
     with pytest.raises(DataError, match="--images names no folder of the split val; the splits are train, val"):
         locate(splits, {"train": tmp_path})
-    with pytest.raises(DataError, match="--images names a folder of no split, called test; the splits are train, val"):
+    with pytest.raises(
+        DataError, match="--images names a folder for the unknown split test; the splits are train, val"
+    ):
         locate(splits, {"train": tmp_path, "val": tmp_path, "test": tmp_path})
     with pytest.raises(DataError, match="--images names no folder of the split train; the splits are train, val"):
         locate(splits, {"b": tmp_path, "a": tmp_path})  # of several the first

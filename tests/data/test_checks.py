@@ -83,13 +83,13 @@ DAMAGES = {  # by the file that is named
         "image negative": (captions(IDXS, at((5,), -1)), r"val_image_idxs\[5\] is -1"),
         "image beyond int64": (captions(IDXS, at((5,), 2**63, "<u8")), r"\[5\] is 9223372036854775808"),
         "image without features": (features(lambda x: x[:6]), r"train_image_idxs\[\d+\] is 6, .*6 rows"),
-        "float captions": (captions(TRAIN, lambda x: x.astype("f4")), "train_captions holds float32; .*integers"),
-        "bool captions": (captions(TRAIN, lambda x: x > 0), "holds an enumeration; .*integers"),
+        "float captions": (captions(TRAIN, lambda x: x.astype("f4")), "train_captions contains float32; .*integers"),
+        "bool captions": (captions(TRAIN, lambda x: x > 0), "contains an enumeration; .*integers"),
         "a null dataspace": (captions(TRAIN, h5py.Empty("i4")), "train_captions has the shape None"),
         "fewer indices": (captions(IDXS, lambda x: x[1:]), "val_captions has 12 rows and val_image_idxs 11"),
         "no rows": (captions(VAL, lambda x: x[:0]), r"val_captions is empty, of shape \(0, 6\)"),
-        "no captions": (captions(VAL, None), "no dataset val_captions; it holds train_captions"),
-        "a name with a backslash": (captions("..\\x_captions", np.ones((1, 2), "i4")), "no name for a split"),
+        "no captions": (captions(VAL, None), "no dataset val_captions; it contains train_captions"),
+        "a name with a backslash": (captions("..\\x_captions", np.ones((1, 2), "i4")), "not the name of a split"),
         "group": (group, "val_captions is not a dataset"),
         "external storage": (external_storage, "train_image_idxs is not a dataset within"),
         "a web page": (text(CAPTIONS, "<html>404</html>"), "not a readable HDF5 file"),
@@ -100,10 +100,10 @@ DAMAGES = {  # by the file that is named
             r"features\[0, 0\] is nan",
         ),
         "beyond float32": (features(at((1, 1), 1e300, "<f8")), r"features\[1, 1\] is 1e\+300"),
-        "integers": (features(lambda x: x.astype("i4")), "features holds int32; .*floating"),
+        "integers": (features(lambda x: x.astype("i4")), "features contains int32; .*floating"),
         "rank 3": (features(lambda x: x[None]), r"features has the shape \(1, 7, 3\)"),
         "no width": (features(lambda x: x[:, :0]), r"features is empty.*\(7, 0\)"),
-        "no features": (features(None), "no dataset features; it holds nothing"),
+        "no features": (features(None), "no dataset features; it contains nothing"),
         "no file": (lambda directory, _: (directory / FEATURES).unlink(), "no such file; each of the splits"),
         "external link": (features(h5py.ExternalLink(VAL_FEATURES, "/features")), "features is not a dataset within"),
         "never written": (never_written, "features was declared, but never written"),
@@ -139,7 +139,7 @@ def test_a_damaged_directory_is_refused_with_file_dataset_and_value(coco_directo
 
 
 def test_a_directory_without_the_split_train_is_refused(coco_directory):
-    with pytest.raises(DataError, match="no dataset train_captions; it holds val_captions, val_image_idxs"):
+    with pytest.raises(DataError, match="no dataset train_captions; it contains val_captions, val_image_idxs"):
         open_data(coco_directory({"val": 3}))
 
 

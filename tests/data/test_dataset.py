@@ -184,20 +184,20 @@ def test_max_train_keeps_random_captions_in_order(coco_directory):
 
 def test_grids_and_vectors_are_not_confused(coco_directory):
     vectors, grids = coco_directory(), coco_directory(kinds=(), grid=(2, 2), name="grids")
-    with pytest.raises(DataError, match=r"train2014_grid\.h5: no such file; .* a grid of features, at which the cell "):
+    with pytest.raises(DataError, match=r"train2014_grid\.h5: no such file; .* a grid of features for the cell "):
         open_data(vectors, grids=True)
-    with pytest.raises(DataError, match=r"fc7\.h5: no such file; .*; the grids that are there are for the cell atten"):
+    with pytest.raises(DataError, match=r"fc7\.h5: no such file; .*; the existing grids are for the cell atten"):
         open_data(grids)
-    with pytest.raises(ValueError, match=r"^grids of features have no PCA; leave pca to cells that take one vector"):
+    with pytest.raises(ValueError, match=r"^grids of features have no PCA; use pca with one vector"):
         open_data(grids, pca=True, grids=True)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.ones((4, 3)), "val2014_grid.h5: features has the shape (4, 3); it takes 3 or 4 axes"),
-        (np.ones((4, 3, 3, 3)), "has 3 columns at 3 x 3 places, but train2014_grid.h5 has 3 columns at 2 x"),
-        (np.ones((4, 5, 2, 2)), "has 5 columns at 2 x 2 places, but train2014_grid.h5 has 3 columns at 2 x"),
+        (np.ones((4, 3)), "val2014_grid.h5: features has the shape (4, 3); it must have 3 or 4 axes"),
+        (np.ones((4, 3, 3, 3)), "has 3 columns at 3 x 3 positions, but train2014_grid.h5 has 3 columns at 2 x"),
+        (np.ones((4, 5, 2, 2)), "has 5 columns at 2 x 2 positions, but train2014_grid.h5 has 3 columns at 2 x"),
     ],
 )
 def test_grids_of_another_shape_are_refused(coco_directory, replace, value, message):

@@ -54,8 +54,8 @@ def test_a_changed_byte_of_any_file_is_found(marked, capsys):
             flip(path, place)
             assert main(["check-data", str(marked)]) == 2, (path, place)
             assert capsys.readouterr().err == (
-                f"error: {path}: another SHA-256 than manifest.json says; it was damaged or copied in part: bring the "
-                "file that was written (or, if it was changed on purpose, take its entry out of manifest.json)\n"
+                f"error: {path}: another SHA-256 than manifest.json has; it is damaged or incomplete: restore "
+                "the original file (or, if it was changed on purpose, remove its entry from manifest.json)\n"
             )
             flip(path, place)
     assert main(["check-data", str(marked)]) == 0
@@ -70,7 +70,7 @@ def test_features_are_verified_where_they_are_used(marked, kind):
         if other == kind:
             with pytest.raises(DataError) as raised:
                 open_data(marked, **which)
-            told = f"{path}: {len(content) - 8:,} bytes, not the {len(content):,} that manifest.json says; "
+            told = f"{path}: {len(content) - 8:,} bytes, not the {len(content):,} that manifest.json has; "
             assert str(raised.value).startswith(told)
         else:
             open_data(marked, **which)

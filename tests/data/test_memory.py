@@ -38,6 +38,6 @@ def test_captions_of_all_splits_together_take_at_most_half_of_the_memory(tmp_pat
     monkeypatch.setattr(_memory, "available", lambda: 2 * size)
     open_data(directory, in_memory="no")
     monkeypatch.setattr(_memory, "available", lambda: 2 * size - 2)
-    message = rf"captions\.h5: the captions of all splits would take {size:,} bytes .*; leave captions out"
+    message = rf"captions\.h5: the captions of all splits would take {size:,} bytes .*; remove captions"
     with pytest.raises(DataError, match=message):
         open_data(directory, in_memory="no")

@@ -81,8 +81,8 @@ def test_no_captions() -> None:
     [
         ([[A, 6]], 5, r"^words\[0, 1\] is 6, but there are 6 words \(0 to 5\)$"),
         ([[-1, A]], 5, r"^words\[0, 0\] is -1, but there are 6 words \(0 to 5\)$"),
-        ([A, B], 5, r"^words must be \(1, T\), a caption a row, but are \(2,\)$"),
-        ([[A], [B]], 5, r"^words must be \(1, T\), a caption a row, but are \(2, 1\)$"),
+        ([A, B], 5, r"^words must be \(1, T\), one caption per row, but are \(2,\)$"),
+        ([[A], [B]], 5, r"^words must be \(1, T\), one caption per row, but are \(2, 1\)$"),
         ([[A]], 0, "^k must be at least 1, not 0$"),
     ],
 )

@@ -24,11 +24,11 @@ def test_the_visible_part_of_a_picture_is_what_the_transform_keeps(size, transfo
     x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     picture = Image.fromarray(np.stack([x, y, x], -1).round().astype(np.uint8))
     kept = transform(picture).permute(1, 2, 0).numpy() * transform.std + transform.mean
-    seen = recipes.seen({"transform": {"resize": transform.resize, "crop": transform.crop}}, picture)
+    seen = recipes.visible({"transform": {"resize": transform.resize, "crop": transform.crop}}, picture)
     assert abs(seen.size[0] - seen.size[1]) <= 1
     again = np.asarray(seen.resize((transform.crop, transform.crop), Image.Resampling.BILINEAR)) / 255
     assert np.abs(again - kept).max() < 0.03  # a pixel of the smallest picture is 0.016
-    assert recipes.seen({"transform": "none"}, picture) is picture  # as of a scene
+    assert recipes.visible({"transform": "none"}, picture) is picture  # as of a scene
 
 
 def test_a_recorded_recipe_has_no_path_of_this_machine(tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_a_projection_of_another_input_width_is_refused():
 @pytest.mark.parametrize(("resize", "crop"), [("x", 3), (-1, 1e308), (256, 10**400), (3, 4), (True, True)])
 def test_invalid_sizes_of_a_transform_are_refused(resize, crop):
     with pytest.raises(DataError, match="transform has resize"):
-        recipes.seen({"transform": {"resize": resize, "crop": crop}}, Image.new("RGB", (4, 4)))
+        recipes.visible({"transform": {"resize": resize, "crop": crop}}, Image.new("RGB", (4, 4)))
 
 
 def test_a_projection_of_another_output_width_or_without_a_name_is_refused(tmp_path):

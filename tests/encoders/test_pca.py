@@ -77,7 +77,7 @@ def test_too_many_components_are_refused(size, n):
 
 @pytest.mark.parametrize("size", [0, 1.5, float("nan"), float("inf")])
 def test_an_invalid_number_of_components_is_refused(size):
-    with pytest.raises(ConfigError, match=r"--pca .*: name a number of components, or a share"):
+    with pytest.raises(ConfigError, match=r"--pca .*: give a number of components, or a fraction"):
         pca.check_size(size, "--pca")
 
 
@@ -168,7 +168,7 @@ def test_a_basis_is_recovered(tmp_path, kind, monkeypatch):
 
 def test_too_few_rows_are_refused(tmp_path):
     full, projected, _ = files(tmp_path, D)
-    with pytest.raises(DataError, match=r"train\.h5: 12 rows do not determine a basis of 12 numbers; it takes more"):
+    with pytest.raises(DataError, match=r"train\.h5: 12 rows are too few for a basis of 12 numbers"):
         recover(full, projected)
 
 

@@ -184,8 +184,8 @@ class Hostile:
 
 BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no file": (lambda path: None, "there is no such file of weights"),
-    "text": (lambda path: path.write_text("weights"), "refused, for it is damaged or holds more than tensors"),
-    "code": (lambda path: torch.save({"w": Hostile()}, path), "refused, for it is damaged or holds more than tensors"),
+    "text": (lambda path: path.write_text("weights"), "refused: damaged, or not only tensors"),
+    "code": (lambda path: torch.save({"w": Hostile()}, path), "refused: damaged, or not only tensors"),
     "numbers": (lambda path: torch.save({"lr": 0.1}, path), "not a state dict of resnet18"),
     "missing": (
         lambda path: save_weights(
@@ -219,7 +219,7 @@ def test_bad_weights_are_one_line(kind, tmp_path, monkeypatch):
 def test_non_finite_features_are_an_error(tmp_path):
     path = save_weights(tmp_path / "w.pt", lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)})
     encoder = build("resnet18", path)
-    with pytest.raises(EncoderError, match=r"features that are not finite.*--weights") as error:
+    with pytest.raises(EncoderError, match=r"non-finite features.*--weights") as error:
         encoder.encode(torch.zeros(1, 3, 224, 224))
     line(error)
 
@@ -231,7 +231,7 @@ def test_random_weights_depend_on_the_seed_alone(resnet):
     assert encoder.weights.sha256 != resnet.weights.sha256
     assert torch.equal(torch.get_rng_state(), state)
     recipe = {**resnet.recipe, "weights": {"name": "random", "sha256": "0" * 64, "seed": 0}}
-    with pytest.raises(EncoderError, match="random: other weights than the features were made with"):
+    with pytest.raises(EncoderError, match="random: not the weights of the features"):
         from_recipe(recipe)
 
 
@@ -269,7 +269,7 @@ def test_default_weights_are_downloaded_once_and_verified(cache, monkeypatch):
     (file,) = cache.iterdir()
     assert build("resnet18", file).weights == encoder.weights  # recognised by its content
     file.write_bytes(b"half")
-    with pytest.raises(EncoderError, match="damaged, its SHA-256 is not that of its name; remove it"):
+    with pytest.raises(EncoderError, match="damaged, its SHA-256 does not match its name; remove it"):
         build("resnet18")
 
 
@@ -315,7 +315,7 @@ def test_weights_are_found_by_their_content(tmp_path, monkeypatch):
     with pytest.raises(EncoderError, match=r"the weights of resnet18, w.pt \(SHA-256 \w{12}...\), are not found") as e:
         from_recipe(recipe, near=[near])
     assert "--weights" in line(e)
-    with pytest.raises(EncoderError, match="other weights than the features were made with"):
+    with pytest.raises(EncoderError, match="not the weights of the features"):
         from_recipe(recipe, weights=path)
     save_weights(near / "w.pt")
     assert from_recipe(recipe, near=[near]).weights.sha256 == recipe["weights"]["sha256"]
@@ -334,11 +334,11 @@ TRANSFORM = {"resize": 256, "crop": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
     ("weights", "transform", "reason"),
     [
         ({"x": 1}, {}, "TypeError"),
-        ({"name": "../w.pt"}, {}, r"weights are called '\.\./w\.pt'"),
-        ({"name": "a\\w.pt"}, {}, "weights are called"),
+        ({"name": "../w.pt"}, {}, r"name of its weights '\.\./w\.pt'"),
+        ({"name": "a\\w.pt"}, {}, "name of its weights"),
         ({"path": 3}, {}, "path of its weights is 3"),
         ({"seed": -1}, {}, "with seed -1"),
-        ({}, {"resize": 10**9}, "resize 1000000000 and crop 224; 4096 pixels are the most"),
+        ({}, {"resize": 10**9}, "resize 1000000000 and crop 224; the maximum is 4096 pixels"),
         ({}, {"crop": 300}, "crop 300"),
         ({}, {"resize": 256.5}, r"resize 256\.5"),
         ({}, {"mean": [0.5]}, "not three numbers"),

@@ -141,12 +141,12 @@ def test_a_layer_is_exported_with_a_static_batch_and_then_a_symbolic_one(cell):
     """In one process: nothing of the first trace, such as a guard on its batch of 5, is in the second program."""
 
     def inputs(N: int, T: int) -> tuple[Tensor, Tensor | None]:
-        begin = torch.randn(N, 9, 6, dtype=torch.float64) if CELLS[cell].looks else None
+        begin = torch.randn(N, 9, 6, dtype=torch.float64) if CELLS[cell].attends else None
         return torch.randn(N, T, 4, dtype=torch.float64), begin
 
     layer = Recurrent(4, 6, cell).double()
     for batch in ({}, {0: Dim.AUTO}):
-        shapes = ({**batch, 1: Dim.AUTO}, batch if CELLS[cell].looks else None)
+        shapes = ({**batch, 1: Dim.AUTO}, batch if CELLS[cell].attends else None)
         program = torch.export.export(layer, inputs(5, 3), dynamic_shapes=shapes).module()
         for N, T in [(5, 3), (5, 2), (5, 5), (5, 8), *(TRIED if batch else [])]:
             given = inputs(N, T)
@@ -162,7 +162,7 @@ def test_make_fx_takes_the_parameters_of_a_layer(cell):
         return h, *torch.autograd.grad(h.sum(), [*parameters.values(), begin])
 
     def inputs(N: int, T: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        begin = torch.randn(N, 9, 6, dtype=torch.float64) if CELLS[cell].looks else torch.randn(N, 6).double()
+        begin = torch.randn(N, 9, 6, dtype=torch.float64) if CELLS[cell].attends else torch.randn(N, 6).double()
         return dict(layer.named_parameters()), torch.randn(N, T, 4, dtype=torch.float64), nn.Parameter(begin)
 
     layer = Recurrent(4, 6, cell).double()
@@ -201,7 +201,7 @@ def trace_with_jit(call: Any, args: tuple) -> Any:
 @OF_JIT_TRACE
 @pytest.mark.parametrize("cell", CELLS)
 def test_jit_trace_refuses_a_loop_over_time(cell):
-    x, begin = torch.randn(5, 3, 4), torch.randn(5, 9, 6) if CELLS[cell].looks else torch.randn(5, 6)
+    x, begin = torch.randn(5, 3, 4), torch.randn(5, 9, 6) if CELLS[cell].attends else torch.randn(5, 6)
     with pytest.raises(RuntimeError, match=r"torch.jit.trace cannot record a loop over T time steps: use torch.export"):
         trace_with_jit(Recurrent(4, 6, cell), (x, begin))
 

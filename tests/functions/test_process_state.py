@@ -63,7 +63,7 @@ for cell in ("rnn", "attention"):
     found[cell] = [{{k: v for k, v in record.items() if k != "seconds"}} for record in read_log(run)]
     model = checkpoint.build_model(checkpoint.load(run / "best.safetensors")).eval()
     assert {{(p.device, p.dtype) for p in model.parameters()}} == {{(cpu, torch.float32)}}
-    data = open_data(directory, grids=CELLS[cell].looks, max_train=20)
+    data = open_data(directory, grids=CELLS[cell].attends, max_train=20)
     split = data["val"]
     images = captioning.some_images(split, 3, seed=0)
     for method in METHODS:
@@ -74,7 +74,7 @@ for cell in ("rnn", "attention"):
     assert model.alternatives(features, words).words.device == cpu
     decoded = decode(model.stepper(9), features[:0], model.token_ids())
     assert decoded.log_probs.dtype == torch.float32 and decoded.words.device == cpu
-    if CELLS[cell].looks:
+    if CELLS[cell].attends:
         captioning.looked(model, data.vocabulary, features, found[cell, "greedy"])
     config = sampling.SampleConfig(checkpoint=run, count=2, device="cpu", json=out / cell / "captions.json")
     sampling.run(config)

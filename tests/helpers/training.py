@@ -45,7 +45,7 @@ class Killed(BaseException):
 
 
 def data_for(cell_type: str, directory: Path) -> CocoData:
-    return open_data(directory, grids=CELLS[cell_type].looks)
+    return open_data(directory, grids=CELLS[cell_type].attends)
 
 
 def model_of(data: CocoData, **changes: Any) -> CaptioningRNN:

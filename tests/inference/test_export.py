@@ -57,7 +57,7 @@ def saved(model: CaptioningRNN, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def pictures(cell_type: str, n: int) -> Tensor:
     """Features of n images, places in a row if they have any."""
     features = images(cell_type, n, n, torch.float32)
-    return features.flatten(2) if CELLS[cell_type].looks else features
+    return features.flatten(2) if CELLS[cell_type].attends else features
 
 
 def run(path: Path, features: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def test_the_onnx_file_holds_words_length_and_recipe(onnx_file: Path, saved: Pat
     assert about["max_length"] == T
     assert about["features"] == {"encoder": "none"}
     (features,), (ids,) = session.get_inputs(), session.get_outputs()
-    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).config.cell_type].looks else ["N", 5]
+    shape = ["N", 5, "L"] if CELLS[checkpoints.load(saved).config.cell_type].attends else ["N", 5]
     assert (features.name, features.shape, features.type) == ("features", shape, "tensor(float)")
     assert (ids.name, ids.shape, ids.type) == ("ids", ["N", T], "tensor(int64)")
     assert {path.name for path in onnx_file.parent.glob(f"{PAGE_OUT}*")} == {PAGE_OUT}  # one file, weights and all
@@ -160,7 +160,7 @@ def test_the_graph_makes_the_same_captions(model: CaptioningRNN) -> None:
 @pytest.mark.parametrize("kind", [Dim.AUTO, Dim.DYNAMIC], ids=["AUTO", "DYNAMIC"])
 def test_the_greedy_captioner_is_exported_for_every_batch(model: CaptioningRNN, kind: Any, strict: bool) -> None:
     """Also of T images, whose number is the size of another axis."""
-    axes = {0: kind, 2: kind} if model.cell.looks else {0: kind}
+    axes = {0: kind, 2: kind} if model.cell.attends else {0: kind}
     greedy, example = export.Greedy(model, T), pictures(model.cell_type, T)
     with torch.no_grad():
         program = torch.export.export(greedy, (example,), dynamic_shapes=(axes,), strict=strict).module()
@@ -178,7 +178,7 @@ def test_captions_without_an_end() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere.safetensors", "--out", "x.pt2"], "nowhere.safetensors: there is no such checkpoint"),
+        (["nowhere.safetensors", "--out", "x.pt2"], "nowhere.safetensors: no such checkpoint"),
         (["best.safetensors", "--out", "x.txt"], "--out x.txt: the name must end in .onnx or .pt2"),
         (["best.safetensors", "--out", "missing/x.pt2"], "there is no folder missing"),
         (["best.safetensors", "--out", "x.pt2", "--max-length", "0"], "--max-length must be at least 1, not 0"),

@@ -81,7 +81,10 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another width": ({"features": "vgg16_fc7", "projection": None}, "takes features of width 5, but "),
     "half a recipe": ({"transform": {"resize": 3}}, "not a recipe of features"),
-    "another recipe of scenes": ({"encoder": recipes.SCENES, "recipe": 99}, "by recipe 99; this is recipe 2"),
+    "another version of scenes": (
+        {"encoder": recipes.SCENES, "recipe": 99},
+        "features of scenes 99; this version has scenes 2",
+    ),
 }
 
 
@@ -135,12 +138,12 @@ BAD_FILES: dict[str, tuple[bytes | None, str]] = {
 }
 BAD_URLS = {
     "to/302?url=file:///etc/passwd": "Redirection to url 'file:///etc/passwd' is not allowed",
-    "drip": "not here within 0.5 seconds",
-    "silence": "not here within 0.5 seconds",
+    "drip": "not received within 0.5 seconds",
+    "silence": "not received within 0.5 seconds",
     "giant": "more than 67,108,864 bytes",
     "endless": "more than 67,108,864 bytes",
     "page": "not a picture in JPEG",
-    "nothing": "the server answers 404 Not Found",
+    "nothing": "the server responds 404 Not Found",
 }
 
 
@@ -333,4 +336,4 @@ def test_a_jpeg_whose_end_is_missing_is_captioned_with_a_warning(
     path.write_bytes(encoded(Image.new("RGB", (400, 300), "teal"), "JPEG")[:-50])
     status, out, err = call([str(path), "--checkpoint", str(scenes_run[1])], capsys)
     assert (status, len(out.splitlines())) == (0, 3)
-    assert err == f"warning: {path}: its end is missing; what it held is grey\n"
+    assert err == f"warning: {path}: truncated; the missing part is grey\n"

@@ -158,7 +158,7 @@ def test_the_archive_is_downloaded_and_unpacked(server, source, target, capsys):
     server.content = packed(source)
     status, out, err = run(target, server.url, capsys)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{target}: sound, 10 words\n")
+    assert out.startswith(f"{target}: valid, 10 words\n")
     assert contents(target) == contents(source)  # and nothing else
     assert server.asked == [(None, None)]
 
@@ -228,7 +228,7 @@ def test_a_changed_archive_is_downloaded_from_its_beginning(server, source, targ
 def test_a_shorter_archive_is_downloaded_whole(server, source, target, capsys):
     server.content, server.cut = packed(source, filler=os.urandom(9000)), len(packed(source)) + 5000
     assert_fails(target, server.url, capsys, "cut off")
-    server.content, server.cut = packed(source), None  # the server answers 416
+    server.content, server.cut = packed(source), None  # the server responds 416
     assert run(target, server.url, capsys)[0] == 0
     assert contents(target) == contents(source)
 
@@ -275,7 +275,7 @@ def test_a_download_resumes_after_ctrl_c(server, source, target, capsys, monkeyp
     )
     status, _, err = run(target, server.url, capsys)
     assert status == 130
-    assert err == f"stopped: {target} keeps what was downloaded; run the same command again to go on\n"
+    assert err == f"stopped: {target} keeps the partial download; run the same command again to continue\n"
     kept = part_of(target).stat().st_size
     assert 0 < kept <= (len(server.content) if phase == "unpack" else 512)
     assert not (target / ".unpacking").exists()
@@ -292,16 +292,16 @@ def test_a_download_resumes_after_ctrl_c(server, source, target, capsys, monkeyp
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ({"status": 404}, "the server answers 404 Not Found; choose another --url"),
-        ({"status": 206}, "the server sends a part of it unasked"),
+        ({"status": 404}, "the server responds 404 Not Found; choose another --url"),
+        ({"status": 206}, "the server sends a part that was not requested"),
         ({"status": 302, "location": "ftp://127.0.0.1/x"}, "redirected to ftp://127.0.0.1/x: only http and https"),
         ({"length": "99999999999999999"}, r"more than 4,294,967,296 bytes"),
-        ({"length": "40"}, "not a sound archive .*not a zip file"),
+        ({"length": "40"}, "not a valid archive .*not a zip file"),
         (
             {"length": "", "extra": {"Transfer-Encoding": "chunked"}},
             "cannot be fetched: IncompleteRead.*; run the same command again",
         ),
-        ({"length": "", "cut": 1000}, "not a sound archive .*; it is removed: run again"),
+        ({"length": "", "cut": 1000}, "not a valid archive .*; it is removed: run again"),
     ],
 )
 def test_a_faulty_answer_is_one_line_and_leaves_no_trace(server, source, target, capsys, behaviour, message):
@@ -369,7 +369,7 @@ def unsound(source: Path) -> bytes:
     ("make", "message"),
     [
         (lambda source: packed(source, **{"other/coco2014_vocab.json": b"{}"}), "it has coco2014_vocab.json twice"),
-        (bzip2, "it has coco2014_vocab.json packed by method 12"),
+        (bzip2, "it has coco2014_vocab.json compressed by method 12"),
         (flipped, "Bad CRC-32 for file|Error -3 while decompressing"),
         (unsound, r"\(val2014_urls.txt: has 1 lines, but the split's features have 20 rows"),
         (lambda source: b"<html>moved</html>", "not a zip file"),
@@ -380,7 +380,9 @@ def test_a_damaged_archive_is_removed(server, source, target, capsys, make, mess
     (source.parent / "nothing").mkdir()
     good = packed(source)
     server.content = make(source)
-    assert_fails(target, server.url, capsys, f"not a sound archive .*({message}).*it is removed: run again to fetch it")
+    assert_fails(
+        target, server.url, capsys, f"not a valid archive .*({message}).*it is removed: run again to download it"
+    )
     assert list(target.iterdir()) == []
     server.content = good
     assert run(target, server.url, capsys)[0] == 0
@@ -400,11 +402,11 @@ def test_too_little_room_keeps_the_archive(server, source, target, capsys, monke
     server.content = packed(source)
     usage = download.shutil._ntuple_diskusage(10_000, 9_000, 1_000)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    assert_fails(target, server.url, capsys, r"the files take [\d,]+ bytes, but 1,000 are free; make room")
+    assert_fails(target, server.url, capsys, r"needs [\d,]+ bytes, but 1,000 are free; free disk space")
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert run(target, server.url, capsys)[0] == 0
-    assert len(server.asked) == 1  # what was downloaded is kept
+    assert len(server.asked) == 1  # the partial download is kept
 
 
 def test_damaged_data_are_not_overwritten(server, source, target, capsys):
@@ -428,7 +430,7 @@ def test_an_interrupted_move_leaves_no_data(server, source, target, monkeypatch)
         return move(self, to)
 
     monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(DownloadError, match="Input/output error; what was downloaded is kept"):
+    with pytest.raises(DownloadError, match="Input/output error; the partial download is kept"):
         download.download(target, server.url, open_data)
     assert not (target / "coco2014_captions.h5").exists()
     monkeypatch.setattr(Path, "replace", move)

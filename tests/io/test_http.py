@@ -57,7 +57,7 @@ def test_the_request_is_escaped_and_goes_past_proxies(server, monkeypatch):
 
 
 ANSWERS = {
-    "missing": ("nothing", "the server answers 404 Not Found"),
+    "missing": ("nothing", "the server responds 404 Not Found"),
     "empty": ("empty", "empty$"),
     "page": ("page", "not a picture in JPEG"),
     "short": ("short", "cut off, 1 bytes are missing"),
@@ -66,10 +66,10 @@ ANSWERS = {
     "endless": ("endless", "more than 200,000 bytes"),
     "nonsense": ("nonsense", "cannot be fetched"),
     "hangup": ("hangup", "cannot be fetched: Remote end closed connection"),
-    "six redirects": ("hops/6", "the server answers 30. .*infinite loop"),
+    "six redirects": ("hops/6", "the server responds 30. .*infinite loop"),
     "redirect to a file": (
         "to/302?url=file:///etc/passwd",
-        "the server answers 302 .*file:///etc/passwd' is not allowed",
+        "the server responds 302 .*file:///etc/passwd' is not allowed",
     ),
     "redirect to ftp": ("to/302?url=ftp://example.com/a.jpg", "only http and https"),
     "chunk of -1 bytes": ("negative_chunk", "more than 200,000 bytes|cannot be fetched"),
@@ -89,7 +89,7 @@ def test_bad_answers_are_one_line(server, kind):
 @pytest.mark.parametrize("path", ["drip", "drip_headers", "silence", "trailers"])
 def test_the_deadline_is_for_the_whole_answer(server, path):
     begin = time.monotonic()
-    with pytest.raises(FetchError, match=r"not here within 0\.3 seconds"):
+    with pytest.raises(FetchError, match=r"not received within 0\.3 seconds"):
         fetch_here(f"{server.url}/{path}", timeout=0.3)
     assert time.monotonic() - begin < 5  # the server never ends
 
@@ -97,7 +97,7 @@ def test_the_deadline_is_for_the_whole_answer(server, path):
 def test_the_deadline_includes_name_resolution(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
-    with pytest.raises(FetchError, match=r"not here within 0\.2 seconds"):
+    with pytest.raises(FetchError, match=r"not received within 0\.2 seconds"):
         fetch("http://slow.example/a.jpg", timeout=0.2)
     release.set()
 
@@ -231,7 +231,7 @@ def test_tls_verifies_the_name_and_is_not_left_by_a_redirect(secure, certificate
 
 
 def test_the_deadline_includes_the_handshake():
-    expected = pytest.raises(FetchError, match=r"not here within 0\.3 seconds")
+    expected = pytest.raises(FetchError, match=r"not received within 0\.3 seconds")
     with socket.create_server(("127.0.0.1", 0)) as silent, expected:
         fetch_here(f"https://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.3)
 

@@ -153,7 +153,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
     "tiff of floats": (lambda at: encoded(Image.new("F", (3, 3)), "TIFF"), "a TIFF of floating-point numbers; save"),
     "tiff of 32 bits": (lambda at: encoded(Image.new("I", (3, 3)), "TIFF"), "a TIFF of integers that may be negative"),
     "tiff in L*a*b*": (lambda at: encoded(Image.new("LAB", (3, 3)), "TIFF"), r"a TIFF of CIE L\*a\*b\* colours"),
-    "tiff in zstd": (lambda at: encoded(quarters(), "TIFF", compression="zstd"), "a TIFF of the compression 50000"),
+    "tiff in zstd": (
+        lambda at: encoded(quarters(), "TIFF", compression="zstd"),
+        "a TIFF of the unsupported compression 50000",
+    ),
     "bigtiff": (lambda at: made("bigtiff"), "such as BigTIFF; save it as plain TIFF"),
     "truncated jpeg": (lambda at: encoded(quarters(), "JPEG")[:-40], "damaged: .*truncated"),
     "truncated png": (lambda at: PHOTO[:-30], "damaged"),
@@ -244,7 +247,7 @@ def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing, progressive):
         load_image(whole[:-missing])
     told: list[str] = []
     picture = load_image(whole[:-missing], truncated=told.append)
-    assert told == ["the picture's bytes: its end is missing; what it held is grey"]
+    assert told == ["the picture's bytes: truncated; the missing part is grey"]
     assert picture.size == (240, 160)
     assert np.abs(np.subtract(picture.getpixel((10, 10)), RED)).max() <= 12
     told.clear()
@@ -300,5 +303,5 @@ def test_heic_has_the_same_limits(heic):
 
 def test_heic_without_pillow_heif_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImageError, match="a HEIC picture, for which pillow-heif is needed: `python -m pip install"):
+    with pytest.raises(ImageError, match="a HEIC picture needs pillow-heif: `python -m pip install"):
         load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))

@@ -23,18 +23,18 @@ ON_A_GPU = (
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (RuntimeError(ALLOCATOR), ": 4,000,000 bytes more were asked for"),
-        (torch.OutOfMemoryError(ON_A_GPU), " on the GPU: 20.00 GiB more were asked for"),
+        (RuntimeError(ALLOCATOR), ": 4,000,000 bytes more were requested"),
+        (torch.OutOfMemoryError(ON_A_GPU), " on the GPU: 20.00 GiB more were requested"),
         (torch.OutOfMemoryError("of a kind of its own"), ""),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"), " on the GPU"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), " on the GPU"),
         (
             RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
-            ": 8 bytes more were asked for",
+            ": 8 bytes more were requested",
         ),
         (RuntimeError("std::bad_alloc"), ""),
         (RuntimeError("Storage size calculation overflowed with sizes=[148, 9223372036854775807]"), ""),
-        (np._core._exceptions._ArrayMemoryError((10**6, 10**6), np.dtype(float)), ": 7.28 TiB more were asked for"),
+        (np._core._exceptions._ArrayMemoryError((10**6, 10**6), np.dtype(float)), ": 7.28 TiB more were requested"),
     ],
     ids=repr,
 )

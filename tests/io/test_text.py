@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"[1,2]")
     assert read_json(path, 5) == [1, 2]
-    with pytest.raises(ValueError, match=r"a\.json: has 5 bytes, more than the 4 that it may"):
+    with pytest.raises(ValueError, match=r"a\.json: has 5 bytes, more than the limit 4"):
         read_json(path, 4)
     with pytest.raises(ValueError, match=r"none\.json: cannot be read: No such file"):
         read_json(tmp_path / "none.json")

@@ -21,7 +21,7 @@ ALL = ("BLEU", "ROUGE-L", "CIDEr")
 CANDIDATES = {"mat": "the cat the cat", "dog": "a dog"}
 REFERENCES = {"mat": ["the cat sat", "a cat is on the mat"], "dog": ["a dog"]}
 
-# What Stanford's PTB tokeniser gives, punctuation dropped as COCO's evaluation drops it.
+# What Stanford's PTB tokenizer gives, punctuation dropped as COCO's evaluation drops it.
 AS_PTB = {
     "A man's hat.": "a man 's hat",
     "The dogs' bowls, and a t-shirt.": "the dogs bowls and a t-shirt",
@@ -176,14 +176,14 @@ def test_images_without_a_candidate_have_no_effect() -> None:
         ({7: "a cat"}, REFERENCES, ALL, "image 7 has a candidate caption, but no references"),
         ({7: "a cat"}, {7: []}, ALL, "image 7 has a candidate caption, but no references"),
         ({7: "a cat"}, {7: "a cat"}, ALL, "the references of image 7 are one string, 'a cat', not a list"),
-        ({7: "a cat"}, {7: ["", "."]}, ALL, "no reference of image 7 holds a word"),
+        ({7: "a cat"}, {7: ["", "."]}, ALL, "no reference of image 7 has a word"),
         ({7: ["a cat"]}, {7: ["a cat"]}, ALL, "the candidate caption of image 7 is .* not a string"),
         ({7: "a cat"}, {7: ["a", None]}, ALL, "reference 1 of image 7 is None, not a string"),
         (
             CANDIDATES,
             REFERENCES,
             ["BLEU", "SPICE"],
-            "no metric is called 'SPICE'; there are BLEU, ROUGE-L, CIDEr, METEOR",
+            "unknown metric 'SPICE'; choose from BLEU, ROUGE-L, CIDEr, METEOR",
         ),
     ],
 )
@@ -192,8 +192,8 @@ def test_errors_name_the_image(candidates: dict, references: dict, metrics: list
         score(candidates, references, metrics)
 
 
-def test_no_other_tokeniser() -> None:
-    with pytest.raises(ValueError, match="no tokeniser is called 'PTB'; there are words, characters, whitespace, ptb"):
+def test_no_other_tokenizer() -> None:
+    with pytest.raises(ValueError, match="unknown tokenizer 'PTB'; choose from words, characters, whitespace, ptb"):
         score(CANDIDATES, REFERENCES, tokenizer="PTB")
 
 
@@ -333,7 +333,7 @@ def test_java_leaves_nothing_behind() -> None:
 def test_without_java_the_error_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not java.available()
-    for asked, what in (({"metrics": ["METEOR"]}, "METEOR"), ({"tokenizer": "ptb"}, "the PTB tokeniser")):
+    for asked, what in (({"metrics": ["METEOR"]}, "METEOR"), ({"tokenizer": "ptb"}, "the PTB tokenizer")):
         with pytest.raises(ConfigError, match=f"{what} needs Java: .*; install a Java runtime, or leave it out"):
             score(CANDIDATES, REFERENCES, **asked)
 
@@ -344,7 +344,7 @@ def test_without_java_the_error_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
     [
         ("echo no room >&2; exit 3", "METEOR: java ended with status 3: no room"),
         ("cat >/dev/null; echo 1.0", "METEOR: java ended with status 0: 1 lines for 2"),
-        ("cat >/dev/null; echo 1.0; echo 2.0", "METEOR answered '1.0', not its 23 counts"),
+        ("cat >/dev/null; echo 1.0; echo 2.0", "METEOR returned '1.0', not its 23 counts"),
     ],
 )
 def test_java_failures_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, message: str) -> None:

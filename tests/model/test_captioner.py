@@ -45,7 +45,7 @@ def cell_type(request) -> str:
 
 def pictures(cell_type: str, generator: torch.Generator) -> Tensor:
     """Features of N images, those of places for the cell that looks at them."""
-    places = GRID if CELLS[cell_type].looks else ()
+    places = GRID if CELLS[cell_type].attends else ()
     return torch.randn(N, D, *places, generator=generator, dtype=torch.float64)
 
 
@@ -173,7 +173,7 @@ def test_derivatives(cell_type):
         return functional_call(model, dict(zip(names, params, strict=True)), (features, captions))
 
     params = [torch.randn_like(p).requires_grad_() for p in params]
-    places = (2,) if CELLS[cell_type].looks else ()
+    places = (2,) if CELLS[cell_type].attends else ()
     assert_derivatives(loss, (torch.randn(2, 1, *places, dtype=torch.float64, requires_grad=True), *params))
 
 
@@ -367,13 +367,13 @@ def test_it_attends_to_what_matters():
 
 
 def test_only_attention_has_weights(features):
-    with pytest.raises(ValueError, match=r"^the cell rnn does not look at places of its image$"):
+    with pytest.raises(ValueError, match=r"^the cell rnn has no attention$"):
         make().attention(features, CAPTIONS[:, 1:])
 
 
 def test_attention_needs_a_grid_and_the_others_a_vector():
     looking, plain = make("attention"), make("lstm")
-    wanted = r"^the cell attention looks at a grid: features must be \(N, 7, L\) or \(N, 7, a, a\), but are "
+    wanted = r"^the cell attention attends to a grid: features must be \(N, 7, L\) or \(N, 7, a, a\), but are "
     for shape in ((4, 7), (4, 6, 3), (4, 7, 0), (4, 7, 2, 2, 2)):
         with pytest.raises(ValueError, match=wanted + re.escape(str(shape))):
             looking(torch.randn(*shape, dtype=torch.float64), CAPTIONS)
@@ -495,7 +495,7 @@ def test_scaled_logits_are_the_logits_over_a_temperature(cell_type, features, ti
 
 
 def test_logits_that_cannot_be_scaled():
-    with pytest.raises(ValueError, match=r"^tied word vectors as wide as h are the whole layer: "):
+    with pytest.raises(ValueError, match=r"^tied word vectors with H = W: "):
         make(wordvec_dim=H, tied=True).scale_logits_(0.5)
     with pytest.raises(ValueError, match=r"^temperature must be positive and finite, but is 0$"):
         make().scale_logits_(0)
@@ -555,12 +555,12 @@ def test_params_of_any_layout(kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.pop("Wh"), r"^params lack \['Wh'\] and hold unknown nothing$"),
-        (lambda p: p.update(W=p["b"]), r"^params lack nothing and hold unknown \['W'\]$"),
+        (lambda p: p.pop("Wh"), r"^params lack \['Wh'\] and contain unknown nothing$"),
+        (lambda p: p.update(W=p["b"]), r"^params lack nothing and contain unknown \['W'\]$"),
         (lambda p: p.update(b_vocab=p["b_vocab"][1:]), r"^params\['b_vocab'\] must be \(8,\), but is \(7,\)$"),
         (lambda p: p.update(W_vocab=p["W_vocab"].T), r"^params\['W_vocab'\] must be \(5, 8\), but is \(8, 5\)$"),
-        (lambda p: p.update(b_vocab=p["b_vocab"].astype(object)), "must hold real numbers, but holds object"),
-        (lambda p: p.update(b_vocab=p["b_vocab"] + 0j), "must hold real numbers, but holds complex128"),
+        (lambda p: p.update(b_vocab=p["b_vocab"].astype(object)), "must be real numbers, but are object"),
+        (lambda p: p.update(b_vocab=p["b_vocab"] + 0j), "must be real numbers, but are complex128"),
     ],
 )
 def test_params_that_do_not_fit_change_nothing(change, message):

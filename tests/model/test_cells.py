@@ -42,7 +42,7 @@ def test_refused_names():
 
 def image_of(cell_type: str, randn: Callable[..., Tensor]) -> Tensor:
     """What the cell begins with: h0, or places to look at."""
-    return randn(N, L, H) if CELLS[cell_type].looks else randn(N, H)
+    return randn(N, L, H) if CELLS[cell_type].attends else randn(N, H)
 
 
 def weights_of(cell_type: str, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
@@ -116,7 +116,9 @@ def test_recurrent_layer(cell_type, randn):
     assert tuple(weights) == CELLS[cell_type].names
     if cell_type == "attention":
         expected = functions.attention_lstm(x, image.mT, **weights, lengths=lengths)
-        with pytest.raises(ValueError, match=r"^Recurrent: this cell looks at an image: give its places \(N, L, H\)$"):
+        with pytest.raises(
+            ValueError, match=r"^Recurrent: this cell attends to an image: give its positions \(N, L, H\)$"
+        ):
             layer(x)
     else:
         operation = {"rnn": functions.rnn, "lstm": functions.lstm}[cell_type]
@@ -151,7 +153,7 @@ def test_recurrent_layers_stack_and_learn(cell_type):
 
 def test_recurrent_layer_is_copied_saved_and_compiled(cell_type):
     layer = Recurrent(D, H, cell_type)
-    x, image = torch.randn(N, T, D), torch.randn(N, L, H) if layer.cell.looks else None
+    x, image = torch.randn(N, T, D), torch.randn(N, L, H) if layer.cell.attends else None
     expected = layer(x, image)
     assert torch.equal(copy.deepcopy(layer)(x, image), expected)
     file = io.BytesIO()
@@ -182,8 +184,8 @@ def test_recurrent_takes_numpy_integers_as_sizes(cell_type):
 def test_recurrent_names_the_wrong_input(cell_type):
     """Whatever is wrong with x is said of x, and of h0 of h0, under the names that this layer has."""
     layer = Recurrent(D, H, cell_type)
-    x, h0 = torch.randn(N, T, D), torch.randn(N, L, H) if layer.cell.looks else torch.randn(N, H)
-    shape = "N, L, H" if layer.cell.looks else "N, H"
+    x, h0 = torch.randn(N, T, D), torch.randn(N, L, H) if layer.cell.attends else torch.randn(N, H)
+    shape = "N, L, H" if layer.cell.attends else "N, H"
     packed = nn.utils.rnn.pack_padded_sequence(x, torch.full((N,), T), batch_first=True)
     cases: list[tuple[type[Exception], Any, Any, str]] = [
         (ValueError, x[..., 1:], h0, rf"x must be \(N, T, D\) with .*D = {D}, but is \({N}, {T}, {D - 1}\)"),
@@ -201,7 +203,7 @@ def test_recurrent_names_the_wrong_input(cell_type):
     for error, wrong_x, wrong_h0, message in cases:
         with pytest.raises(error, match=f"^Recurrent: {message}$"):
             layer(wrong_x, wrong_h0)
-        if wrong_x is not x and not layer.cell.looks:
+        if wrong_x is not x and not layer.cell.attends:
             with pytest.raises(error, match=f"^Recurrent: {message}$"):
                 layer(wrong_x)
 

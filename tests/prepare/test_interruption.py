@@ -29,7 +29,7 @@ def test_ctrl_c_ends_with_a_line_on_how_to_resume(photos, tmp_path, capsys, monk
 
     monkeypatch.setattr(encoding.Encoding, "run", stop)
     assert main(photos.arguments(tmp_path / "out")) == 130
-    assert capsys.readouterr().err == "stopped: the same command goes on\n"
+    assert capsys.readouterr().err == "stopped: the same command continues\n"
 
 
 def run_and_kill(args: list[str], out: Path, after: int) -> None:
@@ -130,7 +130,7 @@ def test_a_complete_directory_is_not_changed(photos, tmp_path, capsys, monkeypat
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     for change in (["--pca", "2"], ["--transform", "caffe"], ["--max-words", "9"], ["--min-count", "14"]):
         message = error_of(photos.arguments(out, *same, *change), capsys)
-        assert message.endswith("holds other data, or data made with other settings; name another --out")
+        assert message.endswith("contains other data, or data of other settings; name another --out")
 
 
 def test_a_stopped_run_is_not_resumed_with_other_settings(photos, tmp_path, capsys, monkeypatch):
@@ -139,9 +139,9 @@ def test_a_stopped_run_is_not_resumed_with_other_settings(photos, tmp_path, caps
         with pytest.raises(ZeroDivisionError):
             prepare.prepare(photos.config(tmp_path / "out"))
     message = error_of(photos.arguments(tmp_path / "out", "--grid"), capsys)
-    assert "of a run with other settings or other photographs that was stopped; repeat its command" in message
+    assert "left by an interrupted run with other settings or photographs; repeat its command" in message
     (tmp_path / "out" / ".preparing" / "progress.json").write_text("{")
-    assert "of a run that was stopped, and damaged" in error_of(photos.arguments(tmp_path / "out"), capsys)
+    assert "left by an interrupted run, and damaged" in error_of(photos.arguments(tmp_path / "out"), capsys)
 
 
 def test_a_second_process_is_refused(photos, tmp_path, capsys, monkeypatch):
@@ -156,4 +156,4 @@ def test_a_second_process_is_refused(photos, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(prepare, "_make", meanwhile)
     assert main(photos.arguments(tmp_path / "out")) == 0
-    assert messages[1].endswith("out: another process prepares it")
+    assert messages[1].endswith("out: in use by another process")

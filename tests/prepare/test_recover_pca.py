@@ -34,7 +34,7 @@ def course(coco_directory: Callable[..., Path]) -> Path:
 
 def test_the_pca_is_recovered_into_a_manifest(course, capsys):
     assert main(["prepare", "--recover-pca", str(course)]) == 0
-    assert "3 -> 2, found from 60 rows" in capsys.readouterr().out
+    assert "3 -> 2, recovered from 60 rows" in capsys.readouterr().out
     data = open_data(course)
     recipe = data.recipe
     assert (recipe["encoder"], recipe["features"]) == ("vgg16", "vgg16_fc7_pca")
@@ -43,9 +43,7 @@ def test_the_pca_is_recovered_into_a_manifest(course, capsys):
     projection = Projection(recipe["projection"]["mean"], recipe["projection"]["components"])
     x = torch.from_numpy(stored(course / "val2014_vgg16_fc7.h5"))
     torch.testing.assert_close(projection(x), data["val"].features_of(range(9)), rtol=0, atol=1e-5)
-    assert error_of(["prepare", "--recover-pca", str(course)], capsys).endswith(
-        "says already how the features were made, with vgg16"
-    )
+    assert error_of(["prepare", "--recover-pca", str(course)], capsys).endswith("has an encoder already, vgg16")
 
 
 @pytest.mark.parametrize(("transform", "channels"), [("auto", "BGR"), ("imagenet", "RGB")])

@@ -9,8 +9,8 @@ import pytest
 
 from tests.helpers.small_scenes import SMALL
 from torch_caption.scenes import dataset as scenes
-from torch_caption.scenes.dataset import Scene, ensure, tell
-from torch_caption.scenes.draw import place
+from torch_caption.scenes.dataset import Scene, ensure, make_captions
+from torch_caption.scenes.draw import arrange
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +28,10 @@ def composed() -> list[Scene]:
 @pytest.fixture(scope="session")
 def placed(composed: list[Scene]) -> list[Scene]:
     rng = np.random.default_rng(0)
-    return [place(scene, rng) for scene in composed]
+    return [arrange(scene, rng) for scene in composed]
 
 
 @pytest.fixture(scope="session")
 def captions(composed: list[Scene]) -> list[tuple[Scene, str]]:
     rng = np.random.default_rng(0)
-    return [(scene, caption) for scene in composed for caption in tell(scene, rng)]
+    return [(scene, caption) for scene in composed for caption in make_captions(scene, rng)]

@@ -19,7 +19,7 @@ from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.errors import ConfigError, DataError, InputError
 from torch_caption.scenes import dataset as scenes
-from torch_caption.scenes.dataset import Verdict, ensure, judge, load, score, tell
+from torch_caption.scenes.dataset import Verdict, ensure, judge, judge_split, load, make_captions
 from torch_caption.scenes.draw import COLOURS, SHAPES
 from torch_caption.scenes.phrases import OPPOSITE
 
@@ -102,7 +102,7 @@ def test_a_failed_build_leaves_no_folder(tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="no more"):
             ensure(tmp_path, sizes=TINY, progress=False)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
-    assert scenes._whole(ensure(tmp_path, sizes=TINY, progress=False))
+    assert scenes._complete(ensure(tmp_path, sizes=TINY, progress=False))
 
 
 BUILD = """
@@ -128,9 +128,9 @@ def test_a_killed_build_is_made_again(tmp_path):
     names = [path.name for path in tmp_path.iterdir() if path.is_dir()]
     assert len(names) == 1
     assert names[0].startswith(".scenes")
-    (tmp_path / names[0]).rename(tmp_path / f".scenes-{scenes.RECIPE}-seed0-40-8-12-12.dead")
+    (tmp_path / names[0]).rename(tmp_path / f".scenes-{scenes.VERSION}-seed0-40-8-12-12.dead")
     ensure(tmp_path, sizes=SMALL, progress=False)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"scenes-{scenes.RECIPE}-seed0-40-8-12-12"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"scenes-{scenes.VERSION}-seed0-40-8-12-12"]
 
 
 @pytest.mark.exhaustive
@@ -139,7 +139,7 @@ def test_of_two_builds_at_once_one_waits(tmp_path):
     paths = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert len(paths) == 1
-    assert scenes._whole(Path(paths.pop()))
+    assert scenes._complete(Path(paths.pop()))
 
 
 @pytest.mark.parametrize("sizes", [{"train": 5}, {**SMALL, "val": 0}])
@@ -164,7 +164,7 @@ def test_the_command_draws_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scenes, "SPLITS", dict.fromkeys(SMALL, 2))
     assert main(["scenes", "--out", str(tmp_path), "--seed", "4"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert scenes._whole(Path(out[0]))
+    assert scenes._complete(Path(out[0]))
     assert out[1] == "train 2, val 2, test 2, novel 2 scenes; 64 words"
     (tmp_path / "file").touch()
     assert main(["scenes", "--out", str(tmp_path / "file")]) == 2
@@ -177,10 +177,10 @@ def test_the_command_draws_a_folder(tmp_path, monkeypatch, capsys):
 
 def test_scores_count_right_captions_and_kinds_of_faults(directory):
     rng = np.random.default_rng(0)
-    right = {idx: tell(scene, rng)[0] for idx, scene in enumerate(load(directory)["test"])}
-    full = score(directory, "test", right)
+    right = {idx: make_captions(scene, rng)[0] for idx, scene in enumerate(load(directory)["test"])}
+    full = judge_split(directory, "test", right)
     assert (full.right, full.total, sum(full.faults.values())) == (12, 12, 0)
-    part = score(directory, "test", {3: right[3], 4: "", 5: "a dog"})
+    part = judge_split(directory, "test", {3: right[3], 4: "", 5: "a dog"})
     assert (part.right, part.total) == (1, 3)
     assert part.faults["object left out"] == 2
     assert part.verdicts[3].right
@@ -188,15 +188,15 @@ def test_scores_count_right_captions_and_kinds_of_faults(directory):
 
 
 def test_invalid_scores_are_refused(directory, tmp_path):
-    assert score(tmp_path, "test", {0: "a dog"}) is None  # no scenes
+    assert judge_split(tmp_path, "test", {0: "a dog"}) is None  # no scenes
     with pytest.raises(DataError, match="no split 'tests'; there are train, val, test, novel"):
-        score(directory, "tests", {})
+        judge_split(directory, "tests", {})
     with pytest.raises(DataError, match="test has 12 scenes, none with the index 12"):
-        score(directory, "test", {12: ""})
+        judge_split(directory, "test", {12: ""})
     for content in ("{", "[]", json.dumps({"test": [{"first": 1}]})):
         (tmp_path / "scenes.json").write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match=r"scenes\.json: not (the scenes|JSON)"):
-            score(tmp_path, "test", {})
+        with pytest.raises(InputError, match=r"scenes\.json: not (scenes|JSON)"):
+            judge_split(tmp_path, "test", {})
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_scene_with_an_unknown_value_is_refused(directory, tmp_path, key, valu
     scene = content["test"][3]
     (scene[group[0]] if group else scene)[last] = value
     (tmp_path / "scenes.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(DataError, match=r"scenes\.json: not the scenes of this recipe \(\w+: .* is none of ") as raised:
+    with pytest.raises(DataError, match=r"scenes\.json: not scenes of this version \(\w+: .* is not one of ") as raised:
         load(tmp_path)
     assert repr(value) in str(raised.value)
 
@@ -226,5 +226,5 @@ def test_scenes_are_checked_against_images_and_manifest(directory, tmp_path):
     content = (directory / "scenes.json").read_bytes()
     path = tmp_path / "scenes.json"
     path.write_bytes(content.replace(b'"red"', b'"blue"', 1))
-    with pytest.raises(DataError, match=r"scenes\.json: .* manifest\.json says"):
+    with pytest.raises(DataError, match=r"scenes\.json: .* manifest\.json has"):
         scenes.check(tmp_path, manifest, images)

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.small_scenes import TWO, name
-from torch_caption.scenes.dataset import Group, Verdict, judge, tell
+from torch_caption.scenes.dataset import Group, Verdict, judge, make_captions
 from torch_caption.scenes.draw import COLOURS, MARGIN, PALETTE, SHAPES, SIDE, draw
 from torch_caption.scenes.phrases import (
     LONGEST,
     NUMBERS,
     OPPOSITE,
-    PLACE_WORDS,
     PLURAL,
+    POSITION_WORDS,
     RELATION_WORDS,
     SIZE_WORDS,
     lexicon,
@@ -75,7 +75,7 @@ def test_pictures_have_light_paper_and_the_colours_of_the_palette(placed):
 def test_five_captions_in_different_words(composed):
     rng = np.random.default_rng(0)
     for scene in composed:
-        told = tell(scene, rng)
+        told = make_captions(scene, rng)
         assert len(set(told)) == len(told) == 5
         assert max(len(caption.split()) for caption in told) <= LONGEST
 
@@ -99,7 +99,7 @@ def test_captions_are_right_and_complete(captions):
 RELATIONS = {
     w: v for k, ways in RELATION_WORDS.items() for w, v in zip(ways, RELATION_WORDS[OPPOSITE[k]], strict=False)
 }
-RELATIONS |= {"beneath": "above"} | {words: PLACE_WORDS[OPPOSITE[k]] for k, words in PLACE_WORDS.items()}
+RELATIONS |= {"beneath": "above"} | {words: POSITION_WORDS[OPPOSITE[k]] for k, words in POSITION_WORDS.items()}
 RELATIONS |= {"above": "under", "over": "below"}
 OTHER_SHAPE = dict(zip(SHAPES, SHAPES[1:] + SHAPES[:1], strict=True))
 WRONG = {

@@ -19,7 +19,7 @@ from torch_caption.scenes.draw import COLOURS, PALETTE, SHAPES, SIDE
 @pytest.mark.parametrize("kind", ["vgg16_fc7", "grid"])
 def test_stored_features_are_those_of_the_pictures(directory, kind):
     data = open_data(directory, grids=kind == "grid")
-    assert data.manifest["grid"]["feature_dim"] == scenes.PLACE_DIM
+    assert data.manifest["grid"]["feature_dim"] == scenes.POSITION_DIM
     assert data["train"].grid == ((scenes.GRID, scenes.GRID) if kind == "grid" else ())
     make, dtype = {"vgg16_fc7": (features, np.float32), "grid": (grid, np.float16)}[kind]
     for name, split in data.splits.items():

@@ -172,14 +172,14 @@ def test_the_caption_without_a_finite_loss_is_named(
         fit(replace(config, feature_dropout=0.0))
     named = {"xe": r"row [89] \(image 4\)", "scst": "image 4"}[objective]
     assert re.search(
-        rf"alone without a finite loss: {named} of train; .*last\.safetensors is that of step 0; ", str(stopped.value)
+        rf"with a non-finite loss: {named} of train; .*last\.safetensors is that of step 0; ", str(stopped.value)
     )
 
 
 def test_a_non_finite_gradient_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(
-        NonFiniteError, match=r"step 1: the gradient's norm is inf; .*, each of which alone has a finite loss"
+        NonFiniteError, match=r"step 1: the gradient's norm is inf; .*; each row separately has a finite loss"
     ):
         fit(config)
 
@@ -199,7 +199,7 @@ def test_non_finite_weights_are_not_saved(config: TrainConfig, capsys: pytest.Ca
     assert guarded(lambda: fit(config)) == 1
     err = capsys.readouterr().err
     run = runs.find(config.out)
-    assert re.fullmatch(r"error: after step 1: .*holds NaN or infinity; .*last\.\w+ is that of step 0; .*\n", err)
+    assert re.fullmatch(r"error: after step 1: .*contains NaN or infinity; .*last\.\w+ is that of step 0; .*\n", err)
     assert checkpoints.load(run / "last.safetensors").progress["step"] == 0
 
 
@@ -230,7 +230,7 @@ def test_a_run_without_memory_names_the_flags_and_the_checkpoint(
     assert guarded(lambda: fit(config)) == 1
     last = config.out / "tiny-rnn-1" / "last.safetensors"
     assert checkpoints.load(last).progress["step"] == 6
-    asked = ": 80 bytes more were asked for" if "80" in str(error) else ""
+    asked = ": 80 bytes more were requested" if "80" in str(error) else ""
     advice = "make --batch-size, --hidden-dim or --wordvec-dim smaller"
     said = capsys.readouterr().err.rpartition("\r")[2]  # behind a bar of progress
     assert said == f"error: not enough memory{asked}; {advice}; {last} is that of step 6\n"

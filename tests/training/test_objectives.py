@@ -21,7 +21,7 @@ from torch_caption.errors import ConfigError
 from torch_caption.metrics.scores import CiderReward
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.training import objectives
-from torch_caption.training.objectives import CaptionedImages, Likelihood, SelfCritical, make_objective, own_words
+from torch_caption.training.objectives import CaptionedImages, Likelihood, SelfCritical, make_objective, sample_inputs
 
 SCST = TrainConfig(objective="scst", init_from=Path("somewhere"), max_length=6)
 
@@ -63,7 +63,7 @@ def whole_batch(data: CocoData) -> tuple[Tensor, Tensor]:
 
 def test_probability_0_reads_the_captions(data: CocoData) -> None:
     features, captions = whole_batch(data)
-    assert torch.equal(own_words(model_of(data), features, captions, 0.0), captions[:, :-1])
+    assert torch.equal(sample_inputs(model_of(data), features, captions, 0.0), captions[:, :-1])
 
 
 @pytest.mark.parametrize("probability", [0.3, 1.0])
@@ -75,7 +75,7 @@ def test_sampled_tokens_replace_words_with_the_probability(data: CocoData, proba
     different, drawn = 0, 0
     for seed in range(30):
         torch.manual_seed(seed)
-        read = own_words(model, features, captions, probability)
+        read = sample_inputs(model, features, captions, probability)
         assert torch.equal(read[:, 0], captions[:, 0])
         assert torch.equal(read[:, 1:][~places], captions[:, 1:-1][~places])
         assert not ((read[:, 1:] == model.start) | (read[:, 1:] == model.null))[places].any()
@@ -93,7 +93,7 @@ def test_sampled_tokens_are_inputs_of_the_next_step(data: CocoData) -> None:
     model, (features, captions) = model_of(data), whole_batch(data)
     with torch.no_grad():
         model.W_vocab.mul_(10_000)
-    read = own_words(model, features, captions, 1.0)
+    read = sample_inputs(model, features, captions, 1.0)
     state = model.begin(features)
     word = captions[:, 0]
     for t in range(1, read.shape[1]):
@@ -110,7 +110,7 @@ def test_tokens_are_sampled_from_the_models_distribution(data: CocoData) -> None
     n = 20_000
     pictures, rows = features[:1].expand(n, -1), captions[1:2].expand(n, -1)
     torch.manual_seed(0)
-    counts = torch.bincount(own_words(model, pictures, rows, 1.0)[:, 1], minlength=model.vocab_size) / n
+    counts = torch.bincount(sample_inputs(model, pictures, rows, 1.0)[:, 1], minlength=model.vocab_size) / n
     scores, _ = model.step(rows[:1, 0], model.begin(features[:1]))
     scores[:, [model.null, model.start]] = -math.inf
     p = scores.softmax(1)[0].detach()
@@ -203,11 +203,11 @@ def test_a_truncated_caption_has_a_lower_reward(data: CocoData) -> None:
 
 def test_rewards_that_would_all_be_0_are_refused(tmp_path: Path) -> None:
     one = open_data(write_tiny(tmp_path / "one"), max_train=1)["train"]
-    with pytest.raises(ConfigError, match="train has captions of one image alone, so every reward would be 0"):
+    with pytest.raises(ConfigError, match="train has captions of only one image, so all rewards would be 0"):
         SelfCritical(SCST, one)
     same = open_data(tmp_path / "one")["train"]
     same.captions[:] = same.captions[0]
-    with pytest.raises(ConfigError, match="the same captions for all 12 images, so every reward would be 0"):
+    with pytest.raises(ConfigError, match="the same captions for all 12 images, so all rewards would be 0"):
         SelfCritical(SCST, same)
 
 

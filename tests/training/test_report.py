@@ -75,7 +75,7 @@ def fail(*_: Any, **__: Any) -> None:
 
 
 ENDS = {
-    "the scenes": (scenes, "score", ["test", "novel", "gallery.png"]),
+    "the scenes": (scenes, "judge_split", ["test", "novel", "gallery.png"]),
     "the curves": (report.plots, "loss_curves", ["loss.png"]),
     "the gallery": (report.plots, "gallery", ["gallery.png"]),
     "captions": (report, "caption_images", ["test", "novel", "gallery.png"]),

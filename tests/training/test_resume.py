@@ -115,7 +115,7 @@ def test_incompatible_runs_are_not_resumed(
         fit(config)
     for change in ({"hidden_dim": 17}, {"cell_type": "lstm"}, {"dtype": "float64"}, {"batch_size": 6}, {"seed": 5}):
         (name,) = change
-        with pytest.raises(CheckpointError, match=f"was made with --{name.replace('_', '-')} "):
+        with pytest.raises(CheckpointError, match=f"has --{name.replace('_', '-')} "):
             fit(replace(config, resume="last", **change))
     with pytest.raises(CheckpointError, match="there is no run 'elsewhere'"):
         fit(replace(config, resume="elsewhere"))

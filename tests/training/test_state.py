@@ -160,7 +160,7 @@ def test_a_model_of_other_settings_is_refused_before_it_is_made(config: TrainCon
     checkpoints.save(path, replace(saved, config=replace(saved.config, hidden_dim=10**6)))
     with pytest.raises(CheckpointError) as refused:
         fit(*train_config([flag, str(path.parent if flag == "--resume" else path)]))
-    assert str(refused.value).startswith(f"{path}: settings, vocabulary and weights do not fit together: ")
+    assert str(refused.value).startswith(f"{path}: settings, vocabulary and weights do not match: ")
 
 
 def test_training_does_not_change_the_loaded_checkpoint(config: TrainConfig, data: CocoData, tmp_path: Path) -> None:
@@ -234,12 +234,12 @@ def test_within_an_epoch_changed_training_captions_are_refused(
     assert saved.data == {"train": data["train"].digest, "val": data["val"].digest}
     assert not judged(saved).data  # best.safetensors names none
     assert refusal(saved, config, changed(data), path).startswith(
-        f"{path}: is in the middle of an epoch over other captions of train than those of {data.directory}; bring "
+        f"{path}: within an epoch over other captions of train than those of {data.directory}; restore "
     )
-    with pytest.raises(CheckpointError, match="was made with --max-train None, which 20 cannot replace"):
+    with pytest.raises(CheckpointError, match="has --max-train None, not 20"):
         resumed(saved, replace(config, max_train=20), open_data(data.directory, max_train=20), path)
     (line,) = resumed(saved, config, changed(data, "val"), path)[1]
-    assert line.startswith(f"{path}: was made with other captions of val than those of {data.directory}; ")
+    assert line.startswith(f"{path}: has other captions of val than {data.directory}; ")
     assert resumed(saved, config, data, path)[1] == []
     for digests in ({}, {"test": "0"}):
         assert resumed(replace(saved, data=digests), config, changed(data), path)[1] == []

@@ -1,1 +1,1 @@
-"""A run on disk, without code."""
+"""The file format of weights and training state, without code."""

@@ -5,8 +5,8 @@ shape and offsets of each tensor), and the tensors' bytes. Here the header begin
 
     {"__metadata__":{"sha256":"<64 hexadecimal digits>", ...
 
-It is the SHA-256 of the file with zeros in place of these digits, so that no byte can change, and no end be cut off,
-unnoticed. Any program that reads safetensors reads these files.
+It is the SHA-256 of the file with zeros instead of these digits, so that any changed or missing byte is detected. All
+programs that read safetensors can read these files.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What a tensor may be, and safetensors' name for it."""
+"""The permitted dtypes, with their names in safetensors."""
 HEADER_LIMIT = 4 * 2**20
-"""The most bytes of a header: parsed JSON takes up to thirty times its length."""
+"""Maximum size of a header in bytes: parsed JSON takes up to thirty times its length."""
 _PREFIX = b'{"__metadata__":{"sha256":"'
 _DIGITS = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 64)
 _ZEROS = b"0" * 64
-_PICKLES = (b"PK\3\4", b"\x80")  # how torch.save's files begin: a ZIP archive, and a pickle before torch 1.6
+_PICKLES = (b"PK\3\4", b"\x80")  # the first bytes of files of torch.save: a ZIP archive, or a pickle before torch 1.6
 _CHUNK = 2**20
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
-    """A file's bytes, in pieces to be written one after the other; those of a tensor are its own memory.
+    """A file's bytes in consecutive pieces; those of tensors share their memory.
 
     Args:
-        tensors: dense ones on the CPU, of `DTYPES`.
+        tensors: dense, on the CPU, of `DTYPES`.
 
     Raises:
         CheckpointError: the header is longer than `HEADER_LIMIT`.
@@ -73,18 +73,18 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[b
 
 
 def decode(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file, once its checksum is verified.
+    """The tensors and the metadata of a file, after verification of its checksum.
 
     Returns:
-        Tensors on the CPU, each in memory of its own, and the metadata without the checksum.
+        Tensors on the CPU, each in its own memory, and the metadata without the checksum.
 
     Raises:
-        CheckpointError: the bytes are not those of the checksum, or not a valid safetensors file.
+        CheckpointError: the bytes do not match the checksum, or are not a valid safetensors file.
     """
     if data[8 : _DIGITS.start] != _PREFIX:
         if data.startswith(_PICKLES):
             raise CheckpointError(
-                "a file of torch.save, or another archive or pickle, which can hold code and is not opened; a "
+                "a file of torch.save, or another archive or pickle, which can contain code and is not opened; a "
                 "checkpoint is a safetensors file, such as best.safetensors"
             )
         raise CheckpointError("truncated, damaged or not a checkpoint of torch_caption")
@@ -96,15 +96,15 @@ def decode(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata = parse_json(data[8 : 8 + size].decode("utf-8"), "its header")["__metadata__"]
     try:
         tensors = safetensors.torch.load(data)
-    except Exception as error:  # of a hostile file, the library's own and more
+    except Exception as error:  # for a malicious file, the library's own errors and others
         raise CheckpointError(f"not a valid safetensors file: {' '.join(str(error).split())[:200]}") from error
     for name, tensor in tensors.items():
-        tensors[name] = tensor.clone()  # in memory that torch aligned: products may round by the alignment
+        tensors[name] = tensor.clone()  # in memory aligned by torch: rounding of products may depend on the alignment
     return tensors, {name: text for name, text in metadata.items() if name != "sha256"}
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file's bytes are those of its checksum. It reads a mebibyte at a time."""
+    """Whether a file matches its checksum. Reads a mebibyte at a time."""
     try:
         with open(path, "rb") as file:
             head = file.read(_DIGITS.stop)
@@ -119,7 +119,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _digest(head: bytes, *more: memoryview) -> bytes:
-    """The checksum of a file that begins with `head`, which has any digits, and goes on with `more`."""
+    """The checksum of the file `head` + `more`, for any digits in `head`."""
     digest = hashlib.sha256(head[: _DIGITS.start] + _ZEROS)
     for piece in (memoryview(head)[_DIGITS.stop :], *more):
         digest.update(piece)

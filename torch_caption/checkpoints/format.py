@@ -1,12 +1,12 @@
-"""Checkpoints: what a run needs to resume, and what a model needs to caption, in one safetensors file.
+"""Checkpoints: everything to resume a run, or to caption with a model, in one safetensors file.
 
 Tensors (weights, their moving average, the optimizer's moments, the random state) are the file's tensors; vocabulary,
-settings, recipe of the features and progress are JSON in its metadata. The header has a SHA-256 of the whole file
-(`torch_caption.checkpoints.checksum`), which `load` verifies before it uses anything. Nothing in such a file can run,
-and nothing in it can ask for more memory than its bytes take.
+settings, recipe of the features and progress are JSON in its metadata. The header has a SHA-256 of the file
+(`torch_caption.checkpoints.checksum`), which `load` verifies before it uses anything. A file contains no code, and
+cannot cause allocations beyond its own size.
 
-A file is written beside its place, flushed to the disk and renamed, and the one before is kept
-(`torch_caption.io.files`): a run that is killed while saving leaves a whole checkpoint.
+A file is written under a temporary name, flushed to the disk and renamed, and the previous one is kept
+(`torch_caption.io.files`): a run that is killed while saving leaves a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from torch_caption.model.captioner import CaptioningRNN
 KIND = "torch_caption checkpoint"
 VERSION = 1
 SIZE_LIMIT = 8 * 2**30
-"""The most bytes of a file that is written or read."""
+"""Maximum size of a file in bytes, in writing and reading."""
 DEPTH_LIMIT = 32
-"""The most levels of lists and objects in the metadata."""
+"""Maximum nesting depth of the metadata."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state of a parameter."""
-_PARTS = ("average", "optimizer", "random", "manifest")  # whose tensors have their part's name before their own
+"""The names of AdamW's state of a parameter."""
+_PARTS = ("average", "optimizer", "random", "manifest")  # whose tensors have the part's name as a prefix
 _JSON = {"words": list, "config": dict, "manifest": dict, "input_dim": int, "progress": dict, "data": dict}
 _RANDOM = re.compile(r"\d{1,6}/(torch|cuda)")
 
 
 class NonFiniteTensor(CheckpointError):
-    """One of its tensors holds NaN or infinity."""
+    """A tensor of the checkpoint contains NaN or infinity."""
 
 
 @dataclass
@@ -58,14 +58,14 @@ class Checkpoint:
         weights: the model's parameters by name, all of `config.dtype`.
         config: the run's settings.
         words: the vocabulary, in the order of the ids.
-        manifest: how the features were made, the recipe of `torch_caption.data.recipe`, as far as the data says.
+        manifest: the recipe of the features (`torch_caption.data.recipe`), as far as the data has one.
         input_dim: D, the width of the features.
-        progress: how far training has come (`torch_caption.training.progress.Progress.plain`).
-        average: the moving average of the weights, by the same names; empty where training keeps none.
+        progress: of training (`torch_caption.training.progress.Progress.plain`).
+        average: the moving average of the weights, by the same names; empty without `--ema`.
         optimizer: AdamW's state, "W_embed/exp_avg" and so on (`MOMENTS`); empty before the first step.
-        random: the random state of each rank, "0/torch" and "0/cuda" and so on, uint8; empty where training is not
-            to be resumed.
-        data: by the name of a split, the digest of its captions that training is to be resumed with (`Split.digest`).
+        random: the random state of each rank, "0/torch" and "0/cuda" and so on, uint8; empty in a checkpoint for
+            inference.
+        data: by the name of a split, the digest of its captions (`Split.digest`), for resuming.
     """
 
     weights: dict[str, Tensor]
@@ -81,12 +81,12 @@ class Checkpoint:
 
 
 class Found(NamedTuple):
-    """A checkpoint that was read.
+    """A loaded checkpoint.
 
     Attributes:
         path: its file.
-        warning: why it is not the one that was asked for, but the one before it; None otherwise.
-        version: what tells whether the file has been replaced since.
+        warning: the reason for using the previous file instead; None otherwise.
+        version: of the file, to detect its replacement.
     """
 
     checkpoint: Checkpoint
@@ -95,22 +95,22 @@ class Found(NamedTuple):
     version: tuple[int, int]
 
     def is_current(self) -> bool:
-        """Whether the file is still the one that was read."""
+        """Whether the file has not been replaced since."""
         return self.version == _version(self.path)
 
 
 def save(path: str | Path, checkpoint: Checkpoint, *, keep: bool = True) -> None:
-    """Write the checkpoint in place of whatever is at `path`, all of it or nothing.
+    """Write the checkpoint to `path` atomically.
 
-    Without a random state it is not for resuming but for others to read, and its settings are written without the
-    folders of this machine (`TrainConfig.shared`).
+    Without a random state it is a checkpoint for inference, and its settings are written without the folders of this
+    machine (`TrainConfig.shared`).
 
     Args:
-        keep: leave the checkpoint that was there, if it is whole, at `previous(path)`.
+        keep: keep an existing complete checkpoint as `previous(path)`.
 
     Raises:
-        CheckpointError: it holds what would be refused when it is read.
-        OSError: the file cannot be written; the message says how large it is.
+        CheckpointError: its content could not be loaded.
+        OSError: the file cannot be written; the message has its size.
     """
     path = Path(path)
     try:
@@ -130,8 +130,8 @@ def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU. It takes up to twice the file's size of memory.
 
     Raises:
-        CheckpointError: the file is missing, truncated, damaged or not a checkpoint, of another version, or holds NaN
-            or infinity, or parts that do not belong together.
+        CheckpointError: the file is missing, truncated, damaged, not a checkpoint, of another version, or contains NaN,
+            infinity or inconsistent parts.
     """
     path = Path(path)
     data = _read(path)
@@ -144,16 +144,16 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def find(path: str | Path) -> Found:
-    """`load`, with the file."""
+    """`load`, with the path."""
     version = _version(Path(path))
     return Found(load(path), Path(path), None, version)
 
 
 def find_latest(path: str | Path) -> Found:
-    """The checkpoint at `path`, or the one before it where that is missing or cannot be used.
+    """The checkpoint at `path`, or the previous one if that is missing or cannot be used.
 
     Raises:
-        CheckpointError: neither can be used; the message says why.
+        CheckpointError: neither can be used; the message has the reasons.
     """
     try:
         return find(path)
@@ -164,25 +164,25 @@ def find_latest(path: str | Path) -> Found:
         try:
             found = find(before)
         except CheckpointError as other:
-            raise CheckpointError(f"{error}; nor can the one before it be used: {other}") from error
+            raise CheckpointError(f"{error}; the previous one cannot be used either: {other}") from error
         step = found.checkpoint.progress.get("step")
-        return found._replace(warning=f"{error}; using the one before it, {before}, of step {short(step)}")
+        return found._replace(warning=f"{error}; using the previous one, {before}, of step {short(step)}")
 
 
 def build_model(checkpoint: Checkpoint, path: str | Path = "checkpoint") -> CaptioningRNN:
     """The model with the checkpoint's weights, on the CPU, in the weights' own precision.
 
     Raises:
-        CheckpointError: settings, vocabulary and weights do not fit together; `path` names the file in the message.
+        CheckpointError: settings, vocabulary and weights do not match; `path` names the file in the message.
     """
     try:
         word_to_idx = Vocabulary(tuple(checkpoint.words)).word_to_idx
-        with torch.device("meta"):  # sizes only: nothing is allocated before the weights are known to fit
+        with torch.device("meta"):  # sizes only: no allocation before the weights are checked
             model = CaptioningRNN(word_to_idx, checkpoint.input_dim, **checkpoint.config.model_arguments())
         model.load_state_dict(checkpoint.weights, assign=True)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: settings, vocabulary and weights do not fit together: {reason}") from error
+        raise CheckpointError(f"{path}: settings, vocabulary and weights do not match: {reason}") from error
     return model
 
 
@@ -195,19 +195,19 @@ def check_fits(
     path: object,
     data: object,
 ) -> None:
-    """Raise CheckpointError unless vocabulary and features of the data are those the model was trained with.
+    """Raise CheckpointError unless the data has the vocabulary and features that the model was trained with.
 
     Args:
         feature_dim: the width of the data's features.
-        recipe: how they were made; what it or the checkpoint does not say is not compared.
+        recipe: of the features; entries that it or the checkpoint lacks are not compared.
     """
     if tuple(checkpoint.words) != vocabulary.words:
-        raise CheckpointError(f"{path}: its vocabulary is not that of {data}: {_difference(checkpoint, vocabulary)}")
+        raise CheckpointError(f"{path}: not the vocabulary of {data}: {_difference(checkpoint, vocabulary)}")
     width = checkpoint.input_dim
     if width != feature_dim:
         raise CheckpointError(f"{path}: trained on features of width {width}, but those of {data} have {feature_dim}")
     ours, theirs = _made_by(checkpoint.manifest), _made_by(recipe)
-    for name in ours:  # in an order that every process has
+    for name in ours:  # in an order that is the same in all processes
         if name in theirs and ours[name] != theirs[name]:
             raise CheckpointError(
                 f"{path}: trained on features with {name} {short(ours[name])}, but those of {data} have "
@@ -218,16 +218,16 @@ def check_fits(
 
 
 def _made_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells features apart, by what a message calls it."""
+    """The identity of features, by names for a message."""
     weights = recipe.get("weights")
     told = {"encoder": recipe.get("encoder"), "kind": recipe.get("features"), "transform": recipe.get("transform")}
-    told["recipe of scenes"] = recipe.get("recipe")
+    told["version of scenes"] = recipe.get("recipe")
     told["weights of SHA-256"] = weights.get("sha256") if isinstance(weights, Mapping) else None
     return {name: value for name, value in told.items() if value is not None}
 
 
 def _same_projection(ours: Any, theirs: Any) -> bool:
-    """But for what another machine rounds otherwise; True where one of them is not known."""
+    """Equality up to rounding on another machine; True if one of them is unknown."""
     if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
         return True
     pairs = [(ours.get(name), theirs.get(name)) for name in ("mean", "components")]
@@ -254,7 +254,7 @@ def _flat(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file and its metadata.
 
     Raises:
-        TypeError, ValueError: something else than a tensor is not JSON.
+        TypeError, ValueError: a value other than a tensor is not JSON.
     """
     arrays, manifest = _split(checkpoint.manifest, "manifest/")
     tensors = {**_tensors(checkpoint), **arrays}
@@ -276,7 +276,7 @@ def _from_flat(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Check
     plain: dict[str, Any] = {}
     for name, kind in _JSON.items():
         if name not in metadata:
-            raise CheckpointError(f"its metadata lack {name!r}")
+            raise CheckpointError(f"its metadata lacks {name!r}")
         plain[name] = parse_json(metadata[name], f"its {name}")
         if type(plain[name]) is not kind:
             raise CheckpointError(f"its {name} is of type {type(plain[name]).__name__}, not {kind.__name__}")
@@ -292,7 +292,7 @@ def _from_flat(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Check
 
 
 def _split(tree: Mapping[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of dicts within dicts, named by the keys that lead to them, and the rest."""
+    """The tensors of nested dicts, named by their path of keys, and the rest."""
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
     for key, value in tree.items():
@@ -307,26 +307,26 @@ def _split(tree: Mapping[str, Any], prefix: str) -> tuple[dict[str, Tensor], dic
 
 
 def _join(tree: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors back in the places that their names say."""
+    """Insert the tensors into nested dicts by the paths in their names."""
     for name, tensor in tensors.items():
         *keys, last = name.split("/")
         inner: Any = tree
         for key in keys:
             inner = inner.get(key) if isinstance(inner, dict) else None
         if not isinstance(inner, dict) or last in inner:
-            raise CheckpointError(f"its manifest has no place for the tensor {shown('manifest/' + name)}")
+            raise CheckpointError(f"its manifest does not fit the tensor {shown('manifest/' + name)}")
         inner[last] = tensor
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """All but those of the manifest, by the names that they have in a file."""
+    """All tensors except those of the manifest, by their names in a file."""
     others = ("average", "optimizer", "random")
     named = {f"{part}/{name}": x for part in others for name, x in getattr(checkpoint, part).items()}
     return {**checkpoint.weights, **named}
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError unless all tensors are finite and named, shaped and typed as the weights imply."""
+    """Raise CheckpointError unless all tensors are finite and match the weights in name, shape and dtype."""
     Vocabulary(tuple(checkpoint.words))
     _check_depth(checkpoint.manifest)
     dtype = getattr(torch, checkpoint.config.dtype)
@@ -352,10 +352,10 @@ def _check(checkpoint: Checkpoint) -> None:
     for name, tensor in {**_tensors(checkpoint), **_split(checkpoint.manifest, "manifest/")[0]}.items():
         if tensor.dtype not in checksum.DTYPES or tensor.layout is not torch.strided:
             raise CheckpointError(
-                f"the tensor {shown(name)} is of {tensor.dtype} and {tensor.layout}, which is not saved"
+                f"the tensor {shown(name)} is of {tensor.dtype} and {tensor.layout}, which cannot be saved"
             )
         if tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
-            raise NonFiniteTensor(f"the tensor {shown(name)} holds NaN or infinity")
+            raise NonFiniteTensor(f"the tensor {shown(name)} contains NaN or infinity")
 
 
 def _check_depth(value: Any, depth: int = 0) -> None:
@@ -366,7 +366,7 @@ def _check_depth(value: Any, depth: int = 0) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Without a temporary of its size."""
+    """Whether all entries are finite, without a temporary of the same size."""
     return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
@@ -374,9 +374,9 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    """All of the file, once: what is verified is what is used."""
+    """The content of the file, read once: the verified bytes are the used ones."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
+        raise CheckpointError(f"{path}: no such checkpoint")
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -390,7 +390,7 @@ def _read(path: Path) -> bytes:
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """What a file has of its own: another one in its place has another."""
+    """An identity of the file that changes if it is replaced."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""A data directory examined, and nothing else."""
+"""Check a data directory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch_caption.data import dataset
 
 @dataclass(frozen=True)
 class Options:
-    """Check every split and every kind of features of a data directory in cs231n's layout, and print what it holds."""
+    """Check all splits and kinds of features of a data directory in cs231n's layout, and print a summary."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """The directory to check."""
+    """Data directory."""
 
 
 def main(args: Sequence[str], prog: str) -> None:

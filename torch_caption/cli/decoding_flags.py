@@ -10,7 +10,7 @@ from torch_caption.io.text import flag_of
 
 
 def check_decoding(options: DecodingOptions) -> None:
-    """Raise ConfigError, naming the flag, on the first option that cannot be used, whatever the model."""
+    """Raise ConfigError, naming the flag, on the first option that no model can use."""
     check_length(options.max_length)
     if options.max_length is None:
         options = dataclasses.replace(options, max_length=LONGEST)

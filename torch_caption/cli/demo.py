@@ -30,7 +30,7 @@ from torch_caption.decoding import DecodingOptions
 from torch_caption.errors import ConfigError, TorchCaptionError
 from torch_caption.inference.explain import BEST_FIVE, Describer, Description, Guess
 from torch_caption.inference.load import load
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import MAX_BYTES, load_image
 from torch_caption.io.text import flag_of
 from torch_caption.plots import lit
@@ -130,7 +130,7 @@ def open_describer(config: DemoConfig) -> tuple[Describer, str]:
 
 def built_in() -> list[Path]:
     """Pictures of some built-in scenes, drawn on first use."""
-    test = open_data(scenes.ensure(progress=is_watched()), in_memory="no")["test"]
+    test = open_data(scenes.ensure(progress=is_interactive()), in_memory="no")["test"]
     return [path for idx in range(SCENES) if (path := test.image_path(idx)) is not None]
 
 
@@ -181,7 +181,7 @@ class NothingFromElsewhere:
 
 
 def _page(gradio: Any, describer: Describer, about: str, pictures: Sequence[Path], folder: Path) -> Any:
-    looks = describer.model.cell.looks
+    looks = describer.model.cell.attends
     with gradio.Blocks(title="torch_caption", analytics_enabled=False) as page:
         gradio.HTML(f"<h1>torch_caption</h1><p>{escape(about)}</p>")
         with gradio.Row():

@@ -1,4 +1,4 @@
-"""cs231n's own data, downloaded and checked."""
+"""Download cs231n's data and check it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch_caption.io import download
 
 @dataclass(frozen=True)
 class Options:
-    """Bring cs231n's data, and check it."""
+    """Download cs231n's data and check it."""
 
     directory: Annotated[Path, Positional, arg(metavar="DIR")]
-    """The directory to download into. Run the same command again to go on after a stop."""
+    """Output directory. After an interruption the same command resumes."""
     url: str = download.ARCHIVE
-    """Where the archive is."""
+    """URL of the archive."""
 
 
 def main(args: Sequence[str], prog: str) -> None:
-    """Exits with status 2 where the download failed or the data is not sound."""
+    """Exits with status 2 if the download fails or the data is invalid."""
     options = tyro.cli(Options, args=args, prog=prog)
     download.download(options.directory, options.url, check=open_kinds)
     print(summary(open_kinds(options.directory)))

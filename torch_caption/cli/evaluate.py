@@ -31,7 +31,7 @@ from torch_caption.errors import ConfigError, DataError
 from torch_caption.functions.matmul import prefer_onednn
 from torch_caption.inference.captions import Caption, caption_images, captioned_images
 from torch_caption.inference.load import Captioner, load
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.memory import within_memory
 from torch_caption.io.text import flag_of, json_text
 from torch_caption.metrics import java
@@ -300,7 +300,7 @@ def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[in
 
 def _judge(config: EvaluateConfig, captioner: Captioner, split: Split, references: References) -> Judged:
     """Caption the images that have references and score them; without CIDEr where it is 0 whatever the captions."""
-    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_watched())
+    images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_interactive())
     options = captioner.options_for(config.decoding, flag_of)
     found = caption_images(captioner.model, split, images, options, seed=config.seed)
     captions = {idx: of_image[0] for idx, of_image in found.items()}

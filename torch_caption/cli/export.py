@@ -52,7 +52,7 @@ def run(config: ExportConfig) -> None:
     export.save(export.trace(model, max_length, no_unk=config.no_unk), config.out, export.about(saved, max_length))
     kind = str(model.dtype).removeprefix("torch.")
     size = config.out.stat().st_size / 1e6
-    shape = f"(N, {model.input_dim}{', L' if model.cell.looks else ''})"
+    shape = f"(N, {model.input_dim}{', L' if model.cell.attends else ''})"
     print(f"{config.out}: {export.FEATURES} {shape} {kind} -> {export.IDS} (N, {max_length}) int64, {size:.1f} MB")
 
 

@@ -1,4 +1,4 @@
-"""Photographs and their captions into a data directory."""
+"""Prepare a data directory from photographs and their captions."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ def main(args: Sequence[str], prog: str) -> None:
         with within_memory("--batch-size", "--workers"):
             prepare(config)
     except KeyboardInterrupt as stopped:
-        raise Stopped.advising(stopped, "the same command goes on") from None
+        raise Stopped.advising(stopped, "the same command continues") from None

@@ -279,12 +279,12 @@ def _seen(subject: Subject, index: int) -> Image.Image | None:
             picture = load_image(picture, truncated=lambda line: None)
         except ImageError:
             return None
-    return None if picture is None else recipes.seen(subject.recipe, picture)
+    return None if picture is None else recipes.visible(subject.recipe, picture)
 
 
 def _check_looks(captioner: Captioner, split: Split) -> None:
     """Raise ConfigError unless there are attention weights over rows and columns."""
-    if not captioner.model.cell.looks:
+    if not captioner.model.cell.attends:
         raise ConfigError(
             f"--show-attention: {captioner.path} is of the cell {captioner.model.cell_type}, which looks at no places; "
             f"`{typed('train')} --cell-type attention` makes one that does"

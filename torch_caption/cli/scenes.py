@@ -1,4 +1,4 @@
-"""The built-in scenes: drawn, or found drawn, and shown."""
+"""Generate the built-in scenes and list them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch_caption.scenes.phrases import CAPTIONS
 
 @dataclass(frozen=True)
 class Options:
-    """Draw the built-in scenes, or find them drawn, and show what is there."""
+    """Generate the built-in scenes, unless they exist, and list them."""
 
     out: Path | None = None
-    """Where their folder goes; the user's cache folder without it."""
+    """Parent folder; the default is the user's cache folder."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
 
 
 def main(args: Sequence[str], prog: str) -> None:
-    """Exits with status 2 where the folder cannot be made."""
+    """Exits with status 2 if the folder cannot be created."""
     options = tyro.cli(Options, args=args, prog=prog)
     directory = ensure(options.out, seed=options.seed)
     splits = load(directory) or {}

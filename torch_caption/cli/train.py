@@ -1,4 +1,4 @@
-"""Training: flags into a configuration, and the run."""
+"""Train: from flags to a configuration and a run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch_caption.training.trainer import fit
 
 
 def train_config(args: Sequence[str], prog: str | None = None) -> tuple[TrainConfig, Found | None]:
-    """The flags of `train`. With `--resume` the named run's own settings, or the last one's, are the defaults; with
-    `--init-from` those of the checkpoint's that its weights and data fix.
+    """The configuration from the flags of `train`. With `--resume` the defaults are the settings of the named or the
+    last run, with `--init-from` the checkpoint's settings of the model and the data.
 
     Returns:
-        The settings, and the checkpoint that was read for them: the arguments of `training.fit`.
+        The settings, and the checkpoint that was loaded for them: the arguments of `training.fit`.
 
     Raises:
         InputError: there is no run to resume, or no checkpoint to start from.
-        SystemExit: a flag is misspelt (status 2), or help was asked for (0).
+        SystemExit: a flag is invalid (status 2), or help was requested (0).
     """
     args = _name_the_run(args)
     config = _train_config(args, prog)
@@ -46,7 +46,7 @@ def _train_config(args: Sequence[str], prog: str | None, default: TrainConfig | 
 
 
 def _name_the_run(args: Sequence[str]) -> list[str]:
-    """`--resume` alone means the last run."""
+    """`--resume` without a value is the last run."""
     named = []
     for place, arg in enumerate(args):
         named.append(arg)

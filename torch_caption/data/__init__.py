@@ -1,1 +1,1 @@
-"""Captions and features: where they come from, how they are read and checked."""
+"""Captions and features: files, readers and checks."""

@@ -25,24 +25,24 @@ Batch = tuple[Tensor, Tensor]
 
 
 def generator(*seeds: int) -> torch.Generator:
-    """A generator that depends on every one of the seeds, and on nothing else."""
+    """A generator that depends on all of the seeds and on nothing else."""
     if min(seeds) < 0:
-        raise ValueError(f"a seed is {min(seeds)}; it takes 0 or more")
+        raise ValueError(f"a seed is {min(seeds)}; it must be at least 0")
     state = np.random.SeedSequence(seeds).generate_state(2, np.uint32)
     return torch.Generator("cpu").manual_seed(int(state[0]) | int(state[1]) << 32)
 
 
 class EpochBatches(Sampler[list[int]]):
-    """The rows of each batch of an epoch; their order is a function of (seed, epoch) alone.
+    """The rows of each batch of an epoch; their order is a function of (seed, epoch).
 
     Args:
-        rows: how many rows there are.
-        batch_size: rows a batch; the last one takes what is left.
+        rows: the number of rows.
+        batch_size: rows per batch; the last batch may be smaller.
         seed: with the epoch, the seed of the order.
         shuffle: False keeps the order of the file.
-        start: batches to skip, to go on in the middle of the first epoch that is run.
-        share: (k, K) of every batch gives the rows k, k + K, k + 2K, ..., what the k-th of K processes is to compute;
-            there may be none.
+        start: batches to skip in the first epoch that is run, to resume in the middle of it.
+        share: (k, K) selects the rows k, k + K, k + 2K, ... of every batch, the share of the k-th of K processes; it
+            may be empty.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class EpochBatches(Sampler[list[int]]):
         share: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it takes 1 or more")
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if not 0 <= share[0] < share[1]:
-            raise ValueError(f"share is {share}; it takes (k, K) with 0 <= k < K")
+            raise ValueError(f"share is {share}; it must be (k, K) with 0 <= k < K")
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
@@ -68,11 +68,11 @@ class EpochBatches(Sampler[list[int]]):
         self.start = self._checked(start)
 
     def set_epoch(self, epoch: int, start: int | None = None) -> None:
-        """Choose the epoch to run next.
+        """Set the epoch to run next.
 
         Args:
             epoch: 0, 1, ...
-            start: batches to skip. None keeps the constructor's `start` for the first epoch named, and is 0 for others.
+            start: batches to skip; by default the constructor's `start` in the first call, else 0.
         """
         if start is not None:
             self.start = self._checked(start)
@@ -81,12 +81,12 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def size(self, position: int) -> int:
-        """The rows of the whole batch at a position of the epoch, of which `share` may be a part."""
+        """The number of rows of the whole batch at a position of the epoch, all shares together."""
         return min(self.batch_size, self.rows - position * self.batch_size)
 
     @property
     def total(self) -> int:
-        """The batches of a whole epoch."""
+        """The number of batches of a whole epoch."""
         return -(-self.rows // self.batch_size)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class EpochBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._order()[self.start * self.batch_size :].split(self.batch_size):
-            if len(batch):  # splitting nothing gives one empty piece
+            if len(batch):  # splitting an empty tensor gives one empty piece
                 yield batch[self.share[0] :: self.share[1]].tolist()
 
     def rows_at(self, position: int) -> list[int]:
@@ -115,8 +115,8 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def _begin_worker(number: int) -> None:
-    """Ctrl-C in a terminal reaches every process, and so do its like; the one that asks for batches answers, and ends
-    the others."""
+    """Ignore the signals that a terminal or batch system sends to all processes: the main process handles them and ends
+    the workers."""
     for asked in TO_ALL:
         signal.signal(asked, signal.SIG_IGN)
     if "RANK" in os.environ and hasattr(os, "setpgid"):
@@ -125,14 +125,14 @@ def _begin_worker(number: int) -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Report an error as ever, but not that a connection broke off: the thread that hands tensors over meets that when
-    the process that asks for them is killed."""
+    """Report an error as usual, except a lost connection: the thread that sends tensors raises it if the main process
+    is killed."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 class _ErrorsAsBatches(Dataset[Any]):
-    """A split that returns an error, of which torch would make one with a traceback for a message."""
+    """A split that returns errors, since torch would raise them with the traceback as the message."""
 
     def __init__(self, split: Dataset[Batch]) -> None:
         self._split: Any = split
@@ -154,9 +154,9 @@ def _raised(batch: Batch | Exception) -> Batch:
 
 
 class Loader(DataLoader[Batch]):
-    """Batches in the order of `order`, by processes that end with the loader.
+    """Batches in the order of `order`, from worker processes that end with the loader.
 
-    Its seeds are drawn on the CPU, where its generator is, whatever torch's default device is.
+    Its generator is on the CPU, regardless of torch's default device.
     """
 
     def __init__(self, split: Dataset[Batch], order: EpochBatches, workers: int, **options: Any) -> None:
@@ -175,10 +175,10 @@ class Loader(DataLoader[Batch]):
         return map(_raised, each)
 
     def lost(self) -> list[int]:
-        """The process ids of workers that have ended.
+        """The process ids of workers that have exited.
 
-        A worker that is killed closes its connections before the system reports its end, so the error that follows may
-        come first: this waits up to a second.
+        A killed worker closes its connections before the system reports its end, so the resulting error may come first:
+        this waits up to a second.
         """
         try:
             return self._lost()
@@ -197,13 +197,13 @@ class Loader(DataLoader[Batch]):
 
 @contextmanager
 def _without_interrupts(loader: Loader) -> Iterator[None]:
-    """In the block Ctrl-C and its like wait, and the processes that are started begin with them blocked."""
+    """In the block the signals such as Ctrl-C are blocked, also in processes that are started."""
     if not loader.num_workers or not hasattr(signal, "pthread_sigmask"):
         yield
         return
     context: Any = loader.multiprocessing_context or multiprocessing
     if context.get_start_method() != "fork":
-        resource_tracker.ensure_running()  # its start lets Ctrl-C in again
+        resource_tracker.ensure_running()  # its start unblocks Ctrl-C again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)
     try:
         yield
@@ -211,8 +211,8 @@ def _without_interrupts(loader: Loader) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _whole(batch: Any) -> Any:
-    """`Split.__getitems__` has already made the batch."""
+def _unchanged(batch: Any) -> Any:
+    """`Split.__getitems__` has already collated the batch."""
     return batch
 
 
@@ -227,29 +227,29 @@ def batches(
     share: tuple[int, int] = (0, 1),
     context: str | None = None,
 ) -> Loader:
-    """Batches (features (B, D) float32, captions (B, T) int64), each caption once an epoch.
+    """Batches (features (B, D) float32, captions (B, T) int64), each caption once per epoch.
 
     Before each epoch call `loader.order.set_epoch(epoch)`. The order is the same for any number of workers, and
-    the global random state is left alone.
+    the global random state does not change.
 
     Args:
         split: a `Split`; `Split.__getitems__` makes the batches.
-        batch_size: captions a batch; the last batch takes what is left.
+        batch_size: captions per batch; the last batch may be smaller.
         seed: with the epoch, the seed of the order.
         shuffle: False keeps the order of the file.
-        workers: processes that read ahead; only features that are not in memory gain by them.
-        start: batches to skip, to go on in the middle of an epoch.
-        share: (k, K) of every batch gives the rows k, k + K, ... alone.
-        context: how workers start, "fork", "spawn" or "forkserver"; None takes Python's choice.
+        workers: processes that read ahead; useful only for features that are not in memory.
+        start: batches to skip, to resume in the middle of an epoch.
+        share: (k, K) selects the rows k, k + K, ... of every batch.
+        context: start method of the workers, "fork", "spawn" or "forkserver"; None is Python's default.
     """
     rows = len(split)  # type: ignore[arg-type]  # Dataset leaves it to its subclasses
     return Loader(
         split,
         EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle, start=start, share=share),
         workers,
-        collate_fn=_whole,
+        collate_fn=_unchanged,
         persistent_workers=workers > 0,
         multiprocessing_context=context if workers else None,
         worker_init_fn=_begin_worker,
-        generator=generator(seed),  # without one, every epoch draws from the global generator
+        generator=generator(seed),  # without one, every epoch uses the global generator
     )

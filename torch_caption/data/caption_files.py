@@ -1,11 +1,11 @@
-"""Photographs and what people said of them, from files of captions in the formats that they come in.
+"""Photographs and their captions, read from the files of common datasets.
 
     COCO's annotations       {"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}
     Karpathy's dataset_*.json    {"images": [{"split", "filepath", "filename", "sentences": [{"raw"}]}]}
     Flickr8k.token.txt       name.jpg#0, a tab, the caption
     captions.txt, Kaggle's   CSV with the header image,caption
 
-Which of them a file is, its content says and not its name.
+The format is detected from the content, not from the name.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch_caption.io.text import lines, parse_json, read_text, shown, strange
 
 SPLITS = ("train", "val", "test")
 ANNOTATIONS_LIMIT = 2**30
-"""The most bytes of a file of annotations (1 GiB); COCO's has 64 MB, Karpathy's of COCO 144 MB."""
+"""Maximum size of an annotation file in bytes (1 GiB); COCO's has 64 MB, Karpathy's of COCO 144 MB."""
 
 _MEND = "write it as COCO does"
 _AS_KARPATHY = "write it as Karpathy's files do"
 _KARPATHYS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-"""The splits that his files name, and what they are here."""
+"""The splits of Karpathy's files, and the splits they become."""
 _TOKEN = re.compile(r"([^\t]+)#(\d+)\t(.*)", re.DOTALL)
 _FORMATS = (
-    "what is read: COCO's annotations, Karpathy's dataset_*.json, Flickr8k.token.txt (name#number, tab, caption) and "
+    "the formats are COCO's annotations, Karpathy's dataset_*.json, Flickr8k.token.txt (name#number, tab, caption) and "
     "CSV with the header image,caption"
 )
 
@@ -46,13 +46,13 @@ class Photograph:
     """One entry of an annotation file.
 
     Attributes:
-        id: the file's own.
+        id: as in the file.
         file_name: below the folder of photographs, with slashes.
-        url: where it was found; "" if the file does not say.
+        url: its source; "" if the file has none.
         captions: (annotation id, text), in the order of the file.
-        path: the file; None while nobody has looked, or where there is none.
-        split: which the file of captions says it is in; None where that says nothing.
-        nearest: a file that may be meant, where there is none.
+        path: the file; None before `locate`, or if it is missing.
+        split: its split in the annotation file; None if that has no splits.
+        nearest: the existing file with the most similar name, if the file is missing.
     """
 
     id: int | str
@@ -70,21 +70,21 @@ def read_splits(
     seed: int,
     lists: Sequence[str] = (),
 ) -> dict[str, list[Photograph]]:
-    """The photographs of each split that have captions, train first. What the lists leave out is a line on stderr.
+    """The photographs with captions of each split, train first. Photographs in no list are reported on stderr.
 
     Args:
-        files: `FILE` or `SPLIT=FILE`. One that says itself which photographs are in which split has those splits, or
-            the one that it is given. Of several others each is the split that its name holds, train, val (or dev) or
-            test. One alone is parted by the lists, or at random into train and val, unless it is given a split.
-        val_share: the share of the photographs that become val then.
-        seed: of that draw.
-        lists: `FILE` or `SPLIT=FILE` with the names of a split's photographs, one a line.
+        files: `FILE` or `SPLIT=FILE`. A file that contains splits has those, or only the given one. Of several other
+            files each is the split in its name, train, val (or dev) or test. A single one is divided by the lists, or
+            randomly into train and val, unless a split is given.
+        val_share: the fraction of the photographs that become val in a random division.
+        seed: of the random division.
+        lists: `FILE` or `SPLIT=FILE` with the names of a split's photographs, one per line.
 
     Raises:
-        DataError: a file is not as it should be, or no split can be found for it.
+        DataError: a file is invalid, or its split is unknown.
     """
     if lists and len(files) > 1:
-        raise DataError(f"--splits parts one file of --annotations, not {len(files)}; name one, or leave out --splits")
+        raise DataError(f"--splits divides one file of --annotations, not {len(files)}; name one, or omit --splits")
     splits: dict[str, list[Photograph]] = {}
     for file in files:
         split, path = _named(file)
@@ -95,7 +95,7 @@ def read_splits(
         twice = next((name for name in parts or {} if name in splits), None)
         if twice is not None:
             raise DataError(f"{path}: a second file of the split {twice}; name the splits, such as val={path}")
-        splits |= _parted(found, path, val_share, seed) if parts is None else parts
+        splits |= _divided(found, path, val_share, seed) if parts is None else parts
     if "train" not in splits:
         raise DataError(f"no file of the split train; name it, such as train={_named(files[0])[1]}")
     return {name: splits[name] for name in SPLITS if name in splits} | splits
@@ -109,17 +109,17 @@ def _parts(
     *,
     alone: bool,
 ) -> dict[str, list[Photograph]] | None:
-    """The splits of a file's photographs, as the file, the lists or its name say; None where none of them does."""
+    """The splits of a file's photographs, from the file, the lists or its name; None if none of these has them."""
     if any(photograph.split for photograph in photographs):
         if lists:
-            raise DataError(f"{path}: says itself which photographs are in which split; leave out --splits")
+            raise DataError(f"{path}: contains splits itself; omit --splits")
         return {split: of_split(photographs, split, path)} if split else _by_split(photographs)
     if lists:
         return _listed(photographs, path, lists)
     if split is None and not alone:
         split = _split_in(path.name)
         if split is None:
-            raise DataError(f"{path}: its name does not say which split it is; write train={path} or val={path}")
+            raise DataError(f"{path}: no split in its name; write train={path} or val={path}")
     return None if split is None else {split: photographs}
 
 
@@ -131,10 +131,10 @@ def _by_split(photographs: Iterable[Photograph]) -> dict[str, list[Photograph]]:
 
 
 def of_split(photographs: Sequence[Photograph], split: str, path: Path) -> list[Photograph]:
-    """Those of a file that are in the split, as far as the file says which are.
+    """The photographs of a split; all of them if the file has no splits.
 
     Raises:
-        DataError: it says so, and none is.
+        DataError: the file has splits, but no photograph of this one.
     """
     found = [photograph for photograph in photographs if photograph.split in (None, split)]
     if photographs and not found:
@@ -143,7 +143,7 @@ def of_split(photographs: Sequence[Photograph], split: str, path: Path) -> list[
 
 
 def _named(file: str) -> tuple[str | None, Path]:
-    """`SPLIT=PATH` or `PATH` in two."""
+    """Split and path of `SPLIT=PATH` or `PATH`."""
     split, equals, name = file.partition("=")
     if equals and re.fullmatch(r"[A-Za-z0-9_-]+", split):
         return split, Path(name)
@@ -151,7 +151,7 @@ def _named(file: str) -> tuple[str | None, Path]:
 
 
 def _split_in(name: str) -> str | None:
-    """The one split that a name holds; dev is val where it holds none."""
+    """The only split that occurs in a name; dev is val."""
     found = [split for split in SPLITS if split in name.lower()]
     if not found and "dev" in name.lower():
         found = ["val"]
@@ -167,9 +167,7 @@ def _listed(photographs: list[Photograph], path: Path, lists: Sequence[str]) -> 
         split, source = _named(file)
         split = split or _split_in(source.name)
         if split is None:
-            raise DataError(
-                f"{source}: its name does not say which split it lists; write train={source} or val={source}"
-            )
+            raise DataError(f"{source}: no split in its name; write train={source} or val={source}")
         if split in splits:
             raise DataError(f"{source}: a second list of the split {split}; name the splits, such as val={source}")
         meant = {name: known.meant(name) for name in _names_in(source)}
@@ -182,7 +180,7 @@ def _listed(photographs: list[Photograph], path: Path, lists: Sequence[str]) -> 
                 + file_names.hint(known.nearest(first, guess=True), "has captions")
             )
         if missing:
-            _say(
+            _report(
                 f"left out  {len(missing):,} of the names in {source}: without captions, first {shown(missing[0])}"
                 + file_names.hint(known.nearest(missing[0]), "has captions")
             )
@@ -190,27 +188,27 @@ def _listed(photographs: list[Photograph], path: Path, lists: Sequence[str]) -> 
         listed |= chosen
     unlisted = [photograph.file_name for photograph in photographs if photograph.file_name not in listed]
     if unlisted:
-        _say(f"left out  {len(unlisted):,} of the photographs of {path}: in no list, first {shown(unlisted[0])}")
+        _report(f"left out  {len(unlisted):,} of the photographs of {path}: in no list, first {shown(unlisted[0])}")
     return splits
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def _names_in(path: Path) -> list[str]:
-    """The names in a list, one a line."""
+    """The names in a list, one per line."""
     try:
         return [name for name in lines(read_text(path)) if name.strip()]
     except InputError as error:
-        raise DataError(f"{error}; name a list of photographs' names, one a line") from None
+        raise DataError(f"{error}; name a list of photographs' names, one per line") from None
 
 
 def named_folders(images: Sequence[str]) -> dict[str | None, Path]:
-    """The folders of photographs by their splits, from `[SPLIT=]DIR`; that of None is of every split.
+    """The folders of photographs by split, from `[SPLIT=]DIR`; with key None the folder of all splits.
 
     Raises:
-        DataError: two are of one split, or of several one does not say its split.
+        DataError: two folders have one split, or one of several has none.
     """
     folders: dict[str | None, Path] = {}
     for name in images:
@@ -218,7 +216,7 @@ def named_folders(images: Sequence[str]) -> dict[str | None, Path]:
         if split is None and len(images) > 1:
             split = _split_in(folder.name)
             if split is None:
-                raise DataError(f"--images {name}: of several folders each is of a split; write train={name}")
+                raise DataError(f"--images {name}: each of several folders needs a split; write train={name}")
         if split in folders:
             raise DataError(
                 f"--images {name}: a second folder of the split {split}; name the splits, such as val={name}"
@@ -227,25 +225,25 @@ def named_folders(images: Sequence[str]) -> dict[str | None, Path]:
     return folders
 
 
-def _parted(photographs: list[Photograph], path: Path, val_share: float, seed: int) -> dict[str, list[Photograph]]:
+def _divided(photographs: list[Photograph], path: Path, val_share: float, seed: int) -> dict[str, list[Photograph]]:
     count = round(val_share * len(photographs))
     if not 0 < count < len(photographs):
         raise DataError(
             f"--val-share {val_share:g}: of the {len(photographs)} photographs of {path} {count} would be val, and "
-            f"{len(photographs) - count} train; choose another share"
+            f"{len(photographs) - count} train; choose another fraction"
         )
     order = np.random.default_rng(seed).permutation(len(photographs)).tolist()
     return {
-        "train": [photographs[place] for place in sorted(order[count:])],
-        "val": [photographs[place] for place in sorted(order[:count])],
+        "train": [photographs[index] for index in sorted(order[count:])],
+        "val": [photographs[index] for index in sorted(order[:count])],
     }
 
 
 def read(path: Path) -> list[Photograph]:
-    """Every photograph of a file of captions, in its order, with its captions.
+    """All photographs of a file of captions, in its order, with their captions.
 
     Raises:
-        DataError: the file is in none of the formats, or not as they are; the message names the entry and its value.
+        DataError: the file has no known format, or is invalid; the message names the entry and its value.
     """
     try:
         text = read_text(path, ANNOTATIONS_LIMIT)
@@ -267,19 +265,19 @@ def read(path: Path) -> list[Photograph]:
 
 def _read_coco(content: dict[str, Any], path: Path) -> list[Photograph]:
     entries = enumerate(_list(content, "images", path))
-    found = _distinct((_of_coco(entry, f"{path}: images[{place}]") for place, entry in entries), path)
-    places: dict[tuple[int | str, int | str], int] = {}
-    for place, entry in enumerate(_list(content, "annotations", path)):
-        where = f"{path}: annotations[{place}]"
+    found = _distinct((_of_coco(entry, f"{path}: images[{index}]") for index, entry in entries), path)
+    indices: dict[tuple[int | str, int | str], int] = {}
+    for index, entry in enumerate(_list(content, "annotations", path)):
+        where = f"{path}: annotations[{index}]"
         image, caption = _get(entry, "image_id", where), _get(entry, "caption", where)
         if not _is_id(image) or image not in found:
-            raise DataError(f"{where}.image_id is {shown(image)}, the id of no image of the file; {_MEND}")
+            raise DataError(f"{where}.image_id is {shown(image)}, which no image of the file has; {_MEND}")
         _check_caption(caption, f"{where}.caption")
-        identity = entry.get("id", place)
+        identity = entry.get("id", index)
         _check_id(identity, f"{where}.id")
-        other = places.setdefault((image, identity), place)
-        if other != place:
-            raise DataError(f"{where}.id is {identity!r}, as that of annotations[{other}] of its image; leave one out")
+        other = indices.setdefault((image, identity), index)
+        if other != index:
+            raise DataError(f"{where}.id is {identity!r}, as in annotations[{other}] of the same image; remove one")
         found[image].captions.append((identity, caption))
     return [*found.values()]
 
@@ -289,12 +287,12 @@ def _of_coco(entry: Any, where: str) -> Photograph:
     _check_id(identity, f"{where}.id")
     _check_name(name, f"{where}.file_name")
     url = entry.get("coco_url") or entry.get("flickr_url") or entry.get("url") or ""
-    return Photograph(identity, name, url.strip() if isinstance(url, str) and not _strange_line(url.strip()) else "")
+    return Photograph(identity, name, url.strip() if isinstance(url, str) and not _breaks_line(url.strip()) else "")
 
 
 def _read_karpathy(images: list[Any], path: Path) -> list[Photograph]:
-    """Of Karpathy and Fei-Fei's splits (2015): COCO's, where photographs have a cocoid and a filepath, and Flickr's."""
-    found = (_of_karpathy(entry, f"{path}: images[{place}]") for place, entry in enumerate(images))
+    """Karpathy and Fei-Fei's splits (2015) of COCO, where photographs have a cocoid and a filepath, and of Flickr."""
+    found = (_of_karpathy(entry, f"{path}: images[{index}]") for index, entry in enumerate(images))
     return [*_distinct(found, path).values()]
 
 
@@ -318,8 +316,8 @@ def _of_karpathy(entry: Any, where: str) -> Photograph:
     name, keys = (f"{folder}/{name}", "filepath/filename") if folder else (name, "filename")
     _check_name(name, f"{where}.{keys}", _AS_KARPATHY)
     captions = []
-    for place, sentence in enumerate(sentences):
-        at = f"{where}.sentences[{place}]"
+    for index, sentence in enumerate(sentences):
+        at = f"{where}.sentences[{index}]"
         caption, sentence_id = (_get(sentence, key, at, _AS_KARPATHY) for key in ("raw", "sentid"))
         _check_caption(caption, f"{at}.raw", _AS_KARPATHY)
         _check_id(sentence_id, f"{at}.sentid", _AS_KARPATHY)
@@ -328,7 +326,7 @@ def _of_karpathy(entry: Any, where: str) -> Photograph:
 
 
 def _read_lines(text: str, path: Path) -> list[Photograph]:
-    """A file that names the photograph beside each of its captions; they are numbered as they come."""
+    """A file with a photograph's name beside each caption; photographs are numbered in the order of the file."""
     first = text.lstrip("\n\r").partition("\n")[0].rstrip("\r")
     if _TOKEN.fullmatch(first):
         entries = _token_lines(text, path)
@@ -336,7 +334,7 @@ def _read_lines(text: str, path: Path) -> list[Photograph]:
         entries = _csv_rows(text, path)
     else:
         begins = f"begins with {shown(first)}" if first else "is empty"
-        raise DataError(f"{path}: {begins}, and is in no format of captions; {_FORMATS}")
+        raise DataError(f"{path}: {begins}, in an unknown format; {_FORMATS}")
     found: dict[str, Photograph] = {}
     for line, name, caption in entries:
         where, key = f"{path}: line {line}", file_names.plain(name)
@@ -349,8 +347,8 @@ def _read_lines(text: str, path: Path) -> list[Photograph]:
 
 
 def _token_lines(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
-    """Number of the line, name and caption."""
-    met: dict[tuple[str, str], int] = {}
+    """Line number, name and caption."""
+    seen: dict[tuple[str, str], int] = {}
     for line, content in enumerate(lines(text), 1):
         if not content.strip():
             continue
@@ -358,14 +356,14 @@ def _token_lines(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
         if parts is None:
             raise DataError(f"{path}: line {line} is {shown(content)}, not name#number, tab, caption; mend it")
         name, number, caption = parts.groups()
-        other = met.setdefault((name, number), line)
+        other = seen.setdefault((name, number), line)
         if other != line:
-            raise DataError(f"{path}: line {line} is of {shown(f'{name}#{number}')}, as line {other}; leave one out")
+            raise DataError(f"{path}: line {line} is of {shown(f'{name}#{number}')}, as line {other}; remove one")
         yield line, name, caption
 
 
 def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, str, str]]:
-    """Number of the line, name and caption."""
+    """Line number, name and caption."""
     rows = csv.reader(io.StringIO(text, newline="\n"), strict=True)
     try:
         header = False
@@ -400,24 +398,24 @@ def _check_caption(caption: Any, where: str, mend: str = _MEND) -> None:
     if not isinstance(caption, str):
         raise DataError(f"{where} is {shown(caption)}, not a string; {mend}")
     if strange(caption):
-        raise DataError(f"{where} is {shown(caption)}; {strange(caption)!r} is in no text: take it out")
+        raise DataError(f"{where} is {shown(caption)}; {strange(caption)!r} is not a text character: remove it")
 
 
 def _distinct(photographs: Iterable[Photograph], path: Path) -> dict[int | str, Photograph]:
     """The photographs by their ids.
 
     Raises:
-        DataError: two have one id or one name.
+        DataError: two photographs have the same id or name.
     """
     found: dict[int | str, Photograph] = {}
     names: dict[str, int] = {}
-    for place, photograph in enumerate(photographs):
-        where = f"{path}: images[{place}]"
+    for index, photograph in enumerate(photographs):
+        where = f"{path}: images[{index}]"
         if photograph.id in found:
-            raise DataError(f"{where} has the id {shown(photograph.id)}, as an image before it; leave one out")
-        other = names.setdefault(file_names.plain(photograph.file_name), place)
-        if other != place:
-            raise DataError(f"{where} has the name {shown(photograph.file_name)}, as images[{other}]; leave one out")
+            raise DataError(f"{where} has the id {shown(photograph.id)}, as an earlier image; remove one")
+        other = names.setdefault(file_names.plain(photograph.file_name), index)
+        if other != index:
+            raise DataError(f"{where} has the name {shown(photograph.file_name)}, as images[{other}]; remove one")
         found[photograph.id] = photograph
     return found
 
@@ -440,29 +438,29 @@ def _is_id(value: Any) -> bool:
     return type(value) is int or (isinstance(value, str) and not strange(value))
 
 
-def _strange_line(text: str) -> bool:
+def _breaks_line(text: str) -> bool:
     return strange(text) is not None or "\n" in text or "\r" in text
 
 
 def locate(splits: Mapping[str, list[Photograph]], folders: Mapping[str | None, Path]) -> dict[str, list[Photograph]]:
-    """The photographs with their paths; None where there is none.
+    """The photographs with their paths; None for missing ones.
 
-    Below the folder by their name, in whatever form of Unicode, else where the name occurs in a folder inside, as in
-    COCO's train2014 and val2014; of several, the one that has the split in its folders' names. A name that has folders
-    itself may also lie without them, unless two photographs would share that file.
+    A photograph is searched for by its name below the folder, in any Unicode normalisation, then in the subfolders, as
+    COCO's train2014 and val2014; of several files, the one with the split in its path is used. If its name contains
+    folders, it may also lie without them, unless two photographs would share that file.
 
     Args:
-        splits: as `read_splits` gives them.
-        folders: of the splits, as `named_folders` gives them.
+        splits: the result of `read_splits`.
+        folders: the result of `named_folders`.
 
     Raises:
-        DataError: a split has no folder, a folder no split, there is no such folder, a name occurs twice in it, it
-            holds no photograph of a split, or one file is two photographs.
+        DataError: a split has no folder, a folder no split, a folder is missing, contains a name twice, or contains no
+            photograph of a split, or two photographs have the same file.
     """
     odd = [split for split in (*splits, *folders) if (split in splits) != (split in folders)]
     if None not in folders and odd:
         split = odd[0]
-        what = "names no folder of the split" if split in splits else "names a folder of no split, called"
+        what = "names no folder of the split" if split in splits else "names a folder for the unknown split"
         raise DataError(f"--images {what} {split}; the splits are {', '.join(splits)}")
     by_split = {split: folders.get(split) or folders[None] for split in splits}
     located: dict[str, list[Photograph]] = {}
@@ -473,7 +471,7 @@ def locate(splits: Mapping[str, list[Photograph]], folders: Mapping[str | None, 
 
 
 def _below(folder: Path, splits: Mapping[str, list[Photograph]]) -> dict[str, list[Photograph]]:
-    """Those that are all in one folder."""
+    """`locate` for splits that share a folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of photographs")
     names = [photograph.file_name for photographs in splits.values() for photograph in photographs]
@@ -490,7 +488,7 @@ def _below(folder: Path, splits: Mapping[str, list[Photograph]]) -> dict[str, li
                 found = _candidates(there, name, split, wanted)
                 if len(found) > 1:
                     raise DataError(
-                        f"{folder}: holds {name!r} more than once, as {found[0]} and as {found[1]}; take one away, or "
+                        f"{folder}: contains {name!r} twice, as {found[0]} and as {found[1]}; remove one, or "
                         f"name the folder of each split, such as --images {split}=DIR"
                     )
                 nearest = None if found else there.nearest(name)
@@ -503,12 +501,14 @@ def _below(folder: Path, splits: Mapping[str, list[Photograph]]) -> dict[str, li
         if not any(photograph.path for photograph in located[split]):
             first = photographs[0].file_name
             hint = file_names.hint(there.nearest(first, guess=True) if there else None)
-            raise DataError(f"{folder}: holds no photograph of {split}; the first would be {shown(first, 300)}{hint}")
+            raise DataError(
+                f"{folder}: contains no photograph of {split}; the first would be {shown(first, 300)}{hint}"
+            )
     return located
 
 
 def _candidates(there: Names, name: str, split: str, wanted: Names) -> list[str]:
-    """The files that may be the photograph of that name, which is one of those wanted."""
+    """The files that may be the photograph of this name, one of the wanted names."""
     found = there.meant(name) or there.in_folders(name)
     if len(found) > 1:
         of_split = [path for path in found if split.lower() in path.lower().rpartition("/")[0]]
@@ -517,7 +517,7 @@ def _candidates(there: Names, name: str, split: str, wanted: Names) -> list[str]
 
 
 def _check_apart(splits: Mapping[str, list[Photograph]], folders: Mapping[str, Path]) -> None:
-    """Raise DataError where two photographs are one file. In two folders they are two, whatever their names."""
+    """Raise DataError if two photographs have the same file."""
     owner: dict[Path, tuple[str, Photograph]] = {}
     for split, photographs in splits.items():
         folder = folders[split].resolve()
@@ -527,12 +527,12 @@ def _check_apart(splits: Mapping[str, list[Photograph]], folders: Mapping[str, P
             other, first = owner.setdefault(folder / photograph.file_name, (split, photograph))
             if other != split:
                 raise DataError(
-                    f"the photograph {photograph.file_name!r} is in {other} and in {split}: what a model has learnt "
-                    "must not validate it; take it out of one, or, if there are two of this name, name a folder for "
+                    f"the photograph {photograph.file_name!r} is in {other} and in {split}: training and validation "
+                    "data must not overlap; remove it from one, or, if there are two of this name, name a folder for "
                     f"each: --images {other}=DIR {split}=DIR"
                 )
             if first is not photograph:
                 raise DataError(
-                    f"the photograph {photograph.file_name!r} is two of {split}, with the ids {shown(first.id)} and "
-                    f"{shown(photograph.id)}; leave one out"
+                    f"the photograph {photograph.file_name!r} is in {split} twice, with the ids {shown(first.id)} and "
+                    f"{shown(photograph.id)}; remove one"
                 )

@@ -1,6 +1,6 @@
-"""What makes a data directory sound, checked before anything is computed from it.
+"""Checks of a data directory, before anything is computed from it.
 
-Every fault is a `DataError` of one line: the file, the dataset, the row and column, the value found, and what to do.
+Each error is a `DataError` of one line: file, dataset, row and column, the value found, and what to do.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from torch_caption.data.hdf5 import INTEGERS, dataset
 from torch_caption.data.tokenizer import TOKENIZERS
 from torch_caption.data.vocabulary import END, NULL, START, Vocabulary
 from torch_caption.errors import DataError, InputError
-from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.text import lines, read_json, read_text, shown, strange
 
 BLOCK_BYTES = 2**26
-"""Values are read and checked in blocks of about so many bytes (64 MiB)."""
+"""Values are read and checked in blocks of about this many bytes (64 MiB)."""
 LONGEST = 1000
-"""The most columns of a row of captions."""
+"""Maximum number of columns of captions."""
 NAMES_LIMIT = 2**30
-"""The most bytes of a file of names (1 GiB)."""
+"""Maximum size of a file of names in bytes (1 GiB)."""
 DEEPEST = 32
-"""The most levels of a manifest."""
+"""Maximum nesting depth of a manifest."""
 
 
 def check_room_for_captions(file: h5py.File, splits: Sequence[str]) -> None:
-    """Raise DataError if the captions of all splits together take more memory than they may."""
+    """Raise DataError if the captions of all splits together exceed the memory limit."""
     shapes = [dataset(file, f"{split}_captions", (2,), INTEGERS).shape for split in splits]
     size = sum(8 * rows * (columns + 1) for rows, columns in shapes)
     where = f"{file.filename}: the captions of all splits"
-    check_room(size, where, "leave captions out, or use a machine with more memory")
+    check_room(size, where, "remove captions, or use a machine with more memory")
 
 
 def read_captions(file: h5py.File, split: str, vocabulary: Vocabulary, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """The split's captions (M, T) and image indices (M,), both int64, every one of them checked.
+    """The split's captions (M, T) and image indices (M,), both int64 and checked.
 
     Args:
         images: the number of rows of the split's features.
@@ -55,7 +55,7 @@ def read_captions(file: h5py.File, split: str, vocabulary: Vocabulary, images: i
     rows, columns = captions.shape
     if rows != len(image_idxs):
         raise DataError(
-            f"{where} has {rows} rows and {split}_image_idxs {len(image_idxs)}; each caption takes one image index"
+            f"{where} has {rows} rows and {split}_image_idxs {len(image_idxs)}; each caption needs one image index"
         )
     if columns > LONGEST:
         raise DataError(f"{where} has {columns} columns; cut the captions to at most {LONGEST}")
@@ -69,16 +69,16 @@ def read_captions(file: h5py.File, split: str, vocabulary: Vocabulary, images: i
         if outside.size:
             row = outside[0]
             raise DataError(
-                f"{images_where}[{start + row}] is {owners[row]}, but the split's features have {images} rows; bring "
-                "the features that belong to these captions"
+                f"{images_where}[{start + row}] is {owners[row]}, but the split's features have {images} rows; use "
+                "the features of the images of these captions"
             )
         held[0][piece], held[1][piece] = words, owners
     return held
 
 
 def _check_words(where: str, start_row: int, captions: np.ndarray, vocabulary: Vocabulary) -> None:
-    """`where` begins the message, rows count from `start_row`. The dtype is still the file's: uint64 must not wrap
-    before it is compared.
+    """Check a block of captions. `where` begins the message, rows count from `start_row`. The dtype is the file's:
+    uint64 must not wrap before it is compared.
     """
     null, start, end = (vocabulary.word_to_idx[word] for word in (NULL, START, END))
     column = np.arange(captions.shape[1])
@@ -88,7 +88,7 @@ def _check_words(where: str, start_row: int, captions: np.ndarray, vocabulary: V
     faults = (
         (
             (captions < 0) | (captions >= len(vocabulary)),
-            f"but the vocabulary has {len(vocabulary)} words; bring the vocabulary that these captions were made with",
+            f"but the vocabulary has {len(vocabulary)} words; use the vocabulary of these captions",
         ),
         (
             (column == 0) & (captions != start),
@@ -96,7 +96,7 @@ def _check_words(where: str, start_row: int, captions: np.ndarray, vocabulary: V
         ),
         (
             (column == captions.shape[1] - 1) & (last == captions.shape[1]),
-            f"and the row has no <END>, {end}; end the caption, or leave it out",
+            f"and the row has no <END>, {end}; end the caption, or remove it",
         ),
         (
             (column > last) & (captions != null),
@@ -114,7 +114,7 @@ def _check_words(where: str, start_row: int, captions: np.ndarray, vocabulary: V
 
 
 def read_rows(features: h5py.Dataset, rows: Any) -> np.ndarray:
-    """Rows of features as float32 in the machine's byte order; what float32 cannot hold becomes infinite."""
+    """Rows of features as float32 in the machine's byte order; values beyond float32 become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return features[rows].astype(np.float32, copy=False)
 
@@ -123,40 +123,40 @@ def read_features(features: h5py.Dataset, where: str, out: np.ndarray | None) ->
     """Check that every feature is finite, block by block, and fill `out` with them where given.
 
     Args:
-        features: (images, D) or (images, D, ...) for the places of a grid.
+        features: (images, D) or, for grids, (images, D, ...).
         where: begins the message of an error.
-        out: (images, D), or (images, places, D).
+        out: (images, D), or (images, positions, D).
 
     Raises:
         DataError: a NaN, an infinity, or a number beyond float32.
     """
     images, *shape = features.shape
     block = max(1, BLOCK_BYTES // (features.dtype.itemsize * math.prod(shape)))
-    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=not is_watched())
+    starts = tqdm(range(0, images, block), desc=where, unit="block", delay=1, leave=False, disable=not is_interactive())
     for start in starts:
         values = read_rows(features, slice(start, start + block))
         finite = np.isfinite(values)
         if not finite.all():
-            row, *place = map(int, np.unravel_index(int((~finite).argmax()), finite.shape))
-            place = [start + row, *place]
+            row, *index = map(int, np.unravel_index(int((~finite).argmax()), finite.shape))
+            index = [start + row, *index]
             raise DataError(
-                f"{where}{place} is {features[tuple(place)]}, not a finite float32; "
-                "extract the features again, or leave the image out"
+                f"{where}{index} is {features[tuple(index)]}, not a finite float32; "
+                "extract the features again, or remove the image"
             )
         if out is not None:
-            out[start : start + block] = by_place(values) if values.ndim > 2 else values
+            out[start : start + block] = by_position(values) if values.ndim > 2 else values
 
 
-def by_place(grids: np.ndarray) -> np.ndarray:
-    """(B, D, ...) as (B, places, D)."""
+def by_position(grids: np.ndarray) -> np.ndarray:
+    """(B, D, ...) as (B, positions, D)."""
     return grids.reshape(*grids.shape[:2], math.prod(grids.shape[2:])).swapaxes(1, 2)
 
 
 def read_names(path: Path, images: int) -> list[str] | None:
-    """The lines of a file that names one image a row, as they are; None if there is no such file.
+    """The lines of a file with one image per line, unchanged; None if there is no such file.
 
     Raises:
-        DataError: not UTF-8, or not as many lines as there are images.
+        DataError: not UTF-8, or another number of lines than of images.
     """
     if not path.exists():
         return None
@@ -167,13 +167,13 @@ def read_names(path: Path, images: int) -> list[str] | None:
     if len(names) != images:
         raise DataError(
             f"{path}: has {len(names)} lines, but the split's features have {images} rows; "
-            "the file takes one line an image, in the order of the rows"
+            "the file needs one line per image, in the order of the rows"
         )
     return names
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """`manifest.json`, which says how the features were made; {} if there is none.
+    """`manifest.json`, the provenance of the features; {} if there is none.
 
     Raises:
         DataError: the file is not a JSON object in UTF-8.
@@ -197,18 +197,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_values(manifest: dict[str, Any], path: Path) -> None:
-    """Raise DataError where a value cannot be kept with a model."""
+    """Raise DataError for a value that cannot be stored with a model."""
     level: list[tuple[str, Any]] = [*manifest.items()]
     for _ in range(DEEPEST):
         inner: list[tuple[str, Any]] = []
         for name, value in level:
             fault = isinstance(value, float) and not math.isfinite(value)
             if fault or strange(name) or (isinstance(value, str) and strange(value)):
-                raise DataError(f"{path}: {shown(name)} is {shown(value)}, no value to keep; write it again")
+                raise DataError(f"{path}: {shown(name)} is {shown(value)}, which cannot be stored; write it again")
             if isinstance(value, dict):
                 inner += [(f"{name}.{key}", below) for key, below in value.items()]
             elif isinstance(value, list):
-                inner += [(f"{name}[{place}]", below) for place, below in enumerate(value)]
+                inner += [(f"{name}[{index}]", below) for index, below in enumerate(value)]
         level = inner
     if level:
         raise DataError(f"{path}: {shown(level[0][0])} is nested more than {DEEPEST} deep; write it again")
@@ -223,4 +223,4 @@ def read_vocabulary(path: Path) -> Vocabulary:
     try:
         return Vocabulary.load(path)
     except InputError as error:
-        raise DataError(f"{one_line(error)}; copy the file that belongs to these captions") from None
+        raise DataError(f"{one_line(error)}; copy the vocabulary of these captions") from None

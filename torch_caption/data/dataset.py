@@ -4,10 +4,10 @@
     coco2014_vocab.json                 {"idx_to_word": [word, ...], "word_to_idx": {word: id, ...}}
     {split}2014_vgg16_fc7.h5            features (images, D), floating point, and, or instead,
     {split}2014_vgg16_fc7_pca.h5        the same of fewer dimensions
-    {split}2014_grid.h5                 features (images, D, a, a) or (images, D, L) of places, for attention (optional)
-    {split}2014_images.txt              the images' file names, one a row of the features     (optional)
+    {split}2014_grid.h5                 features (images, D, a, a) or (images, D, L), for attention (optional)
+    {split}2014_images.txt              the images' file names, one per row of the features   (optional)
     {split}2014_urls.txt                the images' URLs, likewise                            (optional)
-    manifest.json, *pca.npz             how the features were made                            (optional)
+    manifest.json, *pca.npz             the provenance of the features                        (optional)
     images/                             the pictures that {split}2014_images.txt names        (optional)
 
 `python -m torch_caption check-data DIR` checks a directory, `python -m torch_caption download DIR` downloads
@@ -61,24 +61,24 @@ KINDS: dict[str, dict[str, bool]] = {
     "vgg16_fc7": {"pca": False},
     "grid": {"grids": True},
 }
-"""The files of features that a split may have, `{split}2014_{kind}.h5`, and how `open_data` is asked for them."""
+"""The feature files that a split may have, `{split}2014_{kind}.h5`, and the arguments of `open_data` for them."""
 IN_MEMORY_LIMIT = 2**30
 """`in_memory="auto"` holds the features in memory if those of all splits together take at most 1 GiB."""
 
 
 class Split(Dataset[Batch]):
-    """One split: M captions, each of one of the images, and the images' features.
+    """One split: M captions, each with its image, and the features of the images.
 
     A row is (features (D,) float32, caption (T,) int64); the features of a grid are (D, a, a) or (D, L).
 
     Attributes:
         name: "train", "val", ...
         captions: (M, T) int64; each row <START>, words, <END>, <NULL>s.
-        image_idxs: (M,) int64; the image that each caption is of.
-        num_images: the rows of the features, captioned or not.
+        image_idxs: (M,) int64; the image of each caption.
+        num_images: the number of rows of the features, with or without captions.
         feature_dim: D.
-        tokenizer: how the captions were split into tokens, a name of `torch_caption.data.tokenizer.TOKENIZERS`.
-        grid: the places that an image has features of, (a, a) or (L,); () where it has one vector.
+        tokenizer: of the captions, a name in `torch_caption.data.tokenizer.TOKENIZERS`.
+        grid: the shape of the spatial positions, (a, a) or (L,); () for one vector per image.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Split(Dataset[Batch]):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the features are held in memory, or read in slices."""
+        """Whether the features are in memory, and not read in slices."""
         return isinstance(self._features, Tensor)
 
     def __len__(self) -> int:
@@ -121,18 +121,18 @@ class Split(Dataset[Batch]):
         return features[0], captions[0]
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """The whole batch at once: features (B, D) or (B, D, ...) float32 and captions (B, T) int64."""
+        """The whole batch: features (B, D) or (B, D, ...) float32 and captions (B, T) int64."""
         idx = torch.as_tensor(rows, dtype=torch.int64, device="cpu")
         return self._rows(self.image_idxs.index_select(0, idx)), self.captions.index_select(0, idx)
 
     def _rows(self, idx: Tensor) -> Tensor:
         stored = self._features
         features = (stored.index_select(0, idx) if isinstance(stored, Tensor) else stored[idx]).float()
-        # In memory the numbers of a place lie side by side, as a projection of each place reads them.
+        # In memory the features of a position are contiguous, as the projection of each position needs them.
         return features.mT.unflatten(2, self.grid) if self.grid else features
 
     def features_of(self, image_idxs: Tensor | Sequence[int]) -> Tensor:
-        """The images' features (B, D) float32, or those of their places (B, D, a, a) or (B, D, L).
+        """The images' features (B, D) float32, or grids (B, D, a, a) or (B, D, L).
 
         Raises:
             DataError: there is no such image.
@@ -147,7 +147,7 @@ class Split(Dataset[Batch]):
         return self._rows(idx)
 
     def references(self, image_idx: int) -> list[str]:
-        """The captions of one image as text, in the order of the rows; [] if it has none among them.
+        """The captions of one image as text, in the order of the rows; [] if it has none.
 
         Raises:
             DataError: there is no such image.
@@ -158,7 +158,7 @@ class Split(Dataset[Batch]):
         return [self.vocabulary.decode(ids) for ids in self.captions[rows].tolist()]
 
     def image_name(self, image_idx: int) -> str | None:
-        """The image's line in {split}2014_urls.txt, or in {split}2014_images.txt where there are no URLs; None without.
+        """The image's line in {split}2014_urls.txt, else in {split}2014_images.txt; None without both.
 
         Raises:
             DataError: there is no such image.
@@ -177,7 +177,7 @@ class Split(Dataset[Batch]):
         return (self._names[image_idx] or None) if self._names else None
 
     def image_path(self, image_idx: int) -> Path | None:
-        """The image's file below the folder of pictures; None if there is none, or if its name leads out of there.
+        """The image's file below the folder of pictures; None if it is missing or its name leads out of the folder.
 
         Raises:
             DataError: there is no such image.
@@ -186,7 +186,7 @@ class Split(Dataset[Batch]):
         return None if name is None or self._images is None else below(self._images, name)
 
     def picture(self, image_idx: int) -> Path | Image.Image | None:
-        """What a gallery shows of the image: its file, the picture itself where that is at hand, or None.
+        """The picture for a gallery: a file, the picture itself if it is loaded, or None.
 
         Raises:
             DataError: there is no such image.
@@ -195,7 +195,7 @@ class Split(Dataset[Batch]):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal digits, of the captions and of which image each is of, in the order of the rows."""
+        """SHA-256, in hexadecimal digits, of the captions and their image indices, in the order of the rows."""
         digest = hashlib.sha256(repr(tuple(self.captions.shape)).encode("ascii"))
         for rows in (self.captions, self.image_idxs):
             digest.update(np.ascontiguousarray(rows.numpy(), dtype="<i8").data)
@@ -207,15 +207,15 @@ class Split(Dataset[Batch]):
 
     @cached_property
     def _rows_by_image(self) -> tuple[Tensor, list[int]]:
-        """The rows, image by image, and where each image's begin; one entry more closes the last."""
+        """The rows sorted by image, and the first index of each image; one more entry ends the last image."""
         idxs, order = torch.sort(self.image_idxs, stable=True)
         return order, torch.searchsorted(idxs, torch.arange(self.num_images + 1, device="cpu")).tolist()
 
 
 def below(folder: Path, name: str) -> Path | None:
-    """`folder / name` if that is a file inside of the folder, also once links are followed.
+    """`folder / name` if that is a file inside the folder, also after links are followed.
 
-    A name that was written on another system is found in this one's form of Unicode, too.
+    A name from another system is found in any Unicode normalisation.
     """
     if not name or "\0" in name or file_names.leads_out(name):
         return None
@@ -224,7 +224,7 @@ def below(folder: Path, name: str) -> Path | None:
             path = (folder / form).resolve()
             if path.is_relative_to(folder.resolve()) and path.is_file():
                 return path
-        except OSError:  # a name longer than any file's, or links that go round
+        except OSError:  # a name longer than any file's, or a cycle of links
             return None
     return None
 
@@ -234,10 +234,11 @@ class CocoData:
     """A data directory, checked: `data["train"]` is a `Split`.
 
     Attributes:
-        directory: where it lies.
-        vocabulary: the words of every split.
-        manifest: what manifest.json says of the making of the features; {} without it.
-        recipe: what a checkpoint keeps of it, to do the same to a new picture (`torch_caption.data.recipe`).
+        directory: its path.
+        vocabulary: the words of all splits.
+        manifest: the content of manifest.json; {} without it.
+        recipe: the part of it that a checkpoint contains, to compute the features of a new picture
+            (`torch_caption.data.recipe`).
         splits: by name, train first.
     """
 
@@ -262,16 +263,16 @@ def open_data(
     in_memory: str = "auto",
     seed: int = 0,
 ) -> CocoData:
-    """Open and check a data directory; nothing is returned before all of it has been found sound.
+    """Open a data directory; it is checked completely before anything is returned.
 
     Args:
-        directory: a folder in cs231n's layout; the head of this file shows it.
-        pca: True takes `*_pca.h5`, False the full features, None the first of the two that every split has.
-        grids: take `*_grid.h5`, the features of places, and no vectors.
-        max_train: keep so many of the train captions, drawn by `seed`, their order kept.
-        in_memory: "yes" holds the features in memory, "no" reads every batch from the file, "auto" holds them if they
+        directory: a folder in cs231n's layout, shown at the head of this file.
+        pca: True reads `*_pca.h5`, False the full features, None the first of the two that every split has.
+        grids: read `*_grid.h5` instead of vectors.
+        max_train: use a random subset of this many train captions, in their order.
+        in_memory: "yes" loads the features into memory, "no" reads every batch from the file, "auto" loads them if they
             take at most `IN_MEMORY_LIMIT` bytes and half of the memory. Batches are the same.
-        seed: of the draw of `max_train`.
+        seed: of the choice of `max_train`.
 
     Raises:
         DataError: the data cannot be used; the message names file, dataset, row and value.
@@ -280,9 +281,9 @@ def open_data(
     if in_memory not in ("auto", "yes", "no"):
         raise ConfigError(f"in_memory is {in_memory!r}; choose auto, yes or no")
     if max_train is not None and max_train < 1:
-        raise ConfigError(f"max_train is {max_train}; it takes 1 or more")
+        raise ConfigError(f"max_train is {max_train}; it must be at least 1")
     if grids and pca:
-        raise ConfigError("grids of features have no PCA; leave pca to cells that take one vector an image")
+        raise ConfigError("grids of features have no PCA; use pca with one vector per image")
     directory = Path(directory)
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder; `{typed('download')} DIR` downloads one")
@@ -326,28 +327,28 @@ def open_data(
 
 
 def _pictures(directory: Path, manifest: Mapping[str, Any], split: str) -> Path:
-    """The folder of a split's pictures: each split may have its own."""
+    """The folder of a split's pictures."""
     images = manifest.get("images", "images")
     return directory / (images.get(split, "images") if isinstance(images, Mapping) else images)
 
 
 def _urls(path: Path, images: int) -> list[str] | None:
-    """No URL begins or ends with a blank."""
+    """The lines of a file of URLs, without blanks at their ends."""
     lines = checks.read_names(path, images)
     return None if lines is None else [line.strip() for line in lines]
 
 
 def _split_names(file: h5py.File) -> list[str]:
-    """Every split that the file of captions holds, train first."""
+    """The splits in the file of captions, train first."""
     suffixes = "_captions", "_image_idxs"
     names = {key.removesuffix(suffix) for key in file for suffix in suffixes if key.endswith(suffix)}
     for name in sorted(names):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # the name becomes part of file names
-            raise DataError(f"{file.filename}: {name!r} is no name for a split; use letters, digits, - and _")
+            raise DataError(f"{file.filename}: {name!r} is not the name of a split; use letters, digits, - and _")
         for suffix in suffixes:
             hdf5.dataset(file, name + suffix, (2,) if suffix == "_captions" else (1,), INTEGERS)
     if "train" not in names:
-        raise DataError(f"{file.filename}: no dataset train_captions; it holds {hdf5.names(file)}")
+        raise DataError(f"{file.filename}: no dataset train_captions; it contains {hdf5.names(file)}")
     order = ["train", "val", "test"]
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
@@ -359,10 +360,10 @@ def _subsample(captions: np.ndarray, image_idxs: np.ndarray, size: int, seed: in
 
 
 def open_kinds(directory: str | Path) -> list[CocoData]:
-    """Open and check a data directory with each kind of features that it has: projected ones, full ones, grids.
+    """Open and check a data directory with each kind of features in it: projected, full, grids.
 
     Raises:
-        DataError: the data cannot be used; a kind that a split has and another lacks is one of the faults.
+        DataError: the data cannot be used, or only some splits have a kind of features.
     """
     directory = Path(directory)
     found = [kind for kind in KINDS if any(directory.glob(f"*2014_{kind}.h5"))]
@@ -372,7 +373,7 @@ def open_kinds(directory: str | Path) -> list[CocoData]:
 
 
 def summary(kinds: Sequence[CocoData]) -> str:
-    """A table of the splits, their sizes, and each kind of features of theirs."""
+    """A table of the splits, their sizes and their kinds of features."""
     data = kinds[0]
     rows: list[Sequence[str]] = [("split", "captions", "length", "images", *(str(d.recipe["features"]) for d in kinds))]
     for name, split in data.splits.items():
@@ -385,4 +386,4 @@ def summary(kinds: Sequence[CocoData]) -> str:
         "  ".join([row[0].ljust(columns[0]), *(c.rjust(w) for c, w in zip(row[1:], columns[1:], strict=True))])
         for row in rows
     ]
-    return "\n".join([f"{data.directory}: sound, {len(data.vocabulary):,} words", *lines])
+    return "\n".join([f"{data.directory}: valid, {len(data.vocabulary):,} words", *lines])

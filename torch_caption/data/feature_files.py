@@ -1,4 +1,4 @@
-"""Features stored in HDF5: found, measured, and read whole or in slices."""
+"""Features in HDF5 files: find them, get their shapes, read them completely or in slices."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch_caption.io.exits import one_line
 
 
 class _Opened(NamedTuple):
-    """A file's features as one process has them open: its id, the dataset, the file's descriptor and bytes.
+    """The open features of one process: process id, dataset, file descriptor and size of the file in bytes.
 
-    There is no descriptor on Windows, where those of one library say nothing to another.
+    There is no descriptor on Windows, where libraries do not share descriptors.
     """
 
     process: int
@@ -37,14 +37,14 @@ class _Opened(NamedTuple):
         descriptor = dataset.file.id.get_vfd_handle()
         return cls(os.getpid(), dataset, descriptor, os.fstat(descriptor).st_size)
 
-    def is_cut_off(self) -> bool:
+    def is_truncated(self) -> bool:
         return self.descriptor is not None and os.fstat(self.descriptor).st_size < self.size
 
 
 class FeatureFile:
-    """Rows of an HDF5 file's `features`, read when asked for.
+    """Rows of an HDF5 file's `features`, read on demand.
 
-    The file is opened at the first read in each process: a handle is never pickled, nor used across a fork.
+    The file is opened at the first read in each process: a handle is never pickled or used across a fork.
     """
 
     def __init__(self, path: Path, shape: Shape) -> None:
@@ -56,34 +56,34 @@ class FeatureFile:
         return vars(self) | {"_opened": None}
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """The rows (B,) in any order, repeated or not, as float32: one read, sorted and without repetition.
+        """The rows (B,) in any order, repeated or not, as float32: one sorted read without repetitions.
 
-        They are (B, D), or (B, places, D) of a grid.
+        They are (B, D), or (B, positions, D) of a grid.
 
         Raises:
-            DataError: the file has been moved, damaged or cut off since it was checked.
+            DataError: the file was moved, damaged or truncated since it was checked.
         """
-        unique, place = torch.unique(rows, return_inverse=True)
+        unique, index = torch.unique(rows, return_inverse=True)
         try:
-            opened = self._at_hand()
+            opened = self._current()
             values = checks.read_rows(opened.dataset, unique.numpy())
-            if opened.is_cut_off():  # HDF5 reads zeros behind an end
-                raise DataError(f"{self.path}: was cut off while it was read; bring that file back")
+            if opened.is_truncated():  # HDF5 reads zeros past the end
+                raise DataError(f"{self.path}: was truncated while it was read; restore that file")
         except DataError:
             raise
         except hdf5.HDF5_ERRORS as error:
-            raise DataError(f"{self.path}: cannot be read any more ({one_line(error)}); bring that file back") from None
+            raise DataError(f"{self.path}: can no longer be read ({one_line(error)}); restore that file") from None
         if values.ndim > 2:
-            values = np.ascontiguousarray(checks.by_place(values))
-        return torch.from_numpy(values).index_select(0, place)
+            values = np.ascontiguousarray(checks.by_position(values))
+        return torch.from_numpy(values).index_select(0, index)
 
-    def _at_hand(self) -> _Opened:
+    def _current(self) -> _Opened:
         if self._opened is None or self._opened.process != os.getpid():
             self._opened = _Opened.here(self._open())
         return self._opened
 
     def _open(self) -> h5py.Dataset:
-        """The dataset, examined anew: the file may be another than the one that was checked."""
+        """The dataset, checked again: the file may have been replaced."""
         with hdf5.examined(self.path):
             file = h5py.File(self.path, "r")
             try:
@@ -94,21 +94,21 @@ class FeatureFile:
 
 
 def _as_measured(file: h5py.File, path: Path, shape: Shape) -> h5py.Dataset:
-    """The features of an open file, examined, and of the shape that was found before."""
+    """The checked features of an open file, which must have the previous shape."""
     features = hdf5.dataset(file, "features", (len(shape),), FLOATS)
     if features.shape != shape:
         raise DataError(
-            f"{path}: features has the shape {features.shape}, but had {shape} when checked; bring that file back"
+            f"{path}: features has the shape {features.shape}, but had {shape} when checked; restore that file"
         )
     return features
 
 
 def find(directory: Path, splits: Sequence[str], pca: bool | None, grids: bool) -> dict[str, Path]:
-    """The file of each split's features, all of them of one kind.
+    """The file of each split's features, all of one kind.
 
     Args:
-        pca: True takes `*_pca.h5`, False the full features, None the first of the two that every split has.
-        grids: take `*_grid.h5` and no vectors.
+        pca: True selects `*_pca.h5`, False the full features, None the first of the two that every split has.
+        grids: select `*_grid.h5` instead of vectors.
 
     Raises:
         DataError: a split lacks its file.
@@ -122,10 +122,10 @@ def find(directory: Path, splits: Sequence[str], pca: bool | None, grids: bool) 
             return paths
         lacking.append(missing)
     paths_text = " or ".join(str(missing[0]) for missing in lacking)
-    what = "a grid of features, at which the cell attention looks" if grids else "its features"
+    what = "a grid of features for the cell attention" if grids else "its features"
     others = all(path.is_file() for path in _paths(directory, splits, "grid").values())
-    hint = "; the grids that are there are for the cell attention" if others and not grids else ""
-    raise DataError(f"{paths_text}: no such file; each of the splits {', '.join(splits)} takes {what}{hint}")
+    hint = "; the existing grids are for the cell attention" if others and not grids else ""
+    raise DataError(f"{paths_text}: no such file; each of the splits {', '.join(splits)} needs {what}{hint}")
 
 
 def _paths(directory: Path, splits: Sequence[str], kind: str) -> dict[str, Path]:
@@ -134,14 +134,14 @@ def _paths(directory: Path, splits: Sequence[str], kind: str) -> dict[str, Path]
 
 IN_SLICES = "read them in slices, in_memory no"
 Shape = tuple[int, ...]
-"""Of a split's features: (images, D), (images, D, L) or (images, D, a, a)."""
+"""The shape of a split's features: (images, D), (images, D, L) or (images, D, a, a)."""
 
 
 def measure(paths: dict[str, Path], grids: bool) -> dict[str, tuple[Shape, torch.dtype]]:
-    """The shape of each split's features, and the dtype they have in memory: float16 where it is stored, else float32.
+    """The shape of each split's features, and their dtype in memory: float16 if stored so, else float32.
 
     Raises:
-        DataError: a file or its dataset `features` is wrong, or D or the places are not the same for every split.
+        DataError: a file or its dataset `features` is invalid, or D or the number of positions differs between splits.
     """
     found: dict[str, tuple[Shape, torch.dtype]] = {}
     for name, path in paths.items():
@@ -159,20 +159,20 @@ def measure(paths: dict[str, Path], grids: bool) -> dict[str, tuple[Shape, torch
 
 
 def _columns(shape: Sequence[int]) -> str:
-    width, *places = shape
-    return f"{width} columns" + (f" at {' x '.join(map(str, places))} places" if places else "")
+    width, *positions = shape
+    return f"{width} columns" + (f" at {' x '.join(map(str, positions))} positions" if positions else "")
 
 
 def load(path: Path, shape: Shape, dtype: torch.dtype, in_memory: bool) -> Tensor | FeatureFile:
-    """The features of one file, every one of them checked to be finite: in memory, or to be read in slices.
+    """The features of one file, checked to be finite: in memory, or to be read in slices.
 
-    In memory they are (images, D), or (images, places, D) of a grid.
+    In memory they are (images, D), or (images, positions, D) of a grid.
 
     Raises:
         DataError: a feature is not finite, or they do not fit in memory.
     """
-    images, width, *places = shape
-    held = (images, math.prod(places), width) if places else (images, width)
+    images, width, *positions = shape
+    held = (images, math.prod(positions), width) if positions else (images, width)
     try:
         out = torch.empty(held, dtype=dtype, device="cpu") if in_memory else None
     except RuntimeError:

@@ -1,7 +1,8 @@
-"""Names of photographs: which can be one, which mean the same file, and which is nearest to one that is not there.
+"""Names of photographs: valid names, names of the same file, and the nearest existing name to a missing one.
 
-A name is a path below a folder, with slashes. It holds whatever a file system takes, control characters and blanks at
-either end among them, but what leads out of the folder or ends a line: lists of names have one a line.
+A name is a path below a folder, with slashes. It may contain all characters of a file system, including control
+characters and blanks at its ends, but must not lead out of the folder or contain a line break, since lists have one
+name per line.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ _COMPARED = 20_000  # names that one is compared with letter by letter
 
 
 def fault(name: str) -> str | None:
-    """Why nothing below a folder can have the name, and what to do; None where something can."""
+    """Why a name is invalid, and what to do; None for a valid name."""
     if leads_out(name):
-        return "not a name below the folder of photographs; name the file from that folder on"
+        return "not a name below the folder of photographs; give the path relative to that folder"
     if _ENDS_A_LINE.search(name):
-        return "a name with the end of a line in it; rename the file"
+        return "a name with a line break; rename the file"
     if _NO_TEXT.search(name):
         return "a name that is not Unicode text; rename the file"
     if len(name) > _LONGEST or max(len(part.encode("utf-8")) for part in name.split("/")) > _LONGEST_PART:
-        return "longer than a name below the folder of photographs can be; shorten it"
+        return "too long for a name below the folder of photographs; shorten it"
     return None
 
 
 def leads_out(name: str) -> bool:
-    """Whether the name is absolute or goes up, on whatever system it is read.
+    """Whether the name is absolute or leads to a parent folder, on any system.
 
-    A drive alone, as in `C:x.jpg`, does so on Windows only: elsewhere a colon is a letter like others.
+    A drive alone, as in `C:x.jpg`, does so on Windows only: on other systems a colon is an ordinary character.
     """
     windows = PureWindowsPath(name)
     rooted = PurePosixPath(name).root or windows.root or (os.name == "nt" and windows.drive)
@@ -51,31 +52,31 @@ def plain(name: str) -> str:
 
 
 def same(name: str) -> str:
-    """Equal for names that mean one file: Unicode has several forms of an é, of which macOS writes another than most,
-    and tables lose or gain blanks at a name's ends."""
+    """Equal for names of the same file: macOS writes é in another Unicode normalisation than most systems, and tables
+    lose or gain blanks at a name's ends."""
     return unicodedata.normalize("NFC", plain(name)).strip()
 
 
 def forms(name: str) -> Iterable[str]:
-    """The name, and others under which its file may be found."""
+    """The name, and other spellings of the same file."""
     return dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")), name.strip()])
 
 
 def _loose(name: str) -> str:
-    """Equal for names that people take for one another: of other case, slashes or blanks."""
+    """Equal for names that differ in case, slashes or blanks."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return " ".join(PurePosixPath(folded.replace("\\", "/")).as_posix().split())
 
 
 class Names:
-    """Names that there are, such as those of a folder's files, to look up one that may be written otherwise."""
+    """A set of existing names, such as a folder's files, with lookup of other spellings."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
 
     @classmethod
     def below(cls, folder: Path) -> Names:
-        """Of the files in the folder and in all folders inside."""
+        """The files in the folder and its subfolders."""
         return cls(
             [
                 (Path(where) / name).relative_to(folder).as_posix()
@@ -100,17 +101,17 @@ class Names:
 
     @cached_property
     def _nearly(self) -> dict[str, str]:
-        """By the whole name, or else by the last part of it."""
+        """By the complete name, or else by its last part."""
         whole = {_loose(name): name for name in reversed(self._names)}
         return {_loose(_parted(name)[1]): name for name in reversed(self._names)} | whole
 
     def meant(self, name: str) -> list[str]:
-        """Those that mean the same file as the name; of several spelled alike the one that is spelled so."""
+        """The names of the same file; only the exact spelling if it exists."""
         found = self._same.get(same(name), [])
         return [name] if name in found else found
 
     def in_folders(self, name: str) -> list[str]:
-        """Those that lie further inside and end in the same name."""
+        """The names in subfolders that end in this name."""
         folder, last = _parted(name)
         found = [
             path
@@ -120,15 +121,15 @@ class Names:
         return [path for path in found if _parted(path)[1] == last] or found
 
     def without_folders(self, name: str, wanted: Names) -> list[str]:
-        """Those that are the last part of the name alone, unless another of the wanted names has that, too."""
+        """The names that are the last part of this name, unless another wanted name has the same last part."""
         last = _parted(name)[1]
         return self.meant(last) if len(wanted.in_folders(last)) == 1 else []
 
     def nearest(self, name: str, *, guess: bool = False) -> str | None:
-        """The one that the name may have been meant to be: of other case, slashes, blanks, or in another folder.
+        """The nearest existing name: with other case, slashes or blanks, or in another folder.
 
         Args:
-            guess: take one of other letters, too.
+            guess: allow other letters.
         """
         loose = _loose(name)
         for wanted in (loose, _parted(loose)[1]):
@@ -143,8 +144,8 @@ class Names:
         return self._nearly[close[0]] if close else None
 
 
-def hint(nearest: str | None, what: str = "is there") -> str:
-    """The end of a message on a name that is not among those: the one that may be meant."""
+def hint(nearest: str | None, what: str = "exists") -> str:
+    """The end of a message about a missing name: the nearest one."""
     return f"; the nearest that {what} is {shown(nearest, 300)}" if nearest else ""
 
 

@@ -1,7 +1,7 @@
-"""Whether the files of a data directory are still those that were written: their sizes and SHA-256, in its manifest.
+"""Verification of the files of a data directory by the sizes and SHA-256 in its manifest.
 
-HDF5 tells a file that was cut off. A byte that went wrong inside may come out as other numbers, or as zeros for a whole
-block whose address is lost; neither can be told from numbers that were meant.
+HDF5 detects a truncated file. A damaged byte inside may change numbers, or give zeros for a block whose address is
+lost; neither can be distinguished from valid numbers.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ ENTRY = "files"
 
 
 def marks(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """What the manifest is to say of files, by the names that they will have."""
+    """The manifest's entry for files, by their final names."""
     return {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for name, path in sorted(files.items())}
 
 
 def named(directory: Path, manifest: Mapping[str, Any]) -> list[Path]:
-    """The files that the directory's manifest has marks of.
+    """The files with an entry in the directory's manifest.
 
     Raises:
-        DataError: the entry is not what `marks` makes.
+        DataError: the entry is invalid.
     """
     found = manifest.get(ENTRY, {})
     if not isinstance(found, Mapping):
@@ -45,7 +45,7 @@ def named(directory: Path, manifest: Mapping[str, Any]) -> list[Path]:
 
 
 def check(directory: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -> None:
-    """Raise DataError for the first of the files that is not as the manifest says; without a mark it may be anything.
+    """Raise DataError for the first file that does not match its entry in the manifest; files without one are accepted.
 
     A file that another process is writing is reported as such.
 
@@ -62,19 +62,19 @@ def check(directory: Path, manifest: Mapping[str, Any], files: Iterable[Path]) -
             same = size == mark["bytes"] and sha256_of(path) == mark["sha256"]
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError:  # a name that no file can have
+        except ValueError:  # not a valid file name
             raise DataError(
-                f"{directory / 'manifest.json'}: {ENTRY} has {shown(path.name)}, no name of a file"
+                f"{directory / 'manifest.json'}: {ENTRY} has {shown(path.name)}, not the name of a file"
             ) from None
         if not same:
             if path.suffix == ".h5":
                 hdf5.check_free(path)
-            told = (
+            found = (
                 "another SHA-256 than" if size == mark["bytes"] else f"{size:,} bytes, not the {mark['bytes']:,} that"
             )
             raise DataError(
-                f"{path}: {told} manifest.json says; it was damaged or copied in part: bring the file that was "
-                "written (or, if it was changed on purpose, take its entry out of manifest.json)"
+                f"{path}: {found} manifest.json has; it is damaged or incomplete: restore the original file (or, if "
+                "it was changed on purpose, remove its entry from manifest.json)"
             )
 
 

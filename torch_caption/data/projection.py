@@ -18,10 +18,10 @@ from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
 
 PROJECTION_LIMIT = 2**30
-"""The most bytes that the arrays of a projection may take (1 GiB)."""
+"""Maximum size of the arrays of a projection in bytes (1 GiB)."""
 
-_REMEDY = "copy it there again, or make it again"
-# What NumPy and zipfile raise of a damaged file, by the place of the damage.
+_REMEDY = "copy it again, or compute it again"
+# What NumPy and zipfile raise for a damaged file, depending on the damage.
 _NPZ_ERRORS = (
     *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, OverflowError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
@@ -35,7 +35,7 @@ class Projection:
     Attributes:
         mean: (D,) float32.
         components: (D, K) float32.
-        share: how much of the variance it keeps, 0 to 1; NaN where nobody counted.
+        share: the fraction of the variance that it keeps, 0 to 1; NaN if unknown.
     """
 
     mean: Tensor
@@ -49,25 +49,25 @@ class Projection:
         return torch.tensordot(x, self.components, ([1], [0])).movedim(-1, 1)
 
     def save(self, path: Path) -> None:
-        """Write an NPZ file of `mean`, `components` and `share`."""
+        """Write an NPZ file with `mean`, `components` and `share`."""
         with path.open("wb") as file:
             np.savez(file, mean=self.mean.numpy(), components=self.components.numpy(), share=np.float64(self.share))
 
     @classmethod
     def load(cls, path: Path) -> Projection:
-        """Read what `save` wrote; `share` may be missing.
+        """Read the file of `save`; `share` may be missing.
 
         Raises:
-            DataError: missing, or not such a file.
+            DataError: missing or invalid.
         """
         try:
             with _arrays(path) as content:
                 mean, components = (_floats(content[name]) for name in ("mean", "components"))
                 share = float(content["share"]) if "share" in content else float("nan")
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file; the manifest beside it names it as the features' PCA") from None
+            raise DataError(f"{path}: no such file; the manifest names it as the PCA of the features") from None
         except _NPZ_ERRORS as error:
-            raise DataError(f"{path}: not a file of mean and components ({one_line(error)}); {_REMEDY}") from None
+            raise DataError(f"{path}: not an NPZ file of mean and components ({one_line(error)}); {_REMEDY}") from None
         finite = np.isfinite(mean).all() and np.isfinite(components).all()
         if mean.ndim != 1 or components.ndim != 2 or len(mean) != len(components) or not finite:
             shapes = f"{mean.shape} and {components.shape}, not finite (D,) and (D, K)"
@@ -77,12 +77,12 @@ class Projection:
 
 @contextmanager
 def _arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """The arrays of an NPZ file, none of which takes more memory than it may."""
+    """The arrays of an NPZ file, after a check of their sizes."""
     with path.open("rb") as file:
         with zipfile.ZipFile(file) as archive:
             size = sum(info.file_size for info in archive.infolist())
         if size > PROJECTION_LIMIT:
-            raise DataError(f"its arrays take {size:,} bytes, more than the {PROJECTION_LIMIT:,} that they may")
+            raise DataError(f"its arrays take {size:,} bytes, more than the limit {PROJECTION_LIMIT:,}")
         file.seek(0)
         with np.load(file, allow_pickle=False) as content:
             yield content
@@ -90,6 +90,6 @@ def _arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 def _floats(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
-        raise DataError(f"it holds {array.dtype}, not floating-point numbers")
+        raise DataError(f"it contains {array.dtype}, not floating-point numbers")
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32)

@@ -1,9 +1,9 @@
-"""How the features of a data directory were made, as far as its manifest says: what a model keeps of it.
+"""The recipe of features: how they were computed, for a checkpoint.
 
-A recipe is what the directory's manifest says of the features' making, and two entries more: `features`, which of its
-feature files a model learns from, and `projection`, the arrays of their PCA as tensors. It is plain enough for a
-checkpoint, and needs nothing else but the encoder's weights. Where the photographs were, and of which people wrote
-what, is not in it.
+A recipe has the entries of the directory's manifest about the computation of the features, and two more: `features`,
+the kind of feature files that a model is trained on, and `projection`, the arrays of their PCA as tensors. With it, and
+the weights of the encoder, the features of a new picture can be computed. It does not contain the folders of the
+photographs or the files of annotations.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ KEPT = (
     *("data", "recipe", "encoder", "layers", "weights", "transform", "projections", "recovered"),
     *("vector_dim", "feature_dim", "grid", "grid_shape", "grid_dtype", "versions"),
 )
-"""Of the manifest's entries; the others may say more of a machine than whoever gets the model has to know."""
-PROJECTED = {"vgg16_fc7_pca": "vector", "grid": "grid"}  # feature files, and whose projection they have
+"""The entries of the manifest in a recipe; others may contain folders of the machine."""
+PROJECTED = {"vgg16_fc7_pca": "vector", "grid": "grid"}  # kinds of feature files, and their projections
 
 
 def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The recipe of one of the directory's files of features; the manifest alone where that does not say enough.
+    """The recipe of one of the directory's feature files.
 
     Args:
         file: such as `train2014_vgg16_fc7_pca.h5`.
@@ -44,7 +44,7 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
     name = names.get(PROJECTED.get(kind)) if isinstance(names, Mapping) else None
     if name is not None and (not isinstance(name, str) or not name or PurePath(name).name != name or "\\" in name):
         raise DataError(
-            f"{directory / 'manifest.json'}: projections names {shown(name)}, no file of the folder; write it again"
+            f"{directory / 'manifest.json'}: projections names {shown(name)}, not a file of the folder; write it again"
         )
     if isinstance(name, str):
         manifests.check(directory, manifest, [directory / name])
@@ -54,11 +54,11 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
 
 
 def check_width(recipe: Mapping[str, Any], width: int, directory: Path) -> None:
-    """Raise DataError unless the features, `width` numbers wide, may have come out of the recipe's projection."""
+    """Raise DataError unless features of this width fit the recipe's projection."""
     projection = recipe.get("projection")
     if projection is not None and projection["components"].shape[1] != width:
         raise DataError(
             f"{directory / 'manifest.json'}: its projection of {recipe['features']} gives "
             f"{projection['components'].shape[1]} numbers, but the features have {width}; "
-            "bring the projection that made them"
+            "use the projection of these features"
         )

@@ -1,7 +1,7 @@
-"""Captions into tokens: what the vocabulary is built of, what a model is trained on, and what scores compare.
+"""Captions into tokens, for the vocabulary, training and scores.
 
-`TOKENIZERS` has the three ways, by the names that `prepare --tokenizer` takes and that a data directory's manifest
-keeps: training, evaluation and rewards use the one that the data was prepared with.
+`TOKENIZERS` has the tokenizers by their names in `prepare --tokenizer` and in the manifest of a data directory:
+training, evaluation and rewards use the one of the data.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import regex
 
 _SAME = str.maketrans({"’": "'", "‘": "'", "`": "'"})  # noqa: RUF001 - the typographic marks are meant
 
-# As in UAX 29: marks belong to the letter before them, and so do the joiners that choose a letter's form, between
-# letters or after a virama; other characters that nobody sees are in no word. A Hebrew geresh is part of its letter.
+# As in UAX 29: marks belong to the letter before them, and so do joiners that select a letter's form, between
+# letters or after a virama; other invisible characters are not part of a word. A Hebrew geresh is part of its letter.
 _MARK = r"[\p{Mn}\p{Mc}\u05F3]"
 _JOINER = r"[\u200C\u200D](?=[\p{L}\p{M}])|(?<=\p{ccc=Virama})\u200D"
 _WORD = rf"[\p{{L}}\p{{N}}_](?:[\p{{L}}\p{{N}}_]++|{_MARK}|{_JOINER})*+"
 _START, _END = r"(?<![\p{L}\p{N}_][\p{Mn}\p{Mc}]*)", r"(?![\p{L}\p{N}\p{Mn}\p{Mc}_])"  # of a word
-_DOT_OF_I = regex.compile(r"(?<=i)\u0307+")  # what is left of the Turkish capital i in lower case
+_DOT_OF_I = regex.compile(r"(?<=i)\u0307+")  # part of the Turkish capital i in lower case
 _UNSEEN = regex.compile(r"[\p{Default_Ignorable_Code_Point}--[\u200B-\u200D]]", regex.V1)
 _CLITIC = regex.compile(rf"n't{_END}|'(?:s|m|d|re|ve|ll){_END}")
 _TWO_WORDS = regex.compile(
@@ -43,23 +43,23 @@ _CHARACTER = regex.compile(
 )
 _BLANK_BETWEEN = regex.compile(rf"(?<=[{_UNSPACED}\p{{ea=F}}]) (?=[{_UNSPACED}\p{{ea=F}}])")  # F: full-width forms
 _LETTER = regex.compile(r"[\p{L}\p{N}]")
-_BLANKS = regex.compile(r"[\s\x1C-\x1F\x80-\x9F]+")  # the controls because no word of a vocabulary has them
+_BLANKS = regex.compile(r"[\s\x1C-\x1F\x80-\x9F]+")  # the controls, which words of a vocabulary must not have
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a caption in lower case and NFC, without punctuation; of English as COCO's tokeniser has them.
+    """The words of a caption in lower case and NFC, without punctuation; in English as in COCO's tokenizer.
 
     As there: hyphens, slashes and full stops inside a word stay (t-shirt, black/white, u.s.), "'s" and "n't" are tokens
-    of their own (man 's, does n't), so are # $ % & @ * + = ~ and words in angle brackets (<unk>), and two words written
-    as one are parted (can not, gon na). Tokens joined by blanks give the same tokens again.
+    of their own (man 's, does n't), so are # $ % & @ * + = ~ and words in angle brackets (<unk>), and contractions are
+    split (can not, gon na). Tokens joined by blanks give the same tokens again.
 
-    Other than there: brackets go (it leaves "-lrb-"), so do repeated marks ("!!!"), backslashes, other symbols and the
-    apostrophe before a year or around an n ("'90s", "rock 'n' roll"); of its abbreviations only mr. mrs. ms. dr. st.
-    jr. sr. vs. and letters with full stops (p.m.) keep their stop; "y'all" and "'tis" are one word. Of Flickr8k's
-    35,000 captions 12 come out otherwise, 6 of them for their brackets.
+    Differences: brackets are removed (COCO's gives "-lrb-"), and so are repeated marks ("!!!"), backslashes, other
+    symbols and the apostrophe before a year or around an n ("'90s", "rock 'n' roll"); of the abbreviations only mr.
+    mrs. ms. dr. st. jr. sr. vs. and letters with full stops (p.m.) keep their stop; "y'all" and "'tis" are one word.
+    12 of Flickr8k's 35,000 captions differ, 6 of them because of brackets.
 
-    Of other scripts a word is what stands between blanks and punctuation, with its combining marks (Unicode's UAX 29).
-    Scripts without blanks, such as Chinese and Thai, have no such words: `characters` is for them.
+    In other scripts a word is a sequence of letters with combining marks between blanks and punctuation (UAX 29).
+    Scripts without blanks, such as Chinese and Thai, need `characters`.
     """
     text = _normalized(text).translate(_SAME).lower()
     if not text.isascii():
@@ -70,16 +70,16 @@ def tokenize(text: str) -> list[str]:
 
 
 def characters(text: str) -> list[str]:
-    """As `tokenize`, but each character of a script without blanks is a token, with its marks; other words stay whole.
+    """As `tokenize`, but each character of a script without blanks is a token, with its marks; other words are kept.
 
-    Those scripts are Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar and what Unicode's line breaking treats like
-    them (UAX 14, class SA).
+    These scripts are Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar and others of class SA in Unicode's line
+    breaking (UAX 14).
     """
     return tokenize(_CHARACTER.sub(r" \g<0> ", _normalized(text)))
 
 
 def whitespace(text: str) -> list[str]:
-    """What stands between blanks, as it is written but in NFC: for captions that another program has parted."""
+    """The text between blanks, unchanged except for NFC: for captions that another program has split."""
     return [token for token in _BLANKS.split(_normalized(text)) if token]
 
 
@@ -91,12 +91,12 @@ TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether most of the letters are of scripts without blanks."""
+    """Whether most letters belong to scripts without blanks."""
     return not text.isascii() and 2 * len(_CHARACTER.findall(text)) > len(_LETTER.findall(text))
 
 
 def readable(tokens: str) -> str:
-    """Tokens joined by blanks, as a reader expects them: without the blanks inside of scripts that have none."""
+    """Tokens joined by blanks, without the blanks inside scripts that have none."""
     return _BLANK_BETWEEN.sub("", tokens)
 
 

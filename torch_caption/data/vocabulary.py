@@ -16,18 +16,18 @@ START = "<START>"
 END = "<END>"
 UNK = "<UNK>"
 SPECIAL = (NULL, START, END, UNK)
-_NO_WORD = re.compile(r"^$|[\s\x80-\x9f]")  # a blank parts words, and some terminals obey the others
+_NO_WORD = re.compile(r"^$|[\s\x80-\x9f]")  # a blank separates words; terminals interpret some of the others
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words a captioner knows; a word's id is its place in `words`.
+    """The vocabulary of a captioner; a word's id is its index in `words`.
 
     Args:
-        words: every word once, the four special words <NULL>, <START>, <END> and <UNK> among them.
+        words: all words, each once, including the special words <NULL>, <START>, <END> and <UNK>.
 
     Raises:
-        DataError: a word occurs twice or is no text, or a special word is missing.
+        DataError: a word occurs twice or is not text, or a special word is missing.
     """
 
     words: tuple[str, ...]
@@ -40,7 +40,7 @@ class Vocabulary:
             if not isinstance(word, str):
                 raise DataError(f"the word of id {idx} is {shown(word)}, not a string")
             if strange(word) or _NO_WORD.search(word):
-                raise DataError(f"the word of id {idx} is {shown(word)}, but a word has no blanks and no controls")
+                raise DataError(f"the word of id {idx} is {shown(word)}; use text without blanks or controls")
             if word in word_to_idx:
                 raise DataError(f"the word {shown(word)} has two ids, {word_to_idx[word]} and {idx}")
             word_to_idx[word] = idx
@@ -53,13 +53,13 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """<START>, the tokens' ids, <END>; a token outside the vocabulary, or spelt as a special word, is <UNK>."""
+        """<START>, the tokens' ids, <END>; a token outside the vocabulary, or equal to a special word, is <UNK>."""
         unknown = self.word_to_idx[UNK]
         ids = (unknown if token in SPECIAL else self.word_to_idx.get(token, unknown) for token in tokens)
         return [self.word_to_idx[START], *ids, self.word_to_idx[END]]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words up to the first <END>, joined by blanks; <NULL> and <START> are left out.
+        """The words up to the first <END>, joined by blanks, without <NULL> and <START>.
 
         Raises:
             ValueError: an id is not in the vocabulary.
@@ -92,8 +92,7 @@ class Vocabulary:
         """Read `coco2014_vocab.json`: `{"idx_to_word": [word, ...], "word_to_idx": {word: id, ...}}`.
 
         Raises:
-            InputError: the file is missing or not such JSON, or its two halves disagree; the message names the file and
-                the entry.
+            InputError: the file is missing or invalid, or its two parts disagree; the message names file and entry.
         """
         path = Path(path)
         content = read_json(path)
@@ -124,6 +123,6 @@ class Vocabulary:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the layout that `load` reads."""
+        """Write a file for `load`."""
         content = {"idx_to_word": list(self.words), "word_to_idx": self.word_to_idx}
         Path(path).write_text(json.dumps(content), encoding="utf-8", newline="\n")

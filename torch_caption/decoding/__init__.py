@@ -1,16 +1,15 @@
 """Decoding: from a next-token model to captions.
 
-Nothing here knows a model. A stepper does two things, begins and steps, and any object that can is decoded:
+Decoding does not depend on a model, only on a stepper: any object with these two methods.
 
     state         = stepper.begin(features)
     logits, state = stepper.step(words, state)      # words (n,) -> logits (n, V) of the words that follow
 
-A state is a tuple of tensors with a row for each caption that it continues, so that rows can be taken from it: `select`
-leaves some out, repeats them or reorders them. `DecodingOptions` choose one of the `METHODS` and the filters of logits
-(`filters`) that all methods share.
+A state is a tuple of tensors with a row for each caption; `select` omits, repeats or reorders rows. `DecodingOptions`
+select one of the `METHODS` and the logit filters (`filters`) that all methods share.
 
-A caption's log-probability is the model's own, sum_t log softmax(logits_t)[word_t] with <END> counted: it is taken from
-the logits before any filter, so it does not depend on how a caption was found.
+A caption's log-probability is the model's, sum_t log softmax(logits_t)[word_t] including <END>: it is computed from
+the logits before any filter, so it does not depend on the decoding method.
 """
 
 from torch_caption.decoding.alternatives import Alternatives, alternatives

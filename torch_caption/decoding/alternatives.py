@@ -1,4 +1,4 @@
-"""How likely each word of a given caption is, and which words might have stood in its place."""
+"""The probability of each word of a given caption, and the most probable words at each step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch_caption.decoding.protocol import Stepper, TokenIds, select
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What the model thinks of captions, word by word, each after the caption's own words before it.
+    """The next-word probabilities at each step of given captions (teacher forcing).
 
     Attributes:
-        words: (N, T, k) int64, the k likeliest words at each place, the likeliest first; never <START> or <NULL>. Past
-            the end of a caption, and where fewer words are possible, <NULL>.
-        probs: (N, T, k) float64, their probabilities, softmax over all words; 0 where the word is <NULL>.
-        log_probs: (N, T) float64, those of the caption's own words, <END> among them; 0 past the end. Their sum is the
+        words: (N, T, k) int64, the k most probable words at each step in descending order, never <START> or <NULL>;
+            <NULL> past the end of a caption and if fewer words are possible.
+        probs: (N, T, k) float64, their probabilities, softmax over all words; 0 for <NULL>.
+        log_probs: (N, T) float64, of the caption's words, including <END>; 0 past the end. Their sum is the
             caption's log-probability.
     """
 
@@ -33,20 +33,20 @@ class Alternatives:
 
 @torch.no_grad()
 def alternatives(stepper: Stepper, features: Tensor, words: Tensor, ids: TokenIds, k: int = 5) -> Alternatives:
-    """The likeliest words at every place of given captions, however those were found.
+    """The most probable words at each step of given captions.
 
     Args:
         stepper: as in `decoding.decode`.
-        features: (N, ...) whatever `stepper.begin` takes. For several captions of one image repeat its features.
-        words: (N, T) integers, a caption a row as decoding returns them: it is over at its first <END> or <NULL>.
+        features: (N, ...) as in `stepper.begin`. For several captions of one image repeat its features.
+        words: (N, T) integers, one caption per row as decoding returns them; it ends at its first <END> or <NULL>.
         ids: of the special tokens.
-        k: words at each place; V of them if there are no more.
+        k: words per step, at most V.
 
     Raises:
-        ValueError: words are not (N, T), hold an id that is none, or k < 1.
+        ValueError: words are not (N, T), an id is out of range, or k < 1.
     """
     if words.dim() != 2 or len(words) != len(features):
-        raise ValueError(f"words must be ({len(features)}, T), a caption a row, but are {tuple(words.shape)}")
+        raise ValueError(f"words must be ({len(features)}, T), one caption per row, but are {tuple(words.shape)}")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     words = words.long()
@@ -73,7 +73,7 @@ def alternatives(stepper: Stepper, features: Tensor, words: Tensor, ids: TokenId
 
 
 def _lengths(words: Tensor, end: int | None, null: int) -> Tensor:
-    """(N,) the number of words of each caption, its <END> counted."""
+    """(N,) the number of words of each caption, including <END>."""
     nothing = torch.zeros_like(words, dtype=torch.bool)
     ends = nothing if end is None else words == end
     padding = nothing if null == end else words == null
@@ -82,7 +82,7 @@ def _lengths(words: Tensor, end: int | None, null: int) -> Tensor:
 
 
 def _check_ids(words: Tensor, lengths: Tensor, V: int) -> None:
-    """Every word of a caption is one of the V that there are."""
+    """Raise ValueError for a word id outside 0..V-1."""
     spoken = torch.arange(words.shape[1], device=words.device) < lengths.unsqueeze(1)
     bad = (spoken & ((words < 0) | (words >= V))).nonzero()
     if len(bad):

@@ -1,35 +1,35 @@
-"""Beam search: several hypotheses of every image side by side, and the likeliest captions among them.
+"""Beam search: several hypotheses per image in parallel, and the captions with the best scores among them.
 
-A hypothesis is a caption as far as it has been written. A step extends all hypotheses of all images by every word, in
-one call of the stepper, and each image keeps the best: it has `beam_size` slots. A hypothesis that ends keeps its slot
-for good, and the search of an image is over when all its slots hold hypotheses that have ended, or at `max_length`
-(Sutskever et al. 2014, "Sequence to Sequence Learning with Neural Networks"). So those that compete for a slot are
-always equally long, and lengths are compared only in the end, among what was found, by the scores.
+A hypothesis is a partial caption. A step extends all hypotheses of all images by every word, in one call of the
+stepper, and each image keeps the best: it has `beam_size` slots. A finished hypothesis (one with <END>) keeps its slot,
+and the search of an image ends when all its slots are finished, or at `max_length` (Sutskever et al. 2014, "Sequence to
+Sequence Learning with Neural Networks"). So hypotheses that compete for a slot have equal length, and captions of
+different length are compared only at the end, by their scores.
 
-The score of a caption Y is `log P(Y) / lp(|Y|)`, with `|Y|` its number of words, <END> counted:
+The score of a caption Y is `log P(Y) / lp(|Y|)`, with `|Y|` its number of words, including <END>:
 
-    lp(n) = 1                        length_penalty 0: the likeliest caption, which tends to be a short one
+    lp(n) = 1                        length_penalty 0: the most probable caption, which tends to be short
     lp(n) = ((5 + n) / 6)^alpha      length_penalty alpha > 0: eq. 14 of Wu et al. 2016, "Google's Neural Machine
                                      Translation System", where 0.6 to 0.7 is usual
     lp(n) = n                        length_penalty "mean": the mean log-probability of a word
 
-Example: one image, beam_size 2, length_penalty 0, and a model that knows the words a and b:
+Example: one image, beam_size 2, length_penalty 0, and a model with the words a and b:
 
     after <START>   a .6   b .4
-    after a         a .2   b .35   <END> .2   (the rest is <NULL> and <START>, which are never chosen)
+    after a         a .2   b .35   <END> .2   (the rest is <NULL> and <START>, which are excluded)
     after b         a .05  b .05   <END> .9
 
-    t   live (probability)      extensions, best first                    kept               slots that ended
+    t   live (probability)      extensions, best first                    kept               finished slots
     0   <START> 1               a .6, b .4                                a, b               -
     1   a .6, b .4              b <END> .36, a b .21, a a .12, ...        b <END>, a b       b <END> .36
-    2   a b .21                 a b <END> .189, a b a .0105, ...          a b <END>          both: the search is over
+    2   a b .21                 a b <END> .189, a b a .0105, ...          a b <END>          both: the search ends
 
-b <END> (.36) is returned first, a b <END> (.189) second. Greedy decoding takes a at first and finds only the second.
-At t = 1 the rows of the state are reordered: the one live hypothesis that goes on continues row 0, so
-`select` takes rows [0] of the state.
+b <END> (.36) is returned first, a b <END> (.189) second. Greedy decoding chooses a first and finds only the second.
+At t = 1 the rows of the state are reordered: the only live hypothesis continues row 0, so `select` takes rows [0] of
+the state.
 
-Log-probabilities stay on the model's device. What stands in which slot is little, and NumPy keeps it on the host: a
-step brings the best words there and takes back which rows go on.
+Log-probabilities stay on the model's device. The slots are small and in NumPy on the host: a step copies the best words
+to the host, and the rows to continue back.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def beam_search(
     options: DecodingOptions,
     generator: torch.Generator | None = None,
 ) -> Decoded:
-    """The captions with the best scores that a beam of `beam_size` hypotheses an image finds.
+    """The captions with the best scores that a beam of `beam_size` hypotheses per image finds.
 
-    Equally good hypotheses stand in the order of those that they continue, then of their words' ids. An image's result
-    does not depend on its batch. With fewer captions asked for (`n_best`) an image is done as soon as nothing that
-    could still come has a better score than the n_best that ended. What has not ended at `max_length` is a caption all
-    the same.
+    Hypotheses of equal score are in the order of those that they continue, then of their words' ids. An image's result
+    does not depend on its batch. With `n_best` below `beam_size` the search of an image ends as soon as no live
+    hypothesis can reach a better score than the n_best finished ones. An unfinished hypothesis at `max_length` is a
+    caption too.
 
     Args: as `torch_caption.decoding.decode`; nothing is random.
 
@@ -84,7 +84,7 @@ def beam_search(
         rows, last, sums = _extend(log_p, live, found, t)
         before, live = live, _Live(live.image[rows], live.words[rows], sums)
         live.words[:, t] = last
-        ends = last == ids.end  # none where there is no end
+        ends = last == ids.end  # none if there is no <END>
         if ends.any():
             found.add(live.take(ends), t + 1, ended=True)
         if found.any:
@@ -98,11 +98,11 @@ def beam_search(
 
 @dataclass
 class _Live:
-    """The hypotheses that go on, those of an image one after another, the likeliest first.
+    """The live (unfinished) hypotheses, grouped by image, the most probable first.
 
     Attributes:
-        image: (r,) integers, whose each is, in order.
-        words: (r, max_length) integers, as far as they have come.
+        image: (r,) integers, the image of each, in order.
+        words: (r, max_length) integers, the words so far.
         sums: (r,) float64, their log-probabilities.
     """
 
@@ -111,12 +111,12 @@ class _Live:
     sums: np.ndarray
 
     def take(self, rows: np.ndarray) -> _Live:
-        """Those rows, by their numbers (m,) or as a mask (r,)."""
+        """The given rows, as indices (m,) or as a mask (r,)."""
         return _Live(self.image[rows], self.words[rows], self.sums[rows])
 
 
 class _Found:
-    """The hypotheses that have their place for good: those that ended, and at the last those that were cut off."""
+    """The finished hypotheses, and at the end those cut off at max_length."""
 
     def __init__(self, N: int, beam_size: int, max_length: int, null: int, length_penalty: LengthPenalty):
         self.beam_size, self.max_length, self.length_penalty = beam_size, max_length, length_penalty
@@ -129,7 +129,7 @@ class _Found:
         self.ended = np.zeros((N, beam_size), dtype=bool)
 
     def add(self, those: _Live, length: int, *, ended: bool) -> None:
-        """Give each its place."""
+        """Store each in a free slot of its image."""
         groups = _groups(those.image)
         slots = those.image, self.counts[those.image] + groups.rank
         self.words[slots] = those.words
@@ -141,19 +141,19 @@ class _Found:
         self.any = True
 
     def settled(self, live: _Live, n_best: int) -> np.ndarray:
-        """(N,) boolean: no live hypothesis can come to a better score than the n_best best of its image.
+        """(N,) boolean: no live hypothesis can reach a better score than the n_best best of its image.
 
-        A hypothesis loses log-probability with every word and may be divided by at most the penalty of max_length.
+        Log-probability falls with every word, and the divisor is at most the penalty of max_length.
         """
         if n_best == self.beam_size:  # then every live hypothesis is among the best
             return np.zeros(len(self.counts), dtype=bool)
         starts = _groups(live.image).starts
         best = np.full(len(self.counts), -math.inf)
-        best[live.image[starts]] = live.sums[starts]  # the likeliest stands first
+        best[live.image[starts]] = live.sums[starts]  # the most probable is first
         return np.sort(self.scores, axis=1)[:, -n_best] >= best / _penalty(self.max_length, self.length_penalty)
 
     def best(self, n_best: int, device: torch.device) -> Decoded:
-        """The n_best of each image in order."""
+        """The n_best of each image in descending order."""
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, :n_best]
         words = np.take_along_axis(self.words, order[:, :, None], 1)
         rest = (np.take_along_axis(part, order, 1) for part in (self.sums, self.scores, self.lengths, self.ended))
@@ -161,21 +161,21 @@ class _Found:
 
 
 def _extend(log_p: Tensor, live: _Live, found: _Found, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best continuations: for each image as many as it has free places, if there are so many.
+    """The best continuations: for each image at most as many as it has free slots.
 
     Returns:
-        rows (m,): which of the live hypotheses each continues; words (m,): by which word; sums (m,) float64.
+        rows (m,): the live hypothesis that each continues; words (m,): its new word; sums (m,) float64.
     """
     groups = _groups(live.image)
     images = live.image[groups.starts]
     free = found.beam_size - found.counts[images]  # (n,)
-    K = min(int(free.max()), log_p.shape[1])  # of no hypothesis more than its image has places
+    K = min(int(free.max()), log_p.shape[1])  # no hypothesis needs more than its image has slots
     words, gained = (part.cpu().numpy() for part in best_words(log_p, K))  # (r, K)
     sums = np.full((len(images), groups.counts.max(), K), -math.inf)
     sums[groups.group, groups.rank] = live.sums[:, None] + gained
     sums = sums.reshape(len(images), -1)
     best = sums.max(1)  # NaN, if there is one
-    # An image that has found something may have nothing to go on with.
+    # An image with a finished hypothesis may have no continuation.
     stuck = ~(best > -math.inf) & ~((best == -math.inf) & (free < found.beam_size))
     if stuck.any():
         raise no_choice(images[stuck][0], t)
@@ -188,9 +188,9 @@ def _extend(log_p: Tensor, live: _Live, found: _Found, t: int) -> tuple[np.ndarr
 
 
 def best_words(log_p: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k likeliest words of each row of log_p (n, V), the first of equals first, and their log-probabilities.
+    """The k most probable words of each row of log_p (n, V), of equals the first, and their log-probabilities.
 
-    Both are (n, k). `log_p` is written over: what was chosen is -inf.
+    Both are (n, k). `log_p` is modified: chosen entries become -inf.
     """
     words = log_p.new_empty((len(log_p), k), dtype=torch.int64)
     values = log_p.new_empty((len(log_p), k))
@@ -212,7 +212,7 @@ def _take_best(log_p: Any, words: Any, values: Any, rows: Any) -> None:
 
 
 def _follow(state: State, rows: Tensor, stay: int) -> State:
-    """The state of those rows, but for its last `stay` parts, which stay as they are."""
+    """The state of the given rows; its last `stay` tensors are unchanged."""
     changing = len(state) - stay
     return (*select(state[:changing], rows), *state[changing:])
 
@@ -221,8 +221,8 @@ class _Groups(NamedTuple):
     """Runs of equal entries in a sorted array (r,).
 
     Attributes:
-        starts: (n,) where each of the n runs begins.
-        counts: (n,) how many entries it has.
+        starts: (n,) the first index of each of the n runs.
+        counts: (n,) its number of entries.
         group: (r,) the run of each entry.
         rank: (r,) its position in the run.
     """

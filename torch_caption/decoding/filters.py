@@ -1,8 +1,8 @@
-"""Logit filters: what each step of decoding excludes or rescales, whatever chooses the words.
+"""Logit filters: the words that each decoding step excludes, and rescaling, for all decoding methods.
 
-A filter changes logits (n, V) in place; -inf excludes a word. Log-probabilities are logits too, and are what decoding
-gives: `LogProbs` takes the logits of a stepper to them. The options choose the filters: `logit_filters` those of all
-methods, `sampling_filters` those of sampling alone.
+A filter changes logits (n, V) in place; -inf excludes a word. Decoding passes log-probabilities, which are logits too;
+`LogProbs` computes them. The options select the filters: `logit_filters` for all methods, `sampling_filters` for
+sampling only.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class LogitFilter(Protocol):
     """One rule of decoding."""
 
     def __call__(self, logits: Tensor, words: np.ndarray) -> None:
-        """Filter logits (n, V) in place, given the words (n, t) that have been chosen before."""
+        """Filter logits (n, V) in place, given the previous words (n, t)."""
         ...
 
 
 class LogProbs:
-    """From logits to log-probabilities, in memory that all steps share, with -inf for the words that are never chosen.
+    """From logits to log-probabilities, in memory that all steps share, with -inf for the excluded words.
 
     Args:
-        excluded: the ids of those words; ids outside of the vocabulary are ignored.
+        excluded: the ids of these words; ids outside the vocabulary are ignored.
     """
 
     def __init__(self, excluded: Collection[int]):
         self._excluded = excluded
         self._ids: list[int] = []
         self._memory = self._rows = torch.empty(0, 0, device="cpu")
-        self._host: np.ndarray | None = None  # the same rows on a CPU, where NumPy writes a few numbers sooner
+        self._host: np.ndarray | None = None  # the same rows on a CPU, where NumPy writes a few numbers faster
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """log softmax (n, V) of logits (n, V), float32 for half precision; the next call may write over it."""
+        """log softmax (n, V) of logits (n, V), float32 for half precision; the next call may overwrite it."""
         if len(logits) != len(self._rows):
             self._resize(logits)
         log_p = torch.log_softmax(logits, 1, dtype=self._rows.dtype, out=self._rows)
@@ -53,7 +53,7 @@ class LogProbs:
 
     def _resize(self, logits: Tensor) -> None:
         n, V = logits.shape
-        if n > len(self._memory):  # of the first step at the latest: V, dtype and device are then known
+        if n > len(self._memory):  # at the first step, when V, dtype and device are known
             self._memory = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
             self._ids = sorted(idx for idx in self._excluded if 0 <= idx < V)
         self._rows = self._memory[:n]
@@ -61,7 +61,7 @@ class LogProbs:
 
 
 def logit_filters(ids: TokenIds, options: DecodingOptions) -> list[LogitFilter]:
-    """The filters of all methods that the options ask for, in the order in which they apply."""
+    """The filters of all methods that the options select, in the order of application."""
     filters: list[LogitFilter] = []
     if options.no_repeat_ngram is not None:
         filters.append(NoRepeatNgram(options.no_repeat_ngram))
@@ -71,7 +71,7 @@ def logit_filters(ids: TokenIds, options: DecodingOptions) -> list[LogitFilter]:
 
 
 def sampling_filters(options: DecodingOptions) -> list[LogitFilter]:
-    """The filters of random sampling, which apply after all others: temperature, top-k, top-p, min-p."""
+    """The filters of random sampling, applied after all others: temperature, top-k, top-p, min-p."""
     filters: list[LogitFilter] = []
     if options.temperature is not None and options.temperature != 1:
         filters.append(Temperature(options.temperature))
@@ -85,10 +85,10 @@ def sampling_filters(options: DecodingOptions) -> list[LogitFilter]:
 
 
 def excluded(ids: TokenIds, options: DecodingOptions, name: str = "avoid") -> set[int]:
-    """The ids that no caption has: <START>, <NULL> unless it is the end, and what the options avoid.
+    """The ids that are never chosen: <START>, <NULL> unless it is the end, and the words that the options avoid.
 
     Args:
-        name: what the message calls the option.
+        name: the name of the option in the message.
 
     Raises:
         ConfigError: `options.avoid` names a word that `ids.words` lacks.
@@ -102,7 +102,7 @@ def excluded(ids: TokenIds, options: DecodingOptions, name: str = "avoid") -> se
 
 
 class NoRepeatNgram:
-    """No n words come twice in a caption in the same order."""
+    """Forbid repeated n-grams of size n."""
 
     def __init__(self, n: int):
         self._n = n
@@ -119,7 +119,7 @@ class NoRepeatNgram:
 
 
 class MinLength:
-    """No <END> before so many words."""
+    """Forbid <END> before this number of words."""
 
     def __init__(self, length: int, end: int):
         self._length, self._end = length, end
@@ -141,7 +141,7 @@ class Temperature:
 
 
 class TopK:
-    """The k likeliest words; of equally likely ones those of the smallest ids."""
+    """The k most probable words; of equals the smallest ids."""
 
     def __init__(self, k: int):
         self._k = k
@@ -151,7 +151,7 @@ class TopK:
 
 
 class TopP:
-    """The nucleus: the fewest likeliest words that have probability p together."""
+    """The nucleus: the smallest set of most probable words with total probability p."""
 
     def __init__(self, p: float):
         self._p = p
@@ -159,13 +159,13 @@ class TopP:
     def __call__(self, logits: Tensor, words: np.ndarray) -> None:
         order = _ranked(logits)
         ranked = torch.softmax(logits, 1).gather(1, order)
-        before = ranked.cumsum(1) - ranked  # of the likelier words: 0 for the first, which always stays
+        before = ranked.cumsum(1) - ranked  # of the more probable words: 0 for the first, which always stays
         outside = before >= self._p * ranked.sum(1, keepdim=True)
         logits.masked_fill_(torch.empty_like(outside).scatter_(1, order, outside), -math.inf)
 
 
 class MinP:
-    """The words that are at least p times as likely as the likeliest."""
+    """The words with at least p times the probability of the most probable one."""
 
     def __init__(self, p: float):
         self._log_p = math.log(p)
@@ -175,5 +175,5 @@ class MinP:
 
 
 def _ranked(logits: Tensor) -> Tensor:
-    """The ids (n, V) of each row, the likeliest first; of equals the smallest first."""
+    """The ids (n, V) of each row in descending order of probability; of equals the smallest first."""
     return logits.argsort(dim=1, descending=True, stable=True)

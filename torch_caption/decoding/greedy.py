@@ -1,6 +1,6 @@
 """Greedy decoding, and the loop that chooses one word of each caption at every step.
 
-Each caption leaves the batch at its own <END>, and only the others cost anything: n is N at first and shrinks.
+A caption leaves the batch at its <END>, so finished captions cost nothing: n is N at first and shrinks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch_caption.decoding.options import DecodingOptions
 from torch_caption.decoding.protocol import Decoded, Stepper, TokenIds, no_choice, select
 
 Choose = Callable[[Tensor, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Filtered log-probabilities (n, V) and the words (n, t) before -> the chosen words (n,) int64 and their
+"""Filtered log-probabilities (n, V) and the previous words (n, t) -> the chosen words (n,) int64 and their
 log-probabilities (n,), on the host."""
 
 
@@ -28,21 +28,21 @@ def greedy_search(
     options: DecodingOptions,
     generator: torch.Generator | None = None,
 ) -> Decoded:
-    """The likeliest next word, step after step; of equally likely words the one with the smallest id.
+    """The most probable next word at each step; of equally probable words the one with the smallest id.
 
     Args: as `torch_caption.decoding.decode`; nothing is random.
     """
-    return word_by_word(stepper, features, ids, options, likeliest)
+    return word_by_word(stepper, features, ids, options, argmax)
 
 
-def likeliest(log_p: Tensor, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def argmax(log_p: Tensor, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The index and the value, both (n,), of the largest entry of each row (n, V).
 
-    Of equals it is the first; of a row with a NaN, that. NumPy's argmax is 9 times as fast as torch's at n = 128.
+    Of equals it is the first; in a row with a NaN, the NaN. NumPy's argmax is 9 times as fast as torch's at n = 128.
     """
     if log_p.device.type != "cpu":
-        values, places = log_p.max(1)
-        return places.cpu().numpy(), values.cpu().numpy()
+        values, indices = log_p.max(1)
+        return indices.cpu().numpy(), values.cpu().numpy()
     x = log_p.numpy()
     chosen = x.argmax(1)
     return chosen, x[np.arange(len(x)), chosen]
@@ -52,7 +52,7 @@ def likeliest(log_p: Tensor, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def word_by_word(
     stepper: Stepper, features: Tensor, ids: TokenIds, options: DecodingOptions, choose: Choose, copies: int = 1
 ) -> Decoded:
-    """Captions of which `choose` takes each word from its filtered log-probabilities, `copies` of each image.
+    """Captions whose words `choose` selects from filtered log-probabilities, `copies` of each image.
 
     Raises:
         InputError: at some step a row has no word to choose.
@@ -63,7 +63,7 @@ def word_by_word(
     words, lengths = np.full((N, T), ids.null), np.full(N, T)
     rows = np.arange(N)  # (n,) the captions that have not ended
     last = np.full(N, ids.start)  # (n,) their last words
-    gained: list[tuple[np.ndarray, np.ndarray]] = []  # of each step those captions, and their words' log-probabilities
+    gained: list[tuple[np.ndarray, np.ndarray]] = []  # of each step: captions, log-probabilities
     log_probs, filters = LogProbs(excluded(ids, options)), logit_filters(ids, options)
     state = stepper.begin(features)
     for t in range(T if N else 0):
@@ -85,7 +85,7 @@ def word_by_word(
     sums = np.zeros(N, dtype=gained[0][1].dtype if gained else np.float32)
     for rows, values in gained:
         sums[rows] += values
-    if not (sums > -math.inf).all():  # NaN, or an excluded word where there was no other
+    if not (sums > -math.inf).all():  # NaN, or all words are excluded
         bad = ((t, rows[~(values > -math.inf)]) for t, (rows, values) in enumerate(gained))
         raise next(no_choice(int(those[0]) // copies, t) for t, those in bad if len(those))
     ended = words[np.arange(N), lengths - 1] == ids.end

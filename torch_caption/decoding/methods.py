@@ -1,4 +1,4 @@
-"""The decoding methods by name, and `decode`, which takes the one that the options name."""
+"""The decoding methods by name, and `decode`, which applies the one that the options select."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def decode(
     options: DecodingOptions | None = None,
     generator: torch.Generator | None = None,
 ) -> Decoded:
-    """Captions of images by the method of the options, greedy without any.
+    """Captions of images by the method of the options, by default greedy.
 
     Args:
         stepper: the model; put a module with dropout into `eval()` first.
-        features: (N, ...) whatever `stepper.begin` takes.
+        features: (N, ...) as in `stepper.begin`.
         ids: of the special tokens.
         options: see `DecodingOptions`.
-        generator: of random sampling, on the device of the logits; torch's global one without it. The same
+        generator: for random sampling, on the device of the logits; by default torch's global one. The same
             `torch.Generator(device).manual_seed(seed)` gives the same captions on the same kind of device.
 
     Returns:
-        K captions of each image: 1 of greedy decoding, `samples` of sampling, `n_best` of beam search.
+        K captions of each image: 1 in greedy decoding, `samples` in sampling, `n_best` in beam search.
 
     Raises:
         ConfigError: an option is out of its range or contradicts another.

@@ -1,4 +1,4 @@
-"""How captions are decoded: every option with its default, its range and its text for --help, once."""
+"""The options of decoding: each with its default, range and text for --help, once."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ METHODS = {
     "beam": ("beam_size", "length_penalty", "n_best"),
     "sampling": ("samples", "temperature", "top_k", "top_p", "min_p"),
 }
-"""The decoding methods, and the options that belong to one of them alone."""
+"""The decoding methods, and the options that only one of them has."""
 MAX_LENGTH = 30
-"""The most words of a caption, <END> counted, where nothing else is asked for."""
+"""Default maximum length of a caption in words, including <END>."""
 
 LengthPenalty = float | Literal["mean"]
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How captions are chosen from the model's probabilities."""
+    """The method of decoding and its options."""
 
     method: Literal[("auto", *METHODS)] = "auto"  # type: ignore[valid-type]
-    """The likeliest word at each step (greedy), beam search (beam), or words drawn at random (sampling). auto takes the
-    method that the other options belong to, greedy if there are none."""
+    """Greedy decoding, beam search, or random sampling. auto selects the method of the other options, by default
+    greedy."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None
-    """Maximum length of a caption in words, <END> counted; without it as in training, 30 for a model without
+    """Maximum length of a caption in words, including <END>; the default is that of training, or 30 for a model without
     settings."""
     min_length: int = 0
     """Minimum number of words before <END>."""
@@ -41,27 +41,26 @@ class DecodingOptions:
     no_unk: Annotated[bool, FlagCreatePairsOff] = False
     """Never choose <UNK>."""
     avoid: Annotated[tuple[str, ...], arg(metavar="WORD ...")] = ()
-    """Words of the vocabulary that are never chosen."""
+    """Never choose these words of the vocabulary."""
 
     beam_size: int = 1
-    """Hypotheses of beam search; 1 gives the greedy caption."""
+    """Beam size; 1 gives the greedy caption."""
     length_penalty: Annotated[LengthPenalty, arg(metavar="FLOAT|mean")] = 0.7
-    """Beam search divides a log-probability by ((5 + words) / 6)^FLOAT (Wu et al. 2016): 0 finds the likeliest caption,
-    which tends to be a short one. `mean` divides by the number of words."""
+    """Length penalty alpha of beam search: scores are log-probabilities over ((5 + words) / 6)^alpha (Wu et al. 2016).
+    0 prefers short captions; `mean` divides by the number of words."""
     n_best: Annotated[int | None, arg(metavar="INT")] = None
-    """Captions per image that beam search returns, best first; all hypotheses without it."""
+    """Captions per image that beam search returns, best first; the default is the beam size."""
 
     samples: int = 1
-    """Captions per image, drawn at random."""
+    """Number of sampled captions per image."""
     temperature: Annotated[float | None, arg(metavar="FLOAT")] = None
-    """Sampling divides the logits by this: below 1 likely words gain, above 1 unlikely ones do; 1 without it."""
+    """Sampling temperature, a divisor of the logits; the default is 1."""
     top_k: Annotated[int | None, arg(metavar="INT")] = None
-    """Top-k sampling: among the k likeliest words."""
+    """Top-k sampling: sample from the k most probable words."""
     top_p: Annotated[float | None, arg(metavar="FLOAT")] = None
-    """Nucleus sampling: among the fewest likeliest words whose probabilities sum to this (Holtzman et al. 2020)."""
+    """Nucleus (top-p) sampling threshold (Holtzman et al. 2020)."""
     min_p: Annotated[float | None, arg(metavar="FLOAT")] = None
-    """Min-p sampling: among the words with at least this times the probability of the likeliest (Nguyen et al.
-    2024)."""
+    """Min-p sampling: minimum probability, relative to the most probable word (Nguyen et al. 2024)."""
 
     @property
     def length(self) -> int:
@@ -70,14 +69,14 @@ class DecodingOptions:
 
     @property
     def rows(self) -> int:
-        """How many captions of an image are decoded side by side."""
+        """Captions of an image that are decoded in parallel."""
         return max(self.beam_size, self.samples)
 
     def resolve(self, spelling: Callable[[str], str] = str) -> str:
-        """The method: the one that is named, or else the one that the other options belong to.
+        """The method: the given one, or for auto the method of the other options.
 
         Args:
-            spelling: how a message names an option, such as "--top-k" for "top_k".
+            spelling: the name of an option in a message, such as "--top-k" for "top_k".
 
         Raises:
             ConfigError: a value is out of its range, or options of two methods are set.

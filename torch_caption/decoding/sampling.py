@@ -19,21 +19,21 @@ def random_sampling(
     options: DecodingOptions,
     generator: torch.Generator | None = None,
 ) -> Decoded:
-    """Each next word drawn at random from softmax(logits / temperature) over the words that the filters leave.
+    """Each next word is sampled from softmax(logits / temperature) over the words that the filters leave.
 
-    All captions of a batch share one stream of random numbers, so a caption depends on the batch it is drawn in.
+    All captions of a batch share one stream of random numbers, so a caption depends on its batch.
 
     Args: as `torch_caption.decoding.decode`.
     """
 
     filters = sampling_filters(options)
 
-    def draw(log_p: Tensor, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def sample(log_p: Tensor, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         logits = log_p.clone() if filters else log_p
         for logit_filter in filters:
             logit_filter(logits, words)
-        p = torch.softmax(logits, 1).nan_to_num_(nan=1.0)  # of a row that has no word to choose, any may be drawn
-        drawn = torch.multinomial(p, 1, generator=generator)
-        return drawn.squeeze(1).cpu().numpy(), log_p.gather(1, drawn).squeeze(1).cpu().numpy()
+        p = torch.softmax(logits, 1).nan_to_num_(nan=1.0)  # in a row without a word to choose, any may be sampled
+        index = torch.multinomial(p, 1, generator=generator)
+        return index.squeeze(1).cpu().numpy(), log_p.gather(1, index).squeeze(1).cpu().numpy()
 
-    return word_by_word(stepper, features, ids, options, draw, copies=options.samples)
+    return word_by_word(stepper, features, ids, options, sample, copies=options.samples)

@@ -1,1 +1,1 @@
-"""Pictures to features."""
+"""From pictures to features."""

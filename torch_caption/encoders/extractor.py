@@ -1,4 +1,4 @@
-"""A recipe (`torch_caption.data.recipe`) done to new pictures."""
+"""Features of new pictures by a recipe (`torch_caption.data.recipe`)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from torch_caption.io.text import shown
 from torch_caption.scenes import dataset as scenes
 
 SCENES = "torch_caption.data.scenes.features"
-"""What manifests and checkpoints call the features of the built-in scenes; no module has that name."""
+"""The name of the features of the built-in scenes in manifests and checkpoints; not a module."""
 
 
 class FeatureExtractor(Protocol):
-    """Makes features of pictures in two steps, so that of many pictures only the small outcome of the first is kept."""
+    """Computes features in two steps; for many pictures only the small result of the first is in memory."""
 
     def prepare(self, picture: Image.Image) -> Tensor:
-        """An upright RGB picture, as the second step takes it."""
+        """The input of the second step, from an upright RGB picture."""
 
     def make(self, prepared: Sequence[Tensor]) -> Tensor:
         """The features of prepared pictures, (N, D), or grids (N, F, a, a), float32."""
 
 
 def is_one(recipe: Mapping[str, Any]) -> bool:
-    """Whether it says how features were made."""
+    """Whether it has a complete recipe of features."""
     encoder, kind = recipe.get("encoder"), recipe.get("features")
     if not isinstance(encoder, str) or not isinstance(kind, str | None):
         return False
@@ -50,20 +50,20 @@ def feature_extractor(
     near: Sequence[Path] = (),
     device: str | torch.device = "cpu",
 ) -> FeatureExtractor:
-    """What makes the recipe's features of new pictures.
+    """The feature extractor of a recipe, for new pictures.
 
     Args:
-        weights: the encoder's weights, where they are not found by what the recipe says.
-        near: folders to look for them.
+        weights: the encoder's weights, if they are not found by their entry in the recipe.
+        near: folders to search for them.
 
     Raises:
-        DataError, EncoderError: it is no recipe, or one of another version, or the weights are not to be had.
+        DataError, EncoderError: the recipe is invalid or of another version, or the weights are missing.
     """
     if not is_one(recipe):
         raise DataError("not a recipe of features")
     if recipe["encoder"] == SCENES:
-        if recipe.get("recipe") != scenes.RECIPE:
-            raise DataError(f"features of scenes by recipe {recipe.get('recipe')}; this is recipe {scenes.RECIPE}")
+        if recipe.get("recipe") != scenes.VERSION:
+            raise DataError(f"features of scenes {recipe.get('recipe')}; this version has scenes {scenes.VERSION}")
         return _Scenes(recipe.get("features") == "grid")
     encoder = features.from_recipe(recipe, weights=weights, near=near, device=device)
     grid = recipe["features"] == "grid"
@@ -71,19 +71,19 @@ def feature_extractor(
     return _Photographs(encoder, grid, _projection(recipe.get("projection")), half)
 
 
-def seen(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
-    """The part of a picture that the features are of, and that a grid lies over: all of a scene, the middle square
-    that its transform keeps of a photograph; all where the recipe does not say.
+def visible(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
+    """The part of a picture that the features and a grid cover: all of a scene, the centre crop of a photograph; all if
+    the recipe has no transform.
 
     Raises:
-        DataError: the transform's lengths are no counts of pixels.
+        DataError: the lengths of the transform are invalid.
     """
     transform = recipe.get("transform")
     if not isinstance(transform, Mapping) or not {"resize", "crop"} <= transform.keys():
         return picture
     sizes = crop, resize = transform["crop"], transform["resize"]
     if any(type(size) is not int for size in sizes) or not 1 <= crop <= resize <= features.LARGEST:
-        raise DataError(f"the recipe's transform has resize {shown(resize)} and crop {shown(crop)}; make it again")
+        raise DataError(f"the recipe's transform has resize {shown(resize)} and crop {shown(crop)}; prepare it again")
     side = min(picture.size) * crop / resize
     left, top = ((length - side) / 2 for length in picture.size)
     return picture.crop((round(left), round(top), round(left + side), round(top + side)))
@@ -133,4 +133,4 @@ class _Photographs:
             if made.shape[1] != width:
                 raise DataError(f"a projection of width {width}, but {self._encoder.name} makes {made.shape[1]}")
             made = self._projection(made)
-        return made.half().float() if self._half else made  # as it was stored
+        return made.half().float() if self._half else made  # as stored

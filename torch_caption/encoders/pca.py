@@ -1,8 +1,8 @@
-"""Principal components: fitted on streamed rows, applied, kept in a file, and recovered where only their work is left.
+"""Principal components: fitted on streamed rows, or recovered from full and projected features.
 
-The covariance is accumulated whole, D x D in float64, and its eigenvectors are taken once. That is exact, and takes
-128 MiB at D = 4,096, however many rows there are. (scikit-learn's IncrementalPCA keeps K components from one batch to
-the next and so forgets what did not fit; and it would be one library more.)
+The full covariance is accumulated, D x D in float64, and its eigenvectors are computed once. This is exact, and needs
+128 MiB at D = 4,096 for any number of rows. (scikit-learn's IncrementalPCA keeps only K components from batch to batch,
+which is approximate, and is another dependency.)
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch_caption.data import checks, hdf5
 from torch_caption.data.hdf5 import FLOATS
 from torch_caption.data.projection import Projection
 from torch_caption.errors import ConfigError, DataError
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_interactive
 
 CHUNK = 8192  # rows in float64 at a time
 
 
 class Moments:
-    """Mean and scatter of rows that come in pieces.
+    """Mean and scatter of streamed rows.
 
     Attributes:
-        count: rows so far.
+        count: the number of rows.
         mean: (D,) float64.
         scatter: (D, D) float64, the sum over the rows of (x - mean) (x - mean)^T.
     """
@@ -39,7 +39,7 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64, device="cpu")
 
     def update(self, rows: Tensor) -> None:
-        """Take rows (n, D) in; with the piece's own mean, so that nothing large is subtracted (Chan et al., 1983)."""
+        """Add rows (n, D); with their own mean, which avoids cancellation (Chan et al., 1983)."""
         for piece in rows.split(CHUNK):
             x = piece.double()
             mean = x.mean(0)
@@ -52,23 +52,23 @@ class Moments:
 
 
 def check_size(size: float, flag: str) -> None:
-    """Raise ConfigError unless it is a number of components, or a share of the variance below 1."""
+    """Raise ConfigError unless it is a number of components, or a fraction of the variance."""
     if not (0 < size < 1 or (size >= 1 and float(size).is_integer())):
-        raise ConfigError(f"{flag} {size:g}: name a number of components, or a share of the variance between 0 and 1")
+        raise ConfigError(f"{flag} {size:g}: give a number of components, or a fraction of the variance below 1")
 
 
 def check_count(size: float, rows: int, width: int, flag: str) -> None:
-    """Raise DataError if more components are asked for than so many rows of that width have."""
+    """Raise DataError if this number of rows of this width has fewer components."""
     most = max(min(rows - 1, width), 0)
     if size > most:
         raise DataError(f"{flag} {size:g}: {rows:,} rows of {width:,} numbers have at most {most:,} components")
 
 
 def fit(moments: Moments, size: float, flag: str) -> Projection:
-    """The principal components, the greatest first; of each, the entry greatest in size is positive.
+    """The principal components in descending order of variance; the largest entry of each by magnitude is positive.
 
     Args:
-        size: how many; below 1, as few as keep this share of the variance.
+        size: their number; below 1, the fraction of the variance that they keep.
         flag: begins the message.
 
     Raises:
@@ -86,12 +86,12 @@ def fit(moments: Moments, size: float, flag: str) -> Projection:
 
 @dataclass(frozen=True)
 class Recovered:
-    """A projection found from what it did.
+    """A projection recovered from its inputs and outputs.
 
     Attributes:
         projection: the basis.
-        rows: how many it was found from.
-        errors: of each split the greatest difference from the file, over the file's standard deviation.
+        rows: the number of rows that it was recovered from.
+        errors: of each split the maximum difference from the file, over the file's standard deviation.
     """
 
     projection: Projection
@@ -100,15 +100,15 @@ class Recovered:
 
 
 def recover(full: dict[str, Path], projected: dict[str, Path]) -> Recovered:
-    """The mean and components by which the full features of train became the projected ones, by least squares.
+    """The mean and components from the full to the projected features of train, by least squares.
 
     y = (x - m) C is affine in x: with both sides centred, C = Sxx^+ Sxy from the scatters; the means then give m.
 
     Args:
-        full, projected: of each split the file of full features, and that of the projected ones, both found sound.
+        full, projected: of each split the file of full features and the file of projected ones, both checked.
 
     Raises:
-        DataError: the files do not belong together, have too few rows, or no projection explains them.
+        DataError: the files do not match, have too few rows, or no projection explains them.
     """
     shapes = {name: (_shape(full[name]), _shape(projected[name])) for name in full}
     for name, ((rows, _), (other, _)) in shapes.items():
@@ -116,13 +116,13 @@ def recover(full: dict[str, Path], projected: dict[str, Path]) -> Recovered:
             raise DataError(f"{projected[name]}: features has {other} rows, but {full[name].name} has {rows}")
     (rows, width), (_, size) = shapes["train"]
     if rows <= width:
-        raise DataError(f"{full['train']}: {rows:,} rows do not determine a basis of {width:,} numbers; it takes more")
-    moments = Moments(width + size)  # of x and y side by side
+        raise DataError(f"{full['train']}: {rows:,} rows are too few for a basis of {width:,} numbers")
+    moments = Moments(width + size)  # of x and y concatenated
     for x, y in _pairs(full["train"], projected["train"], "least squares"):
         moments.update(torch.cat([x, y], 1))
     scatter = moments.scatter
     values, vectors = torch.linalg.eigh(scatter[:width, :width])
-    kept = values > values[-1] * width * torch.finfo(torch.float64).eps  # numbers that never vary, such as dead units
+    kept = values > values[-1] * width * torch.finfo(torch.float64).eps  # constant numbers, such as dead units
     inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
     components = inverse @ scatter[:width, width:]
     offset = torch.linalg.pinv(components.T) @ moments.mean[width:]
@@ -132,8 +132,8 @@ def recover(full: dict[str, Path], projected: dict[str, Path]) -> Recovered:
     worst = max(errors, key=lambda name: errors[name])
     if not errors[worst] < 1e-2:
         raise DataError(
-            f"{projected[worst]}: no projection of {full[worst].name} (greatest error {errors[worst]:.2g} of its "
-            "standard deviation); the two files do not belong together"
+            f"{projected[worst]}: no projection of {full[worst].name} (maximum error {errors[worst]:.2g} of its "
+            "standard deviation); the two files do not match"
         )
     return Recovered(projection, rows, errors)
 
@@ -147,10 +147,10 @@ def _shape(path: Path) -> tuple[int, int]:
         return hdf5.dataset(file, "features", (2,), FLOATS).shape
 
 
-def _pairs(full: Path, projected: Path, says: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(full: Path, projected: Path, label: str) -> Iterator[tuple[Tensor, Tensor]]:
     with hdf5.opened(full) as left, hdf5.opened(projected) as right:
         xs, ys = (hdf5.dataset(file, "features", (2,), FLOATS) for file in (left, right))
-        bar = tqdm(range(0, len(xs), CHUNK), desc=f"{says}, {full.name}", unit="block", disable=not is_watched())
+        bar = tqdm(range(0, len(xs), CHUNK), desc=f"{label}, {full.name}", unit="block", disable=not is_interactive())
         for first in bar:
             piece = slice(first, first + CHUNK)
             yield torch.from_numpy(checks.read_rows(xs, piece)), torch.from_numpy(checks.read_rows(ys, piece))

@@ -1,11 +1,11 @@
-"""Photographs to features, by torchvision's backbones with their own transforms; the only importer of torchvision.
+"""From photographs to features, by torchvision's backbones and their transforms; the only importer of torchvision.
 
     encoder = build("resnet50")                          # the weights are downloaded once
     batch = torch.stack([encoder.prepare(load_image("photo.jpg"))])
     encoder.encode(batch).vectors                        # (1, 2048)
 
-An encoder says in its `recipe` what it does, in plain values: `from_recipe` makes the same one again, wherever the
-weights are found to be the same by their SHA-256. torchvision is imported when the first encoder is built.
+The `recipe` of an encoder describes it in plain values: `from_recipe` builds the same encoder again if it finds weights
+with the same SHA-256. torchvision is imported when the first encoder is built.
 """
 
 from __future__ import annotations
@@ -26,59 +26,59 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torch_caption.errors import EncoderError, ImageError
-from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.files import from_home, sha256_of
 from torch_caption.io.images import load_image
 from torch_caption.io.text import printable
 
 BATCH = 16
-LARGEST = 4096  # pixels of a side that a picture is resized to
+LARGEST = 4096  # maximum side in pixels of a resized picture
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "nearest-exact", "box", "hamming", "lanczos")
-LONGEST = 16  # a picture more times as long as wide is cut to this first, lest its resized form fill the memory
+LONGEST = 16  # maximum aspect ratio; longer pictures are cropped first, which bounds the memory of the resized one
 TRANSFORMS = ("auto", "imagenet", "caffe")
 
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # what others put around a state dict
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # common wrappers of a state dict
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What is read off one of torchvision's models.
+    """The outputs of one of torchvision's models.
 
     Attributes:
         grid: the module whose output is the spatial grid (N, F, a, a), or, if `tokens`, the class token and the tokens
             of the a * a patches, (N, 1 + a * a, F).
         vector: the module whose output is the vector (N, D); None takes the grid's mean over its positions, or the
             class token.
-        says: the vector in words.
+        description: of the vector.
     """
 
     grid: str
     vector: str | None = None
     tokens: bool = False
-    says: str = "mean over the positions of {grid}"
+    description: str = "mean over the positions of {grid}"
 
     @property
     def layers(self) -> dict[str, str]:
-        return {"vector": self.says.format(grid=self.grid), "grid": self.grid}
+        return {"vector": self.description.format(grid=self.grid), "grid": self.grid}
 
 
 BACKBONES = {
-    "vgg16": Backbone("features", "classifier.4", says="classifier.4: fc7 after its ReLU, before dropout"),
+    "vgg16": Backbone("features", "classifier.4", description="classifier.4: fc7 after its ReLU, before dropout"),
     "resnet18": Backbone("layer4"),
     "resnet50": Backbone("layer4"),
     "resnet101": Backbone("layer4"),
     "mobilenet_v2": Backbone("features"),
     "regnet_y_400mf": Backbone("trunk_output"),
-    "vit_b_16": Backbone("encoder", tokens=True, says="class token of {grid}, after its last layer norm"),
+    "vit_b_16": Backbone("encoder", tokens=True, description="class token of {grid}, after its last layer norm"),
 }
-"""By torchvision's names. cs231n's features are fc7 of Caffe's VGG-16, which torchvision's weights are not."""
+"""By torchvision's names. cs231n's features are fc7 of Caffe's VGG-16, whose weights torchvision does not have."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A picture on its way into a network: the shorter side to `resize` pixels, the middle `crop` x `crop` of it, from
-    0..255 to 0..1, minus `mean`, over `std`.
+    """Preprocessing: resize the shorter side to `resize` pixels, crop the centre of `crop` x `crop`, scale 0..255 to
+    0..1, subtract `mean`, divide by `std`.
 
     Attributes:
         channels: the order of mean, std and the network's input, "RGB" or "BGR".
@@ -93,10 +93,10 @@ class Transform:
     channels: str = "RGB"
 
     def check(self) -> None:
-        """Raise EncoderError on the first value that no picture can be brought through."""
+        """Raise EncoderError for the first invalid value."""
         sizes = (self.crop, self.resize)
         if any(type(size) is not int for size in sizes) or not 1 <= self.crop <= self.resize <= LARGEST:
-            raise EncoderError(f"resize {self.resize!r} and crop {self.crop!r}; {LARGEST} pixels are the most")
+            raise EncoderError(f"resize {self.resize!r} and crop {self.crop!r}; the maximum is {LARGEST} pixels")
         for name, values in {"mean": self.mean, "std": self.std}.items():
             if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
                 raise EncoderError(f"{name} is {values!r}, not three numbers")
@@ -124,12 +124,12 @@ CAFFE = Transform(256, 224, tuple(m / 255 for m in (103.939, 116.779, 123.68)), 
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights an encoder has.
+    """The identity of an encoder's weights.
 
     Attributes:
-        name: torchvision's (IMAGENET1K_V2), a file's own, or "random".
-        sha256: of the file; of the values, where they are random. None where nobody knows.
-        path: where the file was; None for torchvision's, which its cache holds, and for random ones.
+        name: torchvision's (IMAGENET1K_V2), that of the file, or "random".
+        sha256: of the file, or of random values; None if unknown.
+        path: of the file; None for torchvision's, which are in its cache, and for random ones.
         seed: of random ones.
     """
 
@@ -139,18 +139,18 @@ class Weights:
     seed: int | None = None
 
     def check(self) -> None:
-        """Raise EncoderError unless it can be looked for: by a file's name, which leads to no other folder."""
+        """Raise EncoderError unless it has a valid file name, without a folder."""
         kinds = {"name": str, "sha256": str | None, "path": str | None, "seed": int | None}
         for field, kind in kinds.items():
             if not isinstance(getattr(self, field), kind):
                 raise EncoderError(f"{field} of its weights is {getattr(self, field)!r}")
         if not self.name or Path(self.name).name != self.name or "\\" in self.name or not 0 <= (self.seed or 0) < 2**63:
-            raise EncoderError(f"its weights are called {self.name!r}, with seed {self.seed}")
+            raise EncoderError(f"name of its weights {self.name!r}, with seed {self.seed}")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features of a batch, float32 on the CPU: vectors (N, D), and grids (N, F, a, a) if they were asked for."""
+    """Features of a batch, float32 on the CPU: vectors (N, D), and optionally grids (N, F, a, a)."""
 
     vectors: Tensor
     grids: Tensor | None
@@ -161,7 +161,7 @@ class Encoder:
 
     Attributes:
         name: the backbone's.
-        weights, transform: what it computes with.
+        weights, transform: of the backbone.
     """
 
     def __init__(self, name: str, model: nn.Module, weights: Weights, transform: Transform, device: torch.device):
@@ -174,7 +174,7 @@ class Encoder:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What it does, in plain values."""
+        """A description in plain values."""
         return {
             "encoder": self.name,
             "layers": self._spec.layers,
@@ -183,7 +183,7 @@ class Encoder:
         }
 
     def prepare(self, picture: Image.Image) -> Tensor:
-        """A picture in RGB as the network takes it, (3, h, w) float32."""
+        """The input of the network (3, h, w) float32, from a picture in RGB."""
         return self.transform(picture)
 
     @torch.inference_mode()
@@ -191,7 +191,7 @@ class Encoder:
         """The features of prepared pictures (N, 3, h, w).
 
         Raises:
-            EncoderError: a feature is not a finite number; the weights are not sound.
+            EncoderError: a feature is non-finite, because of invalid weights.
         """
         outputs = self._model(pictures.to(self._device))
         grid = outputs["grid"].float()
@@ -203,21 +203,21 @@ class Encoder:
             vector = outputs["vector"].float() if self._spec.vector else grid.mean((2, 3))
         if not (vector.isfinite().all() and (not grids or grid.isfinite().all())):
             raise EncoderError(
-                f"{self.name} with the weights {self.weights.name} computes features that are not finite: "
-                "the weights are not sound, or some are missing; name others with --weights"
+                f"{self.name} with the weights {self.weights.name} computes non-finite features: "
+                "the weights are invalid or incomplete; name others with --weights"
             )
         return Encoded(vector.cpu().contiguous(), grid.cpu().contiguous() if grids else None)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What came of some photographs of a list.
+class EncodedBatch:
+    """The features of a batch of photographs of a list.
 
     Attributes:
-        stop: the place in the list behind the batch's last photograph.
-        kept: the places of those that were read, in order.
-        failed: the others' places, and why.
-        encoded: the features of `kept`; None where there are none.
+        stop: the index in the list after the batch's last photograph.
+        kept: the indices of the photographs that were read, in order.
+        failed: the indices of the others, and the reasons.
+        encoded: the features of `kept`; None if that is empty.
     """
 
     stop: int
@@ -235,17 +235,17 @@ def stream(
     workers: int = 2,
     grids: bool = True,
     truncated: Callable[[str], object] | None = None,
-) -> Generator[Batch]:
-    """Features of the photographs, batch by batch, in their order; a bad photograph is told and left out.
+) -> Generator[EncodedBatch]:
+    """Features of the photographs, batch by batch, in their order; unreadable photographs are reported and omitted.
 
-    No more than two batches of prepared pictures and `workers` whole photographs are in memory at a time. A batch is
-    of the same photographs wherever the stream starts, so its features are the same too.
+    At most two batches of prepared pictures and `workers` decoded photographs are in memory at a time. The batches do
+    not depend on the start of the stream, and neither do the features.
 
     Args:
-        photographs: files; None is one that is not there.
-        start: the place to begin at, a multiple of `batch_size`.
-        workers: threads that read ahead.
-        truncated: as in `load_image`; called in those threads.
+        photographs: files; None is a missing one.
+        start: the first index, a multiple of `batch_size`.
+        workers: threads that read photographs.
+        truncated: as in `load_image`; called in these threads.
     """
 
     def read(path: Path | None) -> Tensor | str:
@@ -254,17 +254,17 @@ def stream(
         except ImageError as error:
             return str(error).removeprefix(f"{printable(path)}: ")
 
-    def begin(first: int) -> tuple[int, list[Future[Tensor | str]]]:
+    def submit(first: int) -> tuple[int, list[Future[Tensor | str]]]:
         return first, [pool.submit(read, path) for path in photographs[first : first + batch_size]]
 
     with ThreadPoolExecutor(workers) as pool:
         firsts = iter(range(start, len(photographs), batch_size))
-        ahead = [begin(first) for first in islice(firsts, 2)]
+        ahead = [submit(first) for first in islice(firsts, 2)]
         try:
             while ahead:
                 first, futures = ahead.pop(0)
-                found = {first + place: future.result() for place, future in enumerate(futures)}
-                ahead += [begin(following) for following in islice(firsts, 1)]
+                found = {first + index: future.result() for index, future in enumerate(futures)}
+                ahead += [submit(following) for following in islice(firsts, 1)]
                 yield _batch(encoder, found, first + len(futures), grids)
         finally:
             for _, futures in ahead:
@@ -272,11 +272,11 @@ def stream(
                     future.cancel()
 
 
-def _batch(encoder: Encoder, found: Mapping[int, Tensor | str], stop: int, grids: bool) -> Batch:
-    pictures = {place: value for place, value in found.items() if isinstance(value, Tensor)}
-    failed = {place: value for place, value in found.items() if isinstance(value, str)}
+def _batch(encoder: Encoder, found: Mapping[int, Tensor | str], stop: int, grids: bool) -> EncodedBatch:
+    pictures = {index: value for index, value in found.items() if isinstance(value, Tensor)}
+    failed = {index: value for index, value in found.items() if isinstance(value, str)}
     encoded = encoder.encode(torch.stack([*pictures.values()]), grids=grids) if pictures else None
-    return Batch(stop, [*pictures], failed, encoded)
+    return EncodedBatch(stop, [*pictures], failed, encoded)
 
 
 def build(
@@ -291,19 +291,19 @@ def build(
 
     Args:
         name: one of BACKBONES.
-        weights: "default", torchvision's best, downloaded once into torch's own cache; "random", drawn by the seed; or
-            a file with a state dict of torchvision's names, read with `weights_only=True`. Weights of layers that are
-            not used may be missing.
-        transform: "auto" takes what torchvision says of its own weights, found by name or by their content, and
-            IMAGENET for others; "imagenet" is that; "caffe" is that of Caffe's VGG-16.
+        weights: "default", torchvision's best, downloaded once into torch's cache; "random", initialised by the seed;
+            or a file with a state dict of torchvision's names, read with `weights_only=True`. Weights of unused layers
+            may be missing.
+        transform: "auto" is torchvision's transform for its own weights, identified by name or content, and IMAGENET
+            for others; "imagenet" is IMAGENET; "caffe" is the one of Caffe's VGG-16.
 
     Raises:
-        EncoderError: there is no such backbone or file, the weights do not fit or are not to be had.
+        EncoderError: there is no such backbone or file, or the weights do not fit or cannot be downloaded.
     """
     if name not in BACKBONES:
-        raise EncoderError(f"no encoder is called {name!r}; choose one of {', '.join(BACKBONES)}")
+        raise EncoderError(f"no encoder {name!r}; choose one of {', '.join(BACKBONES)}")
     if transform not in TRANSFORMS:
-        raise EncoderError(f"no transform is called {transform!r}; choose one of {', '.join(TRANSFORMS)}")
+        raise EncoderError(f"no transform {transform!r}; choose one of {', '.join(TRANSFORMS)}")
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -335,13 +335,13 @@ def from_recipe(
     near: Sequence[Path] = (),
     device: str | torch.device = "cpu",
 ) -> Encoder:
-    """The encoder of a recipe once more, with the same weights: those of `weights`, or found by what the recipe says.
+    """The encoder of a recipe, with the same weights: `weights`, or found by the recipe.
 
     Args:
-        near: folders to look for the file of weights in, beside the place where it was.
+        near: folders to search for the file of weights, after its previous path.
 
     Raises:
-        EncoderError: the recipe is not one, or the weights are not found, or they are others.
+        EncoderError: the recipe is invalid, or the weights are not found or differ.
     """
     try:
         name, label = recipe["encoder"], Weights(**recipe["weights"])
@@ -357,7 +357,7 @@ def from_recipe(
     encoder = build(name, path, device=device, seed=label.seed or 0)
     if label.sha256 is not None and encoder.weights.sha256 != label.sha256:
         raise EncoderError(
-            f"{path}: other weights than the features were made with: SHA-256 {short(encoder.weights.sha256)}, "
+            f"{path}: not the weights of the features: SHA-256 {short(encoder.weights.sha256)}, "
             f"but those of {label.name} have {short(label.sha256)}"
         )
     encoder.transform = transform
@@ -384,20 +384,20 @@ def _digest_of(path: Path, _size: int, _time: int) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The libraries that features depend on."""
+    """Versions of the libraries that features depend on."""
     import PIL
 
     return {"torch": torch.__version__, "torchvision": _torchvision().__version__, "pillow": PIL.__version__}
 
 
 def _find(name: str, label: Weights, near: Sequence[Path]) -> str | Path:
-    """Where the weights are: what `build` takes."""
+    """The weights as an argument of `build`."""
     if label.name == "random":
         return "random"
     if label.path is None and label.sha256 is not None:
         return _download(name, label.name)
     path_then = from_home(label.path or "")
-    abroad = path_then.startswith(("\\\\", "//"))  # Windows would ask another machine, and say who asks
+    abroad = path_then.startswith(("\\\\", "//"))  # Windows would connect to another machine and identify the user
     recorded = [Path(path_then)] if path_then and not abroad else []
     for path in (*recorded, *(folder / label.name for folder in (*near, Path(), _cache()))):
         if path.is_file() and (label.sha256 is None or file_sha256(path) == label.sha256):
@@ -407,18 +407,18 @@ def _find(name: str, label: Weights, near: Sequence[Path]) -> str | Path:
 
 
 def short(sha256: str | None) -> str:
-    """The beginning of a SHA-256, enough to tell files apart."""
+    """The first digits of a SHA-256, enough to distinguish files."""
     return f"{(sha256 or '')[:12]}..."
 
 
-# What torchvision knows
+# torchvision's weights and transforms
 
 
 def _torchvision() -> ModuleType:
-    """torchvision, whose compiled part is not needed.
+    """torchvision, without its compiled part.
 
-    The registry's build beside a CPU build of torch cannot load that part, and fails where it describes the operator
-    `nms` in Python. Declared, and never called, it does no harm.
+    PyPI's build beside a CPU build of torch cannot load that part, and fails where it registers the operator `nms` in
+    Python. A declaration of the operator, which is never called, avoids this.
 
     Raises:
         EncoderError: it is not installed, or fails in another way.
@@ -439,7 +439,7 @@ def _torchvision() -> ModuleType:
 
 
 def _model(name: str) -> nn.Module:
-    """The part of torchvision's model that is read, its weights still those of its initialisation."""
+    """The used part of torchvision's model, with initial weights."""
     models = _torchvision().models
     spec = BACKBONES[name]
     nodes = {spec.grid: "grid"} | ({spec.vector: "vector"} if spec.vector else {})
@@ -449,7 +449,7 @@ def _model(name: str) -> nn.Module:
 
 
 def _published(name: str, sha256: str) -> Any | None:
-    """torchvision's entry for the weights of that content; the names of its files end in the first 8 digits."""
+    """torchvision's entry for weights with this SHA-256; its file names end in the first 8 digits."""
     entries = _torchvision().models.get_model_weights(name)
     return next((entry for entry in entries if sha256.startswith(_prefix(entry))), None)
 
@@ -479,42 +479,42 @@ def _cache() -> Path:
 
 
 def _download(name: str, entry_name: str = "DEFAULT") -> Path:
-    """torchvision's own weights as a file of torch's cache, downloaded if they are not there."""
+    """torchvision's weights as a file in torch's cache, downloaded if missing."""
     entries = _torchvision().models.get_model_weights(name)
     entry = getattr(entries, entry_name, None)
     if entry is None:
-        raise EncoderError(f"torchvision knows no weights {entry_name} of {name}; name their file with --weights")
+        raise EncoderError(f"torchvision has no weights {entry_name} of {name}; name their file with --weights")
     path = _cache() / entry.url.rpartition("/")[2]
     if not path.is_file():
-        if path.parts[0] == "~":  # torch would make a folder of that name here
+        if path.parts[0] == "~":  # torch would create a folder of that name here
             raise EncoderError(
                 "there is no home folder for the weights; set TORCH_HOME, or name their file with --weights"
             )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_prefix(entry), progress=is_watched())
-        except (OSError, RuntimeError) as error:  # RuntimeError: another content than the name says
+            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_prefix(entry), progress=is_interactive())
+        except (OSError, RuntimeError) as error:  # RuntimeError: the content does not match the name
             reason = one_line(getattr(error, "reason", None) or error)
             raise EncoderError(
                 f"{entry.url}: the weights of {name} were not downloaded ({reason}); copy the file to {path.parent} "
                 "(TORCH_HOME names another folder), or name one with --weights"
             ) from None
     if not file_sha256(path).startswith(_prefix(entry)):
-        raise EncoderError(f"{path}: damaged, its SHA-256 is not that of its name; remove it, and it is fetched again")
+        raise EncoderError(f"{path}: damaged, its SHA-256 does not match its name; remove it and run again")
     return path
 
 
 def _load(model: nn.Module, path: Path, name: str) -> None:
-    """Fill the model with the file's weights."""
+    """Load the file's weights into the model."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a stranger's bytes raise whatever they like
-        raise EncoderError(f"{path}: refused, for it is damaged or holds more than tensors") from error
+    except Exception as error:  # untrusted bytes can raise any error
+        raise EncoderError(f"{path}: refused: damaged, or not only tensors") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise EncoderError(f"{path}: not a state dict of {name}: it holds no weights by name")
+        raise EncoderError(f"{path}: not a state dict of {name}: it has no named weights")
     found = {str(key).removeprefix("module."): value for key, value in content.items()}
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
@@ -542,7 +542,7 @@ def _digest(model: nn.Module) -> str:
 
 
 def _shortened(picture: Image.Image) -> Image.Image:
-    """The middle of a picture that is very long; what is cut off, the transform's crop would not have kept."""
+    """The centre of a very long picture; it contains the transform's crop."""
     width, height = picture.size
     most = LONGEST * min(width, height)
     if max(width, height) <= most:

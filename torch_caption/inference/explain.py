@@ -83,7 +83,7 @@ def describe(
     probabilities = [math.exp(decoded.log_probs[0, place]) for place in found]
     best = decoded.words[:, 0, : int(decoded.lengths[0, 0])]
     others = model.alternatives(batch, best, alternatives)
-    looked = model.attention(batch, best)[0].double().cpu().numpy() if model.cell.looks and batch.dim() == 4 else None
+    looked = model.attention(batch, best)[0].double().cpu().numpy() if model.cell.attends and batch.dim() == 4 else None
     words = [
         Word(
             Guess(vocabulary.words[idx], math.exp(others.log_probs[0, place])),
@@ -133,4 +133,4 @@ class Describer:
 
     def seen(self, picture: Image.Image) -> Image.Image:
         """The part of the picture that the model sees, which attention is over."""
-        return recipes.seen(self._recipe, picture)
+        return recipes.visible(self._recipe, picture)

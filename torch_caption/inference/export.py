@@ -79,7 +79,7 @@ def trace(model: CaptioningRNN, max_length: int = 30, *, no_unk: bool = False) -
         ValueError: as `Greedy`.
     """
     greedy = Greedy(model, max_length, no_unk=no_unk)
-    example = model.blank(2, places=3)
+    example = model.blank(2, positions=3)
     sizes = {axis: Dim(letter, min=least) for axis, (letter, least) in _free_axes(example).items()}
     with torch.no_grad():
         return torch.export.export(greedy, (example,), dynamic_shapes=(sizes,))

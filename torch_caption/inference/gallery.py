@@ -35,5 +35,5 @@ def draw_gallery(
 
 def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | None:
     """Whether the caption describes the scene right; None where the image is no scene."""
-    result = scenes.score(data.directory, split.name, {idx: text}) if data else None
+    result = scenes.judge_split(data.directory, split.name, {idx: text}) if data else None
     return None if result is None else result.right == 1

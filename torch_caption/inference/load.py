@@ -242,7 +242,7 @@ def open_training_data(config: TrainConfig, *, progress: bool = True) -> CocoDat
     return open_data(
         scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data),
         pca={"auto": None, "yes": True, "no": False}[config.pca_features],
-        grids=CELLS[config.cell_type].looks,
+        grids=CELLS[config.cell_type].attends,
         max_train=config.max_train,
         in_memory=config.in_memory,
         seed=config.seed,

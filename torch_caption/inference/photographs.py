@@ -17,7 +17,7 @@ from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders.extractor import FeatureExtractor
 from torch_caption.errors import ImageError
-from torch_caption.io.exits import is_watched
+from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import is_picture, is_url, load_image
 
 BATCH = 16
@@ -129,7 +129,7 @@ def read(
     made: list[Tensor] = []
     prepared: list[Tensor] = []
     for number, source in enumerate(
-        tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_watched())
+        tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_interactive())
     ):
         name = f"image {number}" if isinstance(source, Image.Image) else str(source)
         try:

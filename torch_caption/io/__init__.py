@@ -1,1 +1,1 @@
-"""Files, text and pictures that may be anybody's; downloads, locks, signals and exit statuses."""
+"""Files, text and pictures from untrusted sources; downloads, locks, signals and exit statuses."""

@@ -1,4 +1,4 @@
-"""The user's folders for what can be made again, and what to do where there are none or they cannot be written."""
+"""The user's cache folders, and the handling of missing or read-only ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 
 CACHE = "TORCH_CAPTION_CACHE"
-"""The environment's name for the folder that `cache` returns."""
+"""The environment variable for the folder that `cache` returns."""
 
 
 def cache() -> Path:
-    """This library's folder: the environment's, else one in the platform's place for caches.
+    """This library's cache folder: from the environment, else in the platform's cache directory.
 
     Raises:
-        OSError: the user has no home.
+        OSError: the user has no home folder.
     """
     named = os.environ.get(CACHE)
     if named:
@@ -40,10 +40,10 @@ def _expanded(path: str) -> Path:
 
 
 def for_matplotlib() -> dict[str, str]:
-    """What to add to the environment before Matplotlib is imported.
+    """Additions to the environment before Matplotlib is imported.
 
-    It has a folder in the user's configuration and one in the cache. Where either cannot be written it prints a
-    warning, or fails of a user without a home. Then it gets a folder that goes with this process.
+    Matplotlib needs a configuration folder and a cache folder. If one cannot be written it prints a warning, or fails
+    for a user without a home folder. It then gets a folder that is removed when this process exits.
     """
     if "MPLCONFIGDIR" in os.environ:
         return {}
@@ -54,7 +54,7 @@ def for_matplotlib() -> dict[str, str]:
         folders = [Path(os.environ.get(name) or base) / "matplotlib" for name, base in bases.items()]
     if all(map(_can_be_written, folders)):
         return {}
-    with suppress(OSError):  # without room for one the warning stays
+    with suppress(OSError):  # without disk space the warning remains
         folder = tempfile.mkdtemp(prefix="torch_caption-")
         atexit.register(_remove, folder, os.getpid())
         return {"MPLCONFIGDIR": folder}
@@ -62,15 +62,15 @@ def for_matplotlib() -> dict[str, str]:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Whether the folder can be written; it is made if it is not there, as Matplotlib does."""
+    """Whether the folder can be written; it is created if it is missing, as Matplotlib does."""
     try:
         folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         return os.access(folder, os.W_OK)
-    except (RuntimeError, OSError):  # RuntimeError: there is no home
+    except (RuntimeError, OSError):  # RuntimeError: there is no home folder
         return False
 
 
 def _remove(folder: str, process: int) -> None:
-    if os.getpid() == process:  # a fork leaves it to its parent
+    if os.getpid() == process:  # not in a fork of the process
         shutil.rmtree(folder, ignore_errors=True)

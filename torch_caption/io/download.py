@@ -1,4 +1,4 @@
-"""cs231n's archive: downloaded over HTTP, resumed after a stop, checked, and unpacked all or nothing."""
+"""cs231n's archive: download over HTTP, resuming, checks, and atomic unpacking."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from torch_caption.errors import DownloadError, InputError
-from torch_caption.io.exits import Stopped, is_watched, one_line
+from torch_caption.io.exits import Stopped, is_interactive, one_line
 from torch_caption.io.http import CHUNK, FetchError, open_url, pieces
 from torch_caption.io.text import printable
 
 ARCHIVE = "http://cs231n.stanford.edu/coco_captioning.zip"
 
-# Moved into place in this order: without its captions a directory is not taken for data, so they come last.
+# Moved in this order: without captions a directory is not accepted as data, so they are last.
 MEMBERS = (
     *(f"{split}2014_{kind}.txt" for split in ("train", "val") for kind in ("images", "urls")),
     *(f"{split}2014_vgg16_fc7{kind}.h5" for split in ("train", "val") for kind in ("", "_pca")),
@@ -31,21 +31,21 @@ MEMBERS = (
     "coco2014_captions.h5",
 )
 ARCHIVE_LIMIT = 2**32
-"""The most bytes that an archive may have (4 GiB); cs231n's has about 1 GB."""
+"""Maximum size of an archive in bytes (4 GiB); cs231n's has about 1 GB."""
 UNPACKED_LIMIT = 2**33
-"""The most bytes that an archive's files may have together (8 GiB)."""
+"""Maximum total size of an archive's files in bytes (8 GiB)."""
 
 _TIMEOUT = 30.0  # seconds without a byte
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the server said of the archive: enough to tell, after a stop, whether it still is the same.
+    """The identity of the archive on the server, to detect changes after an interruption.
 
     Attributes:
-        url: where it is.
-        length: its bytes; None if the server did not say.
-        validator: its strong ETag, or else its date; None if the server gave neither.
+        url: its URL.
+        length: its size in bytes; None if the server does not send it.
+        validator: its strong ETag, or else its date; None if the server sends neither.
     """
 
     url: str
@@ -54,24 +54,24 @@ class Source:
 
 
 def download(directory: Path, url: str, check: Callable[[Path], object]) -> None:
-    """Download and unpack cs231n's archive into a directory; data that is there already and sound stays.
+    """Download and unpack cs231n's archive into a directory; valid data in it is not changed.
 
     Args:
-        directory: made if it is not there. Until the files are whole and checked it holds only the archive, in part.
-            Data files that are not sound are left alone: they may be somebody's work.
+        directory: created if it is missing. Until the files are complete and checked it contains only the partial
+            archive. Existing invalid data files are not overwritten.
         url: http or https.
-        check: raises an InputError that says what is wrong with the data in a directory.
+        check: raises an InputError if the data in a directory is invalid.
 
     Raises:
-        DownloadError: it cannot be downloaded or is not sound.
-        KeyboardInterrupt: by Ctrl-C; its message says how to go on.
+        DownloadError: it cannot be downloaded or is invalid.
+        KeyboardInterrupt: by Ctrl-C; its message has the command to continue.
     """
     archive = directory / "coco_captioning.zip.part"
     try:
         check(directory)
     except InputError as error:
         found = [name for name in MEMBERS if (directory / name).exists()]
-        if found and not archive.exists():  # beside an archive they are the files of a move that was stopped
+        if found and not archive.exists():  # beside an archive they are the files of an interrupted move
             raise DownloadError(f"{one_line(error)}; or download into another folder") from None
     else:
         _discard(archive)
@@ -82,19 +82,19 @@ def download(directory: Path, url: str, check: Callable[[Path], object]) -> None
         fetch(url, archive)
         unpack(archive, directory, check)
     except KeyboardInterrupt as stopped:
-        advice = f"{directory} keeps what was downloaded; run the same command again to go on"
+        advice = f"{directory} keeps the partial download; run the same command again to continue"
         raise Stopped.advising(stopped, advice) from None
     except DownloadError:
         raise
     except OSError as error:
-        raise DownloadError(f"{directory}: {error.strerror or one_line(error)}; what was downloaded is kept") from None
+        raise DownloadError(f"{directory}: {error.strerror or one_line(error)}; the partial download is kept") from None
 
 
 def fetch(url: str, part: Path) -> None:
-    """Download a URL into the file `part`, from where an earlier try stopped if the server still has the same content.
+    """Download a URL into the file `part`; resume a partial download if the content on the server is unchanged.
 
     Raises:
-        DownloadError: the server refuses, is not reached, stops in the middle, or sends more than the limit.
+        DownloadError: the server refuses, cannot be reached, ends the connection, or sends more than the limit.
     """
     source = _read_source(part)
     have = part.stat().st_size if part.is_file() else 0
@@ -105,7 +105,7 @@ def fetch(url: str, part: Path) -> None:
     try:
         _fetch(url, part, source, have)
     except FetchError as error:
-        advice = "run the same command again to go on" if error.again else "choose another --url"
+        advice = "run the same command again to continue" if error.again else "choose another --url"
         raise DownloadError(f"{printable(url)}: {error}; {advice}") from None
 
 
@@ -114,21 +114,23 @@ def _fetch(url: str, part: Path, source: Source | None, have: int) -> None:
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             start, length = _content_range(response)
             if source is None:
-                raise FetchError("the server sends a part of it unasked")
-            if start != have or length != (source.length or length):  # another content, or another piece of it
+                raise FetchError("the server sends a part that was not requested")
+            if start != have or length != (source.length or length):  # other content, or another part of it
                 response.close()
                 return _fetch(url, part, None, 0)
         else:
             start, length = 0, response.length
-            part.unlink(missing_ok=True)  # the note must never speak of bytes of another content
+            part.unlink(missing_ok=True)  # the note must describe these bytes only
             _write_source(part, Source(url, length, _validator(response)))
-        bar = tqdm(initial=start, total=length, unit="B", unit_scale=True, desc="download", disable=not is_watched())
+        bar = tqdm(
+            initial=start, total=length, unit="B", unit_scale=True, desc="download", disable=not is_interactive()
+        )
         with part.open("ab") as file, bar:
             for piece in pieces(response, ARCHIVE_LIMIT - start):
                 file.write(piece)
                 bar.update(len(piece))
     have = part.stat().st_size
-    if length is not None and have != length:  # the end of the piece that was sent is not that of the whole
+    if length is not None and have != length:  # the part ends before the end of the content
         raise FetchError(f"cut off after {have:,} of {length:,} bytes", again=True)
     return None
 
@@ -148,7 +150,7 @@ def _answer(url: str, source: Source | None, have: int) -> http.client.HTTPRespo
 
 
 def _content_range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where the piece starts, and how long the whole is."""
+    """The start of the part, and the total length."""
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if not found:
         return -1, None
@@ -156,7 +158,7 @@ def _content_range(response: http.client.HTTPResponse) -> tuple[int, int | None]
 
 
 def _validator(response: http.client.HTTPResponse) -> str | None:
-    """What If-Range may be asked with: a weak ETag may not."""
+    """The value for If-Range: not a weak ETag."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
@@ -180,13 +182,13 @@ def _write_source(part: Path, source: Source) -> None:
 
 
 def unpack(archive: Path, directory: Path, check: Callable[[Path], object]) -> None:
-    """Unpack the known files, check them, and only then move them into the directory; the archive goes.
+    """Unpack the known files, check them, then move them into the directory, and remove the archive.
 
     Raises:
-        DownloadError: the archive is damaged or hostile, or its files are not sound; it is removed.
+        DownloadError: the archive is damaged or malicious, or its files are invalid; it is removed.
     """
     folder = directory / ".unpacking"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed run
     folder.mkdir()
     try:
         names = _extract(archive, folder)
@@ -200,7 +202,7 @@ def unpack(archive: Path, directory: Path, check: Callable[[Path], object]) -> N
         _discard(archive)
         reason = one_line(error).replace(f"{folder}{os.sep}", "")
         raise DownloadError(
-            f"{archive}: not a sound archive ({reason}); it is removed: run again to fetch it"
+            f"{archive}: not a valid archive ({reason}); it is removed: run again to download it"
         ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -213,7 +215,7 @@ def _discard(archive: Path) -> None:
 
 
 def _extract(archive: Path, folder: Path) -> list[str]:
-    """Write the archive's known files into the folder, each CRC checked; their names, in the order to move them."""
+    """Write the archive's known files into the folder and check their CRCs; their names in the order of moving."""
     with zipfile.ZipFile(archive) as content:
         found = _known(content)
         total = sum(info.file_size for info in found.values())
@@ -221,8 +223,8 @@ def _extract(archive: Path, folder: Path) -> list[str]:
             raise InputError(f"its files would take {total:,} bytes, more than the {UNPACKED_LIMIT:,} allowed")
         free = shutil.disk_usage(folder).free
         if total > free:
-            raise DownloadError(f"{folder.parent}: the files take {total:,} bytes, but {free:,} are free; make room")
-        with tqdm(total=total, unit="B", unit_scale=True, desc="unpack", disable=not is_watched()) as bar:
+            raise DownloadError(f"{folder.parent}: needs {total:,} bytes, but {free:,} are free; free disk space")
+        with tqdm(total=total, unit="B", unit_scale=True, desc="unpack", disable=not is_interactive()) as bar:
             for name, info in found.items():
                 with content.open(info) as packed, (folder / name).open("wb") as file:
                     while chunk := packed.read(CHUNK):
@@ -234,7 +236,7 @@ def _extract(archive: Path, folder: Path) -> list[str]:
 
 
 def _known(content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The entries to unpack by file name, in MEMBERS' order; others, such as a folder's or an icon's, are left out."""
+    """The entries to unpack by file name, in MEMBERS' order; others, such as folders and icons, are omitted."""
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in content.infolist():
         parts = info.filename.replace("\\", "/").split("/")
@@ -245,7 +247,7 @@ def _known(content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         if parts[-1] in entries:
             raise InputError(f"it has {parts[-1]} twice")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"it has {parts[-1]} packed by method {info.compress_type}")
+            raise InputError(f"it has {parts[-1]} compressed by method {info.compress_type}")
         entries[parts[-1]] = info
     if not entries:
         raise InputError("it has none of cs231n's files")

@@ -1,6 +1,6 @@
-"""How a command ends: one line about an error, an exit status, a signal.
+"""The end of a command: one line about an error, exit status, signals.
 
-Nothing heavy is imported here, so that a command can be stopped while it still loads torch.
+Nothing heavy is imported here, so that a command can be interrupted while it loads torch.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch_caption.errors import TorchCaptionError
 from torch_caption.io.memory import within_memory
 
 TRACEBACK = "TORCH_CAPTION_TRACEBACK"
-"""The environment variable that shows the traceback of every error, as the flag `--traceback` does."""
+"""The environment variable for the traceback of every error, like the flag `--traceback`."""
 _BUG = "error: this is a bug in torch_caption: please report it with your command and the traceback above"
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
-"""The signals that end a command: Ctrl-C, `kill`, a lost terminal, and those of batch systems before a job's limit."""
+"""The signals that end a command: of Ctrl-C, `kill`, a closed terminal, and batch systems before a job's limit."""
 TO_ALL = tuple(number for number in SIGNALS if number != signal.SIGTERM)
-"""Those that a terminal or a batch system sends to every process of a command."""
+"""Those that a terminal or a batch system sends to all processes of a command."""
 
 
 class Stopped(KeyboardInterrupt):
-    """One of `SIGNALS` ends the command.
+    """Raised by one of `SIGNALS`, which ends the command.
 
     Attributes:
-        number: the signal's.
-        status: the exit status, 128 and that number, as in shells.
-        advice: a line for the user, "" where it has been printed.
+        number: of the signal.
+        status: the exit status, 128 plus the number, as in shells.
+        advice: a line for the user; "" if it has been printed.
     """
 
     def __init__(self, number: int = signal.SIGINT, advice: str = "") -> None:
@@ -55,21 +55,21 @@ def one_line(error: object) -> str:
 
 
 def exit_status(error: Exception) -> int:
-    """Of a command that the error ends: its own of a TorchCaptionError, 2 of an OSError, 1 of a bug."""
+    """The exit status for an error: that of a TorchCaptionError, 2 for an OSError, 1 for a bug."""
     if isinstance(error, TorchCaptionError):
         return error.status
     return 2 if isinstance(error, OSError) else 1
 
 
 def guarded(main: Callable[[], object], *, traceback: bool = False) -> int:
-    """Run `main` and return the exit status: 0; `exit_status` of an error; 128 and the number of a signal (130 for
-    Ctrl-C, 143 for SIGTERM); 141 where the reader of the output has exited.
+    """Run `main` and return the exit status: 0; `exit_status` of an error; 128 plus the number of a signal (130 for
+    Ctrl-C, 143 for SIGTERM); 141 if the reader of the output has exited.
 
     A TorchCaptionError and an OSError are one line on stderr. Any other exception is a bug: its traceback is printed,
-    and a line that asks for a report. Too little memory is an OutOfMemory.
+    and a request for a report. Exhausted memory is an OutOfMemory.
 
     Args:
-        main: parses the command line too, whose help is output like any other. It may raise SystemExit.
+        main: parses the command line and runs the command. It may raise SystemExit.
         traceback: print it for every error, as the environment variable TORCH_CAPTION_TRACEBACK=1 does.
     """
     _open_streams()
@@ -77,7 +77,7 @@ def guarded(main: Callable[[], object], *, traceback: bool = False) -> int:
         with _stopped_by_signals(), within_memory():
             try:
                 main()
-            except SystemExit:  # of `--help`, say
+            except SystemExit:  # such as from `--help`
                 sys.stdout.flush()
                 raise
             sys.stdout.flush()
@@ -87,58 +87,58 @@ def guarded(main: Callable[[], object], *, traceback: bool = False) -> int:
         if not isinstance(stopped, Stopped):
             return Stopped().status
         if stopped.advice:
-            _say(f"stopped: {stopped.advice}")
+            _print(f"stopped: {stopped.advice}")
         return stopped.status
     except Exception as error:
         is_expected = isinstance(error, (TorchCaptionError, OSError))
         if traceback or os.environ.get(TRACEBACK) or not is_expected:
-            from traceback import format_exception  # imports much
+            from traceback import format_exception  # a slow import
 
-            _say("".join(format_exception(error)).rstrip())
-        _say(f"error: {one_line(error)}" if is_expected else _BUG)
+            _print("".join(format_exception(error)).rstrip())
+        _print(f"error: {one_line(error)}" if is_expected else _BUG)
         return exit_status(error)
     finally:
         _drop_unwritten()
-        # While Python shuts down, a further Ctrl-C ends the process at once. Registered last, this is called first.
+        # During Python's shutdown, another Ctrl-C ends the process at once. Registered last, this is called first.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return 0
 
 
-def is_watched() -> bool:
-    """Whether a terminal shows stderr."""
+def is_interactive() -> bool:
+    """Whether stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _open_streams() -> None:
-    """Open the standard streams that were closed when Python started, which are None, on the null device.
+    """Open standard streams that were closed at Python's start, which are None, on the null device.
 
-    Their descriptors are opened as well, or the next file would get one of them, and C code that prints would write
-    into that file.
+    Their descriptors are opened as well: otherwise the next file would get one of them, and output of C code would go
+    to that file.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
-            os.set_inheritable(nowhere, True)
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
+            os.set_inheritable(null, True)
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         stream = getattr(sys, name)
         if stream is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(nowhere, mode, encoding="utf-8", newline="\n", closefd=False))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a word the terminal cannot show must not end the program
+            stream.reconfigure(errors="replace")  # a character that the terminal cannot show must not end the program
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     """Print a line to stderr, if it can be written."""
     with suppress(OSError):
-        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as several ranks print
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one write, since several ranks print
 
 
 def _drop_unwritten() -> None:
-    """Discard output that cannot be written, or Python would fail once more when it flushes at its end."""
+    """Discard output that cannot be written: Python would fail again when it flushes at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -148,8 +148,8 @@ def _drop_unwritten() -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """In the block a signal raises Stopped, so that what is open is closed; unless it has a handler already, or is
-    ignored, as SIGHUP is under `nohup`."""
+    """In the block a signal raises Stopped, so that open files are closed; except signals that have a handler or are
+    ignored, as SIGHUP under `nohup`."""
     numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         numbers = []

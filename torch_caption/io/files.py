@@ -1,7 +1,7 @@
-"""Files that are replaced whole or not at all, and the one before that is kept.
+"""Atomic replacement of files, with an optional copy of the previous one.
 
-What is new is written beside its place under a name of its own, flushed to the disk and renamed. Whoever dies in
-between, at any moment, leaves at the file's place either the old one or the new one, whole.
+A new file is written under a temporary name in the same folder, flushed to the disk and renamed. If the process is
+killed at any moment, the path has either the complete old or the complete new file.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from time import sleep
 from typing import BinaryIO
 
 _numbers = count()
-_being_written: set[Path] = set()  # by this process: others of its names were left by one that had its number
+_being_written: set[Path] = set()  # by this process: other such names were left by a process with the same id
 WINDOWS = os.name == "nt"
-_NO_MATTER_OF_ROOM = {
+_PATH_ERRORS = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 }
 _PAUSES = (0.02, 0.1, 0.5, 1.0, 2.0)
 
 
 def previous(path: str | Path) -> Path:
-    """Where the file before the one at `path` is kept: `last.previous.safetensors` for `last.safetensors`."""
+    """The path of the previous file of `path`: `last.previous.safetensors` for `last.safetensors`."""
     path = Path(path)
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def at_home(path: str) -> str:
-    """The path with `~` for the user's own folder, which others need not know and have elsewhere."""
+    """The path with `~` for the user's home folder."""
     try:
         return f"~/{Path(path).relative_to(Path.home()).as_posix()}"
-    except (ValueError, RuntimeError):  # it is elsewhere, or there is no such folder
+    except (ValueError, RuntimeError):  # it is outside, or there is no home folder
         return path
 
 
 def from_home(path: str) -> str:
-    """The inverse of `at_home`, for the user who asks."""
+    """The inverse of `at_home` for the current user."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~/") else path
     except RuntimeError:
@@ -62,38 +62,38 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def writing(path: str | Path, advice: str, elsewhere: str = "") -> Iterator[None]:
-    """In the block, what the file system refuses is told with the file that was written.
+    """In the block, errors of the file system get a message with the path of the file.
 
     Args:
-        advice: what to do, unless it is certain that more room would not help.
-        elsewhere: what to do then.
+        advice: for errors that more disk space may solve.
+        elsewhere: for the other errors.
 
     Raises:
-        OSError: so it is, of the same number.
+        OSError: with the same number.
     """
     try:
         yield
     except OSError as error:
-        what = elsewhere if error.errno in _NO_MATTER_OF_ROOM else advice
-        told = OSError("; ".join(filter(None, [f"{path}: could not be written: {error.strerror or error}", what])))
-        told.errno = error.errno
-        raise told from error
+        what = elsewhere if error.errno in _PATH_ERRORS else advice
+        named = OSError("; ".join(filter(None, [f"{path}: could not be written: {error.strerror or error}", what])))
+        named.errno = error.errno
+        raise named from error
 
 
 def replace(
     path: str | Path, write: Callable[[BinaryIO], object], *, keep: Callable[[Path], bool] | None = None
 ) -> None:
-    """Put what `write` writes in the place of whatever is at `path`, all of it or nothing.
+    """Replace the file at `path` atomically.
 
-    At no moment is there no whole file at `path`, once there was one; nor at `previous(path)`, once there was one. What
-    other processes left half written when they died is removed.
+    An existing `path`, and `previous(path)`, is a complete file at every moment. Incomplete files of killed processes
+    are removed.
 
     Args:
-        write: fills the file it is given.
-        keep: says whether the file at `path` is worth keeping; then it stays as `previous(path)`. None keeps nothing.
+        write: writes the content to a file object.
+        keep: whether to keep the file at `path` as `previous(path)`; None does not keep it.
 
     Raises:
-        OSError: the file cannot be written; those that were there are as before.
+        OSError: the file cannot be written; existing files are unchanged.
     """
     path = Path(path)
     with _beside(path) as beside:
@@ -108,12 +108,12 @@ def replace(
 
 
 def replace_text(path: str | Path, text: str, *, keep: bool = False) -> None:
-    """`replace` with a text, in UTF-8 and with its ends of lines as they are."""
+    """`replace` with a text, in UTF-8 and with unchanged line endings."""
     replace(path, lambda file: file.write(text.encode("utf-8")), keep=lambda _: keep)
 
 
 def _keep(path: Path) -> None:
-    """Give the file at `path` the name `previous(path)` as well; a copy where the file system has one name a file."""
+    """Link the file at `path` as `previous(path)`, or copy it if the file system has no hard links."""
     kept = previous(path)
     with _beside(kept) as beside:
         try:
@@ -123,17 +123,17 @@ def _keep(path: Path) -> None:
                 shutil.copyfileobj(source, copy, 1 << 20)
                 copy.flush()
                 os.fsync(copy.fileno())
-        _rename(beside, kept)  # where both name one file already it does nothing, and the name beside goes
+        _rename(beside, kept)  # no effect if both names are the same file; the temporary name remains
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A free name beside `path`, and nothing under it afterwards."""
+    """A free temporary name beside `path`; a file of this name is removed at the end."""
     _sweep(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
     _being_written.add(beside)
     try:
-        beside.unlink(missing_ok=True)  # of a process that had this one's number
+        beside.unlink(missing_ok=True)  # of a process that had the same id
         yield beside
     finally:
         beside.unlink(missing_ok=True)
@@ -141,21 +141,21 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what processes that are no more left beside `path`."""
+    """Remove the temporary files of killed processes beside `path`."""
     name = re.compile(re.escape(path.name) + r"\.(\d+)\.\d+\.tmp")
     for found in path.parent.glob(f"{escape(path.name)}.*.tmp"):
         match = name.fullmatch(found.name)
         if match and found not in _being_written and not _lives(int(match[1])):
             try:
                 found.unlink(missing_ok=True)
-            except PermissionError:  # on Windows a file that somebody writes cannot go
+            except PermissionError:  # on Windows an open file cannot be removed
                 if not WINDOWS:
                     raise
 
 
 def _lives(process: int) -> bool:
-    """Whether another process of that number runs; where that cannot be asked, no: its open file refuses to go."""
-    if process == os.getpid() or WINDOWS:  # there, os.kill kills whatever the signal
+    """Whether another process with this id runs. False on Windows, where an open file cannot be removed."""
+    if process == os.getpid() or WINDOWS:  # there, os.kill kills with every signal
         return False
     try:
         os.kill(process, 0)
@@ -167,7 +167,7 @@ def _lives(process: int) -> bool:
 
 
 def _rename(source: Path, target: Path) -> None:
-    """`os.replace`, which Windows refuses while somebody reads the target: then again, for some seconds."""
+    """`os.replace`, repeated for some seconds, since Windows refuses it while another process reads the target."""
     for pause in _PAUSES if WINDOWS else ():
         try:
             os.replace(source, target)
@@ -179,14 +179,14 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring the new names to the disk too, where a folder can be flushed."""
+    """Flush the new names to the disk, if the system can flush a folder."""
     if WINDOWS:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a network's file system may not know how
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a network file system may not support it
             raise
     finally:
         os.close(descriptor)

@@ -1,8 +1,8 @@
-"""http and https URLs: the one client of downloads and photographs, urllib with limits.
+"""http and https URLs: the client of downloads and photographs, urllib with limits.
 
-A photograph's URL may be a stranger's. So each host, that of a redirect too, is resolved once, all its addresses have
-to be public, and the connection goes to a checked address: a name cannot change in between. Proxies of the environment
-are for downloads alone, for behind one the address could not be checked.
+A photograph's URL may be untrusted. So each host, also of a redirect, is resolved once, all its addresses must be
+public, and the connection goes to a checked address: DNS cannot change it in between. Proxies of the environment are
+for downloads only, since the address behind a proxy cannot be checked.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ MAX_URL = 2**13
 MAX_REDIRECTS = 5
 CHUNK = 2**18
 _NOT_ESCAPED = "%/:=&?~+!$,;'()*@[]"
-_UNICAST = ipaddress.ip_network("2000::/3")  # all that is assigned of IPv6
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 over IPv6; RFC 6052 has gateways drop what is not public
+_UNICAST = ipaddress.ip_network("2000::/3")  # the assigned addresses of IPv6
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 over IPv6; by RFC 6052 gateways drop addresses that are not public
 
 
 class FetchError(Exception):
     """A URL that is refused or cannot be read; the message is one line, without the URL.
 
     Attributes:
-        status: of an answer other than success; None where there is no answer.
-        again: it may be there another time.
+        status: of an unsuccessful response; None without a response.
+        again: a retry may succeed.
     """
 
     def __init__(self, message: str, *, status: int | None = None, again: bool = False) -> None:
@@ -50,16 +50,16 @@ class FetchError(Exception):
 def open_url(
     url: str, *, timeout: float, headers: Mapping[str, str] | None = None, connections: _Connections | None = None
 ) -> http.client.HTTPResponse:
-    """The successful answer to a GET request, after at most 5 redirects; `pieces` reads its content.
+    """The successful response to a GET request, after at most 5 redirects; `pieces` reads its content.
 
     Args:
-        url: http or https, of at most 8,192 characters, without a user's name.
+        url: http or https, of at most 8,192 characters, without a user name.
         timeout: seconds for connecting and for each read.
-        headers: of the request, beside those that every request has.
-        connections: how connections are made; None as urllib makes them, over the environment's proxies.
+        headers: additional headers of the request.
+        connections: handlers of connections; None is urllib's default, with the environment's proxies.
 
     Raises:
-        FetchError: the URL or a redirect's is refused, the server is not reached, or answers with an error.
+        FetchError: the URL or a redirect is refused, the server cannot be reached or responds with an error.
     """
     opener = urllib.request.OpenerDirector()  # build_opener would also open file: and ftp:
     usual = (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler())
@@ -73,14 +73,14 @@ def open_url(
 
 
 def pieces(response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
-    """The content of an answer, piece by piece.
+    """The content of a response, piece by piece.
 
     Raises:
         FetchError: it is compressed, has more than `most` bytes, or ends early.
     """
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
-        raise FetchError(f"sent compressed ({encoding}), which was not asked for")
+        raise FetchError(f"sent compressed ({encoding}), which was not requested")
     left = most
     while left >= (response.length or 0):
         with _reported():
@@ -99,14 +99,14 @@ def read_url(url: str, *, timeout: float, most: int, allow_private: bool = False
     """The content of a URL, directly from public addresses.
 
     Args:
-        timeout: seconds for everything together: names, connections, redirects, the last byte. The work is done in a
-            thread, since no timeout of Python's holds for names, and a socket's begins anew with each byte.
-        most: bytes that the content may have.
+        timeout: seconds for everything: name resolution, connections, redirects, the last byte. The work runs in a
+            thread, since Python has no timeout for name resolution, and a socket's timeout restarts with each byte.
+        most: maximum size in bytes.
         allow_private: also from addresses that are not public.
 
     Raises:
-        FetchError: as `open_url` and `pieces`; an address that is not public, a redirect from https to http, or time
-            has run out.
+        FetchError: as `open_url` and `pieces`; an address that is not public, a redirect from https to http, or a
+            timeout.
     """
     connections = _Connections(allow_private)
     outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
@@ -114,7 +114,7 @@ def read_url(url: str, *, timeout: float, most: int, allow_private: bool = False
     def read() -> bytes:
         with open_url(url, timeout=timeout, connections=connections) as response:
             if response.status != http.HTTPStatus.OK:
-                raise FetchError(f"the server answers {response.status} {response.reason}")
+                raise FetchError(f"the server responds {response.status} {response.reason}")
             return b"".join(pieces(response, most))
 
     def work() -> None:
@@ -127,7 +127,7 @@ def read_url(url: str, *, timeout: float, most: int, allow_private: bool = False
     try:
         found = outcome.get(timeout=timeout)
     except queue.Empty:
-        raise FetchError(f"not here within {timeout:g} seconds", again=True) from None
+        raise FetchError(f"not received within {timeout:g} seconds", again=True) from None
     finally:
         connections.end()
     if isinstance(found, Exception):
@@ -136,10 +136,10 @@ def read_url(url: str, *, timeout: float, most: int, allow_private: bool = False
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one machine's on the public internet; one that wraps an IPv4 address is as that is."""
+    """Whether an IP address is unicast and public; for an embedded IPv4 address, whether that is."""
     try:
         ip = ipaddress.ip_address(address)
-    except ValueError:  # of another family than IP
+    except ValueError:  # another address family than IP
         return False
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or ip.sixtofour or ip
@@ -147,21 +147,21 @@ def is_public(address: str) -> bool:
 
 
 def _checked(url: str) -> str:
-    """The URL with its host in ASCII and what a request may not hold escaped."""
+    """The URL with its host in ASCII and invalid characters escaped."""
     if len(url) > MAX_URL:
         raise FetchError(f"a URL of more than {MAX_URL:,} characters")
     try:
         parts = urlsplit(url)
         place = parts.netloc.encode("idna").decode("ascii")
-        host, _ = parts.hostname, parts.port  # which may be no number
+        host, _ = parts.hostname, parts.port  # which may not be a number
     except ValueError as error:
         raise FetchError(f"not a URL: {one_line(error)}") from None
     if parts.scheme not in ("http", "https"):
         raise FetchError("only http and https URLs are fetched")
     if not host:
         raise FetchError("a URL without a host")
-    if "@" in place:  # http://public.example@localhost/ reads as if it were public.example's
-        raise FetchError("a URL with a user's name before its host; leave it out")
+    if "@" in place:  # http://public.example@localhost/ looks like public.example
+        raise FetchError("a URL with a user name before its host; remove it")
     path, query = (quote(part, safe=_NOT_ESCAPED, errors="replace") for part in (parts.path, parts.query))
     return parts._replace(netloc=place, path=path, query=query, fragment="").geturl()
 
@@ -170,7 +170,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = MAX_REDIRECTS
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        fp.close()  # its content would be read, however long it is
+        fp.close()  # its content would be read without a limit
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -186,7 +186,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """The connections of one `read_url`: to addresses that were checked, and ended all at once."""
+    """The connections of one `read_url`: to checked addresses, with a common end."""
 
     def __init__(self, allow_private: bool) -> None:
         super().__init__()
@@ -219,14 +219,14 @@ class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
             except OSError:
                 if not left:
                     raise
-        sock.settimeout(2 * timeout)  # `end` is earlier
-        self._sockets.append(sock.dup())  # of its own: TLS takes the other one
+        sock.settimeout(2 * timeout)  # `end` was called before
+        self._sockets.append(sock.dup())  # a duplicate: TLS takes the other one
         if self._ended:
             self.end()
         return sock
 
     def end(self) -> None:
-        """Shut all connections down, whoever waits for one, and let no other begin."""
+        """Shut all connections down, also those in use, and refuse new ones."""
         self._ended = True
         for sock in self._sockets:
             with suppress(OSError):
@@ -242,18 +242,18 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _SecureConnection(http.client.HTTPSConnection, _Connection):
-    """`connect` is HTTPSConnection's, which has the one above connect."""
+    """`connect` is HTTPSConnection's, which calls the one above."""
 
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """In the block, what urllib, http.client and the network raise becomes a FetchError."""
+    """In the block, errors of urllib, http.client and the network become FetchErrors."""
     try:
         yield
     except HTTPError as error:
         error.close()
-        raise FetchError(f"the server answers {error.code} {one_line(error.reason)}", status=error.code) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a chunk of zz bytes, for one
+        raise FetchError(f"the server responds {error.code} {one_line(error.reason)}", status=error.code) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: such as a chunk of zz bytes
         reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise FetchError(f"the certificate is not valid: {reason.verify_message}") from error

@@ -1,7 +1,7 @@
-"""Photographs from files, bytes and http(s) URLs: upright, RGB, 8 bits, and nothing that a hostile one could do.
+"""Photographs from files, bytes and http(s) URLs as upright RGB pictures of 8 bits, safe for untrusted sources.
 
-No temporary file. Formats, bytes and pixels are limited; the pixels are counted from the header, before any is decoded,
-and metadata are taken off before a decoder sees the file. `http` says what holds for URLs.
+There is no temporary file. Formats, bytes and pixels are limited; the number of pixels is read from the header before
+decoding, and metadata is removed before the decoder. `http` has the rules for URLs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from torch_caption.io.strip_metadata import bare
 from torch_caption.io.strip_metadata import orientation as tiff_orientation
 from torch_caption.io.text import printable
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # and HEIC, where pillow-heif is installed
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # and HEIC, if pillow-heif is installed
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
     *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif"),
 }
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
-MAX_SIDE = 2**16 - 1  # as JPEG's; a picture of few, very long rows takes Pillow minutes
+MAX_SIDE = 2**16 - 1  # as in JPEG; a picture of few, very long rows takes Pillow minutes
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,7 +47,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-STRIP = 2**20  # pixels that are laid on white together
+STRIP = 2**20  # pixels that are composited at a time
 _WARNINGS = threading.Lock()
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _AVIF = {b"avif", b"avis"}
@@ -68,19 +68,18 @@ def load_image(
     """A photograph as an upright RGB picture of 8 bits a channel, without metadata.
 
     EXIF rotation is applied, transparency becomes white, CMYK, palettes, grey and 16 bits become RGB; of an animation
-    the first frame is taken, of a TIFF the first page. Colour profiles are ignored.
+    the first frame is used, of a TIFF the first page. Colour profiles are ignored.
 
     Args:
-        source: a file, the bytes of one, an http(s) URL, or a Pillow image, whose size is not limited. JPEG, PNG, WEBP,
-            GIF, BMP, TIFF and AVIF are read, and HEIC where pillow-heif is installed.
-        allow_private: also read from addresses that are not public (this machine, the local network). Never set it for
-            URLs that come from strangers.
-        timeout: seconds that a URL may take in all.
-        max_bytes: the most that a file or a URL may hold.
-        max_pixels: the most width x height, with no side above 65,535; beside it Pillow refuses twice its own
-            `Image.MAX_IMAGE_PIXELS`.
-        truncated: takes a JPEG whose end is missing, grey where it is, and is given a line that names it; None refuses
-            it.
+        source: a file, its bytes, an http(s) URL, or a Pillow image of any size. JPEG, PNG, WEBP, GIF, BMP, TIFF and
+            AVIF are read, and HEIC if pillow-heif is installed.
+        allow_private: also read from addresses that are not public (this machine, the local network). Do not set it
+            for untrusted URLs.
+        timeout: total seconds for a URL.
+        max_bytes: maximum size of a file or a URL.
+        max_pixels: maximum width x height, with no side above 65,535; Pillow's limit, twice
+            `Image.MAX_IMAGE_PIXELS`, holds too.
+        truncated: called with a warning for a truncated JPEG, whose missing part is grey; None refuses such JPEGs.
 
     Raises:
         ImageError: the source cannot be read or fetched, is empty, too large, in another format, or damaged.
@@ -101,7 +100,7 @@ def load_image(
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file begins as a photograph does that `load_image` reads, or at least is named like one."""
+    """Whether a file begins like a photograph for `load_image`, or at least has such a suffix."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
@@ -115,16 +114,16 @@ def is_picture(path: Path) -> bool:
 
 
 def is_url(source: str) -> bool:
-    """Whether `load_image` takes it for a URL, of whatever scheme, and not for a file's name."""
+    """Whether `load_image` treats it as a URL, of any scheme, and not as the name of a file."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
 def _file_content(path: Path, name: str, max_bytes: int) -> bytes:
     try:
-        _check_regular(path.stat(), name)  # before it is opened, for that alone does something to some devices
+        _check_regular(path.stat(), name)  # before opening, which has effects on some devices
         with open(path, "rb", opener=_open_now) as file:
-            _check_regular(os.fstat(file.fileno()), name)  # another may have come into its place
-            return file.read(max_bytes + 1) or b""  # None of a file of the kernel's that has nothing to say
+            _check_regular(os.fstat(file.fileno()), name)  # it may have been replaced
+            return file.read(max_bytes + 1) or b""  # None for an empty file of the kernel
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except ImageError:
@@ -136,7 +135,7 @@ def _file_content(path: Path, name: str, max_bytes: int) -> bytes:
 
 
 def _open_now(path: str, flags: int) -> int:
-    """A descriptor; a pipe that nobody writes to is not waited for."""
+    """A descriptor; does not wait for the writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -160,7 +159,7 @@ def _decoded(
         raise ImageError(f"{name}: {error}") from None
     ends = not content.startswith(_JPEG) or content.endswith(_JPEG_END)
     if not ends and truncated is not None:
-        content += _JPEG_END  # what is missing before it comes out grey
+        content += _JPEG_END  # the missing part becomes grey
     with _opened(content, name, max_pixels) as picture:
         width, height = picture.size
         if width * height > max_pixels:
@@ -173,7 +172,7 @@ def _decoded(
             key = picture.info.get("transparency")
             if deep and isinstance(key, tuple):  # Pillow has kept the upper 8 of the 16 bits
                 picture.info["transparency"] = tuple(value >> 8 for value in key)
-            if picture.format == "AVIF":  # from how its container turns it, for its own metadata are off
+            if picture.format == "AVIF":  # from its container, since its metadata is removed
                 orientation = tiff_orientation(picture.info.get("exif", b""))
             whole: Image.Image = _of_tiff(picture, name) if picture.format == "TIFF" else picture
             whole = _rgb(whole.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else whole)
@@ -182,12 +181,12 @@ def _decoded(
         except Exception as error:
             raise ImageError(f"{name}: damaged: {printable(one_line(error))}") from error
     if not ends and truncated is not None:
-        truncated(f"{name}: its end is missing; what it held is grey")
+        truncated(f"{name}: truncated; the missing part is grey")
     return whole
 
 
 def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
-    """The picture with its size and mode known, and no pixel decoded."""
+    """The picture with size and mode, before decoding."""
     try:
         with _quiet():
             if _is_heic(content):
@@ -195,7 +194,7 @@ def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
             _silence_libtiff()
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
             if picture.format == "TIFF":
-                picture.getexif()  # asked for once more where warnings are no longer held back
+                picture.getexif()  # again, when warnings are no longer suppressed
             return picture
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture in {', '.join(FORMATS)} or HEIC format") from None
@@ -203,43 +202,41 @@ def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
         raise ImageError(f"{name}: more than {min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))} pixels") from None
     except ImageError:
         raise
-    except Exception as error:  # a decoder fed with damage raises almost anything
+    except Exception as error:  # a decoder can raise any error for damaged data
         raise ImageError(f"{name}: damaged: {printable(one_line(error))}") from error
 
 
 def _is_heic(content: bytes) -> bool:
-    """Whether a file of boxes says in its first one that it holds pictures of HEVC, and not of AV1."""
+    """Whether the first box of a file declares HEVC pictures, not AV1."""
     found = _brands(content)
     return content[4:8] == b"ftyp" and bool(found & _HEIC) and not found & _AVIF
 
 
 def _brands(content: bytes) -> set[bytes]:
-    """Of a file of boxes, the kinds of pictures or films that its first box names."""
+    """The brands in the first box of a file of boxes."""
     brands = content[8 : min(int.from_bytes(content[:4]), 256)]
     return {brands[at : at + 4] for at in range(0, len(brands), 4)}
 
 
 def _heif(name: str) -> type[ImageFile.ImageFile]:
-    """What pillow-heif has for Pillow. It turns pictures itself."""
+    """pillow-heif's plugin for Pillow. It rotates pictures itself."""
     try:
         import pillow_heif
     except ImportError:
-        raise ImageError(
-            f"{name}: a HEIC picture, for which pillow-heif is needed: `python -m pip install pillow-heif` installs it"
-        ) from None
+        raise ImageError(f"{name}: a HEIC picture needs pillow-heif: `python -m pip install pillow-heif`") from None
     return pillow_heif.HeifImageFile
 
 
 @cache
 def _silence_libtiff() -> None:
-    """It prints to stderr what it finds wrong, beside telling Pillow, which has no switch for that. Where Pillow hides
-    its own libtiff, as on Windows, it goes on to print."""
+    """Suppress libtiff's output to stderr, for which Pillow has no option. Not possible if Pillow hides its libtiff, as
+    on Windows."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 def _of_tiff(picture: ImageFile.ImageFile, name: str) -> Image.Image:
-    """Grey of more than 8 bits as 8, which Pillow would cut off; what has no certain black and white is refused."""
+    """Grey of more than 8 bits scaled to 8, which Pillow would clip; modes without a defined range are refused."""
     tags = cast(Any, picture).tag_v2
     if picture.mode in ("I", "F", "LAB"):
         held = {"I": "integers that may be negative", "F": "floating-point numbers", "LAB": "CIE L*a*b* colours"}
@@ -254,19 +251,19 @@ def _of_tiff(picture: ImageFile.ImageFile, name: str) -> Image.Image:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    """8 bits of red, green and blue, on white where it is transparent."""
-    if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 to white
+    """RGB of 8 bits, with white for transparency."""
+    if picture.mode.startswith("I;16"):  # Pillow's conversion clips everything above 255 to white
         grey, key = np.asarray(picture), picture.info.get("transparency")
         picture = Image.fromarray((grey >> 8).astype(np.uint8))
         if key is not None:
             picture.putalpha(Image.fromarray((grey != key) * np.uint8(255)))
     picture = _on_white(picture) if picture.has_transparency_data else picture.convert("RGB")
-    picture.info.clear()  # an orientation left behind would turn it again
+    picture.info.clear()  # a remaining orientation would rotate it again
     return picture
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """In strips, for whole layers would take the memory of the picture three times more."""
+    """In strips, since complete layers would need three times the memory of the picture."""
     whole = Image.new("RGB", picture.size)
     rows = max(1, STRIP // picture.width)
     for top in range(0, picture.height, rows):
@@ -279,7 +276,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow's warnings about odd metadata; the filters belong to the whole process, hence the lock."""
+    """Suppress Pillow's warnings about metadata; the filters are global to the process, hence the lock."""
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,7 +1,7 @@
-"""One process in a run's directory, and one run in a process: a second is refused while the first trains.
+"""Locks: one process per run directory, and one run per process.
 
-A directory's lock is the operating system's own, on an open file, and goes with the process however it ends. The file
-stays.
+The lock of a directory is an operating system lock on an open file, and is released when the process exits in any way.
+The file remains.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from torch_caption.errors import RunInUse
 from torch_caption.io import files
 
 NAME = "lock"
-_trains: dict[int, object] = {}  # by process: of a fork the parent's run is not its own
+_trains: dict[int, object] = {}  # by process: a fork does not own the run of its parent
 
 
 @contextmanager
 def alone_in_process() -> Iterator[None]:
-    """Train in this process, and let no other thread of it train meanwhile.
+    """In the block, no other thread of this process can train.
 
-    All threads share torch's global generator, which a run seeds and draws from: of two runs at once neither would be
-    that of its seed.
+    All threads share torch's global generator, which a run seeds and uses: two concurrent runs would not be determined
+    by their seeds.
 
     Raises:
-        RunInUse: another thread does.
+        RunInUse: another thread trains.
     """
     process, this = os.getpid(), object()
     try:
         if _trains.setdefault(process, this) is not this:  # atomic
             raise RunInUse(
-                "another run trains in this process, and both would draw from PyTorch's global random generator: wait "
-                "until it ends, or train in a process of its own"
+                "another run trains in this process, and both would use PyTorch's global random generator: wait "
+                "until it ends, or train in another process"
             )
         yield
     finally:
@@ -46,10 +46,10 @@ def alone_in_process() -> Iterator[None]:
 
 @contextmanager
 def alone_in(run: Path) -> Iterator[None]:
-    """Train in the run's directory, and let no other process train there.
+    """In the block, no other process can train in the run's directory.
 
     Raises:
-        RunInUse: another does.
+        RunInUse: another process trains there.
         OSError: the lock cannot be written.
     """
     path = run / NAME
@@ -59,8 +59,8 @@ def alone_in(run: Path) -> Iterator[None]:
     except Timeout:
         raise RunInUse(f"{run}: {_holder(path)} trains there; wait until it ends, or stop it") from None
     try:
-        if os.name == "posix":  # elsewhere a locked file cannot be read, and so need not be written
-            with files.writing(path, "make room, and begin again"):
+        if os.name == "posix":  # on other systems a locked file cannot be read
+            with files.writing(path, "free disk space, and start again"):
                 path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Too little memory, of the machine or of a GPU, as one line that says how much was asked for and what to do."""
+"""Out-of-memory errors, of the machine or a GPU, as one line with the requested size and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from torch_caption.errors import OutOfMemory, TorchCaptionError
 
-# torch and NumPy have a message for each way in which memory cannot be had, and a class for two of them alone.
+# torch and NumPy have several messages for failed allocations, but classes for only two of them.
 _NO_MEMORY = re.compile(
     "can(no|')t allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED"
     "|(size calculation|integer multiplication) overflow|overflow when unpacking"
@@ -20,7 +20,7 @@ _ASKED_FOR = re.compile(r"allocate (\d[\d.]*) (\w+)")
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether memory was asked for, of the machine or of a GPU, that could not be had."""
+    """Whether an allocation failed, on the machine or a GPU."""
     if isinstance(error, RuntimeError | ValueError | TypeError):
         return type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(error)) is not None
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -28,14 +28,14 @@ def lacks_memory(error: Exception) -> bool:
 
 @contextmanager
 def within_memory(*smaller: str, kept: Callable[[], str] | None = None) -> Iterator[None]:
-    """In the block, whatever is raised where memory does not suffice becomes an OutOfMemory.
+    """In the block, errors of failed allocations become OutOfMemory.
 
     Args:
-        smaller: the flags of what takes the memory.
-        kept: returns a line about the work that was done before.
+        smaller: the flags to reduce.
+        kept: returns a line about the saved work.
 
     Raises:
-        OutOfMemory: how much was asked for, and what to do.
+        OutOfMemory: with the requested size, and what to do.
     """
     try:
         yield
@@ -53,4 +53,4 @@ def _shortage(message: str) -> str:
     if asked is None:
         return f"not enough memory{where}"
     amount = f"{int(asked[1]):,}" if asked[1].isdecimal() else asked[1]
-    return f"not enough memory{where}: {amount} {asked[2]} more were asked for"
+    return f"not enough memory{where}: {amount} {asked[2]} more were requested"

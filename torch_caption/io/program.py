@@ -1,4 +1,4 @@
-"""How a user starts the commands of this package, for help and advice."""
+"""The form of the commands of this package, for help and messages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 SCRIPTS = ("train.py", "sample.py")
-"""Beside the package in a checkout."""
+"""The scripts beside the package in a checkout."""
 
 
 def typed(command: str) -> str:
-    """A command in the form in which this program was started, such as `torch-caption train` or `python train.py`."""
+    """A command in the form that started this program, such as `torch-caption train` or `python train.py`."""
     started = Path(sys.argv[0])
     if started.stem == "torch-caption":
         return f"torch-caption {command}"

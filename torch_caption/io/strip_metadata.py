@@ -1,9 +1,9 @@
-"""A picture's file without what its pixels do not need.
+"""A picture's file reduced to the data that its pixels need.
 
-What a decoder does with metadata is where small files become expensive: EXIF entries that each hold the whole file once
-more, comments joined in quadratic time, a JPEG whose scans pass over all its pixels a thousand times. So metadata,
-later frames and later pictures never reach the decoder, and what remains is counted before any of it is decoded. Of
-the metadata only the orientation is read, here.
+Small files become expensive in the decoding of metadata: EXIF entries that each contain the complete file, comments
+that are joined in quadratic time, a JPEG with thousands of scans over all pixels. So metadata, later frames and later
+pictures do not reach the decoder, and the remaining parts are counted before decoding. Of the metadata only the
+orientation is read.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator
 from torch_caption.errors import ImageError
 
 MAX_PARTS = 2**16
-"""The most segments, chunks or blocks of a file; the largest photographs have some thousands."""
+"""Maximum number of segments, chunks or blocks of a file; the largest photographs have some thousands."""
 MAX_SCANS = 64
-"""The most scans of a JPEG, each of which may pass over all pixels; progressive ones have about ten."""
+"""Maximum number of scans of a JPEG, each over all pixels; progressive ones have about ten."""
 MAX_RLE_PIXELS = 2**22
-"""The most pixels of a compressed BMP: Pillow unpacks them one by one, in Python."""
+"""Maximum number of pixels of a compressed BMP: Pillow decompresses them one by one, in Python."""
 
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _TIFF_TAGS = {
-    # width, length, bits, compression, what the numbers mean, order of bits, strips, samples, rows of a strip
+    # width, length, bits, compression, photometric interpretation, bit order, strips, samples, rows of a strip
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279),
     # planes, options of fax, predictor, colours, tiles, inks, extra samples, format of samples, JPEG tables, YCbCr
     *(284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347, 529, 530, 531, 532),
@@ -36,25 +36,24 @@ _TIFF_PACKINGS[32946] = "deflate"
 _INTEGERS = {1: "B", 3: "H", 4: "L"}
 _SAMPLES = 277
 MAX_SAMPLES = 6
-"""The most numbers of a pixel of a TIFF, with those that are not colours."""
+"""Maximum number of samples of a pixel of a TIFF, including extra samples."""
 MAX_VALUES = 2**16
-"""The most values of an entry of a TIFF, such as strips; a strip has a row at least."""
+"""Maximum number of values of an entry of a TIFF, such as strips; a strip has at least a row."""
 MAX_TILE = 2**24
-"""The most pixels of a tile of a TIFF, which a decoder unpacks whole, however small the picture is."""
-_METADATA_ITEMS = re.compile(rb"Exif|mime|cdsc")  # cdsc: the link from an item to the picture that it tells of
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # neither a stuffed byte, nor a restart, nor filling
+"""Maximum number of pixels of a tile of a TIFF, which is decoded completely even for a small picture."""
+_METADATA_ITEMS = re.compile(rb"Exif|mime|cdsc")  # cdsc: the link from a metadata item to its picture
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # not a stuffed byte, restart or fill byte
 _XMP_OF_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_OF_PNG = b"XML:com.adobe.xmp\0\0"  # the second null: not compressed
 
 
 def bare(content: bytes) -> tuple[bytes, int]:
-    """The file with what its pixels need, and the orientation that its metadata say, 1 where they say none.
+    """The file with the data of its pixels only, and the orientation in its metadata, by default 1.
 
-    Content of another format than JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF and HEIC comes back as it is.
+    Content of another format than JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF and HEIC is returned unchanged.
 
     Raises:
-        ImageError: it has more parts than any photograph, would take too long to decode, or is a TIFF of a kind that is
-            not read.
+        ImageError: it has too many parts, would take too long to decode, or is an unsupported kind of TIFF.
     """
     for magic, trim in _FORMATS:
         if magic.match(content):
@@ -63,9 +62,9 @@ def bare(content: bytes) -> tuple[bytes, int]:
 
 
 def orientation(exif: bytes, xmp: bytes = b"") -> int:
-    """1 to 8, of EXIF data or else of XMP; 1 where neither says it, or damaged ones.
+    """1 to 8, from EXIF data, else from XMP; 1 without both or for damaged ones.
 
-    EXIF data are a TIFF file: its byte order, the place of its first directory, and there the number of entries and 12
+    EXIF data is a TIFF file: byte order, the offset of its first directory, and there the number of entries and 12
     bytes for each: tag, type, count, value.
     """
     exif = exif.removeprefix(b"Exif\0\0")
@@ -78,22 +77,22 @@ def orientation(exif: bytes, xmp: bytes = b"") -> int:
             if tag == _ORIENTATION and kind in (3, 4):  # SHORT, LONG
                 (value,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'L'}", exif, entry + 8)
                 return value if 1 <= value <= 8 else 1
-    except struct.error:  # it ends before what it announces
+    except struct.error:  # it is truncated
         pass
     found = _XMP_ORIENTATION.search(xmp)
     return int(found[1]) if found else 1
 
 
 def _counted() -> Iterator[None]:
-    """So many parts may be looked at."""
+    """Count parts up to the limit."""
     for _ in range(MAX_PARTS):
         yield
-    raise ImageError(f"more than {MAX_PARTS} parts, as no photograph has")
+    raise ImageError(f"more than {MAX_PARTS} parts")
 
 
 def _jpeg(content: bytes) -> tuple[bytes, int]:
-    """Up to the end of the first picture, without application segments (but JFIF's and Adobe's, which say what the
-    numbers mean) and comments."""
+    """Up to the end of the first picture, without application segments (except JFIF's and Adobe's, which define the
+    colour space) and comments."""
     kept, exif, xmp = [content[:2]], bytearray(), b""
     at, scans = 2, 0
     for _ in _counted():
@@ -139,7 +138,7 @@ def _png(content: bytes) -> tuple[bytes, int]:
 
 
 def _webp(content: bytes) -> tuple[bytes, int]:
-    """As it is: libwebp passes over what it does not need."""
+    """Unchanged: libwebp skips unneeded chunks."""
     exif, xmp = b"", b""
     at = 12
     for _ in _counted():
@@ -155,8 +154,8 @@ def _webp(content: bytes) -> tuple[bytes, int]:
 
 
 def _gif(content: bytes) -> tuple[bytes, int]:
-    """Header, colours, the last control block before the first frame, and all from that frame on, which is not read
-    further than the frame."""
+    """Header, colours, the last control block before the first frame, and everything from that frame, after which the
+    decoder stops."""
     flags = content[10] if len(content) > 10 else 0
     at = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
     kept, control = content[:at], b""
@@ -173,13 +172,13 @@ def _gif(content: bytes) -> tuple[bytes, int]:
             at += 1 + content[at]
         at += 1
         if content.startswith(b"!\xf9\x04", start) and at < len(content):
-            # without the order of how to clear the frame away, for which Pillow would make another picture of its size
+            # without the disposal method, for which Pillow would allocate another picture
             control = content[start : start + 3] + bytes([content[start + 3] & 0xE3]) + content[start + 4 : start + 8]
     return kept + control + content[at:], 1
 
 
 def _bmp(content: bytes) -> tuple[bytes, int]:
-    """As it is, unless it is compressed and large."""
+    """Unchanged, unless it is compressed and large."""
     if len(content) >= 34:
         width, height, _, _, compression = struct.unpack_from("<iiHHI", content, 18)
         most = 2 * MAX_RLE_PIXELS
@@ -189,10 +188,10 @@ def _bmp(content: bytes) -> tuple[bytes, int]:
 
 
 def _tiff(content: bytes) -> tuple[bytes, int]:
-    """With one more directory at the end, which names what the pixels need, and no other is named."""
+    """With a new directory at the end, which has only the entries for the pixels."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
     if order is None:
-        raise ImageError("a TIFF of a kind that is not read, such as BigTIFF; save it as plain TIFF")
+        raise ImageError("an unsupported kind of TIFF, such as BigTIFF; save it as plain TIFF")
     try:
         (at,) = struct.unpack_from(f"{order}L", content, 4)
         (count,) = struct.unpack_from(f"{order}H", content, at)
@@ -215,7 +214,7 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
 
 
 def _check_tiff(content: bytes, order: str, entries: dict[int, bytes]) -> None:
-    """Raise ImageError where strips or tiles would take a decoder further than the file and the picture are large."""
+    """Raise ImageError if strips or tiles exceed the file or the picture."""
 
     def values(tag: int) -> tuple[int, ...]:
         if tag not in entries:
@@ -231,11 +230,11 @@ def _check_tiff(content: bytes, order: str, entries: dict[int, bytes]) -> None:
         raise ImageError(f"a TIFF of more than {MAX_SAMPLES} numbers a pixel")
     packing = _TIFF_PACKINGS.get(code := next(iter(values(_COMPRESSION)), 1))
     if packing is None:
-        raise ImageError(f"a TIFF of the compression {code}, which is not read; save it with LZW or deflate")
+        raise ImageError(f"a TIFF of the unsupported compression {code}; save it with LZW or deflate")
     sizes = values(_STRIP_SIZES) + values(_TILE_SIZES)
     parts = len(values(_STRIPS)) + len(values(_TILES))
     if packing != "none" and (sum(sizes) > len(content) or len(sizes) < parts):
-        raise ImageError("damaged: a TIFF whose parts are larger than the file, or of sizes that it does not say")
+        raise ImageError("damaged: a TIFF whose parts exceed the file or have no sizes")
     if math.prod(max(values(tag), default=1) for tag in _TILE_SHAPE) > MAX_TILE:
         raise ImageError(f"a TIFF with a tile of more than {MAX_TILE} pixels")
     if packing == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS + 4 * parts:
@@ -243,7 +242,7 @@ def _check_tiff(content: bytes, order: str, entries: dict[int, bytes]) -> None:
 
 
 def _boxes(content: bytes) -> tuple[bytes, int]:
-    """AVIF and HEIC without what says which of their items are metadata; how they are turned stands elsewhere."""
+    """AVIF and HEIC without the links to their metadata; their rotation is stored elsewhere."""
     kept, at = [], 0
     for _ in _counted():
         if at >= len(content):

@@ -1,4 +1,4 @@
-"""Text files and JSON that may be anybody's, read whole."""
+"""Reading untrusted text and JSON."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch_caption.errors import InputError
 from torch_caption.io.exits import one_line
 
 TEXT_LIMIT = 2**26
-"""The most bytes that a file may have unless it is known to be larger (64 MiB)."""
+"""Default maximum size of a file in bytes (64 MiB)."""
 
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def strange(text: str) -> str | None:
-    """The first character that is in no text: one that only rules a terminal, or half of another; None without."""
+    """The first character that is not text: a control character or a surrogate; None if there is none."""
     found = _NO_TEXT.search(text)
     return found[0] if found else None
 
 
 def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
-    """The content of a file in UTF-8, without the mark of the order of bytes that some editors put at its head.
+    """The content of a file in UTF-8, without a byte order mark.
 
     Raises:
         InputError: it is not a file, larger than `most` bytes, or not UTF-8; the message names it.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device, which may have no end
+        if path.exists() and not path.is_file():  # such as a pipe or a device, which may be endless
             raise InputError(f"{path}: not a file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
-                raise InputError(f"{path}: has {size:,} bytes, more than the {most:,} that it may")
+                raise InputError(f"{path}: has {size:,} bytes, more than the limit {most:,}")
             content = file.read(most)
         return content.decode("utf-8-sig")
     except OSError as error:
@@ -47,22 +47,22 @@ def read_text(path: Path, most: int = TEXT_LIMIT) -> str:
 
 
 def lines(text: str) -> list[str]:
-    r"""The lines of a text: only \n and \r\n end one, as what Unicode ends lines with beside them may be in names."""
+    r"""The lines of a text: only \n and \r\n end a line, since names may contain other line separators of Unicode."""
     found = [line.removesuffix("\r") for line in text.split("\n")]
     return found if found[-1] else found[:-1]
 
 
 def read_json(path: Path, most: int = TEXT_LIMIT) -> Any:
-    """What a file of JSON holds. A key that occurs twice in an object, and NaN, are not JSON here.
+    """The content of a JSON file. Duplicate keys of an object and NaN are errors.
 
     Raises:
-        InputError: it is no such file; the message names it.
+        InputError: the file is invalid; the message names it.
     """
     return parse_json(read_text(path, most), path)
 
 
 def parse_json(text: str, path: object) -> Any:
-    """As `read_json`, of the text that the file holds; `path` names it in messages."""
+    """As `read_json`, from the text of the file; `path` names it in messages."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:
@@ -86,7 +86,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value in a message: the beginning of its repr."""
+    """A value for a message: the beginning of its repr."""
     try:
         return printable(repr(value), most)
     except RecursionError:
@@ -94,13 +94,13 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def flag_of(name: str) -> str:
-    """The command line's flag of a setting: `--max-length` of `max_length`."""
+    """The flag of a setting: `--max-length` for `max_length`."""
     return "--" + name.replace("_", "-")
 
 
 def printable(text: object, most: int = 300) -> str:
-    """A text in a message, such as a file's name or a URL: one line, of at most `most` characters, without any that
-    controls a terminal. Blanks of any width stay, and what joins two letters or emoji."""
+    """A text for a message, such as a file's name or a URL: one line of at most `most` characters, without control
+    characters. Blanks of any width and joiners of letters or emoji are kept."""
     shown = "".join(
         letter if _is_printable(letter) else "\N{REPLACEMENT CHARACTER}" for letter in str(text)[: most + 1]
     )

@@ -1,8 +1,7 @@
-"""How good captions are: BLEU-1 to 4, ROUGE-L, CIDEr and METEOR over pycocoevalcap, the code of the COCO challenge.
+"""Metrics of captions: BLEU-1 to 4, ROUGE-L, CIDEr and METEOR over pycocoevalcap, the code of the COCO challenge.
 
-Java only for METEOR and for COCO's own tokeniser, Stanford's PTB; `tokenize` is near to it, for English, and needs
-none. On the same tokens the numbers are those of pycocoevalcap; a score from other tokens may differ in the third
-digit, so compare scores of one tokeniser only.
+Only METEOR and COCO's own tokenizer, Stanford's PTB, need Java; `tokenize` is close to it for English. On the same
+tokens scores equal pycocoevalcap's; other tokens may change the third digit, so compare scores of one tokenizer only.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from torch_caption.data.tokenizer import TOKENIZERS, tokenize  # noqa: F401 - tokenize was here before
+from torch_caption.data.tokenizer import TOKENIZERS, tokenize  # noqa: F401 - tokenize is imported from here
 from torch_caption.errors import DataError
 from torch_caption.metrics import java
 
 Image = TypeVar("Image")
 PTB = "ptb"
-"""The name of COCO's own tokeniser, beside those of `TOKENIZERS`."""
-Captions = dict[int, list[str]]  # tokens joined by blanks, as pycocoevalcap wants them
+"""The name of COCO's own tokenizer, besides those of `TOKENIZERS`."""
+Captions = dict[int, list[str]]  # tokens joined by blanks, for pycocoevalcap
 
 
 @dataclass(frozen=True)
 class Scores(Generic[Image]):
-    """Scores of captions: of all of them together, of each, and of any choice among them.
+    """Scores of captions: of the corpus, of each image, and of resampled images.
 
     Attributes:
-        images: N of them, in the candidates' order.
+        images: N, in the order of the candidates.
         overall: the name of each score -> its value over all images.
-        each: the name -> (N,) float64, of each image alone. ROUGE-L and CIDEr are means of theirs; BLEU and METEOR are
-            not, they add up counts.
+        each: the name -> (N,) float64, of each image. Overall ROUGE-L and CIDEr are means of these; overall BLEU and
+            METEOR are computed from summed counts.
     """
 
     images: tuple[Image, ...]
@@ -44,7 +43,7 @@ class Scores(Generic[Image]):
     _counted: tuple[_Counted, ...]
 
     def of(self, times: np.ndarray) -> dict[str, np.ndarray]:
-        """What `overall` would be with the n-th image there `times[..., n]` times; CIDEr weighs n-grams as before.
+        """`overall` with the n-th image repeated `times[..., n]` times; CIDEr's n-gram weights do not change.
 
         Args:
             times: (..., N) numbers of at least 0, not all 0.
@@ -57,14 +56,14 @@ class Scores(Generic[Image]):
     def interval(self, other: Scores[Image] | None = None, *, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
         """The 95 % bootstrap interval (Efron 1979) of each score, or of its difference to the other's, self - other.
 
-        N images are drawn from the N with repetition, `draws` times over, the same ones for both; the interval holds
-        the middle 95 % of the scores.
+        N images are sampled with replacement `draws` times, the same ones for both; the interval contains the central
+        95 % of the scores.
 
         Raises:
-            ValueError: the other's images are not these, in this order.
+            ValueError: the other has different images or another order.
         """
         if other is not None and other.images != self.images:
-            raise ValueError("two sets of captions can be compared where they are of the same images in the same order")
+            raise ValueError("two sets of captions can be compared only for the same images in the same order")
         N = len(self.images)
         random = np.random.default_rng(seed)
         drawn: dict[str, list[float]] = {name: [] for name in self.overall if other is None or name in other.overall}
@@ -78,7 +77,7 @@ class Scores(Generic[Image]):
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`."""
+    """A confidence interval."""
 
     low: float
     high: float
@@ -90,26 +89,26 @@ def score(
     metrics: Sequence[str] = ("BLEU", "CIDEr"),
     tokenizer: str = "words",
 ) -> dict[str, float]:
-    """Score one caption an image against all the references of that image.
+    """Score one caption per image against all reference captions of the image.
 
     Args:
-        candidates: image -> its caption. <UNK> is a word like another, so it matches an <UNK> of a reference.
-        references: image -> captions by people, one or more; images without a candidate are not looked at.
+        candidates: image -> its caption. <UNK> is an ordinary word, so it matches an <UNK> of a reference.
+        references: image -> one or more reference captions; images without a candidate are ignored.
         metrics: of "BLEU" (corpus BLEU: n-grams and lengths are summed over all images, with the closest reference
             length), "ROUGE-L" and "CIDEr" (CIDEr-D with sigma 6; means over the images), and "METEOR" (1.5; needs
             Java, and some seconds).
         tokenizer: "words", "characters" or "whitespace" of `torch_caption.data.tokenizer`, or "ptb", the challenge's
-            own tokeniser, which needs Java; candidates and references alike go through it.
+            own tokenizer, which needs Java; for candidates and references.
 
     Returns:
-        "BLEU-1" to "BLEU-4", "ROUGE-L", "CIDEr", "METEOR" as far as asked for; CIDEr from 0 to 10, the others from 0 to
-        1. A caption without words counts 0. CIDEr weighs an n-gram by how few of the scored images have it in a
-        reference: among few images it says little, and of one image it is always 0.
+        the requested ones of "BLEU-1" to "BLEU-4", "ROUGE-L", "CIDEr", "METEOR"; CIDEr from 0 to 10, the others from 0
+        to 1. A caption without words scores 0. CIDEr weights an n-gram by the inverse number of scored images with it
+        in a reference: for few images it is not meaningful, and for one image it is always 0.
 
     Raises:
         ValueError: no candidates; an image without references; a caption that is not a string; an unknown metric or
-            tokeniser.
-        DataError: no reference of an image holds a word.
+            tokenizer.
+        DataError: no reference of an image has a word.
         ConfigError: Java is needed and not installed.
         RunFailure: Java failed.
     """
@@ -122,11 +121,11 @@ def score_each(
     metrics: Sequence[str] = ("BLEU", "CIDEr"),
     tokenizer: str = "words",
 ) -> Scores[Image]:
-    """As `score`, and of each image alone."""
-    for what, names, known in (("metric", metrics, _METRICS), ("tokeniser", [tokenizer], (*TOKENIZERS, PTB))):
+    """As `score`, with the scores of each image."""
+    for what, names, known in (("metric", metrics, _METRICS), ("tokenizer", [tokenizer], (*TOKENIZERS, PTB))):
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
-            raise ValueError(f"no {what} is called {unknown!r}; there are {', '.join(known)}")
+            raise ValueError(f"unknown {what} {unknown!r}; choose from {', '.join(known)}")
     if not candidates:
         raise ValueError("there are no candidate captions to score")
     for image, candidate in candidates.items():
@@ -139,7 +138,7 @@ def score_each(
         guesses[key] = [next(joined)]
         truths[key] = [next(joined) for _ in references[image]]
         if not any(truths[key]):
-            raise DataError(f"no reference of image {image!r} holds a word: {list(references[image])}")
+            raise DataError(f"no reference of image {image!r} has a word: {list(references[image])}")
     counted = tuple(_METRICS[name](truths, guesses) for name in metrics)
     overall = {name: value for part in counted for name, value in part.overall.items()}
     each = {name: values for part in counted for name, values in part.each.items()}
@@ -189,7 +188,7 @@ def _bleu(references: Captions, candidates: Captions) -> _Counted:
     names = [f"BLEU-{n}" for n in range(1, 5)]
 
     def of(times: np.ndarray) -> dict[str, np.ndarray]:
-        # The small numbers are pycocoevalcap's: they keep a precision and a length from being 0.
+        # The small numbers are pycocoevalcap's: they avoid zero precision and length.
         precisions = (times @ right + 1e-15) / (times @ guessed + 1e-9)
         ratio = (times @ words + 1e-15) / (times @ wanted + 1e-9)
         brevity = np.exp(np.minimum(0, 1 - 1 / ratio))
@@ -200,13 +199,13 @@ def _bleu(references: Captions, candidates: Captions) -> _Counted:
 
 
 def _closest(lengths: Sequence[int], length: int) -> int:
-    """The length nearest to `length`, the shorter of two as near."""
+    """The length nearest to `length`, of equally near ones the shorter."""
     return min(lengths, key=lambda other: (abs(other - length), other))
 
 
 def _rouge(references: Captions, candidates: Captions) -> _Counted:
     _, scores = Rouge().compute_score(references, candidates)
-    # An empty caption and an empty reference are the same to pycocoevalcap, and score 1.
+    # In pycocoevalcap an empty caption equals an empty reference, and scores 1.
     said = [bool(candidate) for (candidate,) in candidates.values()]
     each = np.where(said, scores, 0.0)
     return _mean("ROUGE-L", float(np.mean(each)), each)
@@ -220,7 +219,7 @@ def _cider(references: Captions, candidates: Captions) -> _Counted:
 def _meteor(references: Captions, candidates: Captions) -> _Counted:
     counts = java.meteor_statistics([caption for (caption,) in candidates.values()], list(references.values()))
     whole = (counts[:, 20] == 1) & (counts[:, 21] == counts[:, 0]) & (counts[:, 22] == counts[:, 1])
-    counts[whole, 20] = 0  # a caption that is word for word a reference is not in pieces
+    counts[whole, 20] = 0  # a caption that equals a reference is not fragmented
 
     def of(times: np.ndarray) -> dict[str, np.ndarray]:
         return {"METEOR": _meteor_of(times @ counts)}
@@ -231,8 +230,8 @@ def _meteor(references: Captions, candidates: Captions) -> _Counted:
 def _meteor_of(counts: np.ndarray) -> np.ndarray:
     """METEOR 1.5 of counts (..., 23), with its weights for English (Denkowski and Lavie 2014, "Meteor Universal").
 
-    F = P R / (alpha P + (1 - alpha) R), times 1 - gamma (chunks / matched words)^beta; a content word weighs delta, a
-    function word 1 - delta, a match by stem, synonym and paraphrase less than one by word.
+    F = P R / (alpha P + (1 - alpha) R), times 1 - gamma (chunks / matched words)^beta; a content word has weight
+    delta, a function word 1 - delta, a match by stem, synonym or paraphrase less than an exact one.
     """
     alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
     content = counts[..., 0:2] - counts[..., 2:4]  # of candidate and reference, (..., 2)
@@ -255,10 +254,10 @@ _METRICS: dict[str, Callable[[Captions, Captions], _Counted]] = {
 
 
 def cider_weighs(references: Iterable[Sequence[Sequence[Hashable]]]) -> bool:
-    """Whether any caption can have a CIDEr above 0, given each image's references in tokens, at least one image's.
+    """Whether any caption can have a CIDEr above 0, given the tokenized references of at least one image.
 
-    An n-gram weighs log(images / images that have it in a reference). Of one image alone, and of images whose
-    references hold the same n-grams, all weigh 0, and CIDEr is 0 whatever a caption says.
+    The weight of an n-gram is log(images / images with it in a reference). For one image, and for images whose
+    references have the same n-grams, all weights are 0, and so is CIDEr for every caption.
     """
     images = list(references)
     for n in range(1, 5):
@@ -272,23 +271,23 @@ def cider_weighs(references: Iterable[Sequence[Sequence[Hashable]]]) -> bool:
 class CiderReward:
     """CIDEr-D of any number of captions at a time, against references that are counted once.
 
-    The numbers are those of pycocoevalcap's `Cider` on the same tokens, where the document frequencies are of all the
-    references given here, however few captions are scored: what self-critical training (Rennie et al. 2017,
-    "Self-Critical Sequence Training for Image Captioning") rewards a caption with.
+    Scores equal pycocoevalcap's `Cider` on the same tokens, with document frequencies from all references given here,
+    for any number of captions: the reward of self-critical training (Rennie et al. 2017, "Self-Critical Sequence
+    Training for Image Captioning").
 
         w(g, s)   = count of g in s * (log images - log max(1, images with g in a reference))    of an n-gram g
         sim_n     = sum_g min(w(g, c), w(g, r)) w(g, r) / (|w(., c)| |w(., r)|) * exp(-(l_c - l_r)^2 / (2 sigma^2))
         CIDEr-D   = 10 * mean over n = 1..4 and the references r of sim_n,    l the number of words
 
-    Tokens may be words or ids, anything that can be a key of a dictionary. With <END> as the last token of references
-    and captions alike, a caption that breaks off ("a man on a") loses by it.
+    Tokens may be words or ids, or any other hashable values. With <END> as the last token of references and captions,
+    an incomplete caption ("a man on a") has a lower score.
 
     Args:
         references: image -> its references, each a sequence of tokens.
-        sigma: how fast a difference in length lowers the score.
+        sigma: of the Gaussian length penalty.
 
     Raises:
-        ValueError: no references at all, or none of an image; a caption that is a string and not tokens.
+        ValueError: there are no references, or none for an image; a caption is a string and not tokens.
     """
 
     def __init__(self, references: Mapping[Image, Sequence[Sequence[Hashable]]], *, sigma: float = 6.0) -> None:
@@ -311,13 +310,13 @@ class CiderReward:
             keys, owner = _joined_pairs(grams, owner)
 
     def __call__(self, images: Sequence[Image], captions: Sequence[Sequence[Hashable]]) -> np.ndarray:
-        """The CIDEr-D of each caption against all references of its image; an image may be named more than once.
+        """The CIDEr-D of each caption against all references of its image; images may repeat.
 
         Returns:
             (N,) float64, from 0 to 10.
 
         Raises:
-            ValueError: not as many captions as images; an image without references; a caption that is a string.
+            ValueError: the numbers of captions and images differ; an image has no references; a caption is a string.
         """
         if len(images) != len(captions):
             raise ValueError(f"there are {len(images)} images and {len(captions)} captions")
@@ -325,7 +324,7 @@ class CiderReward:
         if missing is not None:
             raise ValueError(f"image {missing!r} has no references")
         image = np.fromiter((self._row[image] for image in images), np.int64, len(images))
-        keys, owner, lengths = _laid_out(captions, dict(self._ids))  # tokens unknown here get numbers too
+        keys, owner, lengths = _laid_out(captions, dict(self._ids))  # tokens that are not in references get numbers too
         scores = np.zeros(len(captions))
         for order in self._orders:
             grams = order.number(keys)
@@ -342,21 +341,21 @@ _HALF = 32  # two numbers below 2^31 in one: the first << _HALF | the second
 def _laid_out(
     captions: Sequence[Sequence[Hashable]], ids: dict[Hashable, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All tokens one after another, as numbers, with the caption each is of; and how many each caption has.
+    """All tokens concatenated, as numbers, with the caption of each; and the length of each caption.
 
-    `ids` takes in the tokens that it lacks.
+    New tokens are added to `ids`.
     """
     text = next((caption for caption in captions if isinstance(caption, str)), None)
     if text is not None:
         raise ValueError(f"a caption is a sequence of tokens here, not the string {text!r}; split it")
-    sizes = np.fromiter(map(len, captions), np.int64, len(captions))
+    lengths = np.fromiter(map(len, captions), np.int64, len(captions))
     tokens: Iterable[Hashable] = chain.from_iterable(captions)
-    numbers = np.fromiter((ids.setdefault(token, len(ids)) for token in tokens), np.int64, int(sizes.sum()))
-    return numbers, np.repeat(np.arange(len(captions)), sizes), sizes
+    numbers = np.fromiter((ids.setdefault(token, len(ids)) for token in tokens), np.int64, int(lengths.sum()))
+    return numbers, np.repeat(np.arange(len(captions)), lengths), lengths
 
 
 def _joined_pairs(grams: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbouring n-grams of one caption make an n+1-gram: what it is made of, and whose it is."""
+    """Adjacent n-grams of a caption form an n+1-gram: its two n-grams, and its caption."""
     same = owner[1:] == owner[:-1]
     return grams[:-1][same] << _HALF | grams[1:][same], owner[1:][same]
 
@@ -366,47 +365,47 @@ class _Grams:
     """The references' n-grams of one n.
 
     Attributes:
-        table: (G,) sorted: what each n-gram is made of; its number is its place.
-        idf: (G + 1,) log images - log images that have it; the last is of n-grams that no reference has.
-        places: (E,) sorted: image << 32 | n-gram of each n-gram of a reference, once for each reference that has it.
-        references, weights: (E,) that reference, and w(g, r).
-        norms: (R,) the length of w(., r).
+        table: (G,) sorted keys of the n-grams; the number of an n-gram is its index.
+        idf: (G + 1,) log images - log images that have it; the last is for n-grams that no reference has.
+        keys: (E,) sorted: image << 32 | n-gram, for each distinct n-gram of each reference.
+        references, weights: (E,) its reference, and w(g, r).
+        norms: (R,) the norm of w(., r).
     """
 
     table: np.ndarray
     idf: np.ndarray
-    places: np.ndarray
+    keys: np.ndarray
     references: np.ndarray
     weights: np.ndarray
     norms: np.ndarray
 
     @classmethod
     def count(cls, table: np.ndarray, grams: np.ndarray, owner: np.ndarray, image: np.ndarray) -> _Grams:
-        """Of the n-grams (n,) of references `owner` (n,), which are of the images (R,)."""
+        """The table for n-grams (n,) of references `owner` (n,), which belong to images (R,)."""
         frequency = np.bincount(np.unique(image[owner] << _HALF | grams) & (1 << _HALF) - 1, minlength=len(table))
         idf = np.log(image[-1] + 1) - np.log(np.append(frequency, 1))
         reference, gram, weights, norms = _vectors(grams, owner, idf, len(image))
-        places = image[reference] << _HALF | gram
-        order = np.argsort(places, kind="stable")
-        return cls(table, idf, places[order], reference[order], weights[order], norms)
+        keys = image[reference] << _HALF | gram
+        order = np.argsort(keys, kind="stable")
+        return cls(table, idf, keys[order], reference[order], weights[order], norms)
 
     def number(self, keys: np.ndarray) -> np.ndarray:
-        """The number of each n-gram (n,); those that no reference has are numbered from G on, equal ones alike."""
-        place = np.searchsorted(self.table, keys)
-        new = place == len(self.table)
-        new[~new] = self.table[place[~new]] != keys[~new]
-        place[new] = len(self.table) + np.unique(keys[new], return_inverse=True)[1]
-        return place
+        """The number of each n-gram (n,); those that no reference has get numbers from G."""
+        found = np.searchsorted(self.table, keys)
+        new = found == len(self.table)
+        new[~new] = self.table[found[~new]] != keys[~new]
+        found[new] = len(self.table) + np.unique(keys[new], return_inverse=True)[1]
+        return found
 
     def compare(
         self, grams: np.ndarray, owner: np.ndarray, image: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Caption, reference and its share in their clipped cosine, for every n-gram that both have."""
+        """Caption, reference and the term of their clipped cosine, for every common n-gram."""
         caption, gram, weight, norms = _vectors(grams, owner, self.idf, len(image))
-        place = image[caption] << _HALF | gram
-        first = np.searchsorted(self.places, place, "left")
-        times = np.searchsorted(self.places, place, "right") - first
-        pair = np.repeat(np.arange(len(place)), times)
+        key = image[caption] << _HALF | gram
+        first = np.searchsorted(self.keys, key, "left")
+        times = np.searchsorted(self.keys, key, "right") - first
+        pair = np.repeat(np.arange(len(key)), times)
         entry = np.arange(len(pair)) + np.repeat(first - (np.cumsum(times) - times), times)
         caption, reference, w = caption[pair], self.references[entry], self.weights[entry]
         length = norms[caption] * self.norms[reference]
@@ -417,7 +416,7 @@ class _Grams:
 def _vectors(
     grams: np.ndarray, owner: np.ndarray, idf: np.ndarray, owners: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Each n-gram of each owner once: owner, n-gram, weight; and the length of each owner's vector (owners,)."""
+    """The distinct n-grams of each owner: owner, n-gram, weight; and the norm of each owner's vector (owners,)."""
     cells, counts = np.unique(owner << _HALF | grams, return_counts=True)
     owner, gram = cells >> _HALF, cells & (1 << _HALF) - 1
     weights = counts * idf[np.minimum(gram, len(idf) - 1)]

@@ -1,4 +1,4 @@
-"""The captioner of cs231n assignment 3: image features in, words out."""
+"""The captioner of cs231n assignment 3: from image features to words."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from torch_caption.model.stepper import InferenceStepper
 
 
 class CaptioningRNN(nn.Module):
-    """A recurrent network that puts the features of an image into words (cs231n assignment 3, question 2).
+    """A recurrent network that captions image features (cs231n assignment 3, question 2).
 
         h0     = features W_proj + b_proj      (N, D) -> (N, H)
         x      = W_embed[words]                (N, T) -> (N, T, W)
         h      = rnn or lstm of x from h0      (N, T, W) -> (N, T, H)
-        scores = h W_vocab + b_vocab           (N, T, H) -> (N, T, V)
+        logits = h W_vocab + b_vocab           (N, T, H) -> (N, T, V)
 
-    With "attention" the features are a grid, D numbers at each of L places, and every place is projected:
+    With "attention" the features are a grid, D numbers at each of L spatial positions, and every position is projected:
 
         A      = W_proj^T features + b_proj    (N, D, L) -> (N, H, L)
         h      = attention_lstm of x over A    (N, T, W) -> (N, T, H)
 
-    Parameters bear cs231n's names, shapes and first values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
+    Parameters have cs231n's names, shapes and initial values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
     Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
-    "attention" Wattn (H, 4H). They are made on torch's default device and of its default dtype.
+    "attention" Wattn (H, 4H). They have torch's default device and dtype.
 
     Args:
-        word_to_idx: ids of the words, <NULL> among them; V is its size. Without <START> nothing can be sampled;
-            without <END> samples have no end. An id of V or more is tolerated until it is met in a caption.
+        word_to_idx: ids of the words, including <NULL>; V is its size. Without <START> nothing can be decoded; without
+            <END> every caption has the maximum length. An id of V or more is an error only if a caption contains it.
         input_dim: D, the width of the features.
         wordvec_dim: W.
         hidden_dim: H.
         cell_type: "rnn", "lstm" or "attention".
         gradients: "hand" for the derivatives of `torch_caption.functions`, "auto" for torch.autograd's, of the same
             model through `torch_caption.functions.reference`.
-        dropout: the share of word vectors' and hidden states' entries set to zero in training (Zaremba et al. 2014).
-        label_smoothing: what share of its probability a target spreads evenly over the vocabulary in training.
-        tied: let the word vectors be the vocabulary layer's weight as well, W_vocab = W_embed^T (Press & Wolf 2017).
-            There is then no W_vocab, and where H is not W there is W_out (H, W), which brings h to the width of a word
-            vector: scores = h W_out W_embed^T + b_vocab.
+        dropout: the dropout probability on word vectors and hidden states in training (Zaremba et al. 2014).
+        label_smoothing: the label-smoothing factor in training.
+        tied: tie the vocabulary layer's weight to the word vectors, W_vocab = W_embed^T (Press & Wolf 2017). There is
+            then no W_vocab, and if H is not W there is W_out (H, W), which projects h to the width of a word vector:
+            logits = h W_out W_embed^T + b_vocab.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -117,12 +117,12 @@ class CaptioningRNN(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """The device of the weights."""
         return self.W_proj.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.W_proj.dtype
 
     @property
@@ -139,13 +139,12 @@ class CaptioningRNN(nn.Module):
 
         Args:
             features: (N, D) floating-point; (N, D, L) or (N, D, a, a) for "attention".
-            captions: (N, T) integers, a <START> at the head of each; T is at least 1.
-            read: (N, T-1) integers, the words that come before the predicted ones; captions[:, :-1] without it.
-            weights: (N, T-1) floating-point numbers, by which each word's part in the loss is multiplied; they are
-                constants, of which no gradient is taken.
+            captions: (N, T) integers, each beginning with <START>; T is at least 1.
+            read: (N, T-1) integers, the input tokens; by default captions[:, :-1], which is teacher forcing.
+            weights: (N, T-1) floating-point factors of the loss of each word; constants, without a gradient.
 
         Returns:
-            a scalar that can be differentiated.
+            a differentiable scalar.
 
         Raises:
             IndexError: a word id is out of range.
@@ -182,15 +181,15 @@ class CaptioningRNN(nn.Module):
         )  # (r,), of each word in the mean over the batch
         h, w = self._vocabulary_layer(h)
         smoothing = self.label_smoothing if self.training else 0.0
-        # To the loss the packed rows are one sequence.
+        # The loss treats the packed rows as one sequence.
         return self.cell.ops.temporal_affine_softmax_loss(
             h.unsqueeze(0), w, self.b_vocab, y.unsqueeze(0), share.unsqueeze(0), smoothing
         )
 
     def _vocabulary_layer(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """h (n, H) as the vocabulary layer takes it, and the weight of that layer.
+        """The input of the vocabulary layer from h (n, H), and the weight of that layer.
 
-        Tied, the weight is W_embed^T: autograd adds up what comes back to W_embed from here and as word vectors.
+        Tied, the weight is W_embed^T: autograd adds the gradients of W_embed from here and from the embedding.
         """
         if not self.tied:
             return h, self.W_vocab
@@ -200,22 +199,22 @@ class CaptioningRNN(nn.Module):
 
     @torch.no_grad()
     def scale_logits_(self, temperature: float) -> None:
-        """Divide all scores by a temperature, for good: the likeliest words stay so, and below 1 they gain.
+        """Divide all logits by a temperature, permanently (in place): below 1, probable words become more probable.
 
         Raises:
-            ValueError: the temperature is not positive, or the scores have no matrix of their own (tied, and H is W).
+            ValueError: the temperature is not positive, or the logits have no weight of their own (tied, and H is W).
         """
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, but is {temperature}")
         if self.tied and self.hidden_dim == self.wordvec_dim:
-            raise ValueError("tied word vectors as wide as h are the whole layer: what is read would change too")
+            raise ValueError("tied word vectors with H = W: the logits have no weight of their own to scale")
         for w in (self.W_out if self.tied else self.W_vocab, self.b_vocab):
             w.div_(temperature)
 
     def _vectors(self, words: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The vectors (R, W) of words (r,), and which of them each word has; None where each has its own.
+        """The vectors (R, W) of words (r,), and the index of each word's vector; None if each word has its own.
 
-        A batch repeats its words, and what repeats is projected once. Dropout makes the vectors of a word differ.
+        A batch repeats words, and a repeated word is projected once. With dropout the vectors of one word differ.
         """
         words, index = (words, None) if self.training and self.dropout else distinct_words(words)
         x = self.cell.ops.word_embedding(words.unsqueeze(0), self.W_embed).squeeze(0)
@@ -226,7 +225,7 @@ class CaptioningRNN(nn.Module):
         return {name: getattr(self, name) for name in self.cell.names}
 
     def begin(self, features: Tensor) -> State:
-        """The state before the first word, of features as `forward` takes them.
+        """The state before the first word, from features as in `forward`.
 
         Raises:
             TypeError: the features are not a floating-point tensor, or of another dtype or device.
@@ -235,7 +234,7 @@ class CaptioningRNN(nn.Module):
         return self.cell.begin(self._project(features))
 
     def _project(self, features: Tensor) -> Tensor:
-        """h0 (N, H) of features (N, D); the places (N, L, H) of a grid (N, D, L) or (N, D, a, a) for a cell that looks.
+        """h0 (N, H) of features (N, D), or positions (N, L, H) of a grid if the cell attends.
 
         Raises:
             TypeError: the features are not a floating-point tensor, or of another dtype or device.
@@ -244,7 +243,7 @@ class CaptioningRNN(nn.Module):
         return self.cell.ops.affine(self._image(features), self.W_proj, self.b_proj)
 
     def _image(self, features: Tensor) -> Tensor:
-        """Features as the projection takes them, (N, D), or (N, L, D) of a grid; under autocast in its dtype.
+        """The input of the projection, (N, D), or (N, L, D) of a grid; under autocast in its dtype.
 
         Raises:
             TypeError: the features are not a floating-point tensor, or of another dtype or device.
@@ -252,12 +251,12 @@ class CaptioningRNN(nn.Module):
         """
         D = self.input_dim
         check_tensor("CaptioningRNN", "features", features)
-        if not self.cell.looks:
+        if not self.cell.attends:
             if features.dim() != 2 or features.shape[1] != D:
                 raise ValueError(f"features must be (N, {D}), but are {tuple(features.shape)}")
         elif features.dim() not in (3, 4) or features.shape[1] != D or 0 in features.shape[2:]:
             raise ValueError(
-                f"the cell {self.cell_type} looks at a grid: features must be (N, {D}, L) or (N, {D}, a, a), "
+                f"the cell {self.cell_type} attends to a grid: features must be (N, {D}, L) or (N, {D}, a, a), "
                 f"but are {tuple(features.shape)}"
             )
         else:
@@ -268,7 +267,7 @@ class CaptioningRNN(nn.Module):
 
     @torch.no_grad()
     def attention(self, features: Tensor, words: Tensor) -> Tensor:
-        """Where a model with attention looks before each word of a caption, however the caption was found.
+        """The attention weights at each word of given captions.
 
         Args:
             features: (N, D, L) or (N, D, a, a) floating-point.
@@ -279,20 +278,20 @@ class CaptioningRNN(nn.Module):
 
         Raises:
             TypeError: features or words are not tensors of the right kind.
-            ValueError: a shape does not fit, the cell does not look, or the vocabulary has no <START>.
+            ValueError: a shape does not fit, the cell does not attend, or the vocabulary has no <START>.
         """
-        if not self.cell.looks:
-            raise ValueError(f"the cell {self.cell_type} does not look at places of its image")
+        if not self.cell.attends:
+            raise ValueError(f"the cell {self.cell_type} has no attention")
         check_tensor("CaptioningRNN", "words", words)
         starts = words.new_full((words.shape[0], 1), self.token_ids().start)
-        read = torch.cat([starts, words], dim=1)[:, :-1]  # before each word
+        read = torch.cat([starts, words], dim=1)[:, :-1]
         x = self.cell.ops.word_embedding(read, self.W_embed)
-        places, lengths = self._project(features).mT, lengths_from_mask(words != self.null)
-        _, weights = self.cell.ops.attention_lstm(x, places, **self.recurrent(), lengths=lengths, return_weights=True)
+        A, lengths = self._project(features).mT, lengths_from_mask(words != self.null)
+        _, weights = self.cell.ops.attention_lstm(x, A, **self.recurrent(), lengths=lengths, return_weights=True)
         return weights.reshape(*words.shape, *features.shape[2:])
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (N, V) of the word after `words` (N,), and the state then."""
+        """Logits (N, V) of the word after `words` (N,), and the next state."""
         check_tensor("CaptioningRNN", "words", words)
         x = self.cell.ops.word_embedding(words.unsqueeze(1), self.W_embed).squeeze(1)  # (N, W)
         state = self.cell.step(x, state, self.recurrent())
@@ -305,13 +304,13 @@ class CaptioningRNN(nn.Module):
         """Captions of each image by any method: see `torch_caption.decoding`.
 
         Args:
-            features: as `forward` takes them.
-            options: greedy without any.
-            generator: of random sampling; torch's global one without it.
+            features: as in `forward`.
+            options: greedy by default.
+            generator: for random sampling; by default torch's global one.
 
         Returns:
-            K captions of each image, words (N, K, max_length): K is 1 of greedy decoding, `samples` of sampling and
-            `n_best` of beam search.
+            K captions of each image, words (N, K, max_length): K is 1 in greedy decoding, `samples` in sampling and
+            `n_best` in beam search.
 
         Raises:
             TypeError: the features are not a floating-point tensor, or of another dtype or device.
@@ -323,7 +322,7 @@ class CaptioningRNN(nn.Module):
         return decoding.decode(stepper, features, self.token_ids(), options, generator)
 
     def sample(self, features: Tensor, max_length: int = 30) -> Tensor:
-        """The greedy caption of each image, words (N, max_length): `decode` under the name that cs231n has for it."""
+        """The greedy caption of each image, words (N, max_length): cs231n's name for `decode`."""
         return self.decode(features, DecodingOptions(max_length=max_length)).words.squeeze(1)
 
     def beam_search(self, features: Tensor, beam_size: int = 5, max_length: int = 30, **options: Any) -> Decoded:
@@ -331,10 +330,10 @@ class CaptioningRNN(nn.Module):
         return self.decode(features, DecodingOptions("beam", max_length, beam_size=beam_size, **options))
 
     def alternatives(self, features: Tensor, words: Tensor, k: int = 5) -> Alternatives:
-        """The k likeliest words at each place of given captions, and the captions' own log-probabilities there.
+        """The k most probable words at each step of given captions, and the log-probabilities of the captions' words.
 
         Args:
-            features: as `forward` takes them.
+            features: as in `forward`.
             words: (N, T) integers, as `sample` returns them.
 
         Raises:
@@ -346,7 +345,7 @@ class CaptioningRNN(nn.Module):
         return decoding.alternatives(self.stepper(words.numel()), features, words, self.token_ids(), k)
 
     def token_ids(self) -> TokenIds:
-        """The ids that decoding asks for.
+        """The ids of the special tokens, for decoding.
 
         Raises:
             ValueError: the vocabulary has no <START>.
@@ -355,15 +354,15 @@ class CaptioningRNN(nn.Module):
             raise ValueError(f"the vocabulary has no {START} to begin a caption with")
         return TokenIds(self.start, self.end, self.null, self.unk, self.word_to_idx)
 
-    def blank(self, n: int, places: int = 1) -> Tensor:
-        """Features of n images, zeros of the right shape, (n, D), or (n, D, places) for a cell that looks at places."""
-        return self.W_proj.new_zeros(n, self.input_dim, *([places] if self.cell.looks else []))
+    def blank(self, n: int, positions: int = 1) -> Tensor:
+        """Zero features of n images, (n, D), or (n, D, positions) for a cell that attends."""
+        return self.W_proj.new_zeros(n, self.input_dim, *([positions] if self.cell.attends else []))
 
     def stepper(self, words: int) -> InferenceStepper:
-        """This model as it is now, for inference: the same `begin` and `step`, faster and without a gradient.
+        """A copy of this model for inference: the same `begin` and `step`, faster and without a gradient.
 
         Args:
-            words: how many words it will be given to read at most, all rows and steps together.
+            words: the maximum number of input tokens, over all rows and steps.
         """
         return InferenceStepper(self.cell, {name: getattr(self, name) for name in self._names}, self._image, words)
 
@@ -373,7 +372,7 @@ class CaptioningRNN(nn.Module):
 
     @torch.no_grad()
     def load_params(self, params: Mapping[str, np.ndarray]) -> None:
-        """Take the weights from cs231n's dictionary of arrays, cast to the dtype of this model.
+        """Load the weights from cs231n's dictionary of arrays, cast to the dtype of this model.
 
         Raises:
             ValueError: a name is missing or unknown, or a shape does not fit; the model is then unchanged.
@@ -381,11 +380,11 @@ class CaptioningRNN(nn.Module):
         own = dict(self.named_parameters())
         missing, unknown = sorted(own.keys() - params.keys()), sorted(params.keys() - own.keys())
         if missing or unknown:
-            raise ValueError(f"params lack {missing or 'nothing'} and hold unknown {unknown or 'nothing'}")
+            raise ValueError(f"params lack {missing or 'nothing'} and contain unknown {unknown or 'nothing'}")
         arrays = {name: np.asarray(params[name]) for name in own}
         for name, p in own.items():
             if arrays[name].dtype.kind not in "iuf":
-                raise ValueError(f"params[{name!r}] must hold real numbers, but holds {arrays[name].dtype}")
+                raise ValueError(f"params[{name!r}] must be real numbers, but are {arrays[name].dtype}")
             if arrays[name].shape != tuple(p.shape):
                 raise ValueError(f"params[{name!r}] must be {tuple(p.shape)}, but is {arrays[name].shape}")
         for name, p in own.items():
@@ -397,10 +396,10 @@ class CaptioningRNN(nn.Module):
             np.savez(file, allow_pickle=False, **self.params())
 
     def load_npz(self, path: str | Path) -> None:
-        """Take the weights from an .npz of cs231n's dictionary; nothing in it is executed.
+        """Load the weights from an .npz of cs231n's dictionary; nothing in it is executed.
 
         Raises:
-            ValueError: it is no such file, or its arrays do not fit; the message names the file.
+            ValueError: the file is missing or not an .npz, or its arrays do not fit; the message names the file.
         """
         try:
             with Path(path).open("rb") as file:

@@ -1,8 +1,7 @@
 """Recurrent cells behind one interface, and the layers made of them.
 
-A `Cell` has no weights of its own: it says how a state begins, how it goes one step on, and how it goes through a
-sequence, given its weights by name: Wx, Wh, b, and what else it needs. `CELLS` maps a cell's name to its class, and
-nobody else asks for the name.
+A `Cell` has no weights of its own. It computes the initial state, one step, or a whole sequence from weights that it is
+given by name: Wx, Wh, b, and others of its own. `CELLS` maps a cell's name to its class; no other code compares names.
 """
 
 from __future__ import annotations
@@ -16,32 +15,32 @@ import torch
 from torch import Tensor, nn
 
 from torch_caption import functions
+from torch_caption.decoding import State
 from torch_caption.functions import reference
 from torch_caption.functions._common import autocast, check_floats
 from torch_caption.functions._inplace.lstm import step_ as lstm_step_
 
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
-State = tuple[Tensor, ...]  # a row each for the sequences; the first is the hidden state h (N, H)
 Weights = Mapping[str, Tensor]  # by their names in `functions`
 
 
 class Cell:
-    """What the captioner asks of a recurrent cell.
+    """The interface of a recurrent cell. Its state is a tuple of tensors, the first of them the hidden state h (N, H).
 
     Args:
-        gradients: a name in `GRADIENTS`: where the recurrence and its gradient come from.
+        gradients: a name in `GRADIENTS`: the module with the recurrence and its gradient.
 
     Attributes:
         names: of its weights.
         gates: how many blocks of H columns they have.
-        looks: whether it looks at the places of an image (N, L, H), and not at the image as a whole (N, H).
-        constant: how many parts at the end of the state are the image's own: no step changes them.
+        attends: whether it attends to the spatial positions of an image (N, L, H); else its h0 is the image (N, H).
+        constant: how many tensors at the end of the state belong to the image: no step changes them.
     """
 
     names: ClassVar[tuple[str, ...]] = ("Wx", "Wh", "b")
     gates: ClassVar[int]
-    looks: ClassVar[bool] = False
+    attends: ClassVar[bool] = False
     constant: ClassVar[int] = 0
 
     def __init__(self, gradients: str = "hand"):
@@ -49,11 +48,11 @@ class Cell:
 
     @property
     def ops(self) -> ModuleType:
-        """The functions themselves; looked up by name, for a module can be neither copied nor pickled."""
+        """The module of functions; found by name, since modules can be neither copied nor pickled."""
         return GRADIENTS[self.gradients]
 
     def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
-        """New Wx (D, GH), Wh (H, GH), b (GH,), drawn as cs231n draws them: normal over sqrt(fan-in), b zero.
+        """New Wx (D, GH), Wh (H, GH), b (GH,), initialised as in cs231n: normal over sqrt(fan-in), b zero.
 
         They are on torch's default device and of its default dtype, as the weights of torch.nn's layers are.
         """
@@ -65,11 +64,11 @@ class Cell:
         }
 
     def begin(self, image: Tensor) -> State:
-        """The state before the first step, of h0 (N, H), or of places (N, L, H) for a cell that looks."""
+        """The state before the first step, from h0 (N, H), or positions (N, L, H) for a cell that attends."""
         raise NotImplementedError
 
     def begin_(self, image: Tensor) -> State:
-        """`begin` without a gradient; `image` may become part of the state, which `step_` writes over."""
+        """`begin` without a gradient; `image` may become part of the state, which `step_` overwrites."""
         return self.begin(image)
 
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
@@ -79,7 +78,7 @@ class Cell:
     def step_(self, a: Tensor, state: State, weights: Weights) -> None:
         """`step` without a gradient, in place: a (N, GH) holds x Wx + b, and the next state is written over `state`.
 
-        What is in `a` is lost.
+        `a` is overwritten.
         """
         raise NotImplementedError
 
@@ -148,14 +147,14 @@ class LSTMCell(Cell):
 
 
 class AttentionCell(Cell):
-    """An LSTM that looks at the image before each step; its state is (h, c, places), and h and c begin at their mean.
+    """An LSTM that attends to the image at each step; its state is (h, c, A), and h and c begin at the mean of A.
 
-    The places (N, L, H) stay as they are; they are in the state so that whoever takes rows of it takes theirs.
+    The positions A (N, L, H) are constant; they are in the state so that selecting rows of the state selects theirs.
     """
 
     names = (*Cell.names, "Wattn")
     gates = 4
-    looks = True
+    attends = True
     constant = 1
 
     def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
@@ -175,27 +174,25 @@ class AttentionCell(Cell):
         return mean, mean.clone(), image
 
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
-        h, c, places = state
-        return *self.ops.attention_lstm_step(x, h, c, places.mT, **weights), places
+        h, c, A = state
+        return *self.ops.attention_lstm_step(x, h, c, A.mT, **weights), A
 
     def step_(self, a: Tensor, state: State, weights: Weights) -> None:
-        h, c, places = state
-        logits = torch.bmm(places, h.unsqueeze(2)).mul_(h.shape[1] ** -0.5)  # (N, L, 1)
-        attn = torch.bmm(torch.softmax(logits, 1).mT, places).squeeze(1)
+        h, c, A = state
+        logits = torch.bmm(A, h.unsqueeze(2)).mul_(h.shape[1] ** -0.5)  # (N, L, 1)
+        attn = torch.bmm(torch.softmax(logits, 1).mT, A).squeeze(1)
         a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"])
         lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
-        h0, c0, places = state
-        return self.ops.attention_lstm(x, places.mT, **weights, lengths=lengths, h0=h0, c0=c0)
+        h0, c0, A = state
+        return self.ops.attention_lstm(x, A.mT, **weights, lengths=lengths, h0=h0, c0=c0)
 
     def packed(
         self, x: Tensor, state: State, weights: Weights, batch_sizes: int | Sequence[int], index: Tensor | None = None
     ) -> Tensor:
-        h0, c0, places = state
-        return self.ops.packed_attention_lstm(
-            x, places.mT, **weights, batch_sizes=batch_sizes, index=index, h0=h0, c0=c0
-        )
+        h0, c0, A = state
+        return self.ops.packed_attention_lstm(x, A.mT, **weights, batch_sizes=batch_sizes, index=index, h0=h0, c0=c0)
 
 
 CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell, "attention": AttentionCell}
@@ -231,22 +228,22 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor, h0: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Hidden states (N, T, H) of x (N, T, D), from h0 (N, H), zero unless given; zero past `lengths` (N,).
 
-        "attention" takes the places of its images (N, L, H) in the place of h0.
+        "attention" takes the positions of its images (N, L, H) instead of h0.
 
         Raises:
             TypeError: a value is not a tensor of the right kind, or a dtype or device differs.
-            ValueError: a shape does not fit, or a layer that looks has nothing to look at.
+            ValueError: a shape does not fit, or a layer that attends has no positions.
         """
         sizes = {"D": self.input_dim, "H": self.hidden_dim}
         gates = f"{self.cell.gates}H" if self.cell.gates > 1 else "H"
         x, b = autocast(x, self.b)
         check_floats("Recurrent", sizes, x=(x, "N T D"), b=(b, gates))
         if h0 is None:
-            if self.cell.looks:
-                raise ValueError("Recurrent: this cell looks at an image: give its places (N, L, H)")
+            if self.cell.attends:
+                raise ValueError("Recurrent: this cell attends to an image: give its positions (N, L, H)")
             h0 = x.new_zeros(x.shape[0], self.hidden_dim)
         (h0,) = autocast(h0)
-        check_floats("Recurrent", sizes, h0=(h0, "N L H" if self.cell.looks else "N H"), b=(b, gates))
+        check_floats("Recurrent", sizes, h0=(h0, "N L H" if self.cell.attends else "N H"), b=(b, gates))
         if 0 in h0.shape[1:]:
             raise ValueError(f"Recurrent: h0 must have at least one spatial position, but is {tuple(h0.shape)}")
         return self.cell.sequence(x, self.cell.begin(h0), dict(self.named_parameters()), lengths)

@@ -1,4 +1,4 @@
-"""Dropout, at the cost of drawing few random numbers."""
+"""Dropout with one random number for four entries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch_caption.functions._common import untransformed
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """x (...) with a share p of its entries zeroed at random and the others divided by 1 - p (Srivastava et al. 2014).
+    """x (...) with entries zeroed with probability p and the others divided by 1 - p (Srivastava et al. 2014).
 
-    Its gradient is the product with the same zeros and quotients. On a processor the random numbers are most of
-    dropout's cost, for one thread draws them, one an entry. Here an entry takes 16 bits, four entries a number, and p
-    is rounded to a multiple of 2^-16.
+    Its gradient is the product with the same factors. On a CPU the random numbers are most of dropout's cost: one
+    thread generates them, one per entry. Here an entry takes 16 bits, so a number serves four entries, and p is rounded
+    to a multiple of 2^-16.
 
     Args:
         x: floating-point, any shape.

@@ -1,4 +1,4 @@
-"""A captioner's steps for inference: those of `CaptioningRNN.step`, written into memory that all steps share."""
+"""A captioner's steps for inference: `CaptioningRNN.step`, written into memory that all steps share."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch_caption.model.cells import Cell
 
 
 class InferenceStepper:
-    """A captioner prepared for decoding; see `CaptioningRNN.stepper`. It has the weights as they were when it was made.
+    """A captioner prepared for decoding; see `CaptioningRNN.stepper`. It has the weights at the time of its creation.
 
-    Its steps differ from the captioner's in two ways. All that is large is written to memory that they share, the next
-    state over the last one. And what a word brings, x Wx + b, is looked up in a table (V, GH) of all words, where that
-    costs less: a row of the table takes the products of one word read, done faster since all are done at once, and
-    about half of the `words` announced will be read, since captions end before their limit.
+    Its steps differ from the captioner's in two ways. Large results are written to memory that all steps share, the
+    next state over the previous one. And a word's x Wx + b is a row of a table (V, GH) of all words if that costs less:
+    one product for the whole table is faster than one for each input token, and about half of the announced `words`
+    become input tokens, since captions end before their limit.
 
-    The dtype is that in which the captioner computes where this is made: under autocast, autocast's.
+    The dtype is the one that the captioner computes in when this is created: under autocast, autocast's.
 
     Args:
         cell: the captioner's.
         weights: all of the captioner's, by name.
-        image: checks features, and brings them to the shape that W_proj takes.
-        words: how many words will be read at most, all rows and steps together.
+        image: checks features and reshapes them for W_proj.
+        words: the maximum number of input tokens, over all rows and steps.
 
     Attributes:
-        constant: how many parts at the end of the state are the image's own, which no step changes.
+        constant: how many tensors at the end of the state belong to the image: no step changes them.
     """
 
     def __init__(self, cell: Cell, weights: Mapping[str, Tensor], image: Callable[[Tensor], Tensor], words: int):
@@ -53,7 +53,7 @@ class InferenceStepper:
         """x Wx + b of word vectors x (n, W), written to `out` (n, GH). (With `out`, autocast changes no dtype.)"""
         return torch.addmm(self._b, x, self._Wx, out=out)
 
-    def _make_room(self, n: int) -> None:
+    def _allocate(self, n: int) -> None:
         """Memory for n rows: word vectors (n, W), pre-activations (n, GH) and logits (n, V)."""
         if not self._memory or n > len(self._memory[0]):
             widths = self._W_embed.shape[1], len(self._b), len(self._b_vocab)
@@ -73,10 +73,10 @@ class InferenceStepper:
         return self._cell.begin_(projected.to(self._b.dtype))
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits (n, V) of the word after `words` (n,), and the state then, which is written over `state`."""
+        """Logits (n, V) of the word after `words` (n,), and the next state, which is written over `state`."""
         n = len(words)
         if n != self._n or not self._memory:
-            self._make_room(n)
+            self._allocate(n)
         a = self._a
         if self._table is not None:
             torch.index_select(self._table, 0, words, out=a)

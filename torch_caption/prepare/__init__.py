@@ -1,1 +1,1 @@
-"""Photographs and their captions into a data directory."""
+"""From photographs and captions to a data directory."""

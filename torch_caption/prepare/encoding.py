@@ -1,8 +1,8 @@
-"""Photographs encoded into files of rows, split by split, so that a run that was stopped goes on where it was.
+"""Photographs encoded into files of rows, split by split; an interrupted run continues where it stopped.
 
-A folder holds, while photographs are encoded, `{split}_vectors` and `{split}_grids` (plain rows) and `progress.json`,
-which says how far they are whole. Grids that are to be projected by a PCA are kept as they are only until the PCA is
-fitted: on the training photographs in their order, up to `FIT_BYTES` of them. From then on each is projected at once.
+During encoding a folder contains `{split}_vectors` and `{split}_grids` (plain rows) and `progress.json`, the number of
+complete rows. Grids for a PCA are stored without projection only until the PCA is fitted, on the first training
+photographs, up to `FIT_BYTES`. Later grids are projected at once.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from torch_caption.data import file_names
 from torch_caption.data.caption_files import Photograph
 from torch_caption.data.projection import Projection
 from torch_caption.encoders import pca
-from torch_caption.encoders.torchvision_encoder import Batch, Encoder, stream
+from torch_caption.encoders.torchvision_encoder import EncodedBatch, Encoder, stream
 from torch_caption.errors import DataError
-from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.files import replace_text
 from torch_caption.io.text import printable
 from torch_caption.prepare.rows import RowFile
 
 FIT_BYTES = 4 * 2**30
-"""Grids of training photographs that the PCA is fitted on, at most (4 GiB, on the disk)."""
+"""Maximum size of the training grids that the PCA is fitted on (4 GiB, on the disk)."""
 SAVE_SECONDS = 2.0
-"""Between two times that progress is put down."""
+"""The interval at which progress is saved."""
 GRID_PCA = "grid_pca.npz"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is computed of each photograph beside its vector.
+    """What is computed for each photograph besides its vector.
 
     Attributes:
         grid: spatial grids too.
-        grid_pca: their components, or a share of their variance; None leaves them as they are.
+        grid_pca: the number of their components, or the fraction of their variance; None does not project.
         grid_dtype: "float16" or "float32".
         batch_size, workers: as in `stream`.
-        truncated: JPEGs whose end is missing, too.
+        truncated: accept truncated JPEGs.
     """
 
     grid: bool
@@ -58,14 +58,14 @@ class Wanted:
 
 
 @dataclass
-class Progress:
-    """What of the folder's files is whole.
+class EncodingProgress:
+    """The complete part of the folder's files.
 
     Attributes:
-        settings: a digest of all that the rows depend on.
-        done: of each split, the photographs that were read or tried.
-        failed: of each split, the places of those that could not be read, and why.
-        fitted: the grids' PCA is there, and grids from now on are projected.
+        settings: a digest of everything that the rows depend on.
+        done: of each split, the number of photographs read, including failures.
+        failed: of each split, the indices of the photographs that cannot be read, and the reasons.
+        fitted: the PCA of the grids is fitted, and further grids are projected.
     """
 
     settings: str
@@ -77,36 +77,36 @@ class Progress:
         return self.done.get(split, 0) - len(self.failed.get(split, {}))
 
     def kept(self, split: str) -> list[int]:
-        """The places of the photographs that have a row."""
-        return [place for place in range(self.done[split]) if str(place) not in self.failed.get(split, {})]
+        """The indices of the photographs with a row."""
+        return [index for index in range(self.done[split]) if str(index) not in self.failed.get(split, {})]
 
     def save(self, folder: Path) -> None:
         replace_text(folder / "progress.json", json.dumps(asdict(self)))
 
     @classmethod
-    def load(cls, folder: Path) -> Progress | None:
-        """What was put down last; None where nothing was."""
+    def load(cls, folder: Path) -> EncodingProgress | None:
+        """The last saved progress; None if there is none."""
         try:
             return cls(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise DataError(
-                f"{folder}: of a run that was stopped, and damaged ({one_line(error)}); remove it"
+                f"{folder}: left by an interrupted run, and damaged ({one_line(error)}); remove it"
             ) from None
 
 
 class Encoding:
-    """The folder, its files and how far they are.
+    """The folder, its files and their progress.
 
     Args:
         folder: the files' folder.
         encoder: of the photographs.
         wanted: what is computed.
-        progress: of an earlier run, or new.
+        progress: of an interrupted run, or new.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, wanted: Wanted, progress: Progress) -> None:
+    def __init__(self, folder: Path, encoder: Encoder, wanted: Wanted, progress: EncodingProgress) -> None:
         self.folder = folder
         self.progress = progress
         self._encoder = encoder
@@ -119,7 +119,7 @@ class Encoding:
 
     @property
     def stored_grid_shape(self) -> tuple[int, ...]:
-        """Of a grid once it is projected."""
+        """The shape of a projected grid."""
         if self.projection is None:
             return self.grid_shape
         return (self.projection.components.shape[1], *self.grid_shape[1:])
@@ -128,7 +128,7 @@ class Encoding:
         return RowFile(self.folder / f"{split}_vectors", (self.width,), "float32", self.progress.rows(split))
 
     def grids(self, split: str) -> RowFile:
-        """The split's grids: as they are while a PCA is to be fitted, else as they will be stored."""
+        """The split's grids: without projection before the PCA is fitted, else in their final form."""
         if self._wanted.grid_pca is not None and not self.progress.fitted:
             return RowFile(self._raw, self.grid_shape, "float32", self.progress.rows(split))
         path = self.folder / f"{split}_grids"
@@ -138,45 +138,45 @@ class Encoding:
     def _raw(self) -> Path:
         return self.folder / "train_grids_raw"
 
-    def run(self, splits: dict[str, list[Photograph]], tell: Callable[[str], None]) -> None:
-        """Encode what remains of every split.
+    def run(self, splits: dict[str, list[Photograph]], report: Callable[[str], None]) -> None:
+        """Encode the remaining photographs of all splits.
 
         Args:
-            tell: is given a line for every photograph that cannot be read, or not to its end.
+            report: called with a line for every unreadable or truncated photograph.
 
         Raises:
-            DataError: nothing of a split can be read, or the grids' PCA cannot be fitted.
+            DataError: no photograph of a split can be read, or the PCA of the grids cannot be fitted.
         """
         for split, photographs in splits.items():
             if self._remains(split, photographs):
-                self._encode(split, photographs, tell)
+                self._encode(split, photographs, report)
             if self.progress.rows(split) == 0:
                 raise DataError(f"none of the {len(photographs)} photographs of {split} can be read")
             if self._to_fit:
                 self._fit()
                 if self._remains(split, photographs):
-                    self._encode(split, photographs, tell)
+                    self._encode(split, photographs, report)
 
     def _remains(self, split: str, photographs: list[Photograph]) -> bool:
-        """Whether there is more to encode before the grids' PCA is fitted, or before the split's end."""
+        """Whether photographs remain before the PCA of the grids is fitted, or in the split."""
         whole = self.progress.done.get(split, 0) == len(photographs)
         return not whole and not (self._to_fit and self.progress.rows(split) >= self._enough)
 
     @property
     def _enough(self) -> int:
-        """Photographs to fit the grids' PCA on, if there are so many."""
+        """The number of photographs to fit the PCA of the grids on, if there are as many."""
         return max(1, FIT_BYTES // (4 * math.prod(self.grid_shape)))
 
     def most_fitted(self, photographs: int) -> int:
-        """How many of train's photographs the grids' PCA is fitted on, at most."""
+        """The maximum number of photographs of train that the PCA of the grids is fitted on."""
         return min(photographs, self._enough + self._wanted.batch_size)
 
     @property
     def _to_fit(self) -> bool:
         return self._wanted.grid and self._wanted.grid_pca is not None and not self.progress.fitted
 
-    def _encode(self, split: str, photographs: list[Photograph], tell: Callable[[str], None]) -> None:
-        """Encode the split to its end, or until there are grids enough to fit their PCA on."""
+    def _encode(self, split: str, photographs: list[Photograph], report: Callable[[str], None]) -> None:
+        """Encode the split, or as many photographs as the PCA of the grids needs."""
         wanted, start = self._wanted, self.progress.done.get(split, 0)
         enough = self._enough if self._to_fit else len(photographs)
         batches = stream(
@@ -186,20 +186,20 @@ class Encoding:
             batch_size=wanted.batch_size,
             workers=wanted.workers,
             grids=wanted.grid,
-            truncated=(lambda line: tell(f"warning: {line}")) if wanted.truncated else None,
+            truncated=(lambda line: report(f"warning: {line}")) if wanted.truncated else None,
         )
         with ExitStack() as stack:
             vectors = stack.enter_context(self.vectors(split))
             grids = stack.enter_context(self.grids(split)) if wanted.grid else None
             bar = stack.enter_context(
-                tqdm(total=len(photographs), initial=start, desc=split, unit="photo", disable=not is_watched())
+                tqdm(total=len(photographs), initial=start, desc=split, unit="photo", disable=not is_interactive())
             )
             stack.enter_context(closing(batches))
             saved = time.monotonic()
             for batch in batches:
-                for place in batch.failed:
-                    batch.failed[place] += file_names.hint(photographs[place].nearest)
-                    tell(f"left out  {printable(photographs[place].file_name)}: {batch.failed[place]}")
+                for index in batch.failed:
+                    batch.failed[index] += file_names.hint(photographs[index].nearest)
+                    report(f"left out  {printable(photographs[index].file_name)}: {batch.failed[index]}")
                 self._keep(split, batch, vectors, grids)
                 bar.update(batch.stop - bar.n)
                 if time.monotonic() - saved >= SAVE_SECONDS:
@@ -209,7 +209,7 @@ class Encoding:
                     break
             self._save(vectors, grids)
 
-    def _keep(self, split: str, batch: Batch, vectors: RowFile, grids: RowFile | None) -> None:
+    def _keep(self, split: str, batch: EncodedBatch, vectors: RowFile, grids: RowFile | None) -> None:
         if batch.encoded is not None:
             vectors.append(batch.encoded.vectors.numpy())
             if grids is not None and batch.encoded.grids is not None:
@@ -220,7 +220,7 @@ class Encoding:
 
     def _stored(self, grid: torch.Tensor, dtype: np.dtype) -> np.ndarray:
         if dtype == np.float16 and float(grid.abs().max()) > np.finfo(np.float16).max:
-            raise DataError(f"a grid holds {float(grid.abs().max()):g}, beyond float16; take --grid-dtype float32")
+            raise DataError(f"a grid contains {float(grid.abs().max()):g}, beyond float16; use --grid-dtype float32")
         return grid.numpy().astype(dtype)
 
     def _save(self, vectors: RowFile, grids: RowFile | None) -> None:
@@ -230,11 +230,11 @@ class Encoding:
         self.progress.save(self.folder)
 
     def _fit(self) -> None:
-        """Fit the grids' PCA on those that are there, and project them."""
+        """Fit the PCA of the grids on the stored ones, and project them."""
         assert self._wanted.grid_pca is not None
         moments = pca.Moments(self.grid_shape[0])
         with self.grids("train") as raw:
-            with tqdm(total=raw.count, desc="PCA of grids", unit="photo", disable=not is_watched()) as bar:
+            with tqdm(total=raw.count, desc="PCA of grids", unit="photo", disable=not is_interactive()) as bar:
                 for block in raw.blocks():
                     moments.update(pca.positions(torch.from_numpy(block)))
                     bar.update(len(block))

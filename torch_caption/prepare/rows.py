@@ -1,4 +1,4 @@
-"""Rows on their way to an HDF5 file: appended as they come, cut back after a stop, written in one piece at the end."""
+"""Rows for an HDF5 file: appended to a plain file, truncated after an interruption, written to HDF5 at the end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class RowFile:
     """Rows of one shape and dtype in a plain file, open within a `with`.
 
     Args:
-        rows: those that are known to be whole; what a stopped run wrote behind them goes.
+        rows: the number of complete rows; the file is truncated after them.
 
     Attributes:
-        count: rows.
+        count: the number of rows.
 
     Raises:
-        DataError: the file has fewer rows than are said to be whole.
+        DataError: the file has fewer rows than `rows`.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str, rows: int = 0) -> None:
@@ -45,7 +45,7 @@ class RowFile:
         self.count += len(rows)
 
     def sync(self) -> None:
-        """All that was appended is on the disk."""
+        """Flush the appended rows to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -1,1 +1,1 @@
-"""The built-in dataset: scenes drawn, described and judged."""
+"""The built-in dataset: generated scenes, their captions, and the evaluation of captions."""

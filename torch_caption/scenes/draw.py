@@ -1,4 +1,4 @@
-"""Scenes of the built-in data set: what is in one, where its shapes stand, and how it is drawn."""
+"""Scenes of the built-in dataset: their content, the positions of their shapes, and their pictures."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ COUNTS = (1, 2, 3, 4)
 RELATIONS = (
     "left of",
     "above",
-)  # of the first group to the second; the opposite ones are the same scenes told backwards
+)  # of the first group to the second; the opposites are the same scenes with the groups exchanged
 
 GAP = 6.0  # least distance in pixels between two groups, and
 MARGIN = 2.0  # of a group from the edge of the picture
 GRAIN = np.array(
     [-5, 5, *[0] * 8], dtype=np.float32
-)  # one of these is added to each pixel; few are not 0, so the files stay small
-FINER = 4  # a shape is drawn this many times larger and then reduced, so that its edges are smooth
+)  # one of these is added to each pixel; most are 0, which keeps the files small
+FINER = 4  # shapes are drawn this many times larger and then reduced, for smooth edges
 
 
 @dataclass(frozen=True)
 class Group:
-    """One to four like shapes. `places` holds (x, y, radius, angle) of each in pixels and degrees, y downwards."""
+    """One to four equal shapes. `places` has x, y, radius and angle of each, in pixels and degrees, y downwards."""
 
     shape: str
     colour: str
@@ -51,7 +51,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two groups of different colours; `relation` is that of the first to the second."""
+    """Two groups of different colours; `relation` is the relation of the first to the second."""
 
     first: Group
     second: Group
@@ -63,12 +63,12 @@ class Scene:
 
     @property
     def composition(self) -> tuple[str | int, ...]:
-        """All that is said of a scene, and nothing that varies between two drawings of it."""
+        """The content of a scene without the positions of its shapes."""
         a, b = self.groups
         return a.shape, a.colour, a.size, a.count, self.relation, b.shape, b.colour, b.size, b.count
 
 
-# How the shapes of a group stand, in units of the distance between neighbours.
+# The positions of the shapes of a group, in units of the distance between neighbours.
 ARRANGEMENTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
     1: (((0, 0),),),
     2: (((0, 0), (1, 0)), ((0, 0), (0, 1)), ((0, 0), (1, 0.7)), ((0, 0.7), (1, 0))),
@@ -90,11 +90,11 @@ ARRANGEMENTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
 }
 
 
-def place(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene with a place for every shape: the groups apart along the relation, level across it."""
+def arrange(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with positions for its shapes: the groups apart along the relation, level across it."""
     along = 0 if scene.relation == "left of" else 1
     while True:
-        a, b = _arrange(scene.first, rng), _arrange(scene.second, rng)
+        a, b = _arrange_group(scene.first, rng), _arrange_group(scene.second, rng)
         sizes = _extent(a), _extent(b)
         free = SIDE - 2 * MARGIN - GAP - sizes[0][along] - sizes[1][along]
         if free >= 0 and max(sizes[0][1 - along], sizes[1][1 - along]) <= SIDE - 2 * MARGIN:
@@ -115,8 +115,8 @@ def place(scene: Scene, rng: np.random.Generator) -> Scene:
     return Scene(groups[0], groups[1], scene.relation)
 
 
-def _arrange(group: Group, rng: np.random.Generator) -> np.ndarray:
-    """(count, 4) x, y, radius, angle of a group's shapes, about no place in particular."""
+def _arrange_group(group: Group, rng: np.random.Generator) -> np.ndarray:
+    """(count, 4) x, y, radius, angle of a group's shapes, before translation."""
     choices = ARRANGEMENTS[group.count]
     grid = np.array(choices[rng.integers(len(choices))], dtype=np.float64)
     low, high = RADII[group.size]
@@ -127,12 +127,12 @@ def _arrange(group: Group, rng: np.random.Generator) -> np.ndarray:
 
 
 def _extent(places: np.ndarray) -> np.ndarray:
-    """(2,) width and height of the box about the shapes."""
+    """(2,) width and height of the bounding box of the shapes."""
     return (places[:, :2] + places[:, 2:3]).max(0) - (places[:, :2] - places[:, 2:3]).min(0)
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The picture of a scene with places, (SIDE, SIDE, 3) uint8, on a light background of random tint and grain."""
+    """The picture of an arranged scene, (SIDE, SIDE, 3) uint8, on a light background of random tint and grain."""
     picture = _background(rng)  # colour first: NumPy is slow along an axis of 3
     for group in scene.groups:
         ink = (np.array(PALETTE[group.colour]) + rng.uniform(-8, 8, 3)).astype(np.float32)
@@ -145,7 +145,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def cover(shape: str, x: float, y: float, radius: float, angle: float) -> tuple[int, int, np.ndarray]:
-    """Left and top of a shape's patch of the picture, and how much of each of its pixels it covers, 0 to 1."""
+    """Left and top of a shape's patch of the picture, and the coverage of each pixel, 0 to 1."""
     left, top = max(math.floor(x - radius) - 1, 0), max(math.floor(y - radius) - 1, 0)
     side = math.ceil(2 * radius) + 3
     canvas = Image.new("L", (side * FINER, side * FINER), 0)
@@ -165,7 +165,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _polygon(points: np.ndarray) -> Callable[[ImageDraw.ImageDraw, np.ndarray, float, float], None]:
-    """What draws the polygon with these corners, given for a radius of 1."""
+    """A function that draws the polygon with these corners, given for a radius of 1."""
 
     def outline(pen: ImageDraw.ImageDraw, centre: np.ndarray, radius: float, angle: float) -> None:
         c, s = math.cos(angle), math.sin(angle)

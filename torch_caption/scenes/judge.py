@@ -1,6 +1,6 @@
-"""A judge of captions: reads any sentence, and holds what it says against what was drawn.
+"""A judge of captions: parses a sentence and compares it with the scene.
 
-It knows the words of `_phrases` but not its templates; it parses on its own.
+It has the lexicon of `phrases`, but a grammar of its own instead of the templates.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from torch_caption.scenes.draw import COLOURS, SHAPES, Group, Scene
-from torch_caption.scenes.phrases import NUMBERS, OPPOSITE, PLACE_WORDS, PLURAL, RELATION_WORDS, SIZE_WORDS
+from torch_caption.scenes.phrases import NUMBERS, OPPOSITE, PLURAL, POSITION_WORDS, RELATION_WORDS, SIZE_WORDS
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge finds: `faults` in plain words, each "kind: particulars"; none when the caption is right."""
+    """The result of the judge: `faults`, each "kind: details"; empty if the caption is correct."""
 
     faults: tuple[str, ...] = ()
 
@@ -27,7 +27,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Named:
-    """An object as a caption names it; None is what it does not say."""
+    """An object in a caption; omitted attributes are None."""
 
     words: str
     shape: str
@@ -50,13 +50,13 @@ NOUNS = {shape: (shape, False) for shape in SHAPES} | {PLURAL[shape]: (shape, Tr
 COUNT_OF = {word: count for count, word in NUMBERS.items()} | {"a": 1, "an": 1}
 SIZE_OF = {word: size for size, words in SIZE_WORDS.items() for word in words}
 RELATION_OF = {words: relation for relation, ways in RELATION_WORDS.items() for words in ways}
-PLACE_OF = {words: relation for relation, words in PLACE_WORDS.items()}
-# Capitals are plural: there are, are, them. An object is N, a word that fits nowhere is ?.
-KIND_OF = dict.fromkeys(RELATION_OF, "r") | dict.fromkeys(PLACE_OF, "p") | {"with": "w", "and": "&"}
+POSITION_OF = {words: relation for relation, words in POSITION_WORDS.items()}
+# Capitals are plural: there are, are, them. An object is N, an unknown word is ?.
+KIND_OF = dict.fromkeys(RELATION_OF, "r") | dict.fromkeys(POSITION_OF, "p") | {"with": "w", "and": "&"}
 KIND_OF |= {"there is": "e", "there are": "E", "is": "v", "are": "V", "it": "j", "them": "J"}
 KIND_OF |= dict.fromkeys(("a picture of", "the picture shows", "you can see", "i see"), "l")
 REACH = 4  # words of the longest phrases: "to the left of", "two small red circles"
-# Each form of sentence, and which of its two objects stands in the relation to the other.
+# Each form of sentence, and the index of its subject, which has the relation to the other object.
 SENTENCES = {
     "[leE]?NrN": 0,  # two red circles above a star
     "N[vV]rN": 0,  # two red circles are above a star
@@ -69,7 +69,7 @@ SENTENCES = {
 
 
 def judge(caption: str, scene: Scene) -> Verdict:
-    """Whether a caption says all of a scene and nothing wrong. Never raises, whatever the words are."""
+    """Whether a caption describes a scene completely and without an error. Never raises an error."""
     phrases = _phrases(re.findall(r"[^\s.,;:!?\"]+", caption.lower()))
     named = [phrase.named for phrase in phrases if phrase.named is not None]
     subject, faults = _form(phrases, named)
@@ -77,21 +77,21 @@ def judge(caption: str, scene: Scene) -> Verdict:
     groups = _match(named[:2], claims, scene)
     for name, group in zip(named[:2], groups, strict=True):
         faults += _wrong_name(name, group)
-    faults += [f"object left out: {describe(group)}" for group in scene.groups if group not in groups]
+    faults += [f"object left out: {noun_phrase(group)}" for group in scene.groups if group not in groups]
     faults += [f"wrong relation: {words}" for words in _untrue(claims, groups, scene)]
     if subject is not None:
         faults += _disagreements(phrases)
     return Verdict(tuple(dict.fromkeys(faults)))
 
 
-def describe(group: Group) -> str:
-    """A group in words, all of it: "two small red circles"."""
+def noun_phrase(group: Group) -> str:
+    """A complete description of a group: "two small red circles"."""
     noun = group.shape if group.count == 1 else PLURAL[group.shape]
     return f"{NUMBERS[group.count]} {group.size} {group.colour} {noun}"
 
 
 def _phrases(words: Sequence[str]) -> list[Phrase]:
-    """The words as phrases, at each place the longest there is."""
+    """The words as phrases, at each position the longest possible one."""
     phrases = []
     at = 0
     while at < len(words):
@@ -107,27 +107,27 @@ def _fixed(words: Sequence[str]) -> Phrase | None:
 
 
 def _object(words: Sequence[str]) -> Phrase | None:
-    """The object that the words begin with: a count, sizes and colours in any order, a shape."""
-    said: dict[str, list] = {"count": [], "size": [], "colour": []}
+    """The object at the beginning of the words: a count, sizes and colours in any order, a shape."""
+    found: dict[str, list] = {"count": [], "size": [], "colour": []}
     for end, word in enumerate(words, 1):
         if word in NOUNS:
-            if any(len(values) > 1 for values in said.values()):
+            if any(len(values) > 1 for values in found.values()):
                 return None
             text = " ".join(words[:end])
-            return Phrase("N", text, Named(text, *NOUNS[word], **{key: v[0] for key, v in said.items() if v}))
+            return Phrase("N", text, Named(text, *NOUNS[word], **{key: v[0] for key, v in found.items() if v}))
         if word in COUNT_OF:
-            said["count"].append(COUNT_OF[word])
+            found["count"].append(COUNT_OF[word])
         elif word in SIZE_OF:
-            said["size"].append(SIZE_OF[word])
+            found["size"].append(SIZE_OF[word])
         elif word in COLOURS:
-            said["colour"].append(word)
+            found["colour"].append(word)
         else:
             return None
     return None
 
 
 def _form(phrases: Sequence[Phrase], named: Sequence[Named]) -> tuple[int | None, list[str]]:
-    """Which object is the subject, None if this is no sentence that states a relation of two objects; and why not."""
+    """The index of the subject, None unless the sentence states a relation of two objects; and the faults."""
     if not phrases:
         return None, ["no sentence: it is empty"]
     form = "".join(phrase.kind for phrase in phrases)
@@ -143,15 +143,15 @@ def _form(phrases: Sequence[Phrase], named: Sequence[Named]) -> tuple[int | None
 
 
 def _claims(phrases: Sequence[Phrase], subject: int) -> list[tuple[int, str, str]]:
-    """What is said of places: (object, its relation to the other object, the words)."""
+    """The stated relations: (object, its relation to the other object, the words)."""
     relations = [(RELATION_OF[p.words], p.words) for p in phrases if p.kind == "r"]
     if relations:
         return [(subject, *relations[0])]
-    return [(i, PLACE_OF[p.words], p.words) for i, p in enumerate(q for q in phrases if q.kind == "p")]
+    return [(i, POSITION_OF[p.words], p.words) for i, p in enumerate(q for q in phrases if q.kind == "p")]
 
 
 def _match(named: Sequence[Named], claims: Sequence[tuple[int, str, str]], scene: Scene) -> tuple[Group, ...]:
-    """The group that each named object means: the way to pair them that makes the fewest faults."""
+    """The group of each named object: the assignment with the smallest number of faults."""
 
     def faults(groups: tuple[Group, ...]) -> int:
         wrong = sum(len(_wrong_name(name, group)) for name, group in zip(named, groups, strict=True))
@@ -167,22 +167,22 @@ def _wrong_name(name: Named, group: Group) -> list[str]:
         if said is None:
             faults.append(f"{key} left out: {name.words}")
         elif said != true:
-            faults.append(f"wrong {key}: {name.words} for {describe(group)}")
+            faults.append(f"wrong {key}: {name.words} for {noun_phrase(group)}")
     if name.size not in (None, group.size):
-        faults.append(f"wrong size: {name.words} for {describe(group)}")
+        faults.append(f"wrong size: {name.words} for {noun_phrase(group)}")
     if name.count is not None and (name.count > 1) != name.plural:
         faults.append(f"number disagrees: {name.words}")
     return faults
 
 
 def _untrue(claims: Sequence[tuple[int, str, str]], groups: Sequence[Group], scene: Scene) -> list[str]:
-    """The words of the relations that do not hold."""
+    """The words of the false relations."""
     true = (scene.relation, OPPOSITE[scene.relation])
     return [words for i, relation, words in claims if relation != true[scene.groups.index(groups[i])]]
 
 
 def _disagreements(phrases: Sequence[Phrase]) -> list[str]:
-    """Verbs and pronouns whose number is not that of their object: "two stars is", "a star with a moon above them"."""
+    """Verbs and pronouns that disagree with their object in number: "two stars is", "a star with a moon above them"."""
     faults = []
     for at, phrase in enumerate(phrases):
         before = [p.named for p in phrases[:at] if p.named is not None]

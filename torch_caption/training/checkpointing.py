@@ -1,4 +1,4 @@
-"""A run's checkpoints on the disk: when they are written, and which there are."""
+"""Saving the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch_caption.training.state import State, judged, snapshot
 
 
 class CheckpointManager:
-    """A run's checkpoints: `last.safetensors`, to resume from, and the best weights.
+    """A run's checkpoints: `last.safetensors`, for resuming, and the best weights.
 
-    The best weights are written after the `last.safetensors` that says which they are. So a process that is killed
-    between the two leaves a `last.safetensors` that is itself the end of the best epoch, and `begin` writes them again.
+    The best weights are written after the `last.safetensors` of the same step. If the process is killed in between,
+    `last.safetensors` is the end of the best epoch, and `start` writes the best weights again.
 
     Attributes:
-        step: which step's state `last.safetensors` is; -1 before there is one.
+        step: the step of `last.safetensors`; -1 if there is none.
     """
 
     def __init__(self, run: Path, state: State, config: TrainConfig, data: CocoData) -> None:
@@ -30,14 +30,14 @@ class CheckpointManager:
 
     @property
     def kept(self) -> str:
-        """What `last.safetensors` is, for a message."""
-        return f"{self._run / runs.LAST} is that of step {self.step}" if self.step >= 0 else "nothing is kept yet"
+        """The step of `last.safetensors`, for a message."""
+        return f"{self._run / runs.LAST} is that of step {self.step}" if self.step >= 0 else "nothing is saved yet"
 
-    def begin(self, found: Found | None) -> None:
-        """Save the new state, so that the run can be resumed from now on.
+    def start(self, found: Found | None) -> None:
+        """Save the initial state, so that the run can be resumed.
 
         Args:
-            found: the checkpoint that the state was restored from: only what is missing of it is written.
+            found: the checkpoint that the state was restored from; only missing files are written.
         """
         if found is None or found.path != self._run / runs.LAST:
             self.save()
@@ -47,17 +47,17 @@ class CheckpointManager:
             self._save_best(found.checkpoint)
 
     def save_steps(self) -> None:
-        """`save`, where a step has been taken since the last time that was tried."""
+        """`save` if there is a step since the last attempt."""
         if self._state.progress.step > self._tried:
             self.save()
 
     def save(self) -> None:
-        """Save the state, and its weights as the best if this is the end of the best epoch. Of all ranks the first
-        writes; all have to call it.
+        """Save the state, and its weights as the best if this is the end of the best epoch. Rank 0 writes; all ranks
+        must call it.
 
         Raises:
-            NonFiniteError: the weights, or what the optimizer holds, are not finite after a step.
-            OSError: it cannot be written; what was saved before is as it was.
+            NonFiniteError: the weights or the optimizer's moments are non-finite.
+            OSError: it cannot be written; previous checkpoints are unchanged.
         """
         self._tried = self._state.progress.step
         saved = snapshot(self._state, self._config, self._data)

@@ -1,15 +1,15 @@
-"""Several processes that train one model: their shares, what they agree on, and how they end.
+"""Distributed training: shares of a batch, collective operations, errors of ranks.
 
 `torchrun --nproc-per-node K train.py` starts K processes, called ranks and counted from 0. Each holds the whole model
-and computes the gradient of its share of every batch; `DistributedDataParallel` averages the gradients, and each takes
-the same step. Without torchrun there is one rank, 0, and every function here does at once what it would do with one.
+and computes the gradient of its share of every batch; `DistributedDataParallel` averages the gradients, and all make
+the same step. Without torchrun there is one rank, 0, and the functions here need no communication.
 
-The loss is a mean over the N rows of the whole batch. Of a rank's n rows the model computes their own mean, and DDP
+The loss is a mean over the N rows of the whole batch. The model computes the mean over a rank's n rows, and DDP
 averages over the ranks. So a rank's loss is weighted by n K / N:
 
     1/K sum_k (n_k K / N) (1/n_k) sum_rows = 1/N sum_rows
 
-A rank with no rows, of a last batch that is small, takes part with a loss of zero.
+A rank without rows, in a small last batch, contributes a loss of zero.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from torch_caption.io.exits import TRACEBACK, exit_status, one_line
 
 T = TypeVar("T")
 SILENCE = timedelta(minutes=10)
-"""How long a rank waits for another that neither answers nor has closed its connection, as of a machine without power.
-Longer than what rank 0 does alone while the others wait: scoring, drawing, writing."""
+"""Timeout for a rank that does not respond, such as on a machine without power. Longer than the work of rank 0 while
+the others wait: scoring, figures, writing."""
 
 
-# Who they are --------------------------------------------------------------------------------------------------------
+# Ranks ---------------------------------------------------------------------------------------------------------------
 
 
 def _joined() -> bool:
@@ -42,23 +42,23 @@ def _joined() -> bool:
 
 
 def rank() -> int:
-    """This process's number, 0 where it is alone."""
+    """The rank of this process; 0 without torchrun."""
     return dist.get_rank() if _joined() else 0
 
 
 def size() -> int:
-    """K, how many processes there are."""
+    """K, the number of processes."""
     return dist.get_world_size() if _joined() else 1
 
 
 def first() -> bool:
-    """Whether this rank is the one that prints, writes and scores."""
+    """Whether this is rank 0, which prints, writes and scores."""
     return rank() == 0
 
 
 @contextlib.contextmanager
 def first_alone_speaks() -> Iterator[None]:
-    """In the block the other ranks' output goes nowhere: of the same command line all would say the same."""
+    """In the block the output of the other ranks is discarded: all would print the same."""
     if int(os.environ.get("RANK", "0")) == 0:
         yield
         return
@@ -71,7 +71,7 @@ def first_alone_speaks() -> Iterator[None]:
 
 
 def gpu() -> torch.device:
-    """The rank's own GPU, which is made the current one.
+    """The GPU of this rank, which becomes the current one.
 
     Raises:
         ConfigError: this machine has fewer GPUs than ranks.
@@ -82,18 +82,18 @@ def gpu() -> torch.device:
     if ranks > torch.cuda.device_count():
         raise ConfigError(
             f"{ranks} processes on a machine with {torch.cuda.device_count()} GPUs; start no more of them "
-            "(--nproc-per-node), or take --device cpu"
+            "(--nproc-per-node), or use --device cpu"
         )
     torch.cuda.set_device(place)
     return torch.device("cuda", place)
 
 
 def _local() -> tuple[int, int]:
-    """This rank's number among those of its machine, and how many they are."""
+    """This rank's index on its machine, and the number of ranks there."""
     return int(os.environ.get("LOCAL_RANK", rank())), int(os.environ.get("LOCAL_WORLD_SIZE", size()))
 
 
-# What they agree on --------------------------------------------------------------------------------------------------
+# Collectives ---------------------------------------------------------------------------------------------------------
 
 
 def total(values: Sequence[float]) -> list[float]:
@@ -115,10 +115,10 @@ def gathered(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, which alone calls it.
+    """The result of `make`, which only rank 0 calls.
 
     Raises:
-        RankError: what it raises there ends the other ranks too, with the same message.
+        RankError: on the other ranks, with the message of an error on rank 0.
     """
     if size() == 1:
         return make()
@@ -139,20 +139,19 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def wait_for_all() -> None:
-    """Return on no rank before all are here."""
+    """A barrier: returns when all ranks have called it."""
     total([0.0])
 
 
 class Replica:
-    """A rank's model, whose gradients become the mean over the ranks in their backward.
+    """A rank's model, whose backward averages the gradients over the ranks.
 
-    DDP's settings. Every parameter is in every loss, so no graph has to be searched for the unused
-    (`find_unused_parameters` is off), and nothing would be gained by a promise that the graph never changes
-    (`static_graph`), which the empty shares would break. Gradients are views of the buckets that are sent
-    (`gradient_as_bucket_view`), which saves a copy of them. There are no buffers to broadcast.
+    DDP's settings. Every loss uses every parameter, so no search for unused ones is needed (`find_unused_parameters` is
+    off); a promise of a constant graph (`static_graph`) would gain nothing, and empty shares would break it. Gradients
+    are views of the communicated buckets (`gradient_as_bucket_view`), which saves a copy. There are no buffers.
 
-    DDP orders its buckets anew after the first backward, and in which order a sum over three ranks or more is added up
-    depends on where an entry lies. A run that goes on must add up as the one that never stopped: so the first backward
+    DDP reorders its buckets after the first backward, and the order of summation over three ranks or more depends on an
+    entry's position in the buckets. A resumed run must sum in the order of an uninterrupted one, so the first backward
     is one of zeros, here, before any step.
     """
 
@@ -162,14 +161,14 @@ class Replica:
         self._weighted = model
         if self.ranks > 1:
             self._weighted = DistributedDataParallel(_Weighted(model), gradient_as_bucket_view=True)
-            for _ in range(2):  # the buckets are ordered when the second forward begins
+            for _ in range(2):  # the buckets are reordered at the start of the second forward
                 self._weighted(None, None, 0.0).backward()
             model.zero_grad(set_to_none=True)
 
     def share(self, rows: int, of: int, *, asked: bool = False) -> Share:
-        """This rank's share of the next batch: `rows` of its `of` rows, and whether this rank was asked to stop.
+        """This rank's share of the next batch: `rows` of its `of` rows, and whether this rank has a stop request.
 
-        A rank whose launcher is gone, by SIGKILL, is asked to stop by that.
+        The loss of the launcher, by SIGKILL, is a stop request.
         """
         if self.ranks > 1:
             asked = asked or os.getppid() != self._parent
@@ -177,7 +176,7 @@ class Replica:
 
 
 class _Weighted(nn.Module):
-    """A weight times the model's loss; of weight 0 a loss of no rows, whose gradients are zeros."""
+    """A weight times the model's loss; for weight 0 a loss without rows, whose gradients are zeros."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -190,12 +189,12 @@ class _Weighted(nn.Module):
 
 
 class Share:
-    """A rank's share of one batch, from its loss to what all ranks' shares come to.
+    """A rank's share of one batch: its loss, and the sums over all ranks.
 
     Attributes:
-        of: the rows of the whole batch.
-        counts: numbers that are to be summed over the ranks, and after `received` their sums.
-        asked: this rank was asked to stop, and after `received` whether any was.
+        of: the number of rows of the whole batch.
+        counts: numbers to sum over the ranks; after `received` their sums.
+        asked: this rank has a stop request; after `received`, any rank has.
     """
 
     def __init__(self, weighted: nn.Module, rows: int, of: int, ranks: int = 1, *, asked: bool = False) -> None:
@@ -208,39 +207,39 @@ class Share:
 
     @classmethod
     def whole(cls, model: nn.Module, rows: int) -> Share:
-        """All `rows` of the batch, for this process alone."""
+        """All `rows` of the batch, for a single process."""
         return cls(model, rows, rows)
 
     def loss(self, features: Tensor, captions: Tensor, **given: Tensor) -> Tensor:
-        """The model's own loss, but so weighted that its mean over the ranks is that of the whole batch."""
+        """The model's loss, weighted so that its mean over the ranks is the loss of the whole batch."""
         weight = () if self._ranks == 1 else (self._weight,)
         loss: Tensor = self._weighted(features, captions, *weight, **given)
         self._loss = loss.detach()
         return loss
 
     def received(self) -> float:
-        """The whole batch's loss, once the gradient has been computed. Of several ranks it takes one message."""
+        """The loss of the whole batch, after the backward. With several ranks this is one message."""
         loss, asked, *self.counts = total([float(self._loss), float(self.asked), *self.counts])
         self.asked = asked > 0
         return loss / self._ranks
 
 
-# How they end --------------------------------------------------------------------------------------------------------
+# Errors --------------------------------------------------------------------------------------------------------------
 
 
 def several(main: Callable[[], object]) -> None:
-    """Run `main` as one of the processes that torchrun started; alone, just run it.
+    """Run `main` as one of the processes of torchrun, or as a single process.
 
-    Whatever ends one rank ends all of them. Its error is recorded for torchrun, whose report names the rank.
+    An error on one rank ends all ranks. It is recorded for torchrun, whose report names the rank.
 
     Raises:
-        RankError: what went wrong on this rank.
-        SystemExit: another was lost.
+        RankError: an error on this rank.
+        SystemExit: another rank was lost.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         main()
         return
-    from torch.distributed.elastic.multiprocessing.errors import record  # it takes as long to load as the rest
+    from torch.distributed.elastic.multiprocessing.errors import record  # a slow import
 
     record(_rank)(main)
 
@@ -250,7 +249,7 @@ def _rank(main: Callable[[], object]) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, timeout=SILENCE)
     except (RuntimeError, ValueError) as error:
-        raise RankError(f"the processes do not find each other: {one_line(error)}") from error
+        raise RankError(f"the processes cannot connect to each other: {one_line(error)}") from error
     try:
         main()
     except BrokenPipeError:
@@ -258,10 +257,10 @@ def _rank(main: Callable[[], object]) -> None:
     except Exception as error:
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             # Not recorded: torchrun's report takes the earliest record for the cause.
-            line = f"error: rank {rank()} has lost another, which torchrun names: {one_line(error)}"
+            line = f"error: rank {rank()} has lost another rank, which torchrun names: {one_line(error)}"
             raise SystemExit(line) from None
         if not isinstance(error, TorchCaptionError | OSError):
-            raise  # a mistake of the program's: the traceback says where
-        cause = error if os.environ.get(TRACEBACK) else None  # which torchrun's report would print too
+            raise  # a bug: the traceback shows where
+        cause = error if os.environ.get(TRACEBACK) else None  # torchrun's report would print it too
         raise RankError(f"rank {rank()}: {one_line(error)}", exit_status(error)) from cause
     dist.destroy_process_group()

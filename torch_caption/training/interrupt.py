@@ -1,4 +1,4 @@
-"""Stopping between two steps: Ctrl-C, SIGTERM and their like ask a run to end, and cut nothing in two."""
+"""Stop requests: Ctrl-C, SIGTERM and other signals end a run between two steps."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ T = TypeVar("T")
 
 
 class _Cut(BaseException):
-    """A signal ends a function that changes nothing, from within."""
+    """Raised by a signal in a function without side effects."""
 
 
 class Interrupt:
-    """Within the block the first of `SIGNALS` only sets `asked`, so that no step is cut in two; the second acts at
-    once, as it would have done without the block. One that is ignored stays so, as SIGHUP under `nohup`.
+    """In the block the first of `SIGNALS` only sets `asked`, so that a step is completed; the second has its usual
+    effect at once. Ignored signals stay ignored, as SIGHUP under `nohup`.
 
     Attributes:
-        asked: this process was asked to stop.
+        asked: this process has a stop request.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self._agreed = False
         self._number: int = signal.SIGINT
-        self._only_looking = False
+        self._may_cut = False
         self._before: dict[int, Any] = {}
 
     @property
     def agreed(self) -> bool:
-        """Whether to stop after this step. If any of several ranks was asked, all stop, and after the same step."""
+        """Whether to stop after this step. If any rank has a request, all stop after the same step."""
         return self.asked if distributed.size() == 1 else self._agreed
 
     def agree(self, asked: bool) -> None:
-        """Some rank was asked before the step."""
+        """Set whether some rank had a request before the step."""
         self._agreed = asked
 
-    def unless_asked(self, look: Callable[[], T]) -> T | None:
-        """What `look` returns; None if this process is asked to stop before it does. So `look` must change nothing.
+    def unless_asked(self, compute: Callable[[], T]) -> T | None:
+        """The result of `compute`, which must have no side effects; None if a stop request comes first.
 
-        Several ranks look to the end, for each has to be where the others wait for it.
+        With several ranks `compute` always completes, since the ranks wait for each other.
         """
         try:
-            self._only_looking = distributed.size() == 1
-            found = look()
-            self._only_looking = False
+            self._may_cut = distributed.size() == 1
+            found = compute()
+            self._may_cut = False
         except _Cut:
             return None
         finally:
-            self._only_looking = False
+            self._may_cut = False
         return found
 
     @contextmanager
     def printing(self) -> Iterator[None]:
-        """In the block, output that cannot be written is no error once this process was asked to stop: the same Ctrl-C
-        stopped its reader, or its terminal is gone."""
+        """In the block, failed output is ignored after a stop request: the same Ctrl-C ended its reader, or the
+        terminal was closed."""
         try:
             yield
         except OSError:
@@ -69,12 +69,12 @@ class Interrupt:
                 raise
 
     def stopped(self) -> Stopped:
-        """What to raise once all is saved."""
+        """The exception to raise after saving."""
         return Stopped(self._number)
 
     def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be caught
-            ignored = signal.SIG_IGN, None  # None is a handler of another language's, which could not be set again
+        if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
+            ignored = signal.SIG_IGN, None  # None is a handler of C code, which could not be restored
             heeded = [number for number in SIGNALS if signal.getsignal(number) not in ignored]
             self._before = {number: signal.signal(number, self._ask) for number in heeded}
         return self
@@ -87,5 +87,5 @@ class Interrupt:
         self.asked = True
         self._number = number
         self.__exit__()
-        if self._only_looking:
+        if self._may_cut:
             raise _Cut

@@ -16,8 +16,8 @@ SHOWN = 8
 
 
 @torch.no_grad()
-def places(model: CaptioningRNN, features: Tensor, targets: Targets, amp: str) -> list[int]:
-    """The places in a batch whose captions have a loss that is not finite when they are alone, without dropout."""
+def rows_of_captions(model: CaptioningRNN, features: Tensor, targets: Targets, amp: str) -> list[int]:
+    """The rows of a batch whose captions have a non-finite loss, each computed separately, without dropout."""
     model.eval()
     found = []
     for k in range(len(features)):
@@ -31,29 +31,29 @@ def places(model: CaptioningRNN, features: Tensor, targets: Targets, amp: str) -
 
 
 @torch.no_grad()
-def scoreless(model: CaptioningRNN, features: Tensor) -> list[int]:
-    """The places of images whose first word has scores that are not finite."""
+def rows_of_images(model: CaptioningRNN, features: Tensor) -> list[int]:
+    """The rows of images with non-finite logits of the first word."""
     start = torch.full((len(features),), model.start or 0, device=features.device)
-    scores, _ = model.step(start, model.begin(features))
-    places: list[int] = (~scores.isfinite().all(1)).nonzero().flatten().tolist()
-    return places
+    logits, _ = model.step(start, model.begin(features))
+    rows: list[int] = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+    return rows
 
 
-def batch(objective: Objective, rows: Sequence[int], found: Sequence[int]) -> str:
-    """Which rows a batch had, and which of them have no finite loss alone.
+def report(objective: Objective, rows: Sequence[int], found: Sequence[int]) -> str:
+    """The rows of a batch, and those with a non-finite loss, for a message.
 
     Args:
         rows: of the whole batch.
-        found: this rank's `places`; its share is every K-th row of the batch. All ranks have to call it.
+        found: this rank's `rows_of_captions`; its share is every K-th row of the batch. All ranks must call it.
     """
     K = distributed.size()
     by_rank = enumerate(distributed.gathered(list(found)))
-    alone = sorted(rank + K * place for rank, places in by_rank for place in places)
-    said = f"the batch is {objective.named(rows)}"
+    alone = sorted(rank + K * index for rank, indices in by_rank for index in indices)
+    batch = f"the batch is {objective.named(rows)}"
     if not alone:
-        return f"{said}, each of which alone has a finite loss"
+        return f"{batch}; each row separately has a finite loss"
     if len(alone) == len(rows):
-        return f"{said}, none of which has a finite loss alone"
-    shown = objective.named([rows[place] for place in alone[:SHOWN]], images=True)
+        return f"{batch}; all rows have a non-finite loss"
+    shown = objective.named([rows[index] for index in alone[:SHOWN]], images=True)
     more = f" and {len(alone) - SHOWN} more" if len(alone) > SHOWN else ""
-    return f"{said}; alone without a finite loss: {shown}{more}"
+    return f"{batch}; with a non-finite loss: {shown}{more}"

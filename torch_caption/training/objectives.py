@@ -1,8 +1,8 @@
-"""What a step of training learns: the captions that people wrote, or captions of the model's own and how good they are.
+"""Training objectives: maximum likelihood of the reference captions, and self-critical training (SCST).
 
-An objective says what an epoch goes through and makes a `Targets` of each batch. The loss is the same for both,
-`CaptioningRNN.forward`, and so is its gradient, derived by hand: what the model itself says is drawn without a gradient
-and comes back as words, which are integers, and as weights, which are constants.
+An objective defines the rows of an epoch and makes `Targets` of each batch. Both have the same loss,
+`CaptioningRNN.forward`, and the same hand-derived gradient: captions of the model are sampled without a gradient and
+enter the loss as words, which are integers, and as weights, which are constants.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from torch_caption.model.captioner import CaptioningRNN
 
 @dataclass(frozen=True)
 class Targets:
-    """What `CaptioningRNN.forward` is given beside the features.
+    """The arguments of `CaptioningRNN.forward` besides the features.
 
     Attributes:
         captions: (N, T) int64.
         read, weights: as in `CaptioningRNN.forward`.
-        reward, greedy_reward: the mean CIDEr-D of the model's drawn and greedy captions, where it was rewarded.
+        reward, greedy_reward: the mean CIDEr-D of the sampled and the greedy captions, in self-critical training.
     """
 
     captions: Tensor
@@ -43,7 +43,7 @@ class Targets:
     greedy_reward: float | None = None
 
     def rewards(self) -> tuple[float, float, float]:
-        """How many captions were rewarded, and the rewards of the drawn and of the greedy ones, summed over them."""
+        """The number of rewarded captions, and the sums of the rewards of the sampled and of the greedy ones."""
         if self.reward is None or self.greedy_reward is None:
             return 0, 0.0, 0.0
         N = len(self.captions)
@@ -51,22 +51,22 @@ class Targets:
 
 
 class Objective(Protocol):
-    """What training asks of an objective.
+    """The interface of an objective.
 
     Attributes:
-        rows: what an epoch goes through; `Dataset.__getitems__` gives features (N, ...) and what `targets` takes.
-        drops: whether the model drops and smooths as in training while it learns.
+        rows: of an epoch; `Dataset.__getitems__` returns features (N, ...) and the batch argument of `targets`.
+        drops: whether dropout and label smoothing are on.
     """
 
     rows: Dataset[tuple[Tensor, Tensor]]
     drops: bool
 
     def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
-        """The targets of a batch, in the epoch of that number, counted from 0."""
+        """The targets of a batch in an epoch, counted from 0."""
         ...
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
-        """What the rows are in the split, and of which images, for a message."""
+        """The rows in the split, and optionally their images, for a message."""
         ...
 
 
@@ -76,15 +76,15 @@ def make_objective(config: TrainConfig, train: Split) -> Objective:
 
 
 def rows_of_epoch(config: TrainConfig, train: Split) -> int:
-    """How many rows an epoch goes through: captions, or in self-critical training their images."""
+    """The number of rows of an epoch: captions, or in self-critical training their images."""
     return len(captioned_images(train)) if config.objective == "scst" else len(train)
 
 
 class Likelihood:
-    """Maximum likelihood: each word of a caption after the words before it, once a caption and epoch.
+    """Maximum likelihood: each word of a caption given the previous ones (teacher forcing).
 
-    With scheduled sampling some of those are the model's own (see `own_words`), ever more of them: none in the first
-    epoch, the share `scheduled_sampling` in the last, linearly between.
+    With scheduled sampling some input tokens are sampled from the model (see `sample_inputs`): the probability rises
+    linearly from 0 in the first epoch to `scheduled_sampling` in the last.
     """
 
     drops = True
@@ -92,39 +92,39 @@ class Likelihood:
     def __init__(self, config: TrainConfig, train: Split) -> None:
         self.rows: Dataset[tuple[Tensor, Tensor]] = train
         self._train = train
-        self._share = config.scheduled_sampling
+        self._final = config.scheduled_sampling
         self._last = max(config.epochs - 1, 1)
 
     def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
-        """The captions (N, T), and the words to read instead of their own where some are drawn."""
-        share = self._share * min(epoch / self._last, 1)
-        return Targets(batch, own_words(model, features, batch, share) if share else None)
+        """The captions (N, T), and the input tokens if some are sampled."""
+        probability = self._final * min(epoch / self._last, 1)
+        return Targets(batch, sample_inputs(model, features, batch, probability) if probability else None)
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
-        """The rows of the split's captions, and of which images they are."""
+        """The rows of the split's captions, and their images."""
         of = [f" (image {int(self._train.image_idxs[row])})" if images else "" for row in rows]
         return f"{_these('row', [f'{row}{image}' for row, image in zip(rows, of, strict=True)])} of {self._train.name}"
 
 
 @torch.no_grad()
-def own_words(model: CaptioningRNN, features: Tensor, captions: Tensor, share: float) -> Tensor:
-    """The captions' words with a share of them replaced by words of the model's own (Bengio et al. 2015).
+def sample_inputs(model: CaptioningRNN, features: Tensor, captions: Tensor, probability: float) -> Tensor:
+    """Input tokens of scheduled sampling (Bengio et al. 2015).
 
-    Each word after <START> is replaced with the probability `share` by one that the model draws, from its distribution
-    after all that it has read up to there, words of its own among it. The model learns to go on from its own mistakes,
-    which it meets when it captions and never in a true caption. Nothing is differentiated through the draw: the loss of
-    the true words given the words read has the gradient it always has, and takes a second pass.
+    Each word after <START> is replaced with the given probability by a sample from the model, given all previous input
+    tokens, including samples. So training includes inputs with the model's errors, which occur in decoding but not in
+    reference captions. Sampling has no gradient: the loss of the reference words given the input tokens has its usual
+    gradient, in a second pass.
 
     Args:
-        model: it draws without dropout.
-        features: (N, ...) of its images.
+        model: samples without dropout.
+        features: (N, ...) of the images.
         captions: (N, T) int64, <START> first, <NULL> after <END>.
 
     Returns:
-        (N, T-1) int64, to stand for captions[:, :-1].
+        (N, T-1) int64, instead of captions[:, :-1].
     """
     read = captions[:, :-1].clone()
-    replaced = torch.rand(read.shape, dtype=torch.float32, device=read.device) < share
+    replaced = torch.rand(read.shape, dtype=torch.float32, device=read.device) < probability
     replaced &= captions[:, 1:] != model.null
     columns = replaced[:, 1:].any(0).nonzero().flatten().tolist()
     if not columns:
@@ -137,36 +137,36 @@ def own_words(model: CaptioningRNN, features: Tensor, captions: Tensor, share: f
         rows = replaced[:, t].nonzero().squeeze(1)
         if len(rows):
             logits = logits.index_select(0, rows).float()
-            logits[:, blank] = -math.inf  # no caption has them where a word is read
+            logits[:, blank] = -math.inf  # not valid as input tokens
             read[rows, t] = torch.multinomial(torch.softmax(logits, 1), 1).squeeze(1)
     return read
 
 
 class SelfCritical:
-    """Self-critical sequence training (Rennie et al. 2017), once an image and epoch.
+    """Self-critical sequence training (Rennie et al. 2017), each image once per epoch.
 
-    The aim is the expected reward of the captions c that the model draws, r being their CIDEr-D against the image's
-    training captions. Its gradient is REINFORCE's, with the reward of the greedy caption g as the baseline:
+    The objective is the expected reward r of sampled captions c, their CIDEr-D against the image's training captions.
+    Its gradient is REINFORCE's, with the reward of the greedy caption g as the baseline:
 
         d E[r(c)] = E[(r(c) - r(g)) d log p(c)],     log p(c) = sum_t log p(c_t | c_1 .. c_t-1, image)
 
-    so with one drawn caption an image the loss, to be lowered, is that of the drawn captions as if people had written
-    them, each word weighted by the advantage r(c) - r(g): what the real mask of `temporal_affine_softmax_loss` does.
-    The baseline depends on no drawn word, so it leaves the expectation as it is; it makes better than greedy the aim.
+    so with one sample per image the loss is the cross-entropy of the sampled caption, with each word weighted by the
+    advantage r(c) - r(g): the real mask of `temporal_affine_softmax_loss`. The baseline does not depend on the sample,
+    so it does not change the expectation; a caption with a reward above the greedy one becomes more probable.
 
-    The first draws are far worse than the greedy captions, and most of what is learnt of them is noise. So the run
-    begins with scores divided by a temperature (see `CaptioningRNN.scale_logits_`); the greedy captions are the same.
+    The first samples are far worse than the greedy captions, and their gradients are mostly noise. So the run starts
+    with logits divided by a temperature (see `CaptioningRNN.scale_logits_`); the greedy captions do not change.
 
-    Dropout and smoothed labels are off: captions are drawn without them, and the gradient is that of the probability
-    they were drawn with. (Dropped features are the input of all three, draw, baseline and loss.) <START> and <NULL> are
-    never drawn; what probability they have is not counted in the draw and is in log p.
+    Dropout and label smoothing are off: captions are sampled without them, and the gradient must be that of the
+    sampling distribution. (Feature dropout applies to the input of all three: sample, baseline and loss.) <START> and
+    <NULL> are never sampled; their probability is excluded in sampling but included in log p.
 
-    <END> is a token to the reward, of references and captions alike. Without it a caption that breaks off after "with
-    a" loses nothing, and that is what is learnt. <UNK> in a reference is some word that has no id: no caption can have
-    said it, so it is rewarded nowhere.
+    <END> is a token for the reward, in references and captions. Without it a caption that ends with "with a" loses no
+    reward, and training converges to such captions. <UNK> in a reference is a word without an id, which no caption can
+    contain, so it is never rewarded.
 
     Raises:
-        ConfigError: every reward would be 0, as of one image alone.
+        ConfigError: all rewards would be 0, as with only one image.
     """
 
     drops = False
@@ -185,15 +185,15 @@ class SelfCritical:
             references.setdefault(image, []).append(said)
         if not cider_weighs(references.values()):
             count = len(references)
-            captions = "captions of one image alone" if count == 1 else f"the same captions for all {count} images"
+            captions = "captions of only one image" if count == 1 else f"the same captions for all {count} images"
             raise ConfigError(
-                f"--objective scst: {train.name} has {captions}, so every reward would be 0: CIDEr weighs words by how "
-                "many images lack them; train on more images"
+                f"--objective scst: {train.name} has {captions}, so all rewards would be 0: CIDEr weights words by the "
+                "images without them; train on more images"
             )
         self._reward = CiderReward(references)
 
     def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
-        """Captions drawn for the images (N,), each word weighted by its caption's advantage."""
+        """Captions sampled for the images (N,), each word weighted by the advantage of its caption."""
         stepper = model.stepper(2 * len(features) * self._max_length)
         drawn, greedy = (
             decode(stepper, features, model.token_ids(), DecodingOptions(method, self._max_length)).words.squeeze(1)
@@ -205,11 +205,11 @@ class SelfCritical:
         return Targets(captions, None, weights, reward.mean().item(), baseline.mean().item())
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
-        """The images, which an epoch goes through."""
+        """The images of the rows."""
         return f"{_these('image', [str(self._images[row]) for row in rows])} of {self._train.name}"
 
     def reward(self, images: Sequence[int], words: Tensor) -> Tensor:
-        """The CIDEr-D (N,) float64 of captions (N, T), <END> counted, <NULL> not, each of an image of the split."""
+        """The CIDEr-D (N,) float64 of captions (N, T) of images of the split, including <END>, without <NULL>."""
         said = [[idx for idx in ids if idx not in self._blank] for ids in words.tolist()]
         return torch.from_numpy(self._reward(images, said))
 
@@ -219,7 +219,7 @@ def _these(what: str, names: Sequence[str]) -> str:
 
 
 class CaptionedImages(Dataset[tuple[Tensor, Tensor]]):
-    """The images of a split that have captions, each once: features and the image's index."""
+    """The images of a split with captions: features and the index of the image."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
@@ -233,6 +233,6 @@ class CaptionedImages(Dataset[tuple[Tensor, Tensor]]):
         return features[0], images[0]
 
     def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The whole batch at once: features (N, D) float32 and images (N,) int64."""
+        """The whole batch: features (N, D) float32 and images (N,) int64."""
         images = self._images[rows]
         return self._split.features_of(images), images

@@ -1,4 +1,4 @@
-"""How far a run has come, and the sums of the epoch under way."""
+"""The progress of a run, and the sums of the current epoch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch_caption.errors import InputError
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        epoch: whole epochs done.
-        position: steps done of the epoch under way.
-        step: steps done in all.
-        nats, words: the training loss summed over the epoch under way, and over how many words.
-        norms: the gradients' norms, summed likewise.
-        images, reward, greedy_reward: how many images the epoch under way has rewarded captions of, and the rewards
-            of the drawn and of the greedy ones, summed over them.
+        epoch: completed epochs.
+        position: completed steps of the current epoch.
+        step: completed steps of the run.
+        nats, words: the training loss summed over the current epoch, and its number of words.
+        norms: the sum of the gradient norms of the current epoch.
+        images, reward, greedy_reward: in self-critical training, the images of the current epoch so far, and the sums
+            of the rewards of sampled and of greedy captions.
         lr: the learning rate of the last step.
-        seconds: how long the epoch under way has taken.
-        best_epoch: whose weights are kept: those of the lowest validation loss, in self-critical training of the
+        seconds: the duration of the current epoch.
+        best_epoch: the epoch of the best weights, by the lowest validation loss, in self-critical training by the
             highest CIDEr.
-        best_loss, best_cider: the validation loss and CIDEr then.
+        best_loss, best_cider: its validation loss and CIDEr.
     """
 
     epoch: int = 0
@@ -48,7 +48,7 @@ class Progress:
     best_cider: float = -math.inf
 
     def plain(self) -> dict[str, Any]:
-        """The fields for JSON, which has no infinity: `best_loss` and `best_cider` only once there are such."""
+        """The fields for JSON, which has no infinity: `best_loss` and `best_cider` only if they are finite."""
         return {name: value for name, value in vars(self).items() if value not in (math.inf, -math.inf)}
 
     @classmethod
@@ -56,7 +56,7 @@ class Progress:
         """The inverse of `plain`; a missing field takes its default.
 
         Raises:
-            InputError: a field is unknown, of another type, out of its range, or contradicts another.
+            InputError: a field is unknown, of another type, out of range, or inconsistent with another.
         """
         types = {f.name: type(f.default) for f in dataclasses.fields(cls)}
         for name, value in saved.items():
@@ -77,7 +77,7 @@ class Progress:
         return progress
 
     def check_epoch(self, steps: int, rewarded: bool) -> None:
-        """Raise InputError unless this can be the progress in an epoch of so many steps, which rewards captions."""
+        """Raise InputError unless this is consistent with an epoch of this number of steps, with or without rewards."""
         if self.position > steps:
             raise InputError(f"its progress has position {self.position}, but an epoch has {steps} steps")
         if bool(self.images) != (rewarded and self.position > 0):
@@ -99,19 +99,19 @@ class Progress:
         self.greedy_reward += greedy_reward
 
     def means(self) -> dict[str, float]:
-        """What the epoch under way has come to: the loss of the reference captions, or the rewards of sampled ones."""
+        """The means of the current epoch: the loss of the reference captions, or the rewards of sampled ones."""
         if self.images:
             return {"reward": self.reward / self.images, "greedy_reward": self.greedy_reward / self.images}
         return {"train_loss": self.nats / self.words}
 
     def is_beaten_by(self, record: Mapping[str, Any], objective: str) -> bool:
-        """Whether the record's epoch is better than the best before it."""
+        """Whether the record's epoch is better than the best one so far."""
         if objective == "scst":
             return record["CIDEr"] > self.best_cider
         return record["val_loss"] < self.best_loss
 
     def next_epoch(self) -> Progress:
-        """This epoch done, and nothing of the next one."""
+        """The progress after this epoch, before the next one."""
         return Progress(
             self.epoch + 1,
             step=self.step,
@@ -121,7 +121,7 @@ class Progress:
         )
 
     def end_epoch(self, record: Mapping[str, Any], objective: str) -> Progress:
-        """`next_epoch`, with this one as the best if its record is."""
+        """`next_epoch`, with this epoch as the best if its record is."""
         done = self.next_epoch()
         if self.is_beaten_by(record, objective):
             done.best_epoch, done.best_loss = done.epoch, record["val_loss"]
@@ -129,5 +129,5 @@ class Progress:
         return done
 
     def ends_best_epoch(self) -> bool:
-        """Whether these are the weights of the best epoch so far."""
+        """Whether the current weights are those of the best epoch."""
         return self.position == 0 and 0 < self.epoch == self.best_epoch

@@ -141,7 +141,7 @@ def _show(model: CaptioningRNN, data: CocoData, split: Split, config: TrainConfi
 
 def _judge(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) -> None:
     found = caption_images(model, split, captioned_images(split), DecodingOptions(max_length=max_length))
-    result = scenes.score(data.directory, split.name, {idx: caption.text for idx, (caption,) in found.items()})
+    result = scenes.judge_split(data.directory, split.name, {idx: caption.text for idx, (caption,) in found.items()})
     if result is not None:
         share = 100 * result.right / result.total
         print(

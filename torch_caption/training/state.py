@@ -1,4 +1,4 @@
-"""What training changes: model, optimizer, average and progress; begun anew, or restored from a checkpoint."""
+"""The training state: model, optimizer, average and progress; initialised, or restored from a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from torch_caption.training import distributed
 from torch_caption.training.objectives import rows_of_epoch
 from torch_caption.training.progress import Progress
 
-_COMPARED = ("train", "val")  # the splits whose captions a run's epochs are of
+_COMPARED = ("train", "val")  # the splits whose captions a run depends on
 
 
 @dataclass
 class State:
-    """What a step changes.
+    """Everything that a step changes.
 
     Attributes:
-        average: a model with the moving average of the weights, where one is kept.
-        inconsistent: a step has failed after it had begun to change what is here.
+        average: a model with the moving average of the weights, with `--ema`.
+        inconsistent: a step has failed after it began to change the state.
     """
 
     model: CaptioningRNN
@@ -44,7 +44,7 @@ class State:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A step. One that fails leaves all as it was, random numbers too; or else `inconsistent`."""
+        """A step. If it fails, the state, including random numbers, is unchanged, or `inconsistent` is set."""
         device = self.model.device
         random = random_state(device)
         begun: list[bool] = []
@@ -59,15 +59,14 @@ class State:
 
     @property
     def judged(self) -> CaptioningRNN:
-        """The model that is validated and kept: the average, where there is one."""
+        """The model that is validated and saved as the best: the average if there is one."""
         return self.model if self.average is None else self.average
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """Bring the average, if there is one, a step nearer to the weights: average = d average + (1 - d) weights.
+        """Update the average, if there is one: average = d average + (1 - d) weights.
 
-        d = min(decay, (1 + k) / (10 + k)) at the k-th step, so that the first weights, which are random, are soon
-        forgotten.
+        d = min(decay, (1 + k) / (10 + k)) at the k-th step, so that the influence of the initial weights decays fast.
         """
         if self.average is not None:
             k = self.progress.step
@@ -85,14 +84,14 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """The inverse of `random_state`; a generator whose state is not there is left as it is."""
+    """The inverse of `random_state`; a generator without a saved state is unchanged."""
     torch.set_rng_state(state["torch"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def source(config: TrainConfig) -> Found | None:
-    """The checkpoint that a run resumes or begins with, where there is one.
+    """The checkpoint that a run resumes from or is initialised with, if any.
 
     Raises:
         CheckpointError: it is missing or cannot be used.
@@ -105,7 +104,7 @@ def source(config: TrainConfig) -> Found | None:
 
 
 def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Found | None = None) -> State:
-    """A model, its weights drawn by the seed or those of a checkpoint, and a new optimizer.
+    """A model, with weights initialised by the seed or from a checkpoint, and a new optimizer.
 
     Raises:
         CheckpointError: the checkpoint cannot be used with this configuration and data.
@@ -113,7 +112,7 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Foun
     feature_dim = data["train"].feature_dim
     if found is None:
         torch.manual_seed(config.seed)
-        with torch.device("cpu"):  # so that a seed draws the same weights wherever the model is trained
+        with torch.device("cpu"):  # so that a seed gives the same weights on every device
             model = CaptioningRNN(data.vocabulary.word_to_idx, feature_dim, **config.model_arguments())
         model.to(getattr(torch, config.dtype))
     else:
@@ -121,7 +120,7 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Foun
         checkpoints.check_fits(saved, data.vocabulary, feature_dim, data.recipe, path=path, data=data.directory)
         _check_same(config, found, OF_THE_MODEL)
         built = checkpoints.build_model(dataclasses.replace(saved, config=config), path)
-        model = copy.deepcopy(built)  # what is trained in place is not the checkpoint's
+        model = copy.deepcopy(built)  # training in place must not change the checkpoint
         if config.resume is None and config.objective == "scst" and config.temperature != 1:
             model.scale_logits_(config.temperature)
         torch.manual_seed(config.seed)
@@ -132,17 +131,17 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Foun
 
 
 def resume(config: TrainConfig, data: CocoData, device: torch.device, found: Found) -> tuple[State, list[str]]:
-    """The state of a run where the checkpoint left it.
+    """The state of a run from its checkpoint.
 
     Returns:
-        The state, and lines that warn: of a checkpoint that could not be used, of data that has changed.
+        The state, and warnings: about a checkpoint that cannot be used, and changed data.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or not with this configuration and data.
     """
     saved, path, warning, _ = found
     if not saved.random:
-        raise CheckpointError(f"{path}: holds a model, but not the state of its training; --init-from begins with it")
+        raise CheckpointError(f"{path}: contains a model without its training state; use it with --init-from")
     state = begin(config, data, device, found)
     try:
         progress = Progress.from_plain(saved.progress)
@@ -164,9 +163,9 @@ def resume(config: TrainConfig, data: CocoData, device: torch.device, found: Fou
 
 
 def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
-    """The state as a checkpoint: all that training needs to be resumed.
+    """The state as a checkpoint, for resuming.
 
-    Of several ranks all have to call it, for it holds the random state of each.
+    All ranks must call it, since it contains the random state of each.
     """
     named = {f"{name}/": p for name, p in state.model.named_parameters()}
     ranks = distributed.gathered(random_state(state.model.device))
@@ -185,7 +184,7 @@ def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
 
 
 def judged(saved: Checkpoint) -> Checkpoint:
-    """Of a snapshot what captions need: the weights that are validated, which are the average's where there is one."""
+    """The part of a snapshot for inference: the validated weights, which are the average's if there is one."""
     return dataclasses.replace(
         saved, weights=saved.average or saved.weights, average={}, optimizer={}, random={}, data={}
     )
@@ -200,17 +199,17 @@ def _copy(model: CaptioningRNN) -> CaptioningRNN:
 
 
 def _groups(model: CaptioningRNN, weight_decay: float) -> list[dict[str, Any]]:
-    """The matrices, which decay, and then biases and word vectors, which do not."""
+    """Parameter groups: matrices with weight decay; biases and word vectors without."""
     decaying = [p for name, p in model.named_parameters() if p.dim() > 1 and name != "W_embed"]
     others = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "W_embed"]
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _load_optimizer(state: State, saved: Mapping[str, Tensor], steps: int) -> None:
-    """Give the optimizer its moments; its settings are the run's own. Their shapes were checked when they were read.
+    """Load the optimizer's moments, whose shapes were checked in loading; its settings are those of the run.
 
     Args:
-        steps: that it has taken.
+        steps: completed by the optimizer.
 
     Raises:
         InputError: it has moments before its first step, or none after it.
@@ -229,13 +228,13 @@ def _load_optimizer(state: State, saved: Mapping[str, Tensor], steps: int) -> No
 
 
 def _seed_rank(seed: int, step: int = 0) -> None:
-    """Let each rank draw numbers of its own for dropout, by the seed; rank 0 goes on as if it were alone."""
+    """Seed each rank's generators for dropout; rank 0 continues as a single process does."""
     if distributed.rank() > 0:
         torch.manual_seed(generator(seed, distributed.rank(), step).initial_seed())
 
 
 def _set_rank_state(saved: Mapping[str, Tensor], device: torch.device, seed: int, step: int) -> None:
-    """Set the random state of this rank, or begin a new one where there were fewer ranks."""
+    """Set the random state of this rank, or seed a new one if there were fewer ranks."""
     prefix = f"{distributed.rank()}/"
     state = {name.removeprefix(prefix): x for name, x in saved.items() if name.startswith(prefix)}
     if state:
@@ -245,31 +244,29 @@ def _set_rank_state(saved: Mapping[str, Tensor], device: torch.device, seed: int
 
 
 def _changed(found: Found, data: CocoData, *, under_way: bool) -> str | None:
-    """A line that says whose captions are others than those the checkpoint was made with, if any are.
+    """A warning that names the splits whose captions have changed since the checkpoint, if any.
 
     Raises:
-        CheckpointError: they are those of an epoch that is under way, whose order would be another's.
+        CheckpointError: they have changed within an epoch, whose order would change.
     """
     known, path = found.checkpoint.data, found.path
     changed = [name for name in _COMPARED if name in known and data[name].digest != known[name]]
     if "train" in changed and under_way:
         raise CheckpointError(
-            f"{path}: is in the middle of an epoch over other captions of train than those of {data.directory}; bring "
-            "those back, or begin another run with --init-from"
+            f"{path}: within an epoch over other captions of train than those of {data.directory}; restore those, or "
+            "start a new run with --init-from"
         )
     if not changed:
         return None
     return (
-        f"{path}: was made with other captions of {' and '.join(changed)} than those of {data.directory}; the epochs "
-        "before and after are compared all the same, for the best weights and --patience"
+        f"{path}: has other captions of {' and '.join(changed)} than {data.directory}; best weights and --patience "
+        "compare the epochs before and after"
     )
 
 
 def _check_same(config: TrainConfig, found: Found, fixed: Iterable[str]) -> None:
-    """Refuse flags that would change the model, or the order of an epoch that is under way."""
+    """Raise CheckpointError for flags that would change the model, or the order of the current epoch."""
     for name in fixed:
         ours, theirs = getattr(config, name), getattr(found.checkpoint.config, name)
         if ours != theirs:
-            raise CheckpointError(
-                f"{found.path}: was made with --{name.replace('_', '-')} {theirs}, which {ours} cannot replace"
-            )
+            raise CheckpointError(f"{found.path}: has --{name.replace('_', '-')} {theirs}, not {ours}")

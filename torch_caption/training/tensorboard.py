@@ -1,7 +1,7 @@
-"""A run's curves in a file of TensorBoard's.
+"""A run's curves in a TensorBoard event file.
 
-`torch.utils.tensorboard.SummaryWriter` writes in a thread of its own, whose errors are a traceback on stderr. A record
-an epoch needs no thread: here what goes wrong is raised where it is written.
+`torch.utils.tensorboard.SummaryWriter` writes in a thread, whose errors are a traceback on stderr. One record per epoch
+does not need a thread: here errors are raised by `write`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _numbers = itertools.count()
 
 
 class Curves:
-    """A new file in `folder`, which is made.
+    """A new file in `folder`, which is created.
 
     Args:
-        purge_step: what other files there have of this step and later ones is hidden.
+        purge_step: entries of other files from this step on are hidden.
 
     Attributes:
-        path: the file; TensorBoard reads those of a folder in the order of their names.
+        path: the file; TensorBoard reads the files of a folder in the order of their names.
 
     Raises:
         OSError: it cannot be written.

@@ -30,7 +30,7 @@ from torch_caption.errors import ConfigError, NonFiniteError, RankError, WorkerL
 from torch_caption.inference.captions import caption_images, some_images
 from torch_caption.inference.load import choose_device, open_training_data
 from torch_caption.io import lock
-from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.memory import within_memory
 from torch_caption.metrics import scores as metrics
 from torch_caption.model.captioner import CaptioningRNN
@@ -205,7 +205,7 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
             run = _enter(stack, runs.find(config.out, config.resume))
         if found is None or not found.is_current():
             found = source(config)
-        data = open_training_data(config, progress=is_watched() and distributed.first())
+        data = open_training_data(config, progress=is_interactive() and distributed.first())
         report.check(data)
         objective = make_objective(config, data["train"])
         scored = some_images(data["val"], config.score_images, seed=config.seed)
@@ -222,7 +222,7 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
             # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
         manager = CheckpointManager(run, state, config, data)
-        manager.begin(found if config.resume is not None else None)
+        manager.start(found if config.resume is not None else None)
         distributed.from_first(lambda: runs.point_to(run))
         try:
             with within_memory(*OF_THE_MEMORY, kept=lambda: manager.kept):
@@ -356,7 +356,7 @@ def _train_epoch(
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
     started = time.perf_counter()
-    hidden = not (distributed.first() and is_watched())
+    hidden = not (distributed.first() and is_interactive())
     order.set_epoch(progress.epoch, start=progress.position)
     steps = order.total
     with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
@@ -367,7 +367,7 @@ def _train_epoch(
                     _train_batch(state, config, objective, features, batch, steps, share)
             except NonFiniteError as error:
                 rows = order.rows_at(progress.position)
-                of = non_finite.batch(objective, rows, error.rows)
+                of = non_finite.report(objective, rows, error.rows)
                 raise NonFiniteError(f"{label}, step {progress.step + 1}: {error}; {of}") from None
             interrupt.agree(share.asked)
             progress.seconds += time.perf_counter() - started
@@ -411,7 +411,7 @@ def _train_batch(
             share=share,
         )
     except NonFiniteError as error:
-        raise NonFiniteError(str(error), non_finite.places(model, features, targets, config.amp)) from error
+        raise NonFiniteError(str(error), non_finite.rows_of_captions(model, features, targets, config.amp)) from error
     state.follow(config.ema)
     words, *rewards = share.counts
     progress.count(share.of, loss, norm, round(words), rewards)
@@ -432,7 +432,7 @@ def _targets(
     try:
         return objective.targets(model, features, batch, progress.epoch)
     except (ValueError, RuntimeError) as error:
-        places = non_finite.scoreless(model, features)
+        places = non_finite.rows_of_images(model, features)
         if not places:
             raise
         message = "the scores of what the model says itself are not finite"

@@ -2,7 +2,7 @@
 
 Every function, and the whole captioner of each cell, runs twice on the same numbers: once with the derivatives of
 `torch_caption.functions`, once through `torch_caption.functions.reference` with torch.autograd's. Each gradient is
-compared by name, each function is put through the modes of automatic differentiation in float64, and the two backwards
+compared by name, each function is checked in the modes of automatic differentiation in float64, and the two backwards
 are timed.
 """
 
@@ -29,7 +29,7 @@ from torch_caption import functions
 from torch_caption.data.vocabulary import SPECIAL
 from torch_caption.errors import ConfigError
 from torch_caption.functions import reference
-from torch_caption.io.exits import is_watched, one_line
+from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.verify.gradcheck import (
@@ -46,12 +46,12 @@ from torch_caption.verify.gradcheck import (
 CLASSES: dict[str, type[Function]] = {
     name: value for name, value in vars(functions).items() if isinstance(value, type) and issubclass(value, Function)
 }
-# Arguments of classes that have no gradient.
+# Arguments of classes without a gradient.
 UNDIFFERENTIATED = {"y", "index", "indices", "batch_sizes", "R", "label_smoothing", "cache"}
 LETTERS = "NTDHVL"
-# Finite differences take one evaluation an entry: the modes run on sizes of their own.
+# Finite differences need one evaluation per entry: the modes run on smaller sizes.
 SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
-SMOOTHING = 0.1  # of labels, where they are smoothed
+SMOOTHING = 0.1  # label-smoothing factor
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,21 @@ class CompareConfig:
     H: int = 128
     """Hidden units."""
     V: int = 1004
-    """Words in the vocabulary."""
+    """Vocabulary size."""
     L: int = 49
-    """Places of an image that attention looks at."""
+    """Spatial positions of an image, for attention."""
     dtype: Literal["float64", "float32"] = "float64"
-    """Of the compared gradients. The modes are always checked in float64."""
+    """Data type of the compared gradients. The modes are always checked in float64."""
     device: str = "cpu"
-    """Where to compute, such as cpu or cuda."""
+    """Device, such as cpu or cuda."""
     json: Path | None = None
-    """Write all figures to this file."""
+    """Write all results to this JSON file."""
     plot: Path | None = None
-    """Draw the errors, and the gradient through time, to this PNG file."""
+    """Plot the errors, and the gradient norms by time step, to this PNG file."""
     broken: Annotated[str | None, tyro.conf.arg(name="break", metavar="FUNCTION.GRADIENT")] = None
     """Multiply one gradient, such as RNN.dWh, by 1.001 inside its backward: the comparison must then fail."""
     repeat: int = 9
-    """Timed runs of each kind, backward included; their median counts."""
+    """Number of timed runs of forward and backward; the median is reported."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case.
+    """The result of a case.
 
     Attributes:
         differences: of each output and gradient.
-        modes: a mode's name to None, or to what went wrong in it.
+        modes: the name of a mode -> None, or its error.
         time_ratio: time of the hand-derived function and its backward over that of the automatic ones.
     """
 
@@ -127,7 +127,7 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
     def weights(gates: int) -> tuple[Tensor, Tensor, Tensor]:
         return normal(D, gates * H, scale=D**-0.5), normal(H, gates * H, scale=H**-0.5), normal(gates * H)
 
-    def looking() -> tuple[Tensor, ...]:
+    def attention() -> tuple[Tensor, ...]:
         Wx, Wh, b = weights(4)
         return normal(N, H, L), Wx, Wh, normal(H, 4 * H, scale=H**-0.5), b
 
@@ -155,15 +155,15 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "packed_lstm": (normal(r, D), normal(N, H), *weights(4), batch_sizes),
         "packed_lstm, index and state": (normal(V, D), normal(N, H), *weights(4), batch_sizes, index, normal(N, H)),
         "dot_product_attention": (normal(N, H), normal(N, H, L)),
-        "attention_lstm_step": (normal(N, D), normal(N, H), normal(N, H), *looking()),
-        "attention_lstm": (normal(N, T, D), *looking()),
+        "attention_lstm_step": (normal(N, D), normal(N, H), normal(N, H), *attention()),
+        "attention_lstm": (normal(N, T, D), *attention()),
         "attention_lstm, lengths and state": (
-            *(normal(N, T, D), *looking(), lengths, normal(N, H), normal(N, H)),
+            *(normal(N, T, D), *attention(), lengths, normal(N, H), normal(N, H)),
             *(True, True),
         ),
-        "packed_attention_lstm": (normal(r, D), *looking(), batch_sizes),
+        "packed_attention_lstm": (normal(r, D), *attention(), batch_sizes),
         "packed_attention_lstm, index and state": (
-            *(normal(V, D), *looking(), batch_sizes, index),
+            *(normal(V, D), *attention(), batch_sizes, index),
             *(normal(N, H), normal(N, H)),
         ),
         "temporal_softmax_loss": (normal(N, T, V), y, mask),
@@ -180,7 +180,7 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         ),
     }
     made = [_function_case(label, args) for label, args in arguments.items()]
-    # What training may add: other words read than those before the predicted ones, a weight of each word, its options.
+    # The options of training: other input tokens than the captions, a weight for each word, its settings.
     read, parts = y[:, :-1].flip(0), normal(N, T - 1).detach()
     for cell in CELLS:
         made.append(_captioner_case(f"CaptioningRNN, {cell}", cell, sizes, normal, (y,)))
@@ -204,7 +204,7 @@ def _captioner_case(
     given: tuple[Tensor, ...],
     options: Mapping[str, Any] | None = None,
 ) -> Case:
-    """The loss of the captioner as a function of its features, of what else it is `given`, and of its parameters."""
+    """The loss of the captioner as a function of its features, the other arguments `given`, and its parameters."""
     words = [*SPECIAL, *(f"word{k}" for k in range(len(SPECIAL), sizes["V"]))]
     word_to_idx = {word: k for k, word in enumerate(words)}
     widths = {"input_dim": sizes["D"], "wordvec_dim": sizes["D"], "hidden_dim": sizes["H"]}
@@ -221,7 +221,7 @@ def _captioner_case(
 
         return loss
 
-    places = (sizes["L"],) if CELLS[cell].looks else ()
+    places = (sizes["L"],) if CELLS[cell].attends else ()
     hand, auto = map(loss_of, models)
     names = ("features", *("captions", "read", "weights")[: len(given)], *shapes)
     return Case(label, hand, auto, (normal(sizes["N"], sizes["D"], *places), *given, *params), names)
@@ -234,13 +234,13 @@ def run(config: CompareConfig) -> list[Result]:
     """Compare every case.
 
     Raises:
-        ConfigError: `broken` names no gradient.
+        ConfigError: `broken` is not a gradient.
     """
     sizes = {letter: getattr(config, letter) for letter in LETTERS}
     full = cases(sizes, getattr(torch, config.dtype), config.device)
     small = cases(SMALL, torch.float64, config.device)
     with broken(config.broken) if config.broken else contextlib.nullcontext():
-        pairs = tqdm(list(zip(full, small, strict=True)), desc="comparing", leave=False, disable=not is_watched())
+        pairs = tqdm(list(zip(full, small, strict=True)), desc="comparing", leave=False, disable=not is_interactive())
         return [_run(case, tiny, config.repeat) for case, tiny in pairs]
 
 
@@ -250,7 +250,7 @@ def _run(case: Case, tiny: Case, repeat: int) -> Result:
 
 
 def gradient_names() -> list[str]:
-    """Everything that `broken` takes: "RNN.dWh" and so on, of every class and floating-point argument."""
+    """The values of `broken`: "RNN.dWh" and so on, for every class and floating-point argument."""
     return [
         f"{name}.d{argument}"
         for name, cls in sorted(CLASSES.items())
@@ -261,7 +261,7 @@ def gradient_names() -> list[str]:
 
 @contextlib.contextmanager
 def broken(name: str) -> Iterator[None]:
-    """Multiply the named gradient by 1.001 inside its class's backward, for as long as the context lasts.
+    """Multiply the named gradient by 1.001 inside its class's backward, in the block.
 
     Raises:
         ConfigError: there is no such gradient.
@@ -286,9 +286,9 @@ def broken(name: str) -> Iterator[None]:
 
 
 def time_ratio(case: Case, repeat: int) -> float:
-    """Median time of the hand-derived function and its backward over that of the automatic ones; the two take turns.
+    """Median time of the hand-derived function and its backward over that of the automatic ones, in alternating runs.
 
-    Both parts together: a loss that holds few scores at a time derives its gradient where the scores are, in forward.
+    Forward and backward together: a loss over chunks of logits computes its gradient in the forward.
     """
     inputs = [arg for arg in case.args if needs_grad(arg)]
     douts = [random_like(out, 0) for out in leaves(case.auto(*case.args))]
@@ -312,9 +312,9 @@ def _wait(x: Tensor) -> None:
 def gradient_norms(T: int = 64, N: int = 32, H: int = 128) -> dict[str, list[float]]:
     """`|dL/dh_t|` of each t, averaged over the batch, for a loss that reads the last hidden state alone.
 
-    Weights are drawn as the captioner draws them. The third curve is the LSTM with its forget gate biased to stay open,
-    b_f = 3, which keeps the gradient alive (Gers et al. 2000; Jozefowicz et al. 2015): an LSTM as it is first drawn
-    forgets as fast as the RNN.
+    Weights are initialised as in the captioner. The third curve is the LSTM with a forget-gate bias b_f = 3, for which
+    the gradient does not vanish (Gers et al. 2000; Jozefowicz et al. 2015); at its initialisation an LSTM forgets as
+    fast as the RNN.
     """
     settings = {"rnn": ("rnn", 0.0), "lstm": ("lstm", 0.0), "lstm, forget bias 3": ("lstm", 3.0)}
     norms = {}
@@ -358,7 +358,7 @@ def table(results: list[Result]) -> str:
 
 
 def verdict(results: list[Result]) -> str:
-    """One line on the whole."""
+    """A summary in one line."""
     gradients = [(result.label, d) for result in results for d in result.differences]
     wrong = [f"{label}: {d.name}" for label, d in gradients if not d.agrees]
     failed = [f"{result.label}: {mode}" for result in results for mode, fault in result.modes.items() if fault]
@@ -371,13 +371,13 @@ def verdict(results: list[Result]) -> str:
 
 
 def check(config: CompareConfig) -> None:
-    """Check what would only fail at the end, or not clearly.
+    """Check settings that would otherwise fail late or with an unclear error.
 
     Raises:
-        ConfigError: a size is out of range, a device is not there, or a file has no folder to be in.
+        ConfigError: a size is out of range, the device is missing, or the folder of a file is missing.
     """
     try:
-        torch.zeros(1, device=config.device).item()  # the meta device has no numbers to compare
+        torch.zeros(1, device=config.device).item()  # the meta device has no values to compare
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         raise ConfigError(f"--device {config.device}: {one_line(error)}") from None
     for name in (*LETTERS, "repeat"):
@@ -389,13 +389,13 @@ def check(config: CompareConfig) -> None:
 
 
 def write(config: CompareConfig, results: list[Result]) -> None:
-    """Write the files that `config` names."""
+    """Write the files of `config`."""
     norms = gradient_norms() if config.plot or config.json else {}
     if config.json:
         content = {"results": [asdict(result) for result in results], "gradient_norms": norms}
         config.json.write_text(json.dumps(content, indent=1), encoding="utf-8", newline="\n")
     if config.plot:
-        from torch_caption import plots  # matplotlib takes a second to import
+        from torch_caption import plots  # a slow import
 
         errors = {result.label: {d.name: d.relative for d in result.differences} for result in results}
         plots.comparison(errors, norms, config.plot, bar=TOLERANCE[getattr(torch, config.dtype)])

@@ -1,10 +1,10 @@
-"""Whether two functions agree in value and gradient, and whether one function's derivatives hold in every mode.
+"""Gradient checks: two functions compared in value and gradient, and a function's derivatives in every mode.
 
-What `torch_caption.verify.compare` prints and what the tests assert comes from here, so that the two cannot disagree.
+`torch_caption.verify.compare` and the tests use the same checks.
 
 A finite-difference check alone is weak: `torch.autograd.gradcheck` at its default tolerances passes a gradient that is
 wrong by up to 0.1 %. The comparison with a second implementation in float64 is the primary check; gradcheck, at tighter
-tolerances, is the opinion that does not share an oracle's mistakes.
+tolerances, is independent of errors in a reference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-# Relative to the greatest entry of the automatic gradient.
+# Relative to the largest entry of the automatic gradient.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 # Of finite differences in float64; gradcheck's own defaults are 1e-3 and 1e-5.
 RTOL, ATOL = 1e-6, 1e-8
@@ -26,13 +26,13 @@ RTOL, ATOL = 1e-6, 1e-8
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one tensor made by hand is from the automatic one.
+    """The difference of a hand-derived tensor from the automatic one.
 
     Attributes:
         name: "out" for the output itself, "dWh" for the gradient of Wh.
         shape: of the tensor.
         absolute: max|hand - auto|.
-        relative: that over max|auto|; `absolute` itself where the automatic one is zero throughout.
+        relative: `absolute` over max|auto|; `absolute` if the automatic one is all zero.
         agrees: relative <= TOLERANCE of the dtype.
     """
 
@@ -47,7 +47,7 @@ class Difference:
 
 
 def difference(name: str, hand: Tensor, auto: Tensor) -> Difference:
-    """Compare two tensors; one that is not finite where the other is never agrees."""
+    """Compare two tensors; a non-finite entry where the other is finite is a difference."""
     if hand.shape != auto.shape or hand.dtype != auto.dtype:
         return Difference(name, tuple(hand.shape), float("inf"), float("inf"), False)
     tolerance = TOLERANCE[hand.dtype]
@@ -64,7 +64,7 @@ def differences(hand: Callable, auto: Callable, args: tuple, names: Sequence[str
     Args:
         hand, auto: functions of the same `args`, each returning a tensor or nested tuples of tensors.
         args: tensors and other values; gradients are taken of the tensors that require grad.
-        names: of the arguments; those in the signature of `hand` unless given.
+        names: of the arguments; by default those in the signature of `hand`.
 
     Returns:
         first the outputs, then the gradients in the order of the arguments.
@@ -80,7 +80,7 @@ def differences(hand: Callable, auto: Callable, args: tuple, names: Sequence[str
 
 
 def gradients(outs: Sequence[Tensor], inputs: Iterable[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Gradients of `inputs` for random gradients of `outs`, the same ones each time; zero where there is no path."""
+    """Gradients of `inputs` for fixed random gradients of `outs`; zero without a path."""
     inputs = tuple(inputs)
     paths = [(out, random_like(out, seed)) for seed, out in enumerate(outs) if out.requires_grad]
     if not paths:
@@ -104,7 +104,7 @@ def assert_derivatives(function: Callable, args: tuple) -> None:
     """Fail unless `function` passes every mode of `MODES` at the float64 `args`.
 
     Raises:
-        AssertionError: names the modes, and what went wrong in them.
+        AssertionError: with the modes and their errors.
     """
     wrong = [f"{mode}: {fault}" for mode, fault in run_modes(function, args).items() if fault]
     if wrong:
@@ -112,7 +112,7 @@ def assert_derivatives(function: Callable, args: tuple) -> None:
 
 
 def run_modes(function: Callable, args: tuple) -> dict[str, str | None]:
-    """Each mode's name in `MODES`, with None or with what went wrong in it."""
+    """The name of each mode in `MODES`, with None or its error."""
     call, inputs = of_inputs(function, args)
     faults: dict[str, str | None] = {}
     for mode, check in MODES.items():
@@ -120,22 +120,22 @@ def run_modes(function: Callable, args: tuple) -> dict[str, str | None]:
             check(call, inputs)
             faults[mode] = None
         except (RuntimeError, AssertionError) as error:  # gradcheck's GradcheckError is a RuntimeError
-            first, *_ = [*str(error).strip().splitlines(), type(error).__name__]  # the rest is whole Jacobians
+            first, *_ = [*str(error).strip().splitlines(), type(error).__name__]  # the rest is complete Jacobians
             faults[mode] = first.rstrip(",:")
     return faults
 
 
 def of_inputs(function: Callable, args: tuple) -> tuple[Callable, tuple[Tensor, ...]]:
-    """`function` of only its arguments that require grad, returning a flat tuple; and those arguments."""
-    places = [k for k, arg in enumerate(args) if needs_grad(arg)]
+    """`function` as a function of its arguments that require grad, with a flat tuple as result; and these arguments."""
+    indices = [k for k, arg in enumerate(args) if needs_grad(arg)]
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
         filled = list(args)
-        for place, value in zip(places, inputs, strict=True):
-            filled[place] = value
+        for index, value in zip(indices, inputs, strict=True):
+            filled[index] = value
         return tuple(leaves(function(*filled)))
 
-    return call, tuple(args[place] for place in places)
+    return call, tuple(args[index] for index in indices)
 
 
 def leaves(value: Any) -> list[Tensor]:
