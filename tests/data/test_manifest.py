@@ -119,5 +119,5 @@ def test_invalid_marks_are_refused(coco_directory, files, told):
 
 
 def test_a_mark_of_an_impossible_file_name_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"manifest\.json: files has .*, no name of a file"):
+    with pytest.raises(DataError, match=r"manifest\.json: files has .*, not the name of a file"):
         manifests.check(tmp_path, {"files": {"a\0b": SOUND}}, [tmp_path / "a\0b"])
