@@ -47,7 +47,7 @@ def test_a_table_of_samples_and_references(capsys: pytest.CaptureFixture[str]) -
     rows = capsys.readouterr().out.splitlines()[2:]
     assert len(rows) == 4
     assert rows[0].split()[0] == "11"
-    assert rows[2].split() == ["people", "a", "grey", "star"]
+    assert rows[2].split() == ["ref", "a", "grey", "star"]
     sample(sample_config(["--checkpoint", "runs/tiny-lstm-1", "--images", "11"]))
     sample(sample_config(["--checkpoint", "runs/tiny-lstm-1/last.safetensors", "--images", "11"]))
     out = capsys.readouterr().out
@@ -102,11 +102,11 @@ def test_show_attention_draws_over_the_part_of_the_picture_that_the_model_sees(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--checkpoint", "plain", "--show-attention", "x.png"], "cell lstm, which looks at no places; `python -m"),
+        (["--checkpoint", "plain", "--show-attention", "x.png"], "cell lstm, which has no attention; `python -m"),
         (["--show-attention", "missing/x.png"], "--show-attention missing/x.png: there is no folder missing"),
-        (["--data", "bare", "--show-attention", "x.png"], "--show-attention: bare holds no pictures of test"),
+        (["--data", "bare", "--show-attention", "x.png"], "--show-attention: bare has no pictures of test"),
         (["--data", "vectors"], "train2014_grid.h5: no such file; "),
-        (["--data", "a_row", "--show-attention", "x.png"], "features of test are of places without rows and columns"),
+        (["--data", "a_row", "--show-attention", "x.png"], "features of test have no rows and columns"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -149,7 +149,7 @@ def test_attention_that_cannot_be_shown_is_one_line(
         (["--method", "greedy", "--min-p", "0.1"], "--min-p 0.1 is an option of sampling, but --method "),
         (["--min-length", "6"], "--min-length must be below --max-length, which is 6 and counts <END>, not 6"),
         (["--avoid", "dgo"], "--avoid: the vocabulary has no word 'dgo'"),
-        (["--data", "bare", "--gallery", "x.png"], "--gallery: bare holds no pictures of test"),
+        (["--data", "bare", "--gallery", "x.png"], "--gallery: bare has no pictures of test"),
         (["--json", "missing/x.json"], "missing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

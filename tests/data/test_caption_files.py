@@ -28,7 +28,7 @@ def write(path: Path, value: Any) -> str:
     return str(path)
 
 
-def test_read(tmp_path: Path) -> None:
+def test_read(tmp_path):
     first, second, third = read(Path(write(tmp_path / "a.json", content())))
     assert (first.id, first.file_name, first.url) == (10, "photo0.jpg", "http://x.example/0")
     assert first.captions == [(0, "photo 0, 0"), (1, "photo 0, 1")]
@@ -57,23 +57,14 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a huge value": (image(0, id=["x" * 10_000]), "images[0].id is ['xxx"),
     "a name twice": (image(2, file_name="./photo0.jpg"), "images[2] has the name './photo0.jpg', as images[0]"),
     "an absolute name": (image(0, file_name="/x.jpg"), "images[0].file_name is '/x.jpg', not a name below the folder"),
-    "a Windows name that goes up": (
-        image(0, file_name="a\\..\\b"),
-        "images[0].file_name is 'a\\\\..\\\\b', not a name",
-    ),
+    "a Windows name that goes up": (image(0, file_name="a\\..\\b"), "images[0].file_name is 'a\\\\.."),
     "a name of two lines": (image(0, file_name="a\r"), "images[0].file_name is 'a\\r', a name with a line break"),
-    "a name that is not UTF-8": (
-        image(0, file_name="\udce9.jpg"),
-        "images[0].file_name is '\\udce9.jpg', a name that is",
-    ),
+    "a surrogate": (image(0, file_name="\udce9"), "images[0].file_name is '\\udce9', a name that is not Unicode"),
     "no image_id": (lambda c: c["annotations"][3].pop("image_id"), "annotations[3] has no image_id"),
     "an unknown image": (annotation(3, image_id=99), "annotations[3].image_id is 99, which no image of the file has"),
     "an invalid image_id": (annotation(3, image_id=[10]), "annotations[3].image_id is [10]"),
     "a caption that is a number": (annotation(0, caption=3), "annotations[0].caption is 3, not a string"),
-    "a caption with a surrogate": (
-        annotation(0, caption="\ud800"),
-        "annotations[0].caption is '\\ud800'; '\\ud800' is in",
-    ),
+    "a caption with a surrogate": (annotation(0, caption="\ud800"), "annotations[0].caption is '\\ud800';"),
     "an annotation twice": (
         lambda c: [c["annotations"][number].update(id=1, image_id=10) for number in (0, 1)],
         "annotations[1].id is 1, as in annotations[0] of the same image; remove one",
@@ -82,7 +73,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_bad_annotations_name_the_entry_and_its_value(kind: str, tmp_path: Path) -> None:
+def test_bad_annotations_name_the_entry_and_its_value(kind, tmp_path):
     change, message = CHANGES[kind]
     value = content()
     change(value)
@@ -94,7 +85,7 @@ def test_bad_annotations_name_the_entry_and_its_value(kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["a" * 256, "é" * 128, "a/" * 600 + "b"])
-def test_a_name_too_long_for_a_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_name_too_long_for_a_file_is_named(tmp_path, name):
     value = {"images": [{"id": 1, "file_name": name}], "annotations": []}
     with pytest.raises(DataError, match="too long for a name below the folder of photographs"):
         read(Path(write(tmp_path / "a.json", value)))
@@ -108,7 +99,7 @@ def test_a_name_too_long_for_a_file_is_named(tmp_path: Path, name: str) -> None:
         (b"\xff\xfe{}", "not a text in UTF-8"),
     ],
 )
-def test_an_invalid_annotation_file_is_refused(raw: bytes, message: str, tmp_path: Path) -> None:
+def test_an_invalid_annotation_file_is_refused(raw, message, tmp_path):
     (tmp_path / "a.json").write_bytes(raw)
     with pytest.raises(DataError, match=message):
         read(tmp_path / "a.json")
@@ -117,7 +108,7 @@ def test_an_invalid_annotation_file_is_refused(raw: bytes, message: str, tmp_pat
 # Splits
 
 
-def test_files_are_the_splits_that_their_names_hold(tmp_path: Path) -> None:
+def test_files_are_the_splits_that_their_names_hold(tmp_path):
     names = {"val": "captions_val2014.json", "test": "karpathy_TEST.json", "train": "captions_train2014.json"}
     files = [write(tmp_path / name, content(name=split)) for split, name in names.items()]
     splits = read_splits(files, 0.1, 0)
@@ -126,7 +117,7 @@ def test_files_are_the_splits_that_their_names_hold(tmp_path: Path) -> None:
         assert [photograph.file_name for photograph in photographs] == [f"{split}0.jpg", f"{split}1.jpg"]
 
 
-def test_splits_may_be_given(tmp_path: Path) -> None:
+def test_splits_may_be_given(tmp_path):
     train = write(tmp_path / "val.json", content(name="a"))
     other = write(tmp_path / "x.json", content(name="b"))
     splits = read_splits([f"train={train}", f"mine={other}"], 0.1, 0)
@@ -137,7 +128,7 @@ def test_splits_may_be_given(tmp_path: Path) -> None:
     assert [*read_splits([f"train={train}"], 0.1, 0)] == ["train"]
 
 
-def test_one_file_is_split_at_random(tmp_path: Path) -> None:
+def test_one_file_is_split_at_random(tmp_path):
     file = write(tmp_path / "captions_train.json", content(41))
     splits = read_splits([file], 0.25, 0)
     assert {split: len(photographs) for split, photographs in splits.items()} == {"train": 30, "val": 10}
@@ -160,13 +151,13 @@ def test_one_file_is_split_at_random(tmp_path: Path) -> None:
         (["a.json"], 0.01, "--val-share 0.01: of the 2 photographs of .*a.json 0 would be val"),
     ],
 )
-def test_invalid_splits_are_refused(names: list[str], share: float, message: str, tmp_path: Path) -> None:
+def test_invalid_splits_are_refused(names, share, message, tmp_path):
     files = [write(tmp_path / name, content(name=name)) for name in names]
     with pytest.raises(DataError, match=message):
         read_splits(files, share, 0)
 
 
-def test_a_file_without_captions_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_captions_is_refused(tmp_path):
     with pytest.raises(DataError, match="no photograph in it has a caption"):
         read_splits([write(tmp_path / "a.json", content(1))], 0.1, 0)
 
@@ -174,7 +165,7 @@ def test_a_file_without_captions_is_refused(tmp_path: Path) -> None:
 # Where they are
 
 
-def test_photographs_are_found_below_the_folder(tmp_path: Path) -> None:
+def test_photographs_are_found_below_the_folder(tmp_path):
     splits = read_splits([f"train={write(tmp_path / 'a.json', content(5))}"], 0.1, 0)
     folder = tmp_path / "photographs"
     (folder / "train2014").mkdir(parents=True)
@@ -190,7 +181,7 @@ def test_photographs_are_found_below_the_folder(tmp_path: Path) -> None:
         locate({"test": splits["train"]}, {None: folder})
 
 
-def test_a_folder_without_the_photographs_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_the_photographs_is_refused(tmp_path):
     splits = read_splits([write(tmp_path / "a.json", content())], 0.5, 0)
     with pytest.raises(DataError, match="nowhere: no such folder of photographs"):
         locate(splits, {None: tmp_path / "nowhere"})
@@ -219,7 +210,7 @@ def located(tmp_path: Path, splits: dict[str, list[str]], there: list[str]) -> d
     }
 
 
-def test_a_photograph_in_two_splits_is_refused(tmp_path: Path) -> None:
+def test_a_photograph_in_two_splits_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"the photograph '\./a\.jpg' is in train and in val"):
         located(tmp_path, {"train": ["a.jpg"], "val": ["./a.jpg"]}, ["a.jpg"])
     with pytest.raises(DataError, match=r"the photograph 'b\.jpg' is in train and in val"):
@@ -228,14 +219,14 @@ def test_a_photograph_in_two_splits_is_refused(tmp_path: Path) -> None:
         located(tmp_path, {"train": ["00.jpg"], "val": ["00.jpg"]}, ["train/00.jpg"])
 
 
-def test_two_photographs_of_one_name_are_distinguished_by_their_folders(tmp_path: Path) -> None:
+def test_two_photographs_of_one_name_are_distinguished_by_their_folders(tmp_path):
     there = ["train/00.jpg", "val/00.jpg", "val/01.jpg"]
     found = located(tmp_path, {"train": ["00.jpg"], "val": ["00.jpg", "01.jpg"]}, there)
     assert found == {"train": ["train/00.jpg"], "val": ["val/00.jpg", "val/01.jpg"]}
 
 
 @pytest.mark.parametrize("there", ["val2014/00.jpg", "images/val2014/00.jpg", "00.jpg"])
-def test_the_folders_of_a_name_may_lie_further_inside_or_be_missing(tmp_path: Path, there: str) -> None:
+def test_the_folders_of_a_name_may_lie_further_inside_or_be_missing(tmp_path, there):
     others = ["train2014/01.jpg", "old/val2014/01.jpg"]
     assert located(tmp_path, {"train": ["val2014/00.jpg"]}, [there, *others]) == {"train": [there]}
 
@@ -245,12 +236,12 @@ NFC, NFD = "Café im Frühling.jpg", "Cafe\u0301 im Fru\u0308hling.jpg"
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
 @pytest.mark.parametrize(("name", "there"), [(NFC, NFD), (NFD, NFC), (f"a/{NFC}", f"a/{NFD}"), (NFC, f"a/{NFD}")])
-def test_both_forms_of_an_accent_are_one_name(tmp_path: Path, name: str, there: str) -> None:
+def test_both_forms_of_an_accent_are_one_name(tmp_path, name, there):
     assert located(tmp_path, {"train": [name]}, [there]) == {"train": [there]}
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
-def test_a_file_with_the_very_name_is_preferred(tmp_path: Path) -> None:
+def test_a_file_with_the_very_name_is_preferred(tmp_path):
     assert located(tmp_path, {"train": [NFC, NFD]}, [NFD, NFC]) == {"train": [NFC, NFD]}
     with pytest.raises(DataError, match="is in train twice, with the ids 0 and 1; remove one"):
         located(tmp_path, {"train": [NFC, NFD]}, [NFC])
@@ -268,12 +259,12 @@ def test_a_file_with_the_very_name_is_preferred(tmp_path: Path) -> None:
         ("Straße.jpg", "STRASSE.jpg"),
     ],
 )
-def test_the_nearest_name_is_suggested(tmp_path: Path, name: str, there: str) -> None:
+def test_the_nearest_name_is_suggested(tmp_path, name, there):
     with pytest.raises(DataError) as error:
         located(tmp_path, {"train": [name]}, ["z.txt", there])
     assert str(error.value).endswith(f"would be {name!r}; the nearest that exists is {there!r}")
 
 
-def test_no_name_is_suggested_where_none_is_near(tmp_path: Path) -> None:
+def test_no_name_is_suggested_where_none_is_near(tmp_path):
     with pytest.raises(DataError, match=r"the first would be 'abcdef\.jpg'$"):
         located(tmp_path, {"train": ["abcdef.jpg"]}, ["12345.txt"])

@@ -16,32 +16,34 @@ CAPTIONS = "coco2014_captions.h5"
 VOCAB = "coco2014_vocab.json"
 FEATURES = "train2014_vgg16_fc7_pca.h5"
 VAL_FEATURES = "val2014_vgg16_fc7_pca.h5"
+MANIFEST, URLS, NAMES = "manifest.json", "val2014_urls.txt", "val2014_images.txt"
 
 
-def set_at(name: str, place: tuple[int | slice, ...], value: object, dtype: str | None = None, file: str = CAPTIONS):
-    """Damage: one value of a dataset."""
+def captions(name: str, value: object):
+    """Damage: another dataset of captions, or none; a function is given the old one."""
+    return lambda directory, replace: replace(directory / CAPTIONS, name, value)
+
+
+def features(value: object):
+    """Damage: other features of train."""
+    return lambda directory, replace: replace(directory / FEATURES, "features", value)
+
+
+def at(index: tuple[int | slice, ...], value: object, dtype: str | None = None):
+    """One value of an array replaced."""
 
     def change(old: np.ndarray) -> np.ndarray:
         values = old.astype(dtype or old.dtype)
-        values[place] = value
+        values[index] = value
         return values
 
-    return put(name, change, file)
-
-
-def put(name: str, value: object, file: str = CAPTIONS):
-    """Damage: another dataset, or none; a function is given the old one."""
-    return lambda directory, replace: replace(directory / file, name, value)
+    return change
 
 
 def text(file: str, content: str | bytes):
     """Damage: another content of a file."""
     content = content if isinstance(content, bytes) else content.encode()
     return lambda directory, replace: (directory / file).write_bytes(content)
-
-
-def folder(directory: Path, replace) -> None:
-    (directory / "manifest.json").mkdir()
 
 
 def group(directory: Path, replace) -> None:
@@ -69,96 +71,61 @@ def virtual(directory: Path, replace) -> None:
         file.create_virtual_dataset("features", layout)
 
 
-DAMAGES = {
-    # ids
-    "id negative": (set_at("val_captions", (3, 1), -1), CAPTIONS, r"val_captions\[3, 1\] is -1, .* 10 words"),
-    "id beyond int64": (
-        set_at("train_captions", (2, 1), 2**64 - 1, "<u8"),
-        CAPTIONS,
-        r"train_captions\[2, 1\] is 18446744073709551615",
-    ),
-    "no <START>": (set_at("train_captions", (5, 0), 4), CAPTIONS, r"train_captions\[5, 0\] is 4, .*<START>, 1"),
-    "word after <END>": (set_at("val_captions", (8, 5), 3), CAPTIONS, r"val_captions\[8, 5\] is 3, .*only <NULL>, 0"),
-    "<NULL> between": (set_at("train_captions", (9,), [1, 0, 4, 2, 0, 0]), CAPTIONS, r"train_captions\[9, 1\] is 0, a"),
-    "<START> between": (set_at("val_captions", (2,), [1, 4, 1, 2, 0, 0]), CAPTIONS, r"val_captions\[2, 2\] is 1, a"),
-    "image negative": (set_at("val_image_idxs", (5,), -1), CAPTIONS, r"val_image_idxs\[5\] is -1"),
-    "image beyond int64": (set_at("val_image_idxs", (5,), 2**63, "<u8"), CAPTIONS, r"\[5\] is 9223372036854775808"),
-    # features
-    "NaN that signals": (  # NumPy would warn of its cast
-        put("features", lambda x: np.full(x.shape, 0x7FF0_0000_0000_0001, "u8").view("f8"), FEATURES),
-        FEATURES,
-        r"features\[0, 0\] is nan",
-    ),
-    "beyond float32": (set_at("features", (1, 1), 1e300, "<f8", FEATURES), FEATURES, r"features\[1, 1\] is 1e\+300"),
-    "integers": (put("features", lambda x: x.astype("i4"), FEATURES), FEATURES, "features contains int32; .*floating"),
-    "features of rank 3": (
-        put("features", lambda x: x[None], FEATURES),
-        FEATURES,
-        r"features has the shape \(1, 7, 3\)",
-    ),
-    "features of no width": (put("features", lambda x: x[:, :0], FEATURES), FEATURES, r"features is empty.*\(7, 0\)"),
-    "no features": (put("features", None, FEATURES), FEATURES, "no dataset features; it contains nothing"),
-    "another width": (
-        put("features", lambda x: x[:, :2], FEATURES),
-        VAL_FEATURES,
-        "features has 3 columns, but train.* 2",
-    ),
-    "fewer features": (put("features", lambda x: x[:6], FEATURES), CAPTIONS, r"train_image_idxs\[\d+\] is 6, .*6 rows"),
-    "no file of features": (
-        lambda directory, replace: (directory / FEATURES).unlink(),
-        FEATURES,
-        "no such file; each of the splits train, val",
-    ),
-    # shapes and dtypes of captions
-    "float captions": (
-        put("train_captions", lambda x: x.astype("f4")),
-        CAPTIONS,
-        "train_captions contains float32; .*inte",
-    ),
-    "bool captions": (put("train_captions", lambda x: x > 0), CAPTIONS, "contains an enumeration; .*integers"),
-    "a null dataspace": (put("train_captions", h5py.Empty("i4")), CAPTIONS, "train_captions has the shape None"),
-    "fewer indices": (
-        put("val_image_idxs", lambda x: x[1:]),
-        CAPTIONS,
-        "val_captions has 12 rows and val_image_idxs 11",
-    ),
-    "no rows": (put("val_captions", lambda x: x[:0]), CAPTIONS, r"val_captions is empty, of shape \(0, 6\)"),
-    "no captions": (put("val_captions", None), CAPTIONS, "no dataset val_captions; it contains train_captions"),
-    "a name with a backslash": (put("..\\x_captions", np.ones((1, 2), "i4")), CAPTIONS, "not the name of a split"),
-    # kept elsewhere
-    "group": (group, CAPTIONS, "val_captions is not a dataset"),
-    "external link": (
-        put("features", h5py.ExternalLink(VAL_FEATURES, "/features"), FEATURES),
-        FEATURES,
-        "features is not a dataset within",
-    ),
-    "external storage": (external_storage, CAPTIONS, "train_image_idxs is not a dataset within"),
-    "never written": (never_written, FEATURES, "features was declared, but never written"),
-    "virtual": (virtual, FEATURES, "features is not a dataset within"),
-    # files
-    "a web page": (text(CAPTIONS, "<html>404</html>"), CAPTIONS, "not a readable HDF5 file"),
-    "vocabulary truncated": (text(VOCAB, '{"idx_to_word": ['), VOCAB, "not JSON in UTF-8"),
-    "manifest truncated": (text("manifest.json", '{"a": '), "manifest.json", "not JSON in UTF-8"),
-    "manifest of another kind": (text("manifest.json", "[1]"), "manifest.json", "holds list, not an object"),
-    "manifest's tokenizer": (
-        text("manifest.json", '{"tokenizer": "bpe"}'),
-        "manifest.json",
-        "tokenizer is 'bpe', not one of words, characters, whitespace",
-    ),
-    "manifest's images": (text("manifest.json", '{"images": 3}'), "manifest.json", "images is 3"),
-    "a folder for a manifest": (folder, "manifest.json", "not a file; write it again"),
-    "fewer URLs": (text("val2014_urls.txt", "a\nb\nc\n"), "val2014_urls.txt", "has 3 lines, but .* 4 rows"),
-    "names in Latin-1": (
-        text("val2014_images.txt", "é\n".encode("latin-1") * 4),
-        "val2014_images.txt",
-        "not a text in UTF-8",
-    ),
+TRAIN, VAL, IDXS = "train_captions", "val_captions", "val_image_idxs"
+DAMAGES = {  # by the file that is named
+    CAPTIONS: {
+        "id negative": (captions(VAL, at((3, 1), -1)), r"val_captions\[3, 1\] is -1, .* 10 words"),
+        "id beyond int64": (captions(TRAIN, at((2, 1), 2**64 - 1, "<u8")), r"\[2, 1\] is 18446744073709551615"),
+        "no <START>": (captions(TRAIN, at((5, 0), 4)), r"train_captions\[5, 0\] is 4, .*<START>, 1"),
+        "word after <END>": (captions(VAL, at((8, 5), 3)), r"val_captions\[8, 5\] is 3, .*only <NULL>, 0"),
+        "<NULL> between": (captions(TRAIN, at((9,), [1, 0, 4, 2, 0, 0])), r"train_captions\[9, 1\] is 0, a"),
+        "<START> between": (captions(VAL, at((2,), [1, 4, 1, 2, 0, 0])), r"val_captions\[2, 2\] is 1, a"),
+        "image negative": (captions(IDXS, at((5,), -1)), r"val_image_idxs\[5\] is -1"),
+        "image beyond int64": (captions(IDXS, at((5,), 2**63, "<u8")), r"\[5\] is 9223372036854775808"),
+        "image without features": (features(lambda x: x[:6]), r"train_image_idxs\[\d+\] is 6, .*6 rows"),
+        "float captions": (captions(TRAIN, lambda x: x.astype("f4")), "train_captions contains float32; .*integers"),
+        "bool captions": (captions(TRAIN, lambda x: x > 0), "contains an enumeration; .*integers"),
+        "a null dataspace": (captions(TRAIN, h5py.Empty("i4")), "train_captions has the shape None"),
+        "fewer indices": (captions(IDXS, lambda x: x[1:]), "val_captions has 12 rows and val_image_idxs 11"),
+        "no rows": (captions(VAL, lambda x: x[:0]), r"val_captions is empty, of shape \(0, 6\)"),
+        "no captions": (captions(VAL, None), "no dataset val_captions; it contains train_captions"),
+        "a name with a backslash": (captions("..\\x_captions", np.ones((1, 2), "i4")), "not the name of a split"),
+        "group": (group, "val_captions is not a dataset"),
+        "external storage": (external_storage, "train_image_idxs is not a dataset within"),
+        "a web page": (text(CAPTIONS, "<html>404</html>"), "not a readable HDF5 file"),
+    },
+    FEATURES: {
+        "signalling NaN": (  # NumPy would warn of its cast
+            features(lambda x: np.full(x.shape, 0x7FF0_0000_0000_0001, "u8").view("f8")),
+            r"features\[0, 0\] is nan",
+        ),
+        "beyond float32": (features(at((1, 1), 1e300, "<f8")), r"features\[1, 1\] is 1e\+300"),
+        "integers": (features(lambda x: x.astype("i4")), "features contains int32; .*floating"),
+        "rank 3": (features(lambda x: x[None]), r"features has the shape \(1, 7, 3\)"),
+        "no width": (features(lambda x: x[:, :0]), r"features is empty.*\(7, 0\)"),
+        "no features": (features(None), "no dataset features; it contains nothing"),
+        "no file": (lambda directory, _: (directory / FEATURES).unlink(), "no such file; each of the splits"),
+        "external link": (features(h5py.ExternalLink(VAL_FEATURES, "/features")), "features is not a dataset within"),
+        "never written": (never_written, "features was declared, but never written"),
+        "virtual": (virtual, "features is not a dataset within"),
+    },
+    VAL_FEATURES: {"another width": (features(lambda x: x[:, :2]), "features has 3 columns, but train.* 2")},
+    VOCAB: {"truncated": (text(VOCAB, '{"idx_to_word": ['), "not JSON in UTF-8")},
+    MANIFEST: {
+        "truncated": (text(MANIFEST, '{"a": '), "not JSON in UTF-8"),
+        "a list": (text(MANIFEST, "[1]"), "holds list, not an object"),
+        "its tokenizer": (text(MANIFEST, '{"tokenizer": "bpe"}'), "tokenizer is 'bpe', not one of words, cha"),
+        "its images": (text(MANIFEST, '{"images": 3}'), "images is 3"),
+        "a folder": (lambda directory, _: (directory / MANIFEST).mkdir(), "not a file; write it again"),
+    },
+    URLS: {"fewer URLs": (text(URLS, "a\nb\nc\n"), "has 3 lines, but .* 4 rows")},
+    NAMES: {"Latin-1": (text(NAMES, "é\n".encode("latin-1") * 4), "not a text in UTF-8")},
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_directory_is_refused_with_file_dataset_and_value(coco_directory, replace, kind):
-    damage, file, message = DAMAGES[kind]
+@pytest.mark.parametrize(("file", "kind"), [(file, kind) for file, kinds in DAMAGES.items() for kind in kinds])
+def test_a_damaged_directory_is_refused_with_file_dataset_and_value(coco_directory, replace, file, kind):
+    damage, message = DAMAGES[file][kind]
     directory = coco_directory()
     open_data(directory)
     damage(directory, replace)

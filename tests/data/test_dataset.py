@@ -391,21 +391,6 @@ def test_workers_give_the_same_batches(coco_directory, context, in_memory):
 
 
 @pytest.mark.realdata
-def test_flickr8k_is_read(shared_data):
-    directory = shared_data / "flickr8k_cs231n"
-    data = open_data(directory)
-    train, val = data["train"], data["val"]
-    assert (len(train), train.num_images, train.feature_dim) == (26767, 6000, 512)
-    assert (len(val), val.num_images, val.feature_dim) == (4414, 1000, 512)
-    assert train.image_name(0) == "2513260012_03d33305cf.jpg"
-    assert train.references(0)[0] == "a black dog is running after a white dog in the snow"
-    assert sum(len(val.references(image)) for image in range(1000)) == 4414
-    sliced = open_data(directory, in_memory="no", max_train=2000)
-    whole = open_data(directory, in_memory="yes", max_train=2000)
-    assert_same(epoch_of(batches(sliced["train"], 128), 1), epoch_of(batches(whole["train"], 128), 1))
-
-
-@pytest.mark.realdata
 def test_cs231ns_features_and_vocabulary_are_read(shared_data, tmp_path):
     shutil.copyfile(shared_data / "cs231n" / VOCAB, tmp_path / VOCAB)
     shutil.copyfile(shared_data / "cs231n" / "train2014_vgg16_fc7_pca_first1614.h5", tmp_path / FEATURES)

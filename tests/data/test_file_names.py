@@ -24,13 +24,10 @@ NAMES = {
     "train": [
         "\ufeffwith a mark of order.jpg",
         "Screenshot 2024-05-01 at 10.02.00\u202fAM.jpg",
-        "no\u00a0break.jpg",
         "\U0001f469\u200d\U0001f469\u200d\U0001f467 and \u2764\ufe0f.jpg",
         " begins with a blank.jpg",
-        "ends with one.jpg ",
         "Cafe\u0301 im Fru\u0308hling.jpg",
         "line\u2028separator.jpg",
-        "next\x85line.jpg",
         "vertical\x0btab and \x0c.jpg",
         "file\x1cgroup\x1d\x1e\x1f.jpg",
         "00.jpg",
@@ -40,12 +37,9 @@ NAMES = {
         "\ufeff.jpg",
         "\x1b[31mred.jpg",
         "\u202egpj.exe",
-        "tab\there.jpg",
-        "a:b.jpg",
         "quote'\".jpg",
         "back\\slash.jpg",
         "-n",
-        "*?[a]{b}.jpg",
         "$HOME ~ %20 #1.jpg",
         "\u090f\u0915 \u0643\u0644\u0628 \u4e00\u53ea\u72d7.JPG",
         "00.jpg",
@@ -97,7 +91,7 @@ def stored(split: str) -> list[str]:
     return [f"{split}/{name}" if name == "00.jpg" else name for name in NAMES[split]]
 
 
-def test_prepare_omits_no_name(prepared: Prepared) -> None:
+def test_prepare_omits_no_name(prepared):
     assert "left out  " not in prepared.output.replace("0 of more than 15 words left out", "")
     data = open_data(prepared.directory)
     for split in NAMES:
@@ -114,23 +108,19 @@ def scored(prepared: Prepared, capsys: pytest.CaptureFixture[str], *more: str) -
     return json.loads(capsys.readouterr().out)["images"]
 
 
-def test_evaluate_finds_the_captions_of_all(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_finds_the_captions_of_all(prepared, capsys):
     references = ["--references", str(prepared.annotations["val"])]
     assert scored(prepared, capsys) == scored(prepared, capsys, *references) == len(NAMES["val"])
 
 
-def test_evaluate_finds_captions_in_another_unicode_form(
-    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_finds_captions_in_another_unicode_form(prepared, tmp_path, capsys):
     content = prepared.annotations["train"].read_text(encoding="utf-8-sig").replace("e\\u0301", "\u00e9")
     (tmp_path / "a.json").write_text(content.replace("u\\u0308", "\u00fc"), encoding="utf-8")
     references = ["--references", str(tmp_path / "a.json")]
     assert scored(prepared, capsys, "--split", "train", *references) == len(NAMES["train"])
 
 
-def test_evaluate_suggests_the_nearest_name(
-    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_suggests_the_nearest_name(prepared, tmp_path, capsys):
     content = {"images": [{"id": 1, "file_name": "\ufeffWITH a mark of ORDER.jpg"}], "annotations": []}
     (tmp_path / "a.json").write_text(json.dumps(content), encoding="utf-8")
     args = [str(prepared.run), "--split", "train", "--references", str(tmp_path / "a.json")]
@@ -139,7 +129,7 @@ def test_evaluate_suggests_the_nearest_name(
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there the two forms are one name")
-def test_pictures_are_found_in_another_unicode_form_and_without_blanks(prepared: Prepared, tmp_path: Path) -> None:
+def test_pictures_are_found_in_another_unicode_form_and_without_blanks(prepared, tmp_path):
     data = open_data(prepared.directory)
     split = data["train"]
     split._images = tmp_path
@@ -149,9 +139,7 @@ def test_pictures_are_found_in_another_unicode_form_and_without_blanks(prepared:
     assert [path.name for path in found if path] == ["begins with a blank.jpg", "Caf\u00e9 im Fr\u00fchling.jpg"]
 
 
-def test_every_text_file_may_have_a_byte_order_mark_and_windows_line_endings(
-    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_text_file_may_have_a_byte_order_mark_and_windows_line_endings(prepared, tmp_path, capsys):
     whole = open_data(prepared.directory)
     for path in prepared.directory.iterdir():
         content = path.read_bytes()

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def write(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], stored: b
 @pytest.mark.parametrize("settings", [{}, {"chunks": (3, 2)}, {"compression": "gzip"}, {"compression": "lzf"}])
 @pytest.mark.parametrize("more", [{}, {"shuffle": True, "fletcher32": True, "maxshape": (None, 4)}])
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
-def test_sound_features_are_read_as_written(tmp_path: Path, settings: dict, more: dict, dtype: str) -> None:
+def test_sound_features_are_read_as_written(tmp_path, settings, more, dtype):
     values = np.random.default_rng(0).standard_normal((7, 4)).astype(dtype)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("features", data=values, **settings, **more)
@@ -51,7 +51,7 @@ def test_sound_features_are_read_as_written(tmp_path: Path, settings: dict, more
 
 
 @pytest.mark.parametrize("change", ["exponent", "precision", "80 bits"])
-def test_floating_point_types_are_ieees(tmp_path: Path, change: str) -> None:
+def test_floating_point_types_are_ieees(tmp_path, change):
     """One bit of a type can halve every feature."""
     kind = h5t.IEEE_F32LE.copy()
     if change == "exponent":
@@ -70,7 +70,7 @@ def test_floating_point_types_are_ieees(tmp_path: Path, change: str) -> None:
 # Memory
 
 
-def test_the_compression_ratio_of_large_datasets_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compression_ratio_of_large_datasets_is_limited(tmp_path, monkeypatch):
     stored = zlib.compress(bytes(2**20))
     path = write(tmp_path / "a.h5", (2**12, 256), (2**10, 256), stored, compression="gzip")
     assert not read(path).any()
@@ -81,7 +81,7 @@ def test_the_compression_ratio_of_large_datasets_is_limited(tmp_path: Path, monk
     assert not read(path).any()
 
 
-def test_a_chunk_unpacks_to_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_unpacks_to_its_own_size(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**20)
     path = write(tmp_path / "a.h5", (256, 256), (256, 256), zlib.compress(bytes(2**18)), compression="gzip")
     assert not read(path).any()
@@ -110,7 +110,7 @@ def unknown_filter(path: Path) -> Path:
     return path
 
 
-def test_no_plugin_can_be_found_while_a_file_is_open(tmp_path: Path) -> None:
+def test_no_plugin_can_be_found_while_a_file_is_open(tmp_path):
     before = [h5pl.get(place) for place in range(h5pl.size())]
     path = unknown_filter(tmp_path / "a.h5")
     with pytest.raises(DataError, match="is compressed by the filter 32001, which is not allowed; write it with one"):
@@ -124,9 +124,7 @@ def test_no_plugin_can_be_found_while_a_file_is_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["shape", "filter", "link", "empty"])
-def test_a_replaced_file_is_checked_again_when_it_is_read(
-    coco_directory: Callable[..., Path], change: str, tmp_path: Path
-) -> None:
+def test_a_replaced_file_is_checked_again_when_it_is_read(coco_directory, change, tmp_path):
     directory = coco_directory()
     split = open_data(directory, in_memory="no")["train"]
     (directory / FEATURES).unlink()
@@ -149,9 +147,7 @@ def descriptors() -> int:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open descriptors here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
-def test_no_file_descriptor_is_left_open(
-    coco_directory: Callable[..., Path], replace: Callable[..., None], in_memory: str
-) -> None:
+def test_no_file_descriptor_is_left_open(coco_directory, replace, in_memory):
     directory = coco_directory()
     assert [*batches(open_data(directory)["train"], 9, workers=1, context="fork")]  # Python may keep one
     before = descriptors()
@@ -175,9 +171,7 @@ def test_no_file_descriptor_is_left_open(
 
 
 @pytest.mark.parametrize("mask", [0, 1])
-def test_a_chunk_that_skipped_a_filter_unpacks_to_its_own_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int
-) -> None:
+def test_a_chunk_that_skipped_a_filter_unpacks_to_its_own_size(tmp_path, monkeypatch, mask):
     """The mask's first bit leaves out the shuffle; HDF5 undoes the deflate all the same."""
     monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**12)
     path = tmp_path / "a.h5"
@@ -188,7 +182,7 @@ def test_a_chunk_that_skipped_a_filter_unpacks_to_its_own_size(
         read(path)
 
 
-def test_a_chunk_that_skipped_all_compression_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_skipped_all_compression_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 2**12)
     values = np.random.default_rng(0).standard_normal((7, 3)).astype("<f4")
     for compression in ("gzip", "lzf"):
@@ -198,7 +192,7 @@ def test_a_chunk_that_skipped_all_compression_is_read(tmp_path: Path, monkeypatc
         assert np.array_equal(read(tmp_path / "a.h5"), values)
 
 
-def test_compression_twice_is_refused(tmp_path: Path) -> None:
+def test_compression_twice_is_refused(tmp_path):
     settings = h5p.create(h5p.DATASET_CREATE)
     settings.set_chunk((7, 3))
     settings.set_filter(h5z.FILTER_LZF)
@@ -232,7 +226,7 @@ def writer(path: Path, mode: str, version: str = "earliest") -> Iterator[subproc
 
 
 @pytest.mark.parametrize("version", ["earliest", "latest"])
-def test_a_file_open_for_writing_is_reported_as_such_and_read_afterwards(tmp_path: Path, version: str) -> None:
+def test_a_file_open_for_writing_is_reported_as_such_and_read_afterwards(tmp_path, version):
     path = tmp_path / "a.h5"
     with writer(path, "w", version), pytest.raises(DataError) as error:
         read(path)
@@ -242,7 +236,7 @@ def test_a_file_open_for_writing_is_reported_as_such_and_read_afterwards(tmp_pat
         assert read(path).tolist() == [[1.0]]
 
 
-def test_a_changed_file_open_for_writing_is_not_called_damaged(tmp_path: Path) -> None:
+def test_a_changed_file_open_for_writing_is_not_called_damaged(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["features"] = [[2.0]]
@@ -254,7 +248,7 @@ def test_a_changed_file_open_for_writing_is_not_called_damaged(tmp_path: Path) -
         manifests.check(tmp_path, marks, [path])
 
 
-def test_a_file_whose_writer_was_killed_is_refused_with_a_remedy(tmp_path: Path) -> None:
+def test_a_file_whose_writer_was_killed_is_refused_with_a_remedy(tmp_path):
     with writer(tmp_path / "a.h5", "w", "latest"):
         pass
     with pytest.raises(DataError, match=r"it is marked as open for writing; .*h5clear -s \S*a\.h5"):
@@ -269,7 +263,7 @@ def test_a_file_whose_writer_was_killed_is_refused_with_a_remedy(tmp_path: Path)
         (errno.EMFILE, "unable to open file", f"cannot be read: {os.strerror(errno.EMFILE)}"),
     ],
 )
-def test_an_error_of_the_system_is_not_called_damage(tmp_path: Path, number: int, text: str, message: str) -> None:
+def test_an_error_of_the_system_is_not_called_damage(tmp_path, number, text, message):
     (tmp_path / "a.h5").touch()
     with pytest.raises(DataError, match=message) as error, hdf5.examined(tmp_path / "a.h5"):
         raise OSError(number, text)

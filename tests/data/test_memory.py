@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -13,15 +12,13 @@ from torch_caption.data.dataset import open_data
 from torch_caption.errors import DataError
 
 
-def test_data_of_any_size_is_loaded_where_the_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_of_any_size_is_loaded_where_the_memory_is_unknown(monkeypatch):
     monkeypatch.delattr(os, "sysconf", raising=False)
     assert _memory.available() is None
     _memory.check_room(2**80, "all", "leave it")
 
 
-def test_features_of_all_splits_together_take_at_most_half_of_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_of_all_splits_together_take_at_most_half_of_the_memory(tmp_path, monkeypatch):
     directory = write_tiny(tmp_path / "tiny", width=1000)
     size = 3 * 12 * 1000 * 4
     monkeypatch.setattr(_memory, "available", lambda: 2 * size)
@@ -35,9 +32,7 @@ def test_features_of_all_splits_together_take_at_most_half_of_the_memory(
         assert not open_data(directory, in_memory=how)["val"].in_memory
 
 
-def test_captions_of_all_splits_together_take_at_most_half_of_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captions_of_all_splits_together_take_at_most_half_of_the_memory(tmp_path, monkeypatch):
     directory = write_tiny(tmp_path / "tiny")
     size = 3 * 24 * (7 + 1) * 8
     monkeypatch.setattr(_memory, "available", lambda: 2 * size)

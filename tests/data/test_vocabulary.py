@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,7 +101,7 @@ def test_load_refuses_a_file_that_is_not_a_vocabulary(tmp_path, content, message
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("folder", "size"), [("cs231n", 1004), ("flickr8k_cs231n", 2541)])
-def test_vocabularies_of_cs231n_and_flickr8k_load(shared_data: Path, folder: str, size: int):
+def test_vocabularies_of_cs231n_and_flickr8k_load(shared_data, folder, size):
     vocabulary = Vocabulary.load(shared_data / folder / "coco2014_vocab.json")
     assert len(vocabulary) == size
     assert vocabulary.words[:4] == SPECIAL

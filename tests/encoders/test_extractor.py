@@ -20,7 +20,7 @@ from torch_caption.errors import DataError
 
 @pytest.mark.parametrize("size", [(90, 60), (61, 90), (64, 64), (400, 300)])
 @pytest.mark.parametrize("transform", [IMAGENET, Transform(40, 40, (0.0,) * 3, (1.0,) * 3)])
-def test_the_visible_part_of_a_picture_is_what_the_transform_keeps(size: tuple[int, int], transform: Transform) -> None:
+def test_the_visible_part_of_a_picture_is_what_the_transform_keeps(size, transform):
     x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     picture = Image.fromarray(np.stack([x, y, x], -1).round().astype(np.uint8))
     kept = transform(picture).permute(1, 2, 0).numpy() * transform.std + transform.mean
@@ -31,7 +31,7 @@ def test_the_visible_part_of_a_picture_is_what_the_transform_keeps(size: tuple[i
     assert recipes.visible({"transform": "none"}, picture) is picture  # as of a scene
 
 
-def test_a_recorded_recipe_has_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_recipe_has_no_path_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     weights = {"name": "w.pt", "sha256": "0" * 64, "path": str(tmp_path / "models" / "w.pt"), "seed": None}
     manifest = {
@@ -48,7 +48,7 @@ def test_a_recorded_recipe_has_no_path_of_this_machine(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("entries", [{"encoder": ["vgg16"]}, {"features": {}}])
-def test_a_recipe_is_recognised(entries: dict[str, object]) -> None:
+def test_a_recipe_is_recognised(entries):
     recipe = {"encoder": "vgg16", "features": "vgg16_fc7"}
     assert recipes.is_one(recipe)
     assert not recipes.is_one(recipe | entries)
@@ -64,12 +64,12 @@ def test_a_recipe_is_recognised(entries: dict[str, object]) -> None:
         ),
     ],
 )
-def test_an_invalid_projection_is_refused(arrays: object, reason: str) -> None:
+def test_an_invalid_projection_is_refused(arrays, reason):
     with pytest.raises(DataError, match=reason):
         recipes._projection(arrays)
 
 
-def test_a_projection_of_another_input_width_is_refused() -> None:
+def test_a_projection_of_another_input_width_is_refused():
     class Stub:
         name = "vgg16"
 
@@ -84,12 +84,12 @@ def test_a_projection_of_another_input_width_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("resize", "crop"), [("x", 3), (-1, 1e308), (256, 10**400), (3, 4), (True, True)])
-def test_invalid_sizes_of_a_transform_are_refused(resize: object, crop: object) -> None:
+def test_invalid_sizes_of_a_transform_are_refused(resize, crop):
     with pytest.raises(DataError, match="transform has resize"):
         recipes.visible({"transform": {"resize": resize, "crop": crop}}, Image.new("RGB", (4, 4)))
 
 
-def test_a_projection_of_another_output_width_or_without_a_name_is_refused(tmp_path: Path) -> None:
+def test_a_projection_of_another_output_width_or_without_a_name_is_refused(tmp_path):
     directory = write_tiny(tmp_path / "tiny")
     for file in directory.glob("*_fc7.h5"):
         file.rename(file.with_name(file.name.replace("_fc7", "_fc7_pca")))

@@ -85,7 +85,7 @@ def assert_near(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_layers_are_those_of_the_whole_model(name: str) -> None:
+def test_layers_are_those_of_the_whole_model(name):
     encoder = build(name, "random")
     model = of_the_same_weights(encoder)
     x = torch.stack([encoder.prepare(picture(seed=seed)) for seed in range(2)])
@@ -112,7 +112,7 @@ def test_layers_are_those_of_the_whole_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_transforms_are_torchvisions_own_bit_for_bit(name: str) -> None:
+def test_transforms_are_torchvisions_own_bit_for_bit(name):
     for entry in features._torchvision().models.get_model_weights(name):
         ours = features._transform(entry, "auto")
         for size in ((300, 260), (97, 412), (224, 224), (16, 250)):
@@ -120,7 +120,7 @@ def test_transforms_are_torchvisions_own_bit_for_bit(name: str) -> None:
             assert torch.equal(ours(picture(*size)), theirs)
 
 
-def test_caffes_transform_is_blue_green_red_minus_the_mean() -> None:
+def test_caffes_transform_is_blue_green_red_minus_the_mean():
     x = CAFFE(picture())
     rgb = IMAGENET(picture()) * torch.tensor(IMAGENET.std).view(3, 1, 1) + torch.tensor(IMAGENET.mean).view(3, 1, 1)
     bgr = 255 * rgb.flip(0) - torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1)
@@ -128,9 +128,7 @@ def test_caffes_transform_is_blue_green_red_minus_the_mean() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 65_535), (40, 4_000)])
-def test_an_extreme_aspect_ratio_is_cropped_before_resizing(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_extreme_aspect_ratio_is_cropped_before_resizing(size, monkeypatch):
     resized = []
     resize = Image.Image.resize
 
@@ -169,7 +167,7 @@ KINDS: dict[str, Callable[[dict[str, Tensor]], object] | None] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_are_read_from_a_file(kind: str, tmp_path: Path) -> None:
+def test_weights_are_read_from_a_file(kind, tmp_path):
     encoder = build("resnet18", save_weights(tmp_path / "w.pt", KINDS[kind]))
     x = torch.stack([encoder.prepare(picture())])
     expected = whole_forward("resnet18", plain_model("resnet18", 1), x)
@@ -207,7 +205,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_WEIGHTS)
-def test_bad_weights_are_one_line(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_weights_are_one_line(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make, message = BAD_WEIGHTS[kind]
     make(tmp_path / "w.pt")
@@ -218,7 +216,7 @@ def test_bad_weights_are_one_line(kind: str, tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "taken").exists()
 
 
-def test_non_finite_features_are_an_error(tmp_path: Path) -> None:
+def test_non_finite_features_are_an_error(tmp_path):
     path = save_weights(tmp_path / "w.pt", lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)})
     encoder = build("resnet18", path)
     with pytest.raises(EncoderError, match=r"non-finite features.*--weights") as error:
@@ -226,7 +224,7 @@ def test_non_finite_features_are_an_error(tmp_path: Path) -> None:
     line(error)
 
 
-def test_random_weights_depend_on_the_seed_alone(resnet: Encoder) -> None:
+def test_random_weights_depend_on_the_seed_alone(resnet):
     state = torch.get_rng_state()
     for encoder in (resnet, build("resnet18", "random", seed=1)):
         assert from_recipe(encoder.recipe).weights == encoder.weights
@@ -238,7 +236,7 @@ def test_random_weights_depend_on_the_seed_alone(resnet: Encoder) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"name": "resnet9"}, {"name": "resnet18", "transform": "other"}])
-def test_unknown_names_are_refused(arguments: dict[str, str]) -> None:
+def test_unknown_names_are_refused(arguments):
     with pytest.raises(EncoderError, match="choose one of"):
         build(**arguments)
 
@@ -261,7 +259,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_default_weights_are_downloaded_once_and_verified(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_weights_are_downloaded_once_and_verified(cache, monkeypatch):
     encoder = build("resnet18")
     assert encoder.weights.name == "IMAGENET1K_V1"
     assert encoder.weights.path is None
@@ -275,9 +273,7 @@ def test_default_weights_are_downloaded_once_and_verified(cache: Path, monkeypat
         build("resnet18")
 
 
-def test_weights_are_not_downloaded_without_a_home(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_weights_are_not_downloaded_without_a_home(cache, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "~/.cache/torch/hub")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EncoderError, match="no home folder for the weights; set TORCH_HOME, or name"):
@@ -286,7 +282,7 @@ def test_weights_are_not_downloaded_without_a_home(
 
 
 @pytest.mark.parametrize("error", [urllib.error.URLError("no route to host"), RuntimeError("invalid hash value")])
-def test_a_failed_download_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_failed_download_is_one_line(cache, monkeypatch, error):
     def download(*args: object, **options: object) -> None:
         raise error
 
@@ -301,7 +297,7 @@ def test_a_failed_download_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPa
 # Recipes
 
 
-def test_a_recipe_makes_the_same_encoder(tmp_path: Path) -> None:
+def test_a_recipe_makes_the_same_encoder(tmp_path):
     encoder = build("resnet18", save_weights(tmp_path / "w.pt"), transform="caffe")
     again = from_recipe(encoder.recipe)
     assert again.recipe == encoder.recipe
@@ -310,7 +306,7 @@ def test_a_recipe_makes_the_same_encoder(tmp_path: Path) -> None:
     assert torch.equal(encoder.encode(x).vectors, again.encode(x).vectors)
 
 
-def test_weights_are_found_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_found_by_their_content(tmp_path, monkeypatch):
     path = save_weights(tmp_path / "w.pt")
     recipe = build("resnet18", path).recipe
     near = tmp_path / "near"
@@ -350,7 +346,7 @@ TRANSFORM = {"resize": 256, "crop": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
         ({}, {"channels": "GBR"}, "channels 'GBR'"),
     ],
 )
-def test_invalid_recipes_are_refused(weights: dict[str, object], transform: dict[str, object], reason: str) -> None:
+def test_invalid_recipes_are_refused(weights, transform, reason):
     """A recipe comes with a checkpoint, which may be from an untrusted source."""
     recipe = {"encoder": "resnet18", "weights": {"name": "w.pt"} | weights, "transform": TRANSFORM | transform}
     with pytest.raises(EncoderError, match=f"not a recipe of features: .*{reason}"):
@@ -358,7 +354,7 @@ def test_invalid_recipes_are_refused(weights: dict[str, object], transform: dict
 
 
 @pytest.mark.parametrize("path", ["//host/share/w.pt", r"\\host\share\w.pt", "/dev/zero", "w\0.pt"])
-def test_weights_are_not_read_from_another_machine(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_not_read_from_another_machine(path, monkeypatch):
     """Windows would send it the name of the user."""
     examined: list[Path] = []
     is_file = Path.is_file
@@ -389,7 +385,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path | None]:
     return paths
 
 
-def test_a_stream_reports_and_omits_bad_photographs(resnet: Encoder, photographs: list[Path | None]) -> None:
+def test_a_stream_reports_and_omits_bad_photographs(resnet, photographs):
     batches = list(stream(resnet, photographs, batch_size=3))
     assert [batch.stop for batch in batches] == [3, 6, 7]
     assert [batch.kept for batch in batches] == [[0, 2], [3, 5], [6]]
@@ -401,9 +397,7 @@ def test_a_stream_reports_and_omits_bad_photographs(resnet: Encoder, photographs
             torch.testing.assert_close(batch.encoded.vectors[row], resnet.encode(x).vectors[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_stream_reads_at_most_two_batches_ahead(
-    resnet: Encoder, photographs: list[Path | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_reads_at_most_two_batches_ahead(resnet, photographs, monkeypatch):
     begun, lock = [0], threading.Lock()
 
     def count(path: Path, **options: object) -> Image.Image:
@@ -425,7 +419,7 @@ def test_a_stream_reads_at_most_two_batches_ahead(
 
 
 @pytest.mark.exhaustive
-def test_torchvision_is_imported_on_use_and_its_faults_are_named(tmp_path: Path) -> None:
+def test_torchvision_is_imported_on_use_and_its_faults_are_named(tmp_path):
     (tmp_path / "torchvision").mkdir()
     fault = "raise RuntimeError('operator torchvision::roi_align does not exist')"
     (tmp_path / "torchvision" / "__init__.py").write_text(fault, encoding="utf-8")
@@ -449,7 +443,7 @@ except EncoderError as error:
 
 @pytest.mark.exhaustive
 @pytest.mark.realdata
-def test_features_of_real_photographs_are_near_the_stored_ones(shared_data: Path) -> None:
+def test_features_of_real_photographs_are_near_the_stored_ones(shared_data):
     """The photographs were saved again since."""
     import h5py
 

@@ -165,7 +165,7 @@ def prepare(annotations: str, images: str, out: str) -> int:
         captions = program.encode_captions(splits, config)
         located = caption_files.locate(splits, {None: Path(images)})
         for split, photographs in located.items():
-            text = json.dumps(program._as_written(photographs), ensure_ascii=False)
+            text = json.dumps(program._coco_annotations(photographs), ensure_ascii=False)
             (Path(out) / f"{split}.json").write_text(text, encoding="utf-8")
         captions.vocabulary.save(Path(out) / "vocabulary.json")
 

@@ -31,13 +31,13 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", getpwuid)
 
 
-def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_names_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv(cache_folder.CACHE, str(tmp_path))
     assert cache_folder.cache() == tmp_path
 
 
 @linux
-def test_the_cache_is_in_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_is_in_the_users_own(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder.cache() == tmp_path / ".cache" / "torch_caption"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -46,7 +46,7 @@ def test_the_cache_is_in_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.usefixtures("homeless")
 @pytest.mark.parametrize("named", [None, "~/mine"])
-def test_without_a_home_the_error_names_the_variable(named: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_the_error_names_the_variable(named, monkeypatch):
     if named is not None:
         monkeypatch.setenv(cache_folder.CACHE, named)
     with pytest.raises(OSError, match="no home folder; set TORCH_CAPTION_CACHE to a folder that can be written"):
@@ -54,7 +54,7 @@ def test_without_a_home_the_error_names_the_variable(named: str | None, monkeypa
 
 
 @pytest.mark.usefixtures("homeless")
-def test_matplotlib_gets_a_folder_of_its_own_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_matplotlib_gets_a_folder_of_its_own_without_a_home(monkeypatch, tmp_path):
     given = Path(cache_folder.for_matplotlib()["MPLCONFIGDIR"])
     cache_folder._remove(str(given), os.getpid() + 1)  # a fork of this process
     assert given.is_dir()
@@ -64,9 +64,7 @@ def test_matplotlib_gets_a_folder_of_its_own_without_a_home(monkeypatch: pytest.
 
 @linux
 @pytest.mark.parametrize("name", XDG)
-def test_matplotlib_gets_a_folder_of_its_own_where_it_cannot_write(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_matplotlib_gets_a_folder_of_its_own_where_it_cannot_write(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder.for_matplotlib() == {}
     (tmp_path / "file").write_text("", encoding="utf-8")
@@ -77,6 +75,6 @@ def test_matplotlib_gets_a_folder_of_its_own_where_it_cannot_write(
 
 
 @pytest.mark.usefixtures("homeless")
-def test_matplotlibs_own_variable_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_matplotlibs_own_variable_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
     assert cache_folder.for_matplotlib() == {}

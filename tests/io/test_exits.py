@@ -44,9 +44,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     ],
     ids=repr,
 )
-def test_an_error_is_one_line_and_its_status(
-    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_is_one_line_and_its_status(error, status, line, capsys):
     assert guarded(raising(error)) == status
     assert capsys.readouterr().err == line
 
@@ -54,9 +52,7 @@ def test_an_error_is_one_line_and_its_status(
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError("by zero"), ValueError("of numpy"), RuntimeError("of torch")], ids=repr
 )
-def test_any_other_exception_is_a_bug_and_shows_its_traceback(
-    error: Exception, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_other_exception_is_a_bug_and_shows_its_traceback(error, capsys):
     assert guarded(raising(error)) == 1
     first, *between, last = capsys.readouterr().err.splitlines()
     assert first == "Traceback (most recent call last):"
@@ -66,9 +62,7 @@ def test_any_other_exception_is_a_bug_and_shows_its_traceback(
 
 @pytest.mark.parametrize("variable", ["", "1"])
 @pytest.mark.parametrize("flag", [False, True])
-def test_the_traceback_of_every_error_on_request(
-    flag: bool, variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_traceback_of_every_error_on_request(flag, variable, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_CAPTION_TRACEBACK", variable)
     assert guarded(raising(DataError("x.h5: cut off")), traceback=flag) == 2
     *before, last = capsys.readouterr().err.splitlines()
@@ -76,7 +70,7 @@ def test_the_traceback_of_every_error_on_request(
     assert before[:1] == (["Traceback (most recent call last):"] if flag or variable else [])
 
 
-def test_sigterm_runs_cleanup_and_is_status_143() -> None:
+def test_sigterm_runs_cleanup_and_is_status_143():
     before = signal.getsignal(signal.SIGTERM)
     closed = []
 
@@ -91,7 +85,7 @@ def test_sigterm_runs_cleanup_and_is_status_143() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_signal_with_a_handler_keeps_it() -> None:
+def test_a_signal_with_a_handler_keeps_it():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
@@ -101,14 +95,14 @@ def test_a_signal_with_a_handler_keeps_it() -> None:
     assert heard == [signal.SIGTERM]
 
 
-def test_train_py_handles_ctrl_c_before_it_imports_torch() -> None:
+def test_train_py_handles_ctrl_c_before_it_imports_torch():
     code = "import runpy, sys; runpy.run_path('train.py', run_name='x'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a process has no signal that it died of")
 @pytest.mark.parametrize("ending", ["pass", "raise KeyboardInterrupt"])
-def test_ctrl_c_during_pythons_shutdown_prints_nothing(ending: str) -> None:
+def test_ctrl_c_during_pythons_shutdown_prints_nothing(ending):
     code = f"""
 import atexit, signal, sys
 from torch_caption.io.exits import guarded

@@ -27,11 +27,11 @@ def content_of(folder: Path) -> dict[str, bytes]:
     ("path", "previous"),
     [("last.pt", "last.previous.pt"), ("a.b/last.best.pt", "a.b/last.best.previous.pt"), ("last", "last.previous")],
 )
-def test_the_name_of_the_previous_file(path: str, previous: str) -> None:
+def test_the_name_of_the_previous_file(path, previous):
     assert files.previous(path) == Path(previous)
 
 
-def test_a_file_is_replaced_and_the_previous_kept_if_wanted(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_the_previous_kept_if_wanted(tmp_path):
     path = tmp_path / "last.pt"
     for content in (b"1", b"2", b"3"):
         put(path, content)
@@ -42,7 +42,7 @@ def test_a_file_is_replaced_and_the_previous_kept_if_wanted(tmp_path: Path) -> N
     assert content_of(tmp_path) == {"last.pt": b"", "last.previous.pt": b"2"}
 
 
-def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_changes_nothing(tmp_path):
     path = tmp_path / "last.pt"
     put(path, b"1")
     put(path, b"2")
@@ -57,7 +57,7 @@ def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
     assert content_of(tmp_path) == before
 
 
-def test_a_file_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     put(path, b"1")
     done: list[str] = []
@@ -85,9 +85,7 @@ def test_a_file_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("step", ["replace", "link", "fsync"])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_an_error_of_the_system_leaves_whole_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, which: int
-) -> None:
+def test_an_error_of_the_system_leaves_whole_files(tmp_path, monkeypatch, step, which):
     path = tmp_path / "last.pt"
     put(path, b"1")
     put(path, b"2")
@@ -110,7 +108,7 @@ def test_an_error_of_the_system_leaves_whole_files(
     assert len(content_of(tmp_path)) == 2
 
 
-def test_the_previous_file_is_copied_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_previous_file_is_copied_where_links_are_refused(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -118,7 +116,7 @@ def test_the_previous_file_is_copied_where_links_are_refused(tmp_path: Path, mon
     test_a_file_is_replaced_and_the_previous_kept_if_wanted(tmp_path)
 
 
-def test_a_process_killed_between_the_two_renames_does_no_harm(tmp_path: Path) -> None:
+def test_a_process_killed_between_the_two_renames_does_no_harm(tmp_path):
     """`rename` does nothing where both names are of one file."""
     path = tmp_path / "last.pt"
     put(path, b"1")
@@ -127,7 +125,7 @@ def test_a_process_killed_between_the_two_renames_does_no_harm(tmp_path: Path) -
     assert content_of(tmp_path) == {"last.pt": b"2", "last.previous.pt": b"1"}
 
 
-def test_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_ended_processes_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living = os.getppid()
@@ -141,7 +139,7 @@ def test_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     assert content_of(tmp_path).keys() == {"last.pt", "last.previous.pt", *others}
 
 
-def test_two_writers_at_once_write_whole_files(tmp_path: Path) -> None:
+def test_two_writers_at_once_write_whole_files(tmp_path):
     path = tmp_path / "last.pt"
 
     def write(file: BinaryIO) -> None:
@@ -152,7 +150,7 @@ def test_two_writers_at_once_write_whole_files(tmp_path: Path) -> None:
     assert content_of(tmp_path) == {"last.pt": b"outer", "last.previous.pt": b"inner"}
 
 
-def test_paths_in_the_home_folder_are_stored_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_in_the_home_folder_are_stored_with_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

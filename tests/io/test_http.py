@@ -34,17 +34,17 @@ def server() -> Iterator[Server]:
 @pytest.mark.parametrize(
     "path", ["photo", "unmeasured", "chunked", "hops/5", "flooding_redirect", "photo?size=large&name=a b é#top"]
 )
-def test_a_photograph_is_read_from_a_url(server: Server, path: str) -> None:
+def test_a_photograph_is_read_from_a_url(server, path):
     assert load_image(f"{server.url}/{path}", allow_private=True).tobytes() == quarters().tobytes()
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_followed(server: Server, status: int) -> None:
+def test_redirects_are_followed(server, status):
     for target in (f"{server.url}/photo", "/photo", f"//127.0.0.1:{server.server_port}/photo", "../../photo"):
         assert fetch_here(f"{server.url}/to/{status}?url={target}") == PHOTO
 
 
-def test_the_request_is_escaped_and_goes_past_proxies(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_request_is_escaped_and_goes_past_proxies(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     fetch_here(f"{server.url}/photo/a b%20c/é?q=1 2&r=[3]#part")
@@ -78,7 +78,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_bad_answers_are_one_line(server: Server, kind: str) -> None:
+def test_bad_answers_are_one_line(server, kind):
     path, message = ANSWERS[kind]
     with pytest.raises(ImageError, match=message) as error:
         load_image(f"{server.url}/{path}", allow_private=True, max_bytes=200_000)
@@ -87,14 +87,14 @@ def test_bad_answers_are_one_line(server: Server, kind: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["drip", "drip_headers", "silence", "trailers"])
-def test_the_deadline_is_for_the_whole_answer(server: Server, path: str) -> None:
+def test_the_deadline_is_for_the_whole_answer(server, path):
     begin = time.monotonic()
     with pytest.raises(FetchError, match=r"not received within 0\.3 seconds"):
         fetch_here(f"{server.url}/{path}", timeout=0.3)
     assert time.monotonic() - begin < 5  # the server never ends
 
 
-def test_the_deadline_includes_name_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_includes_name_resolution(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
     with pytest.raises(FetchError, match=r"not received within 0\.2 seconds"):
@@ -112,7 +112,7 @@ PRIVATE = [
 PUBLIC = ["8.8.8.8", "1.1.1.1", "2001:4860:4860::8888", "::ffff:8.8.8.8", "2002:808:808::", "64:ff9b::808:808"]
 
 
-def test_public_addresses_are_distinguished() -> None:
+def test_public_addresses_are_distinguished():
     assert not [*filter(is_public, PRIVATE)]
     assert [*filter(is_public, PUBLIC)] == PUBLIC
 
@@ -122,7 +122,7 @@ def test_public_addresses_are_distinguished() -> None:
     ["127.0.0.1", "LOCALHOST", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "0177.0.0.1", "127.1",
      "\uff11\uff12\uff17.0.0.1", "127\u30020\u30020\u30021"],
 )  # fmt: skip
-def test_no_spelling_of_a_private_address_is_connected_to(server: Server, host: str) -> None:
+def test_no_spelling_of_a_private_address_is_connected_to(server, host):
     """Some systems resolve a spelling, others refuse the name."""
     asked = len(server.requests)
     with pytest.raises(ImageError, match=r"not a public address|cannot be fetched: .Errno|not a URL"):
@@ -147,9 +147,7 @@ class Names:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
 
 
-def test_the_next_address_is_tried_and_the_last_failure_reported(
-    monkeypatch: pytest.MonkeyPatch, server: Server
-) -> None:
+def test_the_next_address_is_tried_and_the_last_failure_reported(monkeypatch, server):
     with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         addresses = [("127.0.0.1", taken.getsockname()[1]), ("127.0.0.1", server.server_port)]
@@ -161,7 +159,7 @@ def test_the_next_address_is_tried_and_the_last_failure_reported(
             fetch_here("http://photos.example/photo")
 
 
-def test_the_checked_address_is_the_one_connected_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checked_address_is_the_one_connected_to(server, monkeypatch):
     """A name that is public when it is checked and private afterwards is resolved once."""
     names = Names(monkeypatch, photos_example=[["127.0.0.1"], ["127.0.0.2"]])
     assert fetch(f"http://photos.example:{server.server_port}/photo") == PHOTO
@@ -169,14 +167,14 @@ def test_the_checked_address_is_the_one_connected_to(server: Server, monkeypatch
     assert server.requests[-1][1]["Host"] == f"photos.example:{server.server_port}"
 
 
-def test_one_private_address_among_public_ones_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_private_address_among_public_ones_is_refused(server, monkeypatch):
     Names(monkeypatch, photos_example=[["127.0.0.1", "10.0.0.1"]])
     with pytest.raises(FetchError, match=r"leads to 10\.0\.0\.1 \(photos\.example\), not a public address"):
         fetch(f"http://photos.example:{server.server_port}/photo")
 
 
 @pytest.mark.parametrize("target", ["http://10.0.0.1/", "//inside.example/photo"])
-def test_redirects_are_checked_again(server: Server, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+def test_redirects_are_checked_again(server, monkeypatch, target):
     Names(monkeypatch, photos_example=[["127.0.0.1"]], inside_example=[["192.168.0.7"]])
     with pytest.raises(FetchError, match=r"leads to .*not a public address"):
         fetch(f"http://photos.example:{server.server_port}/to/302?url={target}")
@@ -192,11 +190,11 @@ def test_redirects_are_checked_again(server: Server, monkeypatch: pytest.MonkeyP
         ("http://" + "a" * 64 + ".example/", "not a URL: .*label"),
         ("gopher://example.com/", "only http and https"),
         ("photo.jpg", "only http and https"),
-        ("http://photos.example@127.0.0.1/", "a user's name"),
+        ("http://photos.example@127.0.0.1/", "a user name"),
         ("http://a/" + "a" * 8192, "more than 8,192 characters"),
     ],
 )
-def test_an_invalid_url_is_refused(url: str, message: str) -> None:
+def test_an_invalid_url_is_refused(url, message):
     with pytest.raises(FetchError, match=message):
         fetch(url, timeout=60)
 
@@ -219,9 +217,7 @@ def secure(certificate: Path) -> Iterator[Server]:
         yield server
 
 
-def test_tls_verifies_the_name_and_is_not_left_by_a_redirect(
-    secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tls_verifies_the_name_and_is_not_left_by_a_redirect(secure, certificate, monkeypatch):
     Names(monkeypatch, photos_example=[["127.0.0.1"]] * 3, other_example=[["127.0.0.1"]])
     with pytest.raises(FetchError, match="the certificate is not valid"):
         fetch(f"https://photos.example:{secure.server_port}/photo")
@@ -234,7 +230,7 @@ def test_tls_verifies_the_name_and_is_not_left_by_a_redirect(
         fetch(f"https://photos.example:{secure.server_port}/to_http")
 
 
-def test_the_deadline_includes_the_handshake() -> None:
+def test_the_deadline_includes_the_handshake():
     expected = pytest.raises(FetchError, match=r"not received within 0\.3 seconds")
     with socket.create_server(("127.0.0.1", 0)) as silent, expected:
         fetch_here(f"https://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.3)
@@ -244,7 +240,7 @@ def test_the_deadline_includes_the_handshake() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted on Linux")
-def test_no_descriptor_and_no_file_is_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_descriptor_and_no_file_is_left(server, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     photo = tmp_path / "a.png"
     photo.write_bytes(PHOTO)

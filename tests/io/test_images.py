@@ -99,7 +99,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], list[tuple[int, int, int]], int]] = 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_format_and_mode_becomes_rgb(kind: str) -> None:
+def test_every_format_and_mode_becomes_rgb(kind):
     make, colours, tolerance = KINDS[kind]
     picture = load_image(make())
     assert picture.mode == "RGB"
@@ -109,7 +109,7 @@ def test_every_format_and_mode_becomes_rgb(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
+def test_exif_rotation_is_applied_once(kind, orientation):
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
     exif = Image.Exif()
     exif[0x0112] = inverse
@@ -123,12 +123,12 @@ def test_exif_rotation_is_applied_once(kind: str, orientation: int) -> None:
     assert ImageOps.exif_transpose(picture).tobytes() == picture.tobytes()
 
 
-def test_damaged_exif_data_are_ignored() -> None:
+def test_damaged_exif_data_are_ignored():
     photo = encoded(quarters(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03")
     assert load_image(photo).size == (12, 8)
 
 
-def test_a_path_a_name_and_bytes_are_read(tmp_path: Path) -> None:
+def test_a_path_a_name_and_bytes_are_read(tmp_path):
     path = tmp_path / "a photo é.PNG"
     path.write_bytes(PHOTO)
     for source in (path, str(path), PHOTO, bytearray(PHOTO)):
@@ -148,26 +148,17 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
     "directory": (lambda at: at, "a directory, not a picture"),
     "null byte": (lambda at: "a\0.jpg", "cannot be read: .*null"),
     "empty bytes": (lambda at: b"", "the picture's bytes: empty"),
-    "text": (
-        lambda at: write(at / "a.jpg", b"a man on a horse\n" * 9),
-        "a.jpg: not a picture in JPEG, .*, AVIF or HEIC format",
-    ),
+    "text": (lambda at: write(at / "a.jpg", b"a man on a horse\n" * 9), "a.jpg: not a picture in JPEG, .* HEIC"),
     "format that is not allowed": (lambda at: encoded(quarters(), "PPM"), "not a picture"),
-    "tiff of floating-point numbers": (
-        lambda at: encoded(Image.new("F", (3, 3)), "TIFF"),
-        "a TIFF of floating-point numbers; save it as RGB or grey of 8 or 16 bits",
-    ),
+    "tiff of floats": (lambda at: encoded(Image.new("F", (3, 3)), "TIFF"), "a TIFF of floating-point numbers; save"),
     "tiff of 32 bits": (lambda at: encoded(Image.new("I", (3, 3)), "TIFF"), "a TIFF of integers that may be negative"),
     "tiff in L*a*b*": (lambda at: encoded(Image.new("LAB", (3, 3)), "TIFF"), r"a TIFF of CIE L\*a\*b\* colours"),
-    "tiff of another compression": (
+    "tiff in zstd": (
         lambda at: encoded(quarters(), "TIFF", compression="zstd"),
-        "a TIFF of the unsupported compression 50000, which is not read; save it with LZW or deflate",
+        "a TIFF of the unsupported compression 50000",
     ),
     "bigtiff": (lambda at: made("bigtiff"), "such as BigTIFF; save it as plain TIFF"),
-    "truncated jpeg": (
-        lambda at: write(at / "a.jpg", encoded(quarters(), "JPEG")[:-40]),
-        "a.jpg: damaged: .*truncated",
-    ),
+    "truncated jpeg": (lambda at: encoded(quarters(), "JPEG")[:-40], "damaged: .*truncated"),
     "truncated png": (lambda at: PHOTO[:-30], "damaged"),
     "wrong checksum": (lambda at: PHOTO[:60] + bytes([PHOTO[60] ^ 255]) + PHOTO[61:], "damaged"),
     "huge": (lambda at: png(30_000, 30_000, 8, 2), "more than 67108864 pixels"),
@@ -179,7 +170,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path | str | bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_files_are_one_line(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_bad_files_are_one_line(kind, tmp_path, recwarn):
     make, message = BAD_FILES[kind]
     source = make(tmp_path)
     with pytest.raises(ImageError, match=message) as error:
@@ -189,14 +180,14 @@ def test_bad_files_are_one_line(kind: str, tmp_path: Path, recwarn: pytest.Warni
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "pipe.jpg")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_a_file_replaced_by_a_pipe_after_the_check_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_replaced_by_a_pipe_after_the_check_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.png", PHOTO)
     checked = images._check_regular
 
@@ -214,12 +205,12 @@ def test_a_file_replaced_by_a_pipe_after_the_check_is_refused(tmp_path: Path, mo
     ("path", "message"), [("/dev/zero", "not a regular file"), ("/proc/self/mem", "cannot be read|no such file")]
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
-def test_files_of_the_kernel_are_refused(path: str, message: str) -> None:
+def test_files_of_the_kernel_are_refused(path, message):
     with pytest.raises(ImageError, match=f"^{path}: ({message})"):
         load_image(path)
 
 
-def test_bytes_and_pixels_are_limited_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_and_pixels_are_limited_before_decoding(tmp_path, monkeypatch):
     path = write(tmp_path / "a.png", PHOTO)
     load_image(path, max_bytes=len(PHOTO), max_pixels=96)
 
@@ -234,7 +225,7 @@ def test_bytes_and_pixels_are_limited_before_decoding(tmp_path: Path, monkeypatc
             load_image(source, max_pixels=95)
 
 
-def test_libtiff_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_libtiff_prints_nothing(capfd):
     whole = encoded(quarters().resize((120, 80)), "TIFF", compression="tiff_adobe_deflate")
     with pytest.raises(ImageError, match="damaged"):
         load_image(whole[:40] + bytes(40) + whole[80:])
@@ -250,7 +241,7 @@ def test_libtiff_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [1, 300])
-def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing: int, progressive: bool) -> None:
+def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing, progressive):
     whole = encoded(quarters().resize((240, 160)), "JPEG", quality=95, progressive=progressive)
     with pytest.raises(ImageError, match=r"damaged: .*truncated"):
         load_image(whole[:-missing])
@@ -264,7 +255,7 @@ def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing: int, progressive:
     assert not told
 
 
-def test_a_truncated_jpeg_without_pixels_and_other_formats_are_refused() -> None:
+def test_a_truncated_jpeg_without_pixels_and_other_formats_are_refused():
     whole = encoded(quarters(), "JPEG")
     with pytest.raises(ImageError, match=r"damaged|not a picture"):
         load_image(whole[:60], truncated=lambda line: None)
@@ -288,7 +279,7 @@ def heic() -> Callable[..., bytes]:
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_heic_is_rotated_once(heic: Callable[..., bytes], orientation: int) -> None:
+def test_heic_is_rotated_once(heic, orientation):
     picture = quarters().resize((120, 80), Image.Resampling.NEAREST)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -298,7 +289,7 @@ def test_heic_is_rotated_once(heic: Callable[..., bytes], orientation: int) -> N
     assert np.median(np.abs(np.asarray(found).astype(int) - np.asarray(expected))) <= 4
 
 
-def test_heic_has_the_same_limits(heic: Callable[..., bytes]) -> None:
+def test_heic_has_the_same_limits(heic):
     content = heic(quarters().resize((120, 80)))
     picture = load_image(content)
     assert (picture.mode, picture.size) == ("RGB", (120, 80))
@@ -310,7 +301,7 @@ def test_heic_has_the_same_limits(heic: Callable[..., bytes]) -> None:
             load_image(damaged(content, draw), max_pixels=2**20)
 
 
-def test_heic_without_pillow_heif_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_pillow_heif_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match="a HEIC picture needs pillow-heif: `python -m pip install"):
         load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))

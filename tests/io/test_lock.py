@@ -39,7 +39,7 @@ def holder(run: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
     with holder(tmp_path) as process:
         for _ in range(2):  # a refusal changes nothing
             with pytest.raises(RunInUse) as refused, alone_in(tmp_path):
@@ -54,7 +54,7 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_the_lock_of_a_killed_process_is_free_although_its_fork_lives(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free_although_its_fork_lives(tmp_path):
     """As worker processes do, for a while."""
     fork = "os.fork() or (os.close(1), os.write(begun, b'x'), time.sleep(10), os._exit(0))"
     more = f"import os; begins, begun = os.pipe(); {fork}; os.read(begins, 1)"
@@ -65,7 +65,7 @@ def test_the_lock_of_a_killed_process_is_free_although_its_fork_lives(tmp_path: 
             pass
 
 
-def test_a_lock_is_released_also_by_an_error(tmp_path: Path) -> None:
+def test_a_lock_is_released_also_by_an_error(tmp_path):
     with alone_in(tmp_path), pytest.raises(RunInUse), alone_in(tmp_path):
         pass
     with pytest.raises(OSError, match="no room"), alone_in(tmp_path):
@@ -74,7 +74,7 @@ def test_a_lock_is_released_also_by_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_one_run_of_a_process_trains_at_a_time() -> None:
+def test_one_run_of_a_process_trains_at_a_time():
     with alone_in_process(), ThreadPoolExecutor(1) as pool:
         for _ in range(2):  # a refusal changes nothing
             with pytest.raises(RunInUse, match="another run trains in this process"):
@@ -84,14 +84,14 @@ def test_one_run_of_a_process_trains_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_another_run_may_start_after_any_error(error: type[BaseException]) -> None:
+def test_another_run_may_start_after_any_error(error):
     with pytest.raises(error), alone_in_process():
         raise error
     _enter()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_fork_may_start_a_run_of_its_own() -> None:
+def test_a_fork_may_start_a_run_of_its_own():
     with alone_in_process():
         child = os.fork()
         if not child:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -49,9 +47,7 @@ ON_A_GPU = (
         (["--a", "--b", "--c"], "make --a, --b or --c smaller"),
     ],
 )
-def test_too_little_memory_names_the_amount_and_the_flags(
-    error: Exception, line: str, smaller: list[str], advice: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_little_memory_names_the_amount_and_the_flags(error, line, smaller, advice, capsys):
     def main() -> None:
         with within_memory(*smaller):
             raise error
@@ -62,14 +58,12 @@ def test_too_little_memory_names_the_amount_and_the_flags(
 
 @pytest.mark.parametrize("size", [2**48, 2**62, 10**30], ids=["2^48", "2^62", "10^30"])
 @pytest.mark.parametrize("make", [torch.empty, np.empty], ids=["torch", "numpy"])
-def test_messages_of_torch_and_numpy_are_recognised(
-    make: Callable, size: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_messages_of_torch_and_numpy_are_recognised(make, size, capsys):
     assert guarded(lambda: make((size,))) == 1
     assert capsys.readouterr().err.startswith("error: not enough memory")
 
 
-def test_the_innermost_context_reports_what_is_kept() -> None:
+def test_the_innermost_context_reports_what_is_kept():
     steps: list[int] = []
 
     def outer() -> None:

@@ -17,11 +17,11 @@ from torch_caption.io import images, strip_metadata
 from torch_caption.io.images import load_image
 from torch_caption.io.strip_metadata import bare, orientation
 
-XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+XMP = b'<x:xmpmeta><rdf:Explanation tiff:Orientation="6"/></x:xmpmeta>'
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_the_picture_is_unchanged(kind: str) -> None:
+def test_the_picture_is_unchanged(kind):
     content = SOUND[kind]()
     rest, turn = bare(content)
     with Image.open(io.BytesIO(content)) as whole, Image.open(io.BytesIO(rest)) as trimmed:
@@ -33,7 +33,7 @@ def test_the_picture_is_unchanged(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("how", ["exif", "xmp", "exif before xmp"])
-def test_the_orientation_is_read_from_exif_or_xmp(kind: str, how: str) -> None:
+def test_the_orientation_is_read_from_exif_or_xmp(kind, how):
     options = {"exif": exif(3, 90, 6 if how == "exif" else 8 if how == "exif before xmp" else None)}
     if how != "exif" and kind != "PNG":
         options["xmp"] = XMP
@@ -43,7 +43,7 @@ def test_the_orientation_is_read_from_exif_or_xmp(kind: str, how: str) -> None:
     assert bare(content)[1] == (8 if how == "exif before xmp" else 6)
 
 
-def test_exif_is_read_in_either_byte_order() -> None:
+def test_exif_is_read_in_either_byte_order():
     assert orientation(b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\5\0\0\0") == 5
     assert orientation(b"MM\0*\0\0\0\x08\0\1\1\x12\0\4\0\0\0\1\0\0\0\7") == 7
 
@@ -52,12 +52,12 @@ def test_exif_is_read_in_either_byte_order() -> None:
     "data",
     [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", exif(1, 99), exif(1, 99, 9), b"x" * 99],
 )
-def test_damaged_exif_has_no_orientation(data: bytes) -> None:
+def test_damaged_exif_has_no_orientation(data):
     assert orientation(data) == 1
     assert orientation(data, XMP) == (1 if data == exif(1, 99, 9) else 6)
 
 
-def test_metadata_are_removed() -> None:
+def test_metadata_are_removed():
     secret = b"secret" * 20
     jpeg = jpeg_with(segment(0xE1, secret), segment(0xE2, b"ICC_PROFILE\0\1\1" + secret), segment(0xFE, secret))
     gif = encoded(quarters(), "GIF", comment=secret)
@@ -66,26 +66,26 @@ def test_metadata_are_removed() -> None:
         assert secret not in bare(content)[0]
 
 
-def test_segments_that_define_the_colours_are_kept() -> None:
+def test_segments_that_define_the_colours_are_kept():
     """Without Adobe's a CMYK JPEG would be inverted, without JFIF's RGB be read as YCbCr."""
     content = SOUND["jpeg cmyk"]()
     assert b"Adobe" in bare(content)[0]
     assert b"JFIF" in bare(photo("JPEG"))[0]
 
 
-def test_a_film_after_a_photograph_is_removed() -> None:
+def test_a_film_after_a_photograph_is_removed():
     """Phones append one, whose bytes may look like scans."""
     content = photo("JPEG", progressive=True)
     assert bare(content + b"\xff\xda\0\2" * 1000)[0] == bare(content)[0]
 
 
-def test_the_scans_of_a_jpeg_are_limited() -> None:
+def test_the_scans_of_a_jpeg_are_limited():
     load_image(jpeg_scans(64, 50))
     with pytest.raises(ValueError, match="a JPEG of more than 64 scans"):
         bare(jpeg_scans(64, 90))
 
 
-def test_the_parts_of_a_file_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_a_file_are_limited(monkeypatch):
     monkeypatch.setattr(strip_metadata, "MAX_PARTS", 40)
     for kind in ("jpeg comments", "png chunks", "webp of 100,000 frames", "gif comments", "gif comment", "gif rubbish"):
         with pytest.raises(ValueError, match="more than 40 parts"):
@@ -94,7 +94,7 @@ def test_the_parts_of_a_file_are_limited(monkeypatch: pytest.MonkeyPatch) -> Non
         bare(make())
 
 
-def test_the_pixels_of_a_compressed_bmp_are_limited() -> None:
+def test_the_pixels_of_a_compressed_bmp_are_limited():
     for kind in ("bmp runs", "bmp empty lines"):
         with pytest.raises(ImageError, match="the picture's bytes: a compressed BMP of more than 4194304 pixels"):
             load_image(made(kind))
@@ -104,7 +104,7 @@ def test_the_pixels_of_a_compressed_bmp_are_limited() -> None:
 @pytest.mark.parametrize(
     "kind", ["jpeg exif bomb", "png exif bomb", "webp exif bomb", "png text bomb", "gif comments", "gif comment"]
 )
-def test_metadata_bombs_cost_no_time(kind: str) -> None:
+def test_metadata_bombs_cost_no_time(kind):
     content = made(kind)
     started = time.process_time()
     try:
@@ -115,7 +115,7 @@ def test_metadata_bombs_cost_no_time(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_a_damaged_picture_is_read_or_refused(kind: str) -> None:
+def test_a_damaged_picture_is_read_or_refused(kind):
     content, draw = SOUND[kind](), random.Random(0)
     for _ in range(60):
         try:

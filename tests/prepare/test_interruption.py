@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.data_directory import contents
-from tests.helpers.photo_folder import Photos, error_of
+from tests.helpers.photo_folder import error_of
 from tests.helpers.small_encoder import CHANNELS
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data
@@ -23,8 +23,7 @@ from torch_caption.prepare import encoding, prepare
 from torch_caption.prepare.prepare import PrepareConfig
 
 
-def test_ctrl_c_ends_with_a_line_on_how_to_resume(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_ctrl_c_ends_with_a_line_on_how_to_resume(photos, tmp_path, capsys, monkeypatch):
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
@@ -63,7 +62,7 @@ def run_and_kill(args: list[str], out: Path, after: int) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_killed_run_resumes_to_the_same_files(photos: Photos, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_files(photos, tmp_path):
     (photos.images / "train_2.png").write_bytes(b"")
     more = ["--grid", "--pca", "3", "--grid-pca", "4"]
     assert main(photos.arguments(tmp_path / "whole", *more)) == 0
@@ -84,21 +83,17 @@ class Stop(Exception):
 
 
 STOPS = {
-    "before the first batch": (encoding.Encoding, "_encode", 1),
     "after the first batches": (encoding.Encoding, "_save", 1),
     "before the PCA": (encoding.Encoding, "_fit", 1),
     "in the PCA": (pca, "fit", 1),
     "before the last split": (encoding.Encoding, "_encode", 2),
     "in the writing": (prepare, "write_hdf5", 3),
-    "before the captions": (prepare, "_write_captions", 1),
     "in the moving": (Path, "replace", 0),
 }
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_a_run_resumes_to_the_same_files_wherever_it_stopped(
-    stop: str, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_resumes_to_the_same_files_wherever_it_stopped(stop, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "FIT_BYTES", 6 * 4 * CHANNELS * 7 * 7)
     config = photos.config(tmp_path / "out", pca=3, grid=True, grid_pca=4)
     prepare.prepare(replace(config, out=tmp_path / "whole"))
@@ -122,8 +117,7 @@ def test_a_run_resumes_to_the_same_files_wherever_it_stopped(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_complete_directory_is_not_changed(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_complete_directory_is_not_changed(photos, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     same = ["--pca", "3"]
     assert main(photos.arguments(out, *same)) == 0
@@ -139,9 +133,7 @@ def test_a_complete_directory_is_not_changed(photos: Photos, tmp_path: Path, cap
         assert message.endswith("contains other data, or data of other settings; name another --out")
 
 
-def test_a_stopped_run_is_not_resumed_with_other_settings(
-    photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_is_not_resumed_with_other_settings(photos, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_write", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -152,8 +144,7 @@ def test_a_stopped_run_is_not_resumed_with_other_settings(
     assert "left by an interrupted run, and damaged" in error_of(photos.arguments(tmp_path / "out"), capsys)
 
 
-def test_a_second_process_is_refused(photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_second_process_is_refused(photos, tmp_path, capsys, monkeypatch):
     messages: list[str] = []
     make = prepare._make
 

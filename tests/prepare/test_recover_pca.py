@@ -32,7 +32,7 @@ def course(coco_directory: Callable[..., Path]) -> Path:
     return directory
 
 
-def test_the_pca_is_recovered_into_a_manifest(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pca_is_recovered_into_a_manifest(course, capsys):
     assert main(["prepare", "--recover-pca", str(course)]) == 0
     assert "3 -> 2, recovered from 60 rows" in capsys.readouterr().out
     data = open_data(course)
@@ -48,8 +48,8 @@ def test_the_pca_is_recovered_into_a_manifest(course: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize(("transform", "channels"), [("auto", "BGR"), ("imagenet", "RGB")])
 def test_weights_are_recorded_with_the_transform_of_caffe_or_the_one_given(
-    course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transform: str, channels: str
-) -> None:
+    course, tmp_path, monkeypatch, transform, channels
+):
     """With resnet18 in place of VGG-16, which has half a gigabyte."""
     build, weights = features.build, tmp_path / "caffe.pt"
     torch.save(features._model("resnet18").state_dict(), weights)
@@ -60,7 +60,7 @@ def test_weights_are_recorded_with_the_transform_of_caffe_or_the_one_given(
     assert recipe["weights"]["sha256"] == features.file_sha256(weights)
 
 
-def test_both_kinds_of_features_are_required(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_kinds_of_features_are_required(course, capsys):
     (course / "val2014_vgg16_fc7.h5").unlink()
     assert "val2014_vgg16_fc7.h5: no such file" in error_of(["prepare", "--recover-pca", str(course)], capsys)
     assert not (course / "manifest.json").exists()

@@ -29,7 +29,7 @@ MANY = {"train": 300, "val": 50, "test": 100, "novel": 50}
 # The folder
 
 
-def test_the_loader_reads_the_folder(directory: Path) -> None:
+def test_the_loader_reads_the_folder(directory):
     data = open_data(directory)
     assert {name: split.num_images for name, split in data.splits.items()} == SMALL
     assert {name: len(split) for name, split in data.splits.items()} == {k: 5 * n for k, n in SMALL.items()}
@@ -40,7 +40,7 @@ def test_the_loader_reads_the_folder(directory: Path) -> None:
     assert path.is_file()
 
 
-def test_stored_captions_describe_their_scenes(directory: Path) -> None:
+def test_stored_captions_describe_their_scenes(directory):
     vocabulary = Vocabulary.load(directory / "coco2014_vocab.json")
     drawn = load(directory)
     assert drawn is not None
@@ -53,7 +53,7 @@ def test_stored_captions_describe_their_scenes(directory: Path) -> None:
                 assert judge(vocabulary.decode(row), drawn[split][image]) == Verdict()
 
 
-def test_the_data_are_a_function_of_the_seed(tmp_path: Path) -> None:
+def test_the_data_are_a_function_of_the_seed(tmp_path):
     first, again = (ensure(tmp_path / name, sizes=TINY, progress=False) for name in ("a", "b"))
     assert first.name == again.name
     assert contents(first) == contents(again)
@@ -63,7 +63,7 @@ def test_the_data_are_a_function_of_the_seed(tmp_path: Path) -> None:
     assert {file for file, content in contents(first).items() if content == contents(other)[file]} == same
 
 
-def test_splits_share_no_composition() -> None:
+def test_splits_share_no_composition():
     _, splits = scenes._compose(0, MANY)
     assert {split: len(drawn) for split, drawn in splits.items()} == MANY
     compositions = [scene.composition for drawn in splits.values() for scene in drawn]
@@ -72,7 +72,7 @@ def test_splits_share_no_composition() -> None:
     assert not mirrored & {(c[:4], c[4], c[5:]) for c in compositions}
 
 
-def test_no_other_split_has_a_pair_of_novel() -> None:
+def test_no_other_split_has_a_pair_of_novel():
     held_out, splits = scenes._compose(0, MANY)
     pairs = {split: [{(g.shape, g.colour) for g in s.groups} for s in drawn] for split, drawn in splits.items()}
     assert len(held_out) == len({shape for shape, _ in held_out}) == len({colour for _, colour in held_out}) == 8
@@ -83,7 +83,7 @@ def test_no_other_split_has_a_pair_of_novel() -> None:
     assert {colour for _, colour in seen} == set(COLOURS)
 
 
-def test_a_folder_is_drawn_once_and_again_if_a_file_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_drawn_once_and_again_if_a_file_is_missing(tmp_path, monkeypatch):
     made = ensure(tmp_path, sizes=TINY, progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(scenes, "_build", None)
@@ -93,7 +93,7 @@ def test_a_folder_is_drawn_once_and_again_if_a_file_is_missing(tmp_path: Path, m
     assert load(made) is not None
 
 
-def test_a_failed_build_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_leaves_no_folder(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("no more")
 
@@ -119,7 +119,7 @@ def build(cache: Path, *sizes: int) -> subprocess.Popen:
 
 
 @pytest.mark.exhaustive
-def test_a_killed_build_is_made_again(tmp_path: Path) -> None:
+def test_a_killed_build_is_made_again(tmp_path):
     with build(tmp_path, 3000, 1, 1, 1) as process:
         while not list(tmp_path.glob(".scenes*/images/train_00005.png")):
             assert process.poll() is None
@@ -134,7 +134,7 @@ def test_a_killed_build_is_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_of_two_builds_at_once_one_waits(tmp_path: Path) -> None:
+def test_of_two_builds_at_once_one_waits(tmp_path):
     processes = [build(tmp_path, *TINY.values()) for _ in range(2)]
     paths = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
@@ -143,26 +143,24 @@ def test_of_two_builds_at_once_one_waits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [{"train": 5}, {**SMALL, "val": 0}])
-def test_invalid_sizes_are_refused(sizes: dict[str, int], tmp_path: Path) -> None:
+def test_invalid_sizes_are_refused(sizes, tmp_path):
     with pytest.raises(ConfigError, match="sizes must give"):
         ensure(tmp_path, sizes=sizes)
 
 
-def test_the_folder_is_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_CAPTION_CACHE", str(tmp_path / "mine"))
     assert ensure(sizes=TINY, progress=False).parent == tmp_path / "mine"
 
 
-def test_a_given_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_given_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match="file: could not be written: ") as refused:
         ensure(tmp_path / "file", sizes=SMALL, progress=False)
     assert "TORCH_CAPTION_CACHE" not in str(refused.value)
 
 
-def test_the_command_draws_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_draws_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scenes, "SPLITS", dict.fromkeys(SMALL, 2))
     assert main(["scenes", "--out", str(tmp_path), "--seed", "4"]) == 0
     out = capsys.readouterr().out.splitlines()
@@ -177,7 +175,7 @@ def test_the_command_draws_a_folder(
 # Scores
 
 
-def test_scores_count_right_captions_and_kinds_of_faults(directory: Path) -> None:
+def test_scores_count_right_captions_and_kinds_of_faults(directory):
     rng = np.random.default_rng(0)
     right = {idx: make_captions(scene, rng)[0] for idx, scene in enumerate(load(directory)["test"])}
     full = judge_split(directory, "test", right)
@@ -189,7 +187,7 @@ def test_scores_count_right_captions_and_kinds_of_faults(directory: Path) -> Non
     assert not part.verdicts[5].right
 
 
-def test_invalid_scores_are_refused(directory: Path, tmp_path: Path) -> None:
+def test_invalid_scores_are_refused(directory, tmp_path):
     assert judge_split(tmp_path, "test", {0: "a dog"}) is None  # no scenes
     with pytest.raises(DataError, match="no split 'tests'; there are train, val, test, novel"):
         judge_split(directory, "tests", {})
@@ -205,7 +203,7 @@ def test_invalid_scores_are_refused(directory: Path, tmp_path: Path) -> None:
     ("key", "value"),
     [("relation", None), ("first shape", "no such"), ("second colour", []), ("first size", {}), ("second count", 7)],
 )
-def test_a_scene_with_an_unknown_value_is_refused(directory: Path, tmp_path: Path, key: str, value: object) -> None:
+def test_a_scene_with_an_unknown_value_is_refused(directory, tmp_path, key, value):
     content = json.loads((directory / "scenes.json").read_text(encoding="utf-8"))
     *group, last = key.split()
     scene = content["test"][3]
@@ -216,7 +214,7 @@ def test_a_scene_with_an_unknown_value_is_refused(directory: Path, tmp_path: Pat
     assert repr(value) in str(raised.value)
 
 
-def test_scenes_are_checked_against_images_and_manifest(directory: Path, tmp_path: Path) -> None:
+def test_scenes_are_checked_against_images_and_manifest(directory, tmp_path):
     manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     images = {"test": 12, "novel": 12}
     scenes.check(directory, manifest, images)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,12 +12,12 @@ from PIL import Image
 from tests.helpers.small_scenes import sketch
 from torch_caption.data.dataset import open_data
 from torch_caption.scenes import dataset as scenes
-from torch_caption.scenes.dataset import Group, Scene, features, grid
+from torch_caption.scenes.dataset import Group, features, grid
 from torch_caption.scenes.draw import COLOURS, PALETTE, SHAPES, SIDE
 
 
 @pytest.mark.parametrize("kind", ["vgg16_fc7", "grid"])
-def test_stored_features_are_those_of_the_pictures(directory: Path, kind: str) -> None:
+def test_stored_features_are_those_of_the_pictures(directory, kind):
     data = open_data(directory, grids=kind == "grid")
     assert data.manifest["grid"]["feature_dim"] == scenes.POSITION_DIM
     assert data["train"].grid == ((scenes.GRID, scenes.GRID) if kind == "grid" else ())
@@ -33,7 +31,7 @@ def test_stored_features_are_those_of_the_pictures(directory: Path, kind: str) -
                 np.testing.assert_array_equal(make(np.asarray(picture)).astype(dtype), row)
 
 
-def test_features_change_with_the_picture(placed: list[Scene]) -> None:
+def test_features_change_with_the_picture(placed):
     scene = placed[0]
     before = features(sketch(scene))
     (x, y, radius, angle), *others = scene.first.places
@@ -51,7 +49,7 @@ def test_features_change_with_the_picture(placed: list[Scene]) -> None:
     assert np.array_equal(before, features(sketch(scene)))
 
 
-def test_features_identify_colour_and_shape(placed: list[Scene]) -> None:
+def test_features_identify_colour_and_shape(placed):
     """In each of the two layers the similarity to its own colour and shape is greatest."""
     rows = [features(sketch(scene, seed)) for seed, scene in enumerate(placed[:150])]
     half = scenes.FEATURE_DIM - 74
@@ -62,7 +60,7 @@ def test_features_identify_colour_and_shape(placed: list[Scene]) -> None:
     assert np.mean(right) > 0.98
 
 
-def test_any_picture_has_finite_features() -> None:
+def test_any_picture_has_finite_features():
     rng = np.random.default_rng(0)
     pictures = [np.zeros((1, 1, 3)), rng.integers(0, 256, (50, 200, 3)), rng.integers(0, 256, (300, 7, 3))]
     for picture in (*pictures, *(np.full((20, 20, 3), ink) for ink in PALETTE.values())):
@@ -74,7 +72,7 @@ def test_any_picture_has_finite_features() -> None:
 
 @pytest.mark.parametrize("make", [features, grid])
 @pytest.mark.parametrize("picture", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((0, 9, 3), np.uint8)])
-def test_other_arrays_are_refused(make: Callable, picture: np.ndarray) -> None:
+def test_other_arrays_are_refused(make, picture):
     with pytest.raises(ValueError, match="uint8, not"):
         make(picture)
 
@@ -88,7 +86,7 @@ def of_group(positions: np.ndarray, group: Group) -> np.ndarray:
     return positions[:, *np.unravel_index(ink.argmax(), ink.shape)]
 
 
-def test_positions_identify_count_and_shape(placed: list[Scene]) -> None:
+def test_positions_identify_count_and_shape(placed):
     counts, shapes = [], []
     for seed, scene in enumerate(placed[:100]):
         positions = grid(sketch(scene, seed))
@@ -101,7 +99,7 @@ def test_positions_identify_count_and_shape(placed: list[Scene]) -> None:
     assert np.mean(shapes) > 0.75  # chance is 0.125
 
 
-def test_positions_depend_on_what_is_near_them(placed: list[Scene]) -> None:
+def test_positions_depend_on_what_is_near_them(placed):
     """Without a shape the positions near it change, and elsewhere the count alone."""
     scene = placed[0]
     (x, y, radius, _), *others = scene.first.places

@@ -211,8 +211,8 @@ def test_a_non_finite_validation_loss_stops_the_run(config: TrainConfig, monkeyp
         fit(config)
     run = runs.find(config.out)
     assert str(stopped.value) == (
-        f"epoch 2: the validation loss is nan; {run / 'last.safetensors'} is that of step 10; --init-from a checkpoint "
-        "before it, with a lower --lr, may help"
+        f"epoch 2: the validation loss is nan; {run / 'last.safetensors'} is that of step 10; --init-from a previous "
+        "checkpoint, with a lower --lr, may help"
     )
     assert checkpoints.load(run / "last.previous.safetensors").progress["step"] == 5
     monkeypatch.setattr(trainer, "validate", validate)

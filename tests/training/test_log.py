@@ -64,8 +64,8 @@ def test_a_damaged_line_loses_no_other_record(log: Callable[..., Log], tmp_path:
     lines[place] = bad
     damaged = b"\n".join(lines) + b"\n"
     first.path.write_bytes(damaged)
-    message = f"{first.path}: line {place + 1} is no record of an epoch: "
-    with pytest.raises(ValueError, match="is no record of an epoch") as raised:
+    message = f"{first.path}: line {place + 1} is not a record of an epoch: "
+    with pytest.raises(ValueError, match="is not a record of an epoch") as raised:
         read_log(tmp_path)
     assert str(raised.value).startswith(message)
     assert INVALID[bad] in str(raised.value)
@@ -73,7 +73,7 @@ def test_a_damaged_line_loses_no_other_record(log: Callable[..., Log], tmp_path:
     warned: list[str] = []
     Log(tmp_path, warn=warned.append, tensorboard=False, epochs=3)
     aside = tmp_path / "metrics.previous.jsonl"
-    assert warned == [f"{raised.value}; the file is kept as {aside}, and its other records go on"]
+    assert warned == [f"{raised.value}; the file is kept as {aside}, and its other records are used"]
     assert aside.read_bytes() == damaged
     assert [r["epoch"] for r in read_log(tmp_path)] == [epoch for epoch in (1, 2, 3) if epoch != place + 1]
     log(tensorboard=False, epochs=3)  # without a warning
@@ -122,6 +122,6 @@ def test_a_run_continues_without_tensorboard_after_one_warning(
         first.write(record(number))
     (line,) = warned
     assert line.startswith(str(tmp_path / "tensorboard"))
-    assert line.endswith("; it goes on without TensorBoard")
+    assert line.endswith("; continuing without TensorBoard")
     assert ("No space left on device" in line) == (epoch > 0)
     assert read_log(tmp_path) == [record(1), record(2), record(3)]

@@ -124,7 +124,7 @@ def test_the_sampling_probability_rises_epoch_by_epoch(data: CocoData, monkeypat
         objective.targets(model, features, captions, epoch)
     assert probabilities == [0.125, 0.25, 0.5, 0.5]  # none in the first epoch
     for other in (replace(config, scheduled_sampling=0.0), replace(config, epochs=1)):
-        assert Likelihood(other, data["train"]).targets(model, features, captions, 0).read is None
+        assert Likelihood(other, data["train"]).targets(model, features, captions, 0).inputs is None
 
 
 # Self-critical training -----------------------------------------------------------------------------------------------

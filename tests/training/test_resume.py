@@ -116,7 +116,7 @@ def test_incompatible_runs_are_not_resumed(
     run = runs.find(config.out)
     best = checkpoints.load(run / "last.safetensors")
     checkpoints.save(run / "last.safetensors", replace(best, random={}))
-    with pytest.raises(CheckpointError, match="a model without its training state"):
+    with pytest.raises(CheckpointError, match="without its training state"):
         fit(replace(config, resume="last"))
 
 
@@ -226,7 +226,7 @@ def test_a_lost_worker_stops_the_run_after_a_whole_step(
         return train_step(*args, **kwargs)
 
     monkeypatch.setattr(trainer, "train_step", struck)
-    lost = r"^process \d+.* of --workers was killed or has ended; .*last.safetensors is that of step 1[4-8]$"
+    lost = r"^process \d+.* of --workers was killed or has exited; .*last.safetensors is that of step 1[4-8]$"
     kind, message = (Stopped, "SIGTERM") if signalled else (WorkerLost, lost)
     capsys.readouterr()
     with pytest.raises(kind, match=message):

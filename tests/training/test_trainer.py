@@ -40,13 +40,13 @@ from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.training import trainer
 from torch_caption.training.log import read_log
-from torch_caption.training.state import State, begin, source
+from torch_caption.training.state import TrainingState, initial_state, source
 from torch_caption.training.trainer import fit, learning_rate, score, train_step, validate
 
 
-def begun(config: TrainConfig, data: CocoData) -> State:
+def begun(config: TrainConfig, data: CocoData) -> TrainingState:
     """The state with the weights of the checkpoint that the configuration names."""
-    return begin(config, data, CPU, source(config))
+    return initial_state(config, data, CPU, source(config))
 
 
 def test_constant_and_exponential_rates() -> None:
@@ -192,9 +192,9 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, monkeypatch
     """It is validated and kept as the best; the last checkpoint holds both."""
     weights: list[dict[str, Tensor]] = []
     seen: list[dict[str, Tensor]] = []
-    follow = State.follow
+    follow = TrainingState.follow
 
-    def watched(state: State, decay: float) -> None:
+    def watched(state: TrainingState, decay: float) -> None:
         follow(state, decay)
         weights.append({name: w.clone() for name, w in state.model.state_dict().items()})
 
@@ -202,10 +202,10 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, monkeypatch
         seen.append({name: w.clone() for name, w in model.state_dict().items()})
         return validate(model, *args, **kwargs)
 
-    monkeypatch.setattr(State, "follow", watched)
+    monkeypatch.setattr(TrainingState, "follow", watched)
     monkeypatch.setattr(trainer, "validate", judged)
     config = replace(config, ema=0.7, epochs=2, patience=0)
-    mean = begin(config, open_data(config.data), CPU).model.state_dict()
+    mean = initial_state(config, open_data(config.data), CPU).model.state_dict()
     run = fit(config)
     assert len(weights) == 10
     for k, after in enumerate(weights):
@@ -228,7 +228,7 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, monkeypatch
 def test_only_matrices_decay(config: TrainConfig, data: CocoData, tied: bool) -> None:
     """By lr times weight_decay a step, where no gradient moves them."""
     config = replace(config, weight_decay=0.5, lr=0.1, tied=tied, cell_type="lstm")
-    state = begin(config, data, CPU)
+    state = initial_state(config, data, CPU)
     before = {name: w.clone() for name, w in state.model.state_dict().items()}
     for p in state.model.parameters():
         p.grad = torch.zeros_like(p)
@@ -256,7 +256,7 @@ def test_hand_and_automatic_gradients_train_alike(config: TrainConfig, directory
     config = replace(config, cell_type=cell_type, dtype="float64", **EVERY_OPTION)
 
     def losses(gradients: str) -> Iterator[float]:
-        state = begin(replace(config, gradients=gradients), data, CPU)
+        state = initial_state(replace(config, gradients=gradients), data, CPU)
         loader = batches(data["train"], 5, seed=0)
         step = 0
         while step < 100:
@@ -332,7 +332,7 @@ def test_the_cider_of_one_image_is_left_out_with_a_warning(
     config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = fit(replace(config, epochs=1, score_images=1))
-    assert re.fullmatch(r"warning: CIDEr of one image alone of val is 0 .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"warning: CIDEr of only one image of val is 0 .*\n", capsys.readouterr().err)
     assert "BLEU-4" in records_of(run)[0]
     assert "CIDEr" not in records_of(run)[0]
 
