@@ -30,7 +30,7 @@ from torch_caption.data.dataset import CocoData, batches
 from torch_caption.inference.load import open_training_data
 from torch_caption.training import trainer
 from torch_caption.training.objectives import Objective, make_objective
-from torch_caption.training.state import State, begin
+from torch_caption.training.state import TrainingState, initial_state
 
 TURN = 10  # steps of one contender before it is the other's turn
 COLUMNS = (
@@ -45,7 +45,7 @@ class Runner:
     """A model in training, and how long its turns took."""
 
     name: str
-    state: State
+    state: TrainingState
     config: TrainConfig
     objective: Objective
     seconds: list[float] = field(default_factory=list)
@@ -117,8 +117,13 @@ def contenders(config: TrainConfig, data: CocoData) -> list[Runner]:
     """All from the same first weights."""
     device, objective = torch.device("cpu"), make_objective(config, data["train"])
     made = [
-        Runner(OURS, begin(config, data, device), config, objective),
-        Runner(f"{OURS}, --amp bf16", begin(config, data, device), dataclasses.replace(config, amp="bf16"), objective),
+        Runner(OURS, initial_state(config, data, device), config, objective),
+        Runner(
+            f"{OURS}, --amp bf16",
+            initial_state(config, data, device),
+            dataclasses.replace(config, amp="bf16"),
+            objective,
+        ),
     ]
     peer = Padded(made[0].state.model)
     peer.rnn.bias_hh_l0.requires_grad_(False)  # it stays zero: of two biases Adam would move each as far as our one
@@ -129,7 +134,7 @@ def contenders(config: TrainConfig, data: CocoData) -> list[Runner]:
         fused=True,
     )
     # It has what training asks of a model.
-    made.append(Runner(Padded.label, State(cast(Any, peer), optimizer), config, objective))
+    made.append(Runner(Padded.label, TrainingState(cast(Any, peer), optimizer), config, objective))
     return made
 
 

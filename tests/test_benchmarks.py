@@ -19,7 +19,7 @@ from benchmarks.__main__ import main
 from benchmarks.agreement import Disagreement
 from benchmarks.options import PARTS, Options
 from benchmarks.tables import Column, Table
-from benchmarks.timing import Contender, Effort, Times
+from benchmarks.timing import Contender, Effort
 from benchmarks.workload import IDS, Shape
 from tests.helpers.rings import ringed
 from torch_caption.data.vocabulary import END, NULL, START
@@ -273,20 +273,6 @@ def test_the_arithmetic_limit():
     assert workload.step_flops(shape, "lstm", 4) == 4 * rnn + scores + projection == 7536
 
 
-def test_the_peak_is_the_best_product_of_a_precision():
-    effort = Effort(product=10)
-    times = {
-        ("product", "float32"): Times((4.0, 2.0, 3.0)),
-        ("product, oneDNN", "float32"): Times((2.0,)),
-        ("product", "bfloat16"): Times((0.5,)),
-        ("ours", "float32"): Times((0.1,)),
-    }
-    assert timing.peak(times, "float32", effort) == 1000
-    assert timing.peak(times, "bfloat16", effort) == 4000
-    assert timing.fastest_product(times, "float32") == ("product, oneDNN", "float32")
-    assert step.peak_note(times, "bfloat16", effort) == "at 0 GFLOP/s (quartiles 0-0, product)"
-
-
 def test_onednn_is_put_back_and_accurate():
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
@@ -336,12 +322,6 @@ def test_a_tie_is_no_difference():
 # The order of the runs -----------------------------------------------------------------------------------------------
 
 
-def test_turns_alternate_evenly():
-    order = [*timing.turns([4, 2, 0, 4])]
-    assert order == [0, 3, 3, 1, 0, 0, 3, 3, 1, 0]
-    assert [*timing.turns([])] == [*timing.turns([0])] == []
-
-
 def test_a_race_warms_up_checks_and_repeats():
     calls: list[str] = []
 
@@ -366,22 +346,6 @@ def test_a_slow_contender_is_not_repeated_unless_it_is_ours():
     times = timing.race(contenders, impatient)
     assert calls == ["ours", "b", "ours", "ours"]
     assert len(times["b", "float32"].seconds) == 1
-
-
-@pytest.mark.parametrize(
-    ("first", "weight", "expected"),
-    [
-        (0.001, 1, (15, 6)),  # five timed runs a turn
-        (0.03, 1, (12, 4)),
-        (0.03, 0.5, (6, 4)),
-        (0.09, 1, (8, 2)),
-        (0.5, 1, (3, 1)),  # long ones are timed each time
-        (0.9, 2, (6, 1)),
-    ],
-)
-def test_plan(first, weight, expected):
-    effort = Effort(least=3, most=15, burst=0.1)
-    assert timing.plan(Contender("x", lambda: None, weight=weight), first, effort, a_weight=1.5) == expected
 
 
 def test_the_reason_for_no_compilation_is_given(monkeypatch):

@@ -24,6 +24,7 @@ def test_the_cells_are_those_of_the_flag() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"hidden_dim": 10**20}, "--hidden-dim must be at most 2147483648, not 100000000000000000000"),
         ({"epochs": 0}, "--epochs must be at least 1, not 0"),
         ({"workers": -1}, "--workers must be at least 0, not -1"),
         ({"lr": math.nan}, "--lr must be a positive number, not nan"),

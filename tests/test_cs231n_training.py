@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -14,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.helpers.tiny_data import write_tiny
 from torch_caption import cs231n
 from torch_caption.cs231n import (
     CaptioningRNN,
@@ -109,35 +108,15 @@ def test_rules_keep_float32_and_their_arguments(rule):
     np.testing.assert_array_equal(dw, 2)
 
 
-def toy_data(images: int = 20, length: int = 8, dim: int = 16, words: int = 12) -> dict[str, Any]:
-    """Random captions of random features, one an image, in the dictionary's form, urls left out."""
-    rng = np.random.default_rng(5)
-    captions = np.zeros((images, length), dtype=np.int32)
-    captions[:, 0] = 1
-    for row, n in zip(captions, rng.integers(2, length - 1, size=images), strict=True):
-        row[1:n], row[n] = rng.integers(4, 4 + words, size=n - 1), 2
-    idx_to_word = ["<NULL>", "<START>", "<END>", "<UNK>", *(f"word{i}" for i in range(words))]
-    return {
-        "train_captions": captions,
-        "train_image_idxs": rng.permutation(images).astype(np.int32),
-        "train_features": rng.standard_normal((images, dim)).astype(np.float32),
-        "idx_to_word": idx_to_word,
-        "word_to_idx": {word: i for i, word in enumerate(idx_to_word)},
-    }
-
-
-def reproduced(model: CaptioningRNN, data: dict[str, Any]) -> int:
-    """How many training captions the model says word for word, up to <END>, without its <START>."""
-    sampled = decode_captions(model.sample(data["train_features"][data["train_image_idxs"]]), data["idx_to_word"])
-    truth = decode_captions(data["train_captions"][:, 1:], data["idx_to_word"])
-    assert all(caption.endswith("<END>") for caption in truth)
-    return sum(a == b for a, b in zip(sampled, truth, strict=True))
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Any]:
+    """Twelve captions of twelve images, and pictures of them."""
+    return load_coco_data(write_tiny(tmp_path_factory.mktemp("data"), wordings=1, pictures=True), pca_features=False)
 
 
 @pytest.mark.parametrize("update_rule", ["sgd", "sgd_momentum", "rmsprop", "adam", cs231n.adam])
-def test_solver_reduces_the_loss(update_rule):
-    data = toy_data()
-    model = CaptioningRNN(data["word_to_idx"], 16, 16, 32)
+def test_solver_reduces_the_loss(data, update_rule):
+    model = CaptioningRNN(data["word_to_idx"], 8, 16, 32)
     everything = data["train_features"][data["train_image_idxs"]], data["train_captions"]
     before, _ = model.loss(*everything)
     rate = {"sgd": 0.1, "sgd_momentum": 0.02}.get(update_rule, 5e-3)
@@ -146,7 +125,7 @@ def test_solver_reduces_the_loss(update_rule):
         data,
         update_rule=update_rule,
         optim_config={"learning_rate": rate},
-        batch_size=10,
+        batch_size=6,
         num_epochs=30,
         verbose=False,
     )
@@ -156,10 +135,9 @@ def test_solver_reduces_the_loss(update_rule):
     assert model.loss(*everything)[0] < 0.8 * before
 
 
-def test_solver_first_step_is_the_rule():
+def test_solver_first_step_is_the_rule(data):
     """One iteration moves every parameter by the rule's step on the minibatch that the seed draws."""
-    data = toy_data()
-    model = CaptioningRNN(data["word_to_idx"], 16, 8, 8, dtype=np.float64)
+    model = CaptioningRNN(data["word_to_idx"], 8, 8, 8, dtype=np.float64)
     start = {name: value.copy() for name, value in model.params.items()}
     solver = CaptioningSolver(model, data, batch_size=10, optim_config={"learning_rate": 0.1}, verbose=False)
     np.random.seed(1)  # noqa: NPY002
@@ -172,11 +150,10 @@ def test_solver_first_step_is_the_rule():
         np.testing.assert_allclose(value, start[name] - 0.1 * grads[name], rtol=1e-14, atol=1e-16)
 
 
-def test_solver_prints_and_decays(capsys):
-    data = toy_data()
-    model = CaptioningRNN(data["word_to_idx"], 16, 4, 4)
+def test_solver_prints_and_decays(data, capsys):
+    model = CaptioningRNN(data["word_to_idx"], 8, 4, 4)
     solver = CaptioningSolver(
-        model, data, optim_config={"learning_rate": 0.1}, lr_decay=0.5, batch_size=7, num_epochs=3, print_every=4
+        model, data, optim_config={"learning_rate": 0.1}, lr_decay=0.5, batch_size=6, num_epochs=3, print_every=4
     )
     solver.train()
     lines = capsys.readouterr().out.splitlines()
@@ -184,16 +161,14 @@ def test_solver_prints_and_decays(capsys):
     assert {config["learning_rate"] for config in solver.optim_configs.values()} == {0.1 * 0.5**3}
 
 
-def test_solver_with_more_batch_than_data():
-    data = toy_data(images=3)
-    solver = CaptioningSolver(CaptioningRNN(data["word_to_idx"], 16, 4, 4), data, num_epochs=2, verbose=False)
+def test_solver_with_larger_batches_than_data(data):
+    solver = CaptioningSolver(CaptioningRNN(data["word_to_idx"], 8, 4, 4), data, num_epochs=2, verbose=False)
     solver.train()
     assert len(solver.loss_history) == 2
 
 
-def test_solver_refuses():
-    data = toy_data()
-    model = CaptioningRNN(data["word_to_idx"], 16, 4, 4)
+def test_refused_solver_options(data):
+    model = CaptioningRNN(data["word_to_idx"], 8, 4, 4)
     with pytest.raises(ValueError, match="'adagrad'; there are sgd, sgd_momentum, rmsprop, adam"):
         CaptioningSolver(model, data, update_rule="adagrad")
     with pytest.raises(ValueError, match="batch_size is 0"):
@@ -213,108 +188,61 @@ def test_decode_captions():
         decode_captions(np.zeros((1, 1, 3), int), idx_to_word)
 
 
-def test_minibatch():
-    data = toy_data()
-    data["train_urls"] = np.array([f"http://example.com/{i}.jpg" for i in range(20)])
+def test_minibatch(data):
     captions, features, urls = sample_coco_minibatch(data, batch_size=50)
-    assert (captions.shape, features.shape, urls.shape) == ((50, 8), (50, 16), (50,))
+    assert (captions.shape, features.shape, urls.shape) == ((50, 7), (50, 8), (50,))
     for caption, feature, url in zip(captions, features, urls, strict=True):
-        image = int(url.split("/")[-1].split(".")[0])
+        image = data["train_urls"].tolist().index(url)
         np.testing.assert_array_equal(feature, data["train_features"][image])
-        rows = data["train_captions"][data["train_image_idxs"] == image]
-        assert (rows == caption).all(1).any()
+        np.testing.assert_array_equal(caption, *data["train_captions"][data["train_image_idxs"] == image])
 
 
-def test_minibatch_without_urls_or_split():
-    _, _, urls = sample_coco_minibatch(toy_data(), batch_size=3)
+def test_minibatch_without_urls_split_or_captions(data):
+    _, _, urls = sample_coco_minibatch({k: v for k, v in data.items() if k != "train_urls"}, batch_size=3)
     assert urls.tolist() == ["", "", ""]
-    with pytest.raises(ValueError, match="no split 'test'; there are train"):
-        sample_coco_minibatch(toy_data(), split="test")
+    with pytest.raises(ValueError, match="no split 'novel'; there are test, train, val"):
+        sample_coco_minibatch(data, split="novel")
     with pytest.raises(ValueError, match="'train' has no captions"):
-        sample_coco_minibatch(toy_data(images=0), split="train")
+        sample_coco_minibatch({**data, "train_captions": []}, split="train")
 
 
-def write_coco(folder: Path, *, urls: bool = False) -> dict[str, Any]:
-    """A data directory in the assignment's layout, of the toy data, with pictures for train."""
-    data = toy_data()
-    folder.mkdir(parents=True, exist_ok=True)
-    words = {key: data[key] for key in ("idx_to_word", "word_to_idx")}
-    (folder / "coco2014_vocab.json").write_text(json.dumps(words), encoding="utf-8")
-    with h5py.File(folder / "coco2014_captions.h5", "w") as file:
-        for split in ("train", "val"):
-            file[f"{split}_captions"] = data["train_captions"]
-            file[f"{split}_image_idxs"] = data["train_image_idxs"]
-    for split in ("train", "val"):
-        for suffix, width in (("", 16), ("_pca", 6)):
-            with h5py.File(folder / f"{split}2014_vgg16_fc7{suffix}.h5", "w") as file:
-                file["features"] = data["train_features"][:, :width]
-    names = [f"{i}.png" for i in range(20)]
-    (folder / "images").mkdir()
-    for i, name in enumerate(names):
-        Image.new("RGB", (5, 4), (i, 0, 255)).save(folder / "images" / name)
-    (folder / "train2014_images.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    if urls:
-        lines = [f"http://example.invalid/{name}" for name in names]
-        (folder / "val2014_urls.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return data
-
-
-@pytest.fixture
-def coco(tmp_path) -> Path:
-    write_coco(tmp_path)
-    return tmp_path
-
-
-def test_load_coco_data(coco):
-    toy, data = toy_data(), load_coco_data(coco)
+def test_load_coco_data(coco_directory):
+    """The files' own arrays; a URL where the directory has one, else nothing."""
+    directory = coco_directory(kinds=("", "_pca"))
+    (directory / "val2014_urls.txt").write_text(
+        "".join(f"http://x.invalid/{k}.png\n" for k in range(4)), encoding="utf-8"
+    )
+    data = load_coco_data(directory)
     per_split = ("captions", "image_idxs", "features", "urls")
-    assert data.keys() == {f"{split}_{what}" for split in ("train", "val") for what in per_split} | {
-        "idx_to_word",
-        "word_to_idx",
-    }
-    for name, value in data.items():
-        assert isinstance(value, np.ndarray) or len(value) == 16, name
-    np.testing.assert_array_equal(data["train_captions"], toy["train_captions"])
-    np.testing.assert_array_equal(data["val_image_idxs"], toy["train_image_idxs"])
-    np.testing.assert_array_equal(data["train_features"], toy["train_features"][:, :6])
-    assert data["train_features"].dtype == np.float32
-    assert {data[f"{split}_{what}"].dtype for split in ("train", "val") for what in per_split[:2]} == {
-        np.dtype("int32")
-    }
-    assert data["word_to_idx"] == toy["word_to_idx"]
-    assert data["idx_to_word"] == toy["idx_to_word"]
-    assert data["val_urls"].tolist() == [""] * 20
-    np.testing.assert_array_equal(load_coco_data(coco, pca_features=False)["train_features"], toy["train_features"])
+    names = {f"{split}_{what}" for split in ("train", "val") for what in per_split}
+    assert data.keys() == names | {"idx_to_word", "word_to_idx"}
+    with h5py.File(directory / "coco2014_captions.h5") as file:
+        for name in file:
+            np.testing.assert_array_equal(data[name], file[name])
+            assert data[name].dtype == np.int32
+    for pca in (True, False):
+        with h5py.File(directory / f"train2014_vgg16_fc7{'_pca' if pca else ''}.h5") as file:
+            features = load_coco_data(directory, pca_features=pca)["train_features"]
+            np.testing.assert_array_equal(features, file["features"])
+            assert features.dtype == np.float32
+    assert data["word_to_idx"] == {word: idx for idx, word in enumerate(data["idx_to_word"])}
+    assert data["val_urls"][3] == "http://x.invalid/3.png"
+    assert data["train_urls"].tolist() == [""] * 7
 
 
-def test_load_coco_data_urls(tmp_path):
-    write_coco(tmp_path, urls=True)
-    data = load_coco_data(tmp_path)
-    assert data["val_urls"][3] == "http://example.invalid/3.png"
-    picture = image_from_url(data["train_urls"][3])
-    assert (picture.shape, picture.dtype) == ((4, 5, 3), np.uint8)
-    np.testing.assert_array_equal(picture[0, 0], [3, 0, 255])
-    picture[...] = 0  # the caller's own
+def test_load_coco_data_max_train(coco_directory):
+    """So many captions, drawn by NumPy's seed; all of val, and all features."""
 
+    def captions(seed: int, max_train: int | None = 5) -> list:
+        np.random.seed(seed)  # noqa: NPY002
+        data = load_coco_data(directory, max_train)
+        assert (len(data["val_captions"]), len(data["train_features"])) == (12, 7)
+        return np.column_stack([data["train_image_idxs"], data["train_captions"]]).tolist()
 
-def pairs(data: dict[str, Any]) -> set[tuple[int, ...]]:
-    """(image, word, word, ...) of every training caption."""
-    images, captions = data["train_image_idxs"].tolist(), data["train_captions"].tolist()
-    return {(image, *caption) for image, caption in zip(images, captions, strict=True)}
-
-
-def test_load_coco_data_max_train(coco):
-    data = load_coco_data(coco, max_train=5)
-    whole = load_coco_data(coco)
-    assert data["train_captions"].shape == (5, 8)
-    assert data["val_captions"].shape == (20, 8)
-    assert data["train_features"].shape == (20, 6)
-    assert pairs(data) <= pairs(whole)
-    np.random.seed(2)  # noqa: NPY002
-    first = load_coco_data(coco, max_train=5)["train_captions"]
-    np.random.seed(2)  # noqa: NPY002
-    np.testing.assert_array_equal(load_coco_data(coco, max_train=5)["train_captions"], first)
-    assert (load_coco_data(coco, max_train=5)["train_captions"] != first).any()
+    directory = coco_directory()
+    assert len(captions(2)) == 5
+    assert all(row in captions(0, None) for row in captions(2))
+    assert captions(2) == captions(2) != captions(3)
 
 
 def test_load_coco_data_without_a_directory(tmp_path):
@@ -327,6 +255,13 @@ def test_an_image_that_cannot_be_loaded(tmp_path, capsys):
         picture = image_from_url(source)
         assert (picture.ndim, picture.shape[2], picture.dtype) == (3, 3, np.uint8)
         assert capsys.readouterr().out.startswith("no picture: ")
+
+
+def test_image_of_a_path(data):
+    picture = image_from_url(data["train_urls"][3])
+    assert (picture.shape, picture.dtype) == ((16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(picture[0, 0], [60, 90, 200])
+    picture[...] = 0  # the caller's own
 
 
 def test_image_from_url(monkeypatch):
@@ -346,8 +281,8 @@ def test_image_from_url(monkeypatch):
 def test_notebook(tmp_path, cell_type, monkeypatch, capsys):
     """The notebook's cells on small data: look at the data, train on a few captions, caption train and val pictures."""
     monkeypatch.chdir(tmp_path)
-    write_coco(tmp_path / "cs231n" / "datasets" / "coco_captioning")
-    data = load_coco_data(pca_features=True)
+    write_tiny(tmp_path / "cs231n" / "datasets" / "coco_captioning", wordings=1, pictures=True)
+    data = load_coco_data(pca_features=False)
     for name, value in data.items():
         print(name, type(value), value.shape if isinstance(value, np.ndarray) else len(value))
     axes = Figure().subplots()
@@ -356,7 +291,7 @@ def test_notebook(tmp_path, cell_type, monkeypatch, capsys):
         axes.imshow(image_from_url(url))
         axes.set_title(decode_captions(caption, data["idx_to_word"]))
 
-    small = load_coco_data(max_train=10)
+    small = load_coco_data(max_train=10, pca_features=False)
     model = CaptioningRNN(
         cell_type=cell_type,
         word_to_idx=data["word_to_idx"],
@@ -401,34 +336,24 @@ def flickr(shared_data) -> dict[str, Any]:
     return small
 
 
-def overfit(data: dict[str, Any], cell_type: str) -> tuple[CaptioningRNN, list[float]]:
-    model = CaptioningRNN(
-        cell_type=cell_type,
-        word_to_idx=data["word_to_idx"],
-        input_dim=data["train_features"].shape[1],
-        hidden_dim=512,
-        wordvec_dim=256,
-    )
-    solver = CaptioningSolver(
-        model,
-        data,
-        update_rule="adam",
-        num_epochs=50,
-        batch_size=25,
-        optim_config={"learning_rate": 5e-3},
-        lr_decay=1.0,
-        verbose=False,
-    )
-    solver.train()
-    return model, solver.loss_history
-
-
 @pytest.mark.exhaustive
 @pytest.mark.realdata
 def test_overfit_photographs(flickr, cell_type):
     """The assignment's last exercise: 50 captions memorised. Its bar for the loss is the rnn's."""
-    model, losses = overfit(flickr, cell_type)
-    assert len(losses) == 100
+    model = CaptioningRNN(
+        cell_type=cell_type,
+        word_to_idx=flickr["word_to_idx"],
+        input_dim=flickr["train_features"].shape[1],
+        hidden_dim=512,
+        wordvec_dim=256,
+    )
+    config = {"learning_rate": 5e-3}
+    solver = CaptioningSolver(
+        model, flickr, update_rule="adam", num_epochs=50, batch_size=25, optim_config=config, verbose=False
+    )
+    solver.train()
+    assert len(solver.loss_history) == 100
     if cell_type == "rnn":
-        assert losses[-1] < 0.1
-    assert reproduced(model, flickr) == 50
+        assert solver.loss_history[-1] < 0.1
+    sampled = decode_captions(model.sample(flickr["train_features"][flickr["train_image_idxs"]]), flickr["idx_to_word"])
+    assert sampled == decode_captions(flickr["train_captions"][:, 1:], flickr["idx_to_word"])

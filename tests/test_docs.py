@@ -154,6 +154,16 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
             assert not set(flags) - known_flags(program), program
 
 
+def test_terms_of_contributing_are_used() -> None:
+    form = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| not | but |")[2].partition("\n\n")[0]
+    avoided = [term for row in form.splitlines()[2:] for term in CODE_SPAN.findall(row.split("|")[1])]
+    pattern = re.compile(rf"\b({'|'.join(avoided)})\b", re.IGNORECASE)
+    checked = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS, *sorted((ROOT / "torch_caption").rglob("*.py"))]
+    found = {name_of(path): pattern.findall(path.read_text(encoding="utf-8")) for path in checked}
+    assert len(avoided) > 25
+    assert not {name: terms for name, terms in found.items() if terms}
+
+
 def test_ci_runs_the_two_commands_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     shown = {line for block in blocks(ROOT / "README.md") for line in block.content.splitlines()}
@@ -200,37 +210,30 @@ def ci_installs(folder: Path, **named: str) -> tuple[list[str], list[str], str]:
     return printed.splitlines(), pins.splitlines(), done.stderr
 
 
-def test_ci_tests_the_torch_that_it_is_given(tmp_path: Path) -> None:
-    printed, pins, _ = ci_installs(tmp_path, TORCH="2.14.1")
-    tested = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    for name, version in (("torch", "2.14.1"), ("torchvision", "0.29.1")):
-        tested = re.sub(rf"^{name}==.*", f"{name}=={version}", tested, flags=re.MULTILINE)
-    assert pins == tested.splitlines()
-    assert {"torch==2.14.1", "torchvision==0.29.1"} <= set(printed)
+@pytest.mark.parametrize(
+    ("given", "pins"),
+    [
+        ({}, {}),
+        ({"TORCH": "2.14.1"}, {"torch": "2.14.1", "torchvision": "0.29.1"}),
+        ({"TORCH": "2.14.1", "TORCHVISION": "0.29.7"}, {"torch": "2.14.1", "torchvision": "0.29.7"}),
+    ],
+)
+def test_ci_tests_the_versions_that_it_is_given(tmp_path: Path, given: dict[str, str], pins: dict[str, str]) -> None:
+    printed, installed, _ = ci_installs(tmp_path, PYTHON="another", **given)
+    expected = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    for name, version in pins.items():
+        expected = re.sub(rf"^{name}==.*", f"{name}=={version}", expected, flags=re.MULTILINE)
+    assert installed == expected.splitlines()
+    assert {f"{name}=={version}" for name, version in pins.items()} | {"another"} <= set(printed)
 
 
-def test_ci_tests_the_torchvision_that_it_is_given(tmp_path: Path) -> None:
-    _, pins, _ = ci_installs(tmp_path, TORCH="2.14.1", TORCHVISION="0.29.7")
-    assert {"torch==2.14.1", "torchvision==0.29.7"} <= set(pins)
-
-
-def test_ci_tests_the_pinned_set_otherwise(tmp_path: Path) -> None:
-    _, pins, _ = ci_installs(tmp_path)
-    assert pins == (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-
-
-def test_ci_refuses_a_torch_that_is_no_version(tmp_path: Path) -> None:
-    _, pins, said = ci_installs(tmp_path, TORCH="2.14")
+def test_ci_refuses_an_invalid_version_of_torch(tmp_path: Path) -> None:
+    _, pins, errors = ci_installs(tmp_path, TORCH="2.14")
     assert not pins
-    assert said == "TORCH=2.14: give all three numbers of a version, such as 2.13.0\n"
+    assert errors == "TORCH=2.14: give all three numbers of a version, such as 2.13.0\n"
 
 
-def test_ci_takes_the_python_that_it_is_given(tmp_path: Path) -> None:
-    printed, _, _ = ci_installs(tmp_path, PYTHON="another")
-    assert "another" in printed
-
-
-def test_a_wrong_page_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_of_a_page_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text(

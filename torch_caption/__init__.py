@@ -4,7 +4,7 @@
 
     print(load("runs").caption("dog.jpg"))
 
-What `_HOMES` names is imported at their first use: `import torch_caption` alone does not import torch.
+The names in `_HOMES` are imported at their first use: `import torch_caption` alone does not import torch.
 """
 
 from importlib import import_module

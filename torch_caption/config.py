@@ -14,16 +14,17 @@ from tyro.conf import arg
 from torch_caption.errors import ConfigError
 from torch_caption.io.files import at_home, from_home
 from torch_caption.io.text import flag_of, shown
+from torch_caption.model.cells import CELLS
 
 LEARNING_RATES = {"xe": 2e-3, "scst": 2e-4}
 """Default peak learning rate of Adam for each objective."""
-OF_THE_MODEL = ("cell_type", "hidden_dim", "wordvec_dim", "tied", "dtype")
+MODEL_FIELDS = ("cell_type", "hidden_dim", "wordvec_dim", "tied", "dtype")
 """Settings that the weights of a model fix."""
-OF_THE_DATA = ("data", "pca_features", "max_length")
+DATA_FIELDS = ("data", "pca_features", "max_length")
 """Settings of the data, which --init-from takes from the checkpoint by default."""
 LONGEST = 1000
 """Upper limit of the length of a caption, in words."""
-OF_THE_MACHINE = ("out", "init_from", "resume", "in_memory", "workers", "threads", "device")
+MACHINE_FIELDS = ("out", "init_from", "resume", "in_memory", "workers", "threads", "device")
 """Settings of the machine, independent of the model."""
 
 
@@ -32,7 +33,7 @@ class TrainConfig:
     """Train a captioner on image features, with hand-derived gradients."""
 
     data: str = "scenes"
-    """Training data: `scenes`, the built-in drawn pictures, or a directory in cs231n's layout."""
+    """Training data: `scenes`, the built-in dataset, or a directory in cs231n's layout."""
     max_train: Annotated[int | None, arg(metavar="INT")] = None
     """Train on a random subset of this many captions, chosen by the seed."""
     pca_features: Literal["auto", "yes", "no"] = "auto"
@@ -42,7 +43,7 @@ class TrainConfig:
     workers: int = 0
     """DataLoader worker processes; 0 loads in the main process, which is fastest for features in memory."""
 
-    cell_type: Literal["rnn", "lstm", "attention"] = "rnn"
+    cell_type: Literal[tuple(CELLS)] = "rnn"  # type: ignore[valid-type]
     """The recurrent cell; attention is an LSTM that attends over the spatial feature grid at every step."""
     hidden_dim: int = 256
     """H, the size of the hidden state."""
@@ -189,7 +190,7 @@ class TrainConfig:
 
     def shared(self) -> dict[str, Any]:
         """`plain` for checkpoints that may be published: without the folders of the run."""
-        return {k: v for k, v in self.plain().items() if k not in OF_THE_MACHINE} | {"data": at_home(self.data)}
+        return {k: v for k, v in self.plain().items() if k not in MACHINE_FIELDS} | {"data": at_home(self.data)}
 
     @classmethod
     def from_plain(cls, settings: Mapping[str, Any]) -> TrainConfig:

@@ -455,8 +455,8 @@ def _draw_norms(axes: Axes, gradient_norms: Mapping[str, Sequence[float]]) -> No
     styles = ((VERMILION, "-"), (BLUE, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"))
     for k, (label, norms) in enumerate(gradient_norms.items()):
         colour, line = styles[k % len(styles)]
-        seen = [norm if 0 < norm < math.inf else math.nan for norm in norms]
-        axes.plot(range(1, len(norms) + 1), seen, color=colour, linestyle=line, linewidth=2, label=label)
+        shown = [norm if 0 < norm < math.inf else math.nan for norm in norms]
+        axes.plot(range(1, len(norms) + 1), shown, color=colour, linestyle=line, linewidth=2, label=label)
     axes.set_yscale("log")
     axes.grid(color=PALE)
     axes.set_xlabel("t, with the loss after the last step")

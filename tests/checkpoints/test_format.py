@@ -20,6 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.helpers.rings import ringed
 from tests.helpers.saved_checkpoint import CONFIG, WORDS, forged, framed, make, sealed
 from torch_caption.checkpoints import checksum
 from torch_caption.checkpoints import format as checkpoints
@@ -230,8 +231,8 @@ def test_the_latest_readable_checkpoint_is_found(saved: Path) -> None:
     before = checkpoints.previous(saved)
     assert (found.checkpoint.progress["step"], found.path) == (2, before)
     assert found.warning == (
-        f"{saved}: truncated or damaged: the SHA-256 of its bytes is not the one in its header; using the one before "
-        f"it, {before}, of step 2"
+        f"{saved}: truncated or damaged: the SHA-256 of its bytes is not the one in its header; using the previous "
+        f"one, {before}, of step 2"
     )
     saved.unlink()
     found = checkpoints.find_latest(saved)
@@ -259,7 +260,7 @@ def test_a_replaced_file_is_no_longer_current(saved: Path) -> None:
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(600, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("count", ringed([30, 600], [30]))
 def test_truncated_files_are_refused(saved: Path, count: int) -> None:
     """Also where zeros take the place of the missing bytes, as an interrupted copy may leave them."""
     whole = saved.read_bytes()
@@ -270,7 +271,7 @@ def test_truncated_files_are_refused(saved: Path, count: int) -> None:
             refusal(saved, whole[:end].ljust(len(whole), b"\0"))
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1200, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("count", ringed([50, 1200], [50]))
 def test_a_flipped_byte_is_refused(saved: Path, count: int) -> None:
     whole = saved.read_bytes()
     rng = random.Random(0)
@@ -327,7 +328,6 @@ F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     ("header", "body", "words"),
     [
         ({"W": F32 | {"shape": [10**12]}}, 4, "not a valid safetensors file"),
-        ({"W": F32 | {"shape": [-1]}}, 4, "not a valid safetensors file"),
         ({"W": F32 | {"data_offsets": [0, 2**60]}}, 4, "not a valid safetensors file"),
         ({"W": F32, "V": F32}, 4, "not a valid safetensors file"),  # in the same bytes
         ({"W": F32, "V": F32 | {"data_offsets": [2, 6]}}, 6, "not a valid safetensors file"),
@@ -392,8 +392,6 @@ def test_invalid_tensors_are_named(tmp_path: Path, tensors: dict[str, torch.Tens
         ({"config": '{"lr": 1, "lr": 2}'}, "has the key 'lr' twice"),
         ({"config": '{"max_length": ' + "9" * 5000 + "}"}, "its config: not JSON"),
         ({"config": {"dtype": "float64"}}, "is of torch.float32, not torch.float64"),
-        ({"input_dim": True}, "its input_dim is of type bool, not int"),
-        ({"manifest": []}, "its manifest is of type list, not dict"),
         ({"progress": 3}, "its progress is of type int, not dict"),
         ({"data": "null"}, "its metadata lacks 'data'"),
         ({"manifest": DEEP}, "nested more than 32 levels"),

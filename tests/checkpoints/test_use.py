@@ -50,7 +50,8 @@ def test_a_model_is_built_with_its_weights(tmp_path: Path, dtype: str) -> None:
 def test_inconsistent_parts_make_no_model(changes: dict[str, Any], words: str) -> None:
     if "config" in changes:
         changes = {"config": dataclasses.replace(CONFIG, **changes["config"])}
-    with pytest.raises(CheckpointError, match=rf"^x: settings, vocabulary and weights do not fit .*{words}") as refused:
+    message = rf"^x: settings, vocabulary and weights do not match: .*{words}"
+    with pytest.raises(CheckpointError, match=message) as refused:
         checkpoints.build_model(make(**changes), "x")
     assert "\n" not in str(refused.value)
 

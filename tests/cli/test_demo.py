@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 
 from tests.helpers.command import refusal
-from tests.helpers.demo_page import CELLS, describer
+from tests.helpers.demo_page import CELLS, explainer
 from tests.helpers.hostile_photos import made, photo
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.cli import demo
-from torch_caption.cli.demo import DemoConfig, captions_html, chance, maps, open_describer, words_html
+from torch_caption.cli.demo import DemoConfig, captions_html, chance, maps, open_explainer, words_html
 from torch_caption.config import TrainConfig
 from torch_caption.encoders import extractor as recipes
-from torch_caption.inference.explain import BEST_FIVE, Description, Guess, Word, describe
+from torch_caption.inference.explain import BEST_FIVE, Explanation, Guess, Word, explain
 from torch_caption.io.images import load_image
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.scenes import dataset as scenes
@@ -46,7 +46,7 @@ SHOWS = """([shares, words]) => {
     return String(found) === String(shares) && document.querySelectorAll(".word").length === words;
 }"""
 
-SAID = Description(
+SAID = Explanation(
     (Guess("a <b> & c", 0.25), Guess("a d", 0.05), Guess("", 1e-7)),
     (
         Word(Guess("a", 0.5), (Guess("a", 0.5), Guess("the", 0.25)), np.array([[1.0, 0.0], [0.0, 0.0]])),
@@ -65,7 +65,7 @@ def test_captions_as_html() -> None:
 
 
 def test_probabilities_that_underflow_are_shown_as_such() -> None:
-    html = captions_html(Description((Guess("a", 0.0), Guess("b", 0.0)), ()))
+    html = captions_html(Explanation((Guess("a", 0.0), Guess("b", 0.0)), ()))
     assert html.count("width: 0.0%") == html.count("under 1e-300") == 2
 
 
@@ -103,7 +103,7 @@ def test_attention_maps_are_bright_where_the_weights_are_large() -> None:
     assert word == "a"
     assert first.getpixel((0, 0)) == second.getpixel((19, 19)) == (255, 255, 255)
     assert max(first.getpixel((19, 19))) < 128
-    assert maps(Description(SAID.captions, (Word(SAID.captions[0], ()),)), white) == []
+    assert maps(Explanation(SAID.captions, (Word(SAID.captions[0], ()),)), white) == []
 
 
 # Arguments and checkpoints --------------------------------------------------------------------------------------------
@@ -130,28 +130,28 @@ def test_invalid_arguments_are_one_line(
 
 
 def test_a_checkpoint_without_a_recipe_is_refused(tmp_path: Path) -> None:
-    model = describer("lstm").model
+    model = explainer("lstm").model
     config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm")
-    words = [*describer("lstm").vocabulary.words]
+    words = [*explainer("lstm").vocabulary.words]
     checkpoints.save(tmp_path / "x.safetensors", checkpoints.Checkpoint(dict(model.state_dict()), config, words, {}, 3))
-    with pytest.raises(ValueError, match=r"x.safetensors: does not say how its features were made"):
-        open_describer(DemoConfig(tmp_path / "x.safetensors"))
+    with pytest.raises(ValueError, match=r"x.safetensors: has no recipe of its features"):
+        open_explainer(DemoConfig(tmp_path / "x.safetensors"))
 
 
 def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
-    """With the recipe of the checkpoint and the description on the page."""
-    made = describer("lstm")
+    """With the recipe of the checkpoint and the explanation on the page."""
+    made = explainer("lstm")
     model = CaptioningRNN(made.vocabulary.word_to_idx, scenes.FEATURE_DIM, 8, 16, cell_type="lstm")
     config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm", max_length=4)
     recipe = {"encoder": recipes.SCENES, "recipe": scenes.VERSION, "features": "vgg16_fc7"}
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
     saved = checkpoints.Checkpoint(weights, config, [*made.vocabulary.words], recipe, scenes.FEATURE_DIM)
     checkpoints.save(tmp_path / "x.safetensors", saved)
-    loaded, about = open_describer(DemoConfig(tmp_path / "x.safetensors", device="cpu"))
+    loaded, about = open_explainer(DemoConfig(tmp_path / "x.safetensors", device="cpu"))
     assert about == f"{tmp_path / 'x.safetensors'}: lstm, H = 16, 14 words, features by scenes.features"
     picture = Image.new("RGB", (scenes.SIDE, scenes.SIDE), "white")
     features = torch.from_numpy(scenes.features(np.asarray(picture)))
-    assert loaded(picture) == describe(model.eval(), made.vocabulary, features, replace(BEST_FIVE, max_length=4))
+    assert loaded(picture) == explain(model.eval(), made.vocabulary, features, replace(BEST_FIVE, max_length=4))
     assert loaded.seen(picture) is picture
 
 
@@ -240,7 +240,7 @@ def shown(program: Any) -> Iterator[Shown]:
 
 def assert_shows(shown: Shown, picture: Path) -> None:
     """The page shows what the model says of that picture."""
-    said = describer(shown.cell_type)(load_image(picture))
+    said = explainer(shown.cell_type)(load_image(picture))
     best = said.captions[0].text or "(no words)"
     shares = [chance(guess.probability) for guess in said.captions]
     words = [word.guess.text for word in said.words]
@@ -343,7 +343,7 @@ class Visitor:
 
 def test_a_photograph_whose_end_is_missing_is_captioned_with_a_warning(tmp_path: Path) -> None:
     gradio = MagicMock()
-    demo._page(gradio, describer("rnn"), "about", [], tmp_path)
+    demo._page(gradio, explainer("rnn"), "about", [], tmp_path)
     show = gradio.Image.return_value.change.call_args.args[0]
     (tmp_path / "a.jpg").write_bytes(photo("JPEG", 64)[:-20])
     captions, _, _ = show(str(tmp_path / "a.jpg"))

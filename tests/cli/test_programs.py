@@ -13,15 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.rings import ringed
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.__main__ import COMMANDS
 from torch_caption.checkpoints import format as checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = [
-    pytest.param(program, marks=[] if program == "download" else pytest.mark.exhaustive)
-    for program in ["train.py", "sample.py", "benchmarks", *COMMANDS]
-]
+PROGRAMS = ringed(["train.py", "sample.py", "benchmarks", *COMMANDS], ["download"])
 SMALL = ["--data", "tiny", "--hidden-dim", "4", "--wordvec-dim", "4", "--epochs", "1", "--max-length", "4"]
 # Runs a program as a user without an account and without HOME.
 HOMELESS = """
@@ -76,9 +74,7 @@ def call(line: list[str], cwd: Path, **changes: str) -> subprocess.CompletedProc
 # Streams -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "streams", ["", *(pytest.param(streams, marks=pytest.mark.exhaustive) for streams in ("2>&-", "<&- >&- 2>&-"))]
-)
+@pytest.mark.parametrize("streams", ringed(["", "2>&-", "<&- >&- 2>&-"], [""]))
 @posix
 def test_train_and_sample_work_with_any_streams_closed(streams: str, tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny", pictures=True)

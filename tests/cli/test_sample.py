@@ -47,7 +47,7 @@ def test_a_table_of_samples_and_references(capsys: pytest.CaptureFixture[str]) -
     rows = capsys.readouterr().out.splitlines()[2:]
     assert len(rows) == 4
     assert rows[0].split()[0] == "11"
-    assert rows[2].split() == ["people", "a", "grey", "star"]
+    assert rows[2].split() == ["ref", "a", "grey", "star"]
     sample(sample_config(["--checkpoint", "runs/tiny-lstm-1", "--images", "11"]))
     sample(sample_config(["--checkpoint", "runs/tiny-lstm-1/last.safetensors", "--images", "11"]))
     out = capsys.readouterr().out
@@ -102,11 +102,11 @@ def test_show_attention_draws_over_the_part_of_the_picture_that_the_model_sees(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--checkpoint", "plain", "--show-attention", "x.png"], "cell lstm, which looks at no places; `python -m"),
+        (["--checkpoint", "plain", "--show-attention", "x.png"], "cell lstm, which has no attention; `python -m"),
         (["--show-attention", "missing/x.png"], "--show-attention missing/x.png: there is no folder missing"),
-        (["--data", "bare", "--show-attention", "x.png"], "--show-attention: bare holds no pictures of test"),
+        (["--data", "bare", "--show-attention", "x.png"], "--show-attention: bare has no pictures of test"),
         (["--data", "vectors"], "train2014_grid.h5: no such file; "),
-        (["--data", "a_row", "--show-attention", "x.png"], "features of test are of places without rows and columns"),
+        (["--data", "a_row", "--show-attention", "x.png"], "features of test have no rows and columns"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -144,16 +144,12 @@ def test_attention_that_cannot_be_shown_is_one_line(
         (["--data", "wide"], "trained on features of width 8, but those of wide have 9"),
         (["--split", "novel"], "no split 'novel'; choose one of train, val, test"),
         (["--images", "12"], "there is no image 12"),
-        (["--images", "-1"], "there is no image -1"),
-        (["--temperature", "0"], "--temperature must be a positive number, not 0.0"),
         (["--max-length", "1001"], "--max-length must be at most 1000, not 1001"),
         (["--seed", str(2**64)], f"--seed must be at least 0 and below 2^63, not {2**64}"),
-        (["--n-best", "3"], "--n-best must be at most --beam-size, which is 1, not 3"),
-        (["--length-penalty", "nan"], "--length-penalty must be 0, a positive number or mean, not nan"),
         (["--method", "greedy", "--min-p", "0.1"], "--min-p 0.1 is an option of sampling, but --method "),
         (["--min-length", "6"], "--min-length must be below --max-length, which is 6 and counts <END>, not 6"),
         (["--avoid", "dgo"], "--avoid: the vocabulary has no word 'dgo'"),
-        (["--data", "bare", "--gallery", "x.png"], "--gallery: bare holds no pictures of test"),
+        (["--data", "bare", "--gallery", "x.png"], "--gallery: bare has no pictures of test"),
         (["--json", "missing/x.json"], "missing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -29,7 +29,7 @@ from tests.helpers.steppers import (
     rows,
     teacher_forced,
 )
-from torch_caption.decoding import Decoded, State
+from torch_caption.decoding import Decoded
 from torch_caption.decoding.options import LengthPenalty
 from torch_caption.model.cells import CELLS
 
@@ -69,23 +69,6 @@ def test_the_best_is_found_where_greedy_does_not() -> None:
     torch.testing.assert_close(beams.log_probs.exp(), expected)
     assert torch.equal(beams.scores, beams.log_probs)
     assert beams.ended.all()
-
-
-@pytest.mark.parametrize(("length_penalty", "best"), [(0.0, [B, END]), (0.5, [B, END]), (4.0, [A, B, END])])
-def test_wu_length_penalty(length_penalty: float, best: list[int]) -> None:
-    beams = beam_search(
-        TableStepper(GARDEN_PATH), rows(1), **IDS, beam_size=2, max_length=3, length_penalty=length_penalty
-    )
-    assert spoken(beams)[0] == best
-    lengths = beams.lengths.double()
-    torch.testing.assert_close(beams.scores, beams.log_probs / ((5 + lengths) / 6) ** length_penalty)
-
-
-def test_the_mean_log_probability_of_a_word() -> None:
-    options = {"max_length": 3, "beam_size": 2, "length_penalty": "mean"}
-    beams = beam_search(TableStepper(GARDEN_PATH), rows(1), **IDS, **options)
-    expected = [math.log(0.4 * 0.9) / 2, math.log(0.6 * 0.35 * 0.9) / 3]
-    torch.testing.assert_close(beams.scores, torch.tensor([expected], dtype=torch.float64))
 
 
 def test_a_hypothesis_that_ended_keeps_its_place() -> None:
@@ -234,21 +217,6 @@ def test_stopping_early_loses_nothing(length_penalty: LengthPenalty, seed: int, 
     assert sum(few.rows) <= sum(whole.rows)
 
 
-def test_it_stops_as_soon_as_nothing_better_can_come() -> None:
-    """<END> at once with .9 is likelier than whatever has begun with .1; over its mean it may yet be overtaken."""
-    table = [[0.0, 0.0, 0.9, 0.05, 0.05, 0.0]] + [[0.0, 0.0, 0.0, 0.5, 0.5, 0.0]] * 5
-    table[START] = table[0]
-    counted = TableStepper(table)
-    beams = beam_search(counted, rows(1), **IDS, beam_size=3, max_length=20, n_best=1)
-    assert spoken(beams) == [[END]]
-    assert counted.steps == 1
-    sure = [[0.0, 0.0, 0.9, 0.1, 0.0, 0.0]] * 2 + [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]] * 4
-    options = {"beam_size": 2, "max_length": 30, "n_best": 1, "length_penalty": "mean"}
-    beams = beam_search(TableStepper(sure), rows(1), **IDS, **options)
-    assert spoken(beams) == [[A] * 30]  # log(.1) / 30 is above log(.9)
-    assert not beams.ended.any()
-
-
 def test_images_that_are_done_cost_nothing() -> None:
     features = rows(3)
     features[0, END] = -math.inf  # never ends; the best of the others ends at the second step
@@ -346,38 +314,6 @@ def test_log_probabilities_are_the_models(cell_type: str) -> None:
     assert torch.equal(beams.lengths, (beams.words != 0).sum(2))
     assert beams.ended.any()
     assert not beams.ended.all()
-
-
-class Constant:
-    """A captioner's stepper that carries a picture of each row's image as well, and reads it at every step."""
-
-    constant = 1
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.copies = 0
-        self.last: Tensor | None = None
-
-    def begin(self, features: Tensor) -> State:
-        self.last = features.clone()
-        return (*self.model.begin(features), self.last)
-
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        *own, picture = state
-        self.copies += picture is not self.last
-        self.last = picture
-        scores, own = self.model.step(words, tuple(own))
-        return scores + picture[:, :1] * torch.arange(scores.shape[1]), (*own, picture)
-
-
-def test_constant_parts_of_the_state_are_seldom_copied() -> None:
-    model = captioner("lstm")
-    features = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    options = {**CAPTIONER_IDS, "beam_size": 4, "max_length": 12}
-    constant, copied = Constant(model), Constant(model)
-    copied.constant = 0
-    assert equal(beam_search(constant, features, **options), beam_search(copied, features, **options))
-    assert 0 < constant.copies < copied.copies
 
 
 @pytest.mark.parametrize("cell_type", CELLS)

@@ -174,7 +174,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     full, projected, _ = files(tmp_path)
     with h5py.File(projected["val"], "r+") as file:
         file["features"][7, 2] += 1
-    with pytest.raises(DataError, match=r"val_pca\.h5: no projection of val\.h5 .* the two files do not match"):
+    with pytest.raises(DataError, match=r"val_pca\.h5: no projection of val\.h5 .* do not match"):
         recover(full, projected)
     write(projected["val"], torch.zeros(3, K))
     with pytest.raises(DataError, match=r"val_pca\.h5: features has 3 rows, but val\.h5 has 300"):

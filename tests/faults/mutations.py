@@ -34,35 +34,20 @@ COMPARISONS: dict[type[ast.AST], str] = {
     ast.In: "not in",
     ast.NotIn: "in",
 }
-NEIGHBOURS = {
-    "sigmoid": "tanh",
-    "tanh": "sigmoid",
-    "sigmoid_": "tanh_",
-    "tanh_": "sigmoid_",
-    "add_": "sub_",
-    "sub_": "add_",
-    "mul": "div",
-    "mul_": "div_",
-    "addcmul": "addcdiv",
-    "addcmul_": "addcdiv_",
-    "amax": "amin",
-    "amin": "amax",
-    "max": "min",
-    "min": "max",
-    "zeros": "ones",
-    "zeros_like": "ones_like",
-    "new_zeros": "new_ones",
-    "ones_like": "zeros_like",
-    "log": "exp",
-    "any": "all",
-    "all": "any",
-    "softmax": "log_softmax",
-    "log_softmax": "softmax",
-    "index_add": "index_copy",
-    "index_add_": "index_copy_",
-    "scatter_add": "scatter",
-    "scatter_add_": "scatter_",
-}
+PAIRS = ["sigmoid tanh", "sigmoid_ tanh_", "add_ sub_", "amax amin", "max min", "any all", "zeros_like ones_like"]
+PAIRS += ["softmax log_softmax"]
+ONE_WAY = [
+    "mul div",
+    "mul_ div_",
+    "addcmul addcdiv",
+    "addcmul_ addcdiv_",
+    "zeros ones",
+    "new_zeros new_ones",
+    "log exp",
+]
+ONE_WAY += ["log exp", "index_add index_copy", "index_add_ index_copy_", "scatter_add scatter", "scatter_add_ scatter_"]
+NEIGHBOURS = dict(pair.split() for pair in [*PAIRS, *(" ".join(pair.split()[::-1]) for pair in PAIRS), *ONE_WAY])
+"""Functions with another that could stand in their place."""
 SUMS = {"addmm": "alpha", "addmm_": "alpha", "baddbmm_": "alpha", "addcmul": "value", "addcmul_": "value"}
 """Calls that add a product to what they are given, with the name of the product's factor."""
 CHECKS = ("check_", "_check")

@@ -7,19 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.faults.families import FAMILIES
-from tests.faults.figures import Family, Figures, table
+from tests.faults.figures import Figures, table
+from tests.helpers.rings import ringed
 
-FAST = {"hostile-checkpoints", "hostile HDF5", "hostile JSON"}
+BY_NAME = {family.name: family for family in FAMILIES}
+FAST = ("hostile-checkpoints", "hostile HDF5", "hostile JSON")
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, id=family.name, marks=[] if family.name in FAST else pytest.mark.exhaustive)
-        for family in FAMILIES
-    ],
-)
-def test_faults_lose_nothing_and_are_refused(family: Family, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ringed(BY_NAME, FAST))
+def test_faults_lose_nothing_and_are_refused(name: str, tmp_path: Path) -> None:
+    family = BY_NAME[name]
     figures = family.run(family.short, 0, tmp_path)
     assert figures.cases >= family.short
     assert figures.sound, "\n".join([table({family.name: (figures, 0.0)}), *figures.failures])

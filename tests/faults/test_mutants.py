@@ -1,4 +1,4 @@
-"""The machinery of mutation testing: what is changed, where it goes, and that tests notice it."""
+"""Mutation testing: what is changed, where it takes effect, and that tests fail."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CHANGES = {
 }
 
 
-def test_everything_that_could_be_derived_wrong_is_changed() -> None:
+def test_every_kind_of_change_is_made() -> None:
     """And neither docstrings nor checks nor the words of errors."""
     found = {f"{mutant.before} -> {mutant.after}" for mutant in mutations.mutants(FORMULAS)}
     assert found == CHANGES
@@ -76,7 +76,7 @@ def fourth(x=4): return x
 """
 
 
-def test_a_change_arrives_where_a_function_is_held_already(tmp_path: Path) -> None:
+def test_a_change_reaches_functions_already_imported(tmp_path: Path) -> None:
     path = tmp_path / "counting.py"
     module = types.ModuleType("counting")
     module.__file__ = str(path)
@@ -94,28 +94,18 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8", env=environment)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
-def test_a_few_mutants_fall(tmp_path: Path) -> None:
+def test_a_few_mutants_are_killed(tmp_path: Path) -> None:
     """By quick tests; `python tests/faults/mutants.py` takes all mutants and all tests."""
-    arguments = [
-        "--find",
-        "factors exchanged",
-        "--sample",
-        "12",
-        "--seed",
-        "0",
-        "--resume",
-        str(tmp_path),
-        "--tests",
-        *QUICK,
-    ]
+    arguments = [*["--find=factors exchanged", "--sample=12", "--resume"], str(tmp_path), "--tests", *QUICK]
     done = run(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].split() == ["all", "12", "12", "0", "0", "0"]
     assert run(*arguments, "--report").stdout == done.stdout
 
 
-def test_what_is_said_to_make_no_difference_is_there() -> None:
+def test_equivalent_mutants_exist_and_have_a_reason() -> None:
     """Each entry of equivalent.toml is a mutant of today's functions, and has a reason."""
     excused = mutants.excuses()
     assert excused.keys() <= {change.place for change in mutants.of_files()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.helpers.random_arguments import example, tensor
 from torch_caption.functions import (
@@ -69,17 +69,6 @@ def test_sequence_is_the_assignments(randn):
         np.testing.assert_allclose(found[:, t], h, rtol=1e-11)
 
 
-def test_attention_is_that_of_torch_nn(randn):
-    """scaled_dot_product_attention of one query; forward, and its gradients."""
-    prev_h, A = randn(N, H), randn(N, H, L)
-
-    def its(prev_h: Tensor, A: Tensor) -> Tensor:
-        places = A.mT
-        return nn.functional.scaled_dot_product_attention(prev_h.unsqueeze(1), places, places).squeeze(1)
-
-    assert_agrees(lambda *args: dot_product_attention(*args)[0], its, (prev_h, A), ("prev_h", "A"))
-
-
 def test_a_zero_query_attends_uniformly():
     _, A = example("dot_product_attention").values()
     attn, weights = dot_product_attention(torch.zeros(N, H, dtype=torch.float64), A)
@@ -116,59 +105,23 @@ def test_a_grid_is_a_row_of_spatial_positions(randn):
 # Packed --------------------------------------------------------------------------------------------------------------
 
 
-# Refusals ------------------------------------------------------------------------------------------------------------
-
-FUNCTIONS = {
-    "attention_lstm": attention_lstm,
-    "attention_lstm_step": attention_lstm_step,
-    "packed_attention_lstm": packed_attention_lstm,
-    "dot_product_attention": dot_product_attention,
-}
-
-
-def valid(function: str) -> dict:
-    if function != "packed_attention_lstm":
-        return example(function)
-    args = example("attention_lstm")
-    return {**args, "x": args["x"].detach()[0].repeat(2, 1), "batch_sizes": (2, 2, 2)}
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    ("A", "error", "message"),
-    [
-        (torch.ones(2, 5), ValueError, r"A must be \(N, H, L\) with (N = 2|N = 2, H = 5|H = 5), but is \(2, 5\)"),
-        (torch.ones(2, 5, 0), ValueError, r"A must have at least one position, but is \(2, 5, 0\)"),
-        (torch.ones(2, 5, 3, 0), ValueError, r"A must have at least one position, but is \(2, 5, 3, 0\)"),
-        (
-            *(torch.ones(3, 5, 2), ValueError),
-            r"(A must be \(N, H, L\) with N = 2, .* but is \(3, 5, 2\)|h0 must be \(N, H\) with N = 3)",
-        ),
-        (torch.ones(2, 5, 2).float(), TypeError, r"A is float32, but (x|prev_h) is float64"),
-        (torch.ones(2, 5, 2).long(), TypeError, r"A must be floating-point, but is int64"),
-        ([1.0], TypeError, r"A must be a tensor, but is a list"),
-    ],
-)
-def test_bad_A_is_refused(function, A, error, message):
-    args = valid(function)
-    if function == "packed_attention_lstm":
-        args["h0"] = first(2, 5)  # else A alone says how many sequences there are
-    FUNCTIONS[function](**args)
-    if isinstance(A, Tensor) and error is ValueError:
-        A = A.double()
-    with pytest.raises(error, match=f"^{function}: {message}"):
-        FUNCTIONS[function](**{**args, "A": A})
+# Refusals, beside those of `test_common` ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        ({"Wattn": torch.ones(4, 20).double()}, ValueError, r"Wattn must be \(H, 4H\) with H = 5, 4H = 20, but is"),
-        ({"h0": torch.ones(2, 4).double()}, ValueError, r"h0 must be \(N, H\) with N = 2, H = 5, but is \(2, 4\)"),
-        ({"c0": torch.ones(3, 5).double()}, ValueError, r"c0 must be \(N, H\) with N = 2, H = 5, but is \(3, 5\)"),
-        ({"lengths": torch.tensor([1, 4])}, IndexError, r"lengths\[1\] is 4, but x has 3 timesteps \(0 to 3\)"),
+        ({"A": torch.ones(2, 5, 0).double()}, r"A must have at least one position, but is \(2, 5, 0\)"),
+        ({"A": torch.ones(2, 5, 3, 0).double()}, r"A must have at least one position, but is \(2, 5, 3, 0\)"),
+        ({"A": torch.ones(2, 4, 3).double()}, r"A must be \(N, H, L\) with .*H = 5, but is \(2, 4, 3\)"),
+        ({"h0": torch.ones(2, 4).double()}, r"h0 must be \(N, H\) with N = 2, H = 5, but is \(2, 4\)"),
+        ({"c0": torch.ones(3, 5).double()}, r"c0 must be \(N, H\) with N = 2, H = 5, but is \(3, 5\)"),
     ],
 )
-def test_wrong_shapes_are_refused(change, error, message):
-    with pytest.raises(error, match=f"^attention_lstm: {message}"):
-        attention_lstm(**{**example("attention_lstm"), **change})
+@pytest.mark.parametrize("function", [attention_lstm, packed_attention_lstm])
+def test_bad_images_and_states_are_refused(function, change, message):
+    args = {**example("attention_lstm"), "h0": first(2, 5)}
+    if function is packed_attention_lstm:
+        args |= {"x": args["x"].detach()[0].repeat(2, 1), "batch_sizes": (2, 2, 2)}
+    with pytest.raises(ValueError, match=f"^{function.__name__}: {message}"):
+        function(**{**args, **change})

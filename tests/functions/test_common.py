@@ -248,26 +248,6 @@ def test_values_that_cannot_be_read_are_not_checked(function, name, high):
     assert getattr(functions, function)(**meta).is_meta
 
 
-def test_readable():
-    x = torch.arange(3)
-    seen = []
-
-    def look(y: Tensor) -> Tensor:
-        seen.append(readable(y))
-        return y.double().sum()
-
-    look(x)
-    torch.func.grad(look)(x.double())
-    torch.func.vmap(look)(x[None])
-    torch.func.vmap(torch.func.grad(look))(x[None].double())
-    torch.func.grad(lambda y: torch.func.vmap(look)(y).sum())(x[None].double())
-    look(x.to("meta"))
-    with torch._subclasses.FakeTensorMode() as mode:
-        look(mode.from_tensor(x))
-    make_fx(look)(x)
-    assert seen == [True, True, False, False, False, False, False, False]
-
-
 def test_what_a_captured_graph_computes_is_not_read(monkeypatch):
     """A tensor on a CUDA device, that is: one in memory is."""
 

@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.helpers.rings import ringed
 from torch_caption import functions
-from torch_caption.model.cells import CELLS, Recurrent
+from torch_caption.model.cells import CELLS
+from torch_caption.model.recurrent import Recurrent
 from torch_caption.verify import compare
 from torch_caption.verify.gradcheck import difference, leaves, needs_grad
 
@@ -32,9 +33,9 @@ WIDTHS = {"D": 10, "H": 11, "V": 12, "L": 13}
 # N below, at and above T, where the program is traced; and where it is tried as well.
 TRACED = {"N < T": (3, 5), "N = T": (3, 3), "N > T": (4, 3)}
 TRIED = [(5, 7), (6, 6), (8, 4)]
-BATCH = {"x", "A", "h0", "prev_h", "prev_c", "c0", "h", "lengths", "y", "mask", "features", "captions", "read"}
+BATCH = {"x", "A", "h0", "prev_h", "prev_c", "c0", "h", "lengths", "y", "mask", "features", "captions", "inputs"}
 BATCH |= {"weights"}
-TIME = {"x", "h", "y", "mask", "captions", "read", "weights"}
+TIME = {"x", "h", "y", "mask", "captions", "inputs", "weights"}
 
 
 def cases_of(N: int, T: int, dtype: torch.dtype = torch.float64) -> dict[str, compare.Case]:

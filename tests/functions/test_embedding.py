@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from torch_caption.functions import word_embedding
-from torch_caption.verify.gradcheck import assert_agrees
 
 
 def test_repeated_words_add_up(randn):
@@ -26,13 +24,3 @@ def test_gradient_of_each_caption_by_itself(randn):
 
     each = torch.func.vmap(torch.func.grad(summed), in_dims=(None, 0))(W, words)
     assert each.tolist() == [[[w.tolist().count(v)] * 4 for v in range(6)] for w in words]
-
-
-def test_agrees_with_torch_nn(randn):
-    x = torch.tensor([[0, 3, 3], [5, 3, 0]])
-
-    def embedding(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
-        layer = nn.Embedding(*W.shape, dtype=W.dtype)
-        return torch.func.functional_call(layer, {"weight": W}, x)
-
-    assert_agrees(word_embedding, embedding, (x, randn(6, 4)))

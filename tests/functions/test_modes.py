@@ -226,20 +226,6 @@ class Module(nn.Module):
         return leaves(self.function(*(self.own.get(str(k), arg) for k, arg in enumerate(args))))
 
 
-def expanded_vmap(case: Case, choose: Choose) -> None:
-    """Batches of what expands inside; three different ones, or one expanded to three."""
-    case = expanding(case)
-    several = zip(*(detached(other(case.args, seed)) for seed in range(3)), strict=True)
-
-    def batch(xs: tuple) -> Any:
-        if not isinstance(xs[0], Tensor):
-            return xs[0]
-        return xs[0].expand(3, *xs[0].shape) if choose([False, True]) else torch.stack(xs)
-
-    axes = tuple(0 if isinstance(arg, Tensor) else None for arg in case.args)
-    assert_maps(case, axes, tuple(map(batch, several)))
-
-
 def meta(case: Case, choose: Choose) -> None:
     """Shapes and dtypes of outputs and gradients, as on the CPU."""
     dtype = choose([torch.float64, torch.float32, torch.bfloat16])
@@ -503,11 +489,10 @@ def test_hessian_of_random_arguments(function, data):
 
 
 @pytest.mark.exhaustive
-@every(jvp, expanded_vmap)
 @pytest.mark.parametrize("function", FLOATS)
 @given(data=st.data())
-def test_mode_of_arguments_that_expand_inside(check, function, data):
-    check_random(check, function, data, layouts=["expanded"])
+def test_jvp_of_arguments_that_expand_inside(function, data):
+    check_random(jvp, function, data, layouts=["expanded"])
 
 
 @pytest.mark.exhaustive

@@ -31,7 +31,7 @@ from torch_caption.inference import captions as captioning
 from torch_caption.checkpoints import format as checkpoint
 from torch_caption.verify import compare
 from torch_caption import cs231n
-from torch_caption.decoding import METHODS, DecodingOptions, decode
+from torch_caption.decoding import METHODS, DecodingOptions
 from torch_caption.cli import evaluate, sample as sampling
 from torch_caption.training.log import read_log
 from torch_caption.checkpoints import run_folder as runs
@@ -64,25 +64,20 @@ for cell in ("rnn", "attention"):
     model = checkpoint.build_model(checkpoint.load(run / "best.safetensors")).eval()
     assert {{(p.device, p.dtype) for p in model.parameters()}} == {{(cpu, torch.float32)}}
     data = open_data(directory, grids=CELLS[cell].attends, max_train=20)
-    split = data["val"]
-    images = captioning.some_images(split, 3, seed=0)
+    images = captioning.some_images(data["val"], 3, seed=0)
     for method in METHODS:
-        captions = captioning.caption_images(model, split, images, DecodingOptions(method, max_length=6), seed=3)
+        captions = captioning.caption_images(model, data["val"], images, DecodingOptions(method, max_length=6), seed=3)
         found[cell, method] = [c[0].text for c in captions.values()]
-    features = split.features_of(images)
+    features = data["val"].features_of(images)
     words = model.sample(features, 6)
     assert model.alternatives(features, words).words.device == cpu
-    decoded = decode(model.stepper(9), features[:0], model.token_ids())
-    assert decoded.log_probs.dtype == torch.float32 and decoded.words.device == cpu
     if CELLS[cell].attends:
-        captioning.looked(model, data.vocabulary, features, found[cell, "greedy"])
-    config = sampling.SampleConfig(checkpoint=run, count=2, device="cpu", json=out / cell / "captions.json")
-    sampling.run(config)
+        captioning.attention_maps(model, data.vocabulary, features, found[cell, "greedy"])
+    sampling.run(sampling.SampleConfig(checkpoint=run, count=2, device="cpu", json=out / cell / "captions.json"))
     evaluate.run(evaluate.EvaluateConfig(checkpoint=run, device="cpu"))
 for workers in (0, 1):
     loader = batches(open_data(directory)["train"], 5, workers=workers)
     assert {{t.device for batch in loader for t in batch}} == {{cpu}}
-    del loader
 training.fit(TrainConfig(**common, objective="scst", init_from=out / "rnn", out=out / "scst"))
 import numpy as np
 np.random.seed(0)
@@ -95,11 +90,7 @@ print("FOUND", {{str(k): v for k, v in found.items()}})
 
 def everything(directory: Path, out: Path, setting: str) -> dict[str, Any]:
     """What `EVERYTHING` finds under a setting."""
-    script = EVERYTHING.format(
-        setting=setting,
-        directory=str(directory),
-        out=str(out),
-    )
+    script = EVERYTHING.format(setting=setting, directory=str(directory), out=str(out))
     ran = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -120,7 +111,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.exhaustive
 def test_the_default_device_changes_no_value(directory, tmp_path):
-    """On the meta device, the one that is everywhere, whatever does not say where it is loses its values."""
+    """On the meta device, which every system has, a tensor made without a device loses its values."""
     found = everything(directory, tmp_path / "meta", 'torch.set_default_device("meta")')
     assert found == everything(directory, tmp_path / "cpu", "")
 
@@ -134,10 +125,11 @@ def test_the_default_dtype_is_that_of_no_result(directory, tmp_path):
         assert last["val_loss"] < first["val_loss"]
 
 
-def test_modules_begin_on_the_default_device_in_the_default_dtype():
+def test_modules_are_made_on_the_default_device_in_the_default_dtype():
     """As torch.nn's do: it is how a model is made on a GPU, or of its sizes alone."""
     from torch_caption.model.captioner import CaptioningRNN
-    from torch_caption.model.cells import CELLS, Recurrent
+    from torch_caption.model.cells import CELLS
+    from torch_caption.model.recurrent import Recurrent
 
     words = {"<NULL>": 0, "<START>": 1, "<END>": 2}
     before = torch.get_default_dtype()

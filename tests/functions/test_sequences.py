@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch import Tensor
 
 from tests.helpers.random_arguments import example, tangents, tensor
 from tests.helpers.rings import ringed
@@ -196,38 +195,3 @@ def test_packed_and_padded_are_the_same(layer):
 def test_first_cell_state_is_zero():
     args = tuple(example("lstm").values())
     assert torch.equal(lstm(*args), lstm(*args, c0=torch.zeros(N, H, dtype=torch.float64)))
-
-
-def nn_layer(kind: type[nn.RNN] | type[nn.LSTM]) -> Callable[..., Any]:
-    """torch.nn's, whose gates stand in the order i, f, g, o; over packed sequences where there are lengths."""
-
-    def permuted(w: Tensor) -> Tensor:
-        if kind is nn.RNN:
-            return w.mT if w.dim() == 2 else w
-        i, f, o, g = w.chunk(4, dim=-1)
-        return torch.cat([i, f, g, o], dim=-1).mT if w.dim() == 2 else torch.cat([i, f, g, o])
-
-    def call(
-        x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None, *c0: Tensor | bool
-    ) -> Any:
-        layer = kind(Wx.shape[0], Wh.shape[0], batch_first=True, dtype=x.dtype)
-        half = permuted(b) / 2  # its two biases add up to ours
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        weights = dict(zip(names, (permuted(Wx), permuted(Wh), half, half), strict=True))
-        given = (h0.unsqueeze(0), c0[0].unsqueeze(0)) if c0 else h0.unsqueeze(0)
-        sequence = x
-        if lengths is not None:
-            sequence = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        out, last = torch.func.functional_call(layer, weights, (sequence, given))
-        if lengths is not None:
-            out = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0]
-        return (out, tuple(part[0] for part in last)) if c0 else out
-
-    return call
-
-
-@pytest.mark.parametrize("lengths", [None, [4, 1, 3, 6, 6]])
-@pytest.mark.parametrize("layer", ["rnn", "lstm"])
-def test_agrees_with_torch_nn(layer, lengths):
-    args = with_options(layer, tuple(example(layer, N=5, T=6).values()), lengths)
-    assert_agrees(getattr(functions, layer), nn_layer({"rnn": nn.RNN, "lstm": nn.LSTM}[layer]), args)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torch_caption.cli import demo
 from torch_caption.data.vocabulary import Vocabulary
-from torch_caption.inference.explain import BEST_FIVE, Describer
+from torch_caption.inference.explain import BEST_FIVE, Explainer
 from torch_caption.io.exits import guarded
 from torch_caption.model.captioner import CaptioningRNN
 
@@ -39,18 +39,18 @@ class Colours:
         return features if self._side > 1 else features.flatten(1)
 
 
-def describer(cell_type: str) -> Describer:
+def explainer(cell_type: str) -> Explainer:
     vocabulary = Vocabulary(("<NULL>", "<START>", "<END>", "<UNK>", *WORDS))
     torch.manual_seed(0)
     model = CaptioningRNN(vocabulary.word_to_idx, 3, 8, 16, cell_type=cell_type).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(2)
-    return Describer(model, vocabulary, {}, Colours(cell_type == "attention"), replace(BEST_FIVE, max_length=8))
+    return Explainer(model, vocabulary, {}, Colours(cell_type == "attention"), replace(BEST_FIVE, max_length=8))
 
 
 def main(folder: Path, cell_type: str) -> int:
-    demo.open_describer = lambda config: (describer(cell_type), "a model <of> random weights")
+    demo.open_explainer = lambda config: (explainer(cell_type), "a model <of> random weights")
     demo.built_in = lambda: sorted(folder.glob("*.png"))
     return guarded(lambda: demo.serve(demo.DemoConfig(port=0)))
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -33,11 +32,6 @@ EVERY_OPTION: dict[str, Any] = {
     "weight_decay": 0.1,
     "warm_up": 3,
 }
-
-
-def cells(fast: str) -> list[Any]:
-    """All cells, to parametrize a test with; those other than `fast` are for the outer ring."""
-    return [pytest.param(cell, marks=[] if cell == fast else pytest.mark.exhaustive) for cell in CELLS]
 
 
 class Killed(BaseException):

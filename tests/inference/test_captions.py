@@ -13,7 +13,7 @@ from tests.helpers.tiny_data import D, write_tiny
 from tests.helpers.training import model_of
 from torch_caption.data.dataset import Split, open_data
 from torch_caption.decoding import DecodingOptions
-from torch_caption.inference.captions import caption_images, looked
+from torch_caption.inference.captions import attention_maps, caption_images
 from torch_caption.model.captioner import CaptioningRNN
 
 
@@ -81,10 +81,10 @@ def test_attention_depends_on_the_words_of_its_caption_alone(tmp_path: Path) -> 
     split, model = data["val"], model_of(data, cell_type="attention").eval()
     texts = ["a red circle", "", "one red circle is here", "dragon"]  # <UNK> where the vocabulary has no dragon
     features = split.features_of([3, 3, 5, 3])
-    together = looked(model, split.vocabulary, features, texts)
+    together = attention_maps(model, split.vocabulary, features, texts)
     assert [weights.shape for weights in together] == [(3, 3, 2), (0, 3, 2), (5, 3, 2), (1, 3, 2)]
     for k, text in enumerate(texts):
-        (alone,) = looked(model, split.vocabulary, features[k : k + 1], [text])
+        (alone,) = attention_maps(model, split.vocabulary, features[k : k + 1], [text])
         np.testing.assert_allclose(alone, together[k], rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(alone.sum((1, 2)), 1, rtol=1e-5)
 

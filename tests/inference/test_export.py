@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.export import Dim
 
 from tests.helpers.command import refusal
+from tests.helpers.rings import ringed
 from tests.helpers.steppers import captioner, images
-from tests.helpers.training import cells
 from tests.test_docs import blocks
 from torch_caption.__main__ import main
 from torch_caption.checkpoints import format as checkpoints
@@ -32,7 +32,7 @@ T = 7
 PAGE_OUT = "captioner.onnx"  # what the page calls the file
 
 
-@pytest.fixture(params=cells("rnn"), scope="module")
+@pytest.fixture(params=ringed(CELLS, ["rnn"]), scope="module")
 def model(request: pytest.FixtureRequest) -> CaptioningRNN:
     """Some of its captions end."""
     model = captioner(request.param, dtype=torch.float32).eval()

@@ -68,7 +68,7 @@ def test_what_cannot_be_opened_is_an_error(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"device must be auto, cpu or cuda, not 'tpu'"):
         load(run, device="tpu")
     checkpoints.save(tmp_path / "x.safetensors", make())
-    with pytest.raises(ConfigError, match="does not say how its features were made"):
+    with pytest.raises(ConfigError, match="has no recipe of its features"):
         load(tmp_path / "x.safetensors").caption(Image.new("RGB", (9, 9)))
 
 

@@ -17,7 +17,7 @@ from torch_caption.io import images, strip_metadata
 from torch_caption.io.images import load_image
 from torch_caption.io.strip_metadata import bare, orientation
 
-XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+XMP = b'<x:xmpmeta><rdf:Explanation tiff:Orientation="6"/></x:xmpmeta>'
 
 
 @pytest.mark.parametrize("kind", SOUND)

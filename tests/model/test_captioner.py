@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 import re
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,62 +12,28 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from tests.helpers.rings import ringed
+from tests.helpers.small_captioner import (
+    CAPTIONS,
+    END,
+    GRID,
+    NULL,
+    START,
+    WORDS,
+    D,
+    H,
+    N,
+    T,
+    V,
+    W,
+    make,
+    pictures,
+    seeded,
+)
 from torch_caption import functions
 from torch_caption.data.vocabulary import SPECIAL
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.verify.gradcheck import assert_derivatives, difference
-
-N, T, D, W, H = 4, 6, 7, 3, 5
-GRID = 3, 2
-WORDS = {word: k for k, word in enumerate([*SPECIAL, "a", "red", "ball", "here"])}
-V = len(WORDS)
-NULL, START, END = WORDS["<NULL>"], WORDS["<START>"], WORDS["<END>"]
-CAPTIONS = torch.tensor(
-    [
-        [START, 4, 5, 6, END, NULL],
-        [START, 6, END, NULL, NULL, NULL],
-        [START, 4, 4, 4, 7, END],
-        [START, END, NULL, NULL, NULL, NULL],
-    ]
-)
-
-
-@pytest.fixture(params=CELLS)
-def cell_type(request) -> str:
-    return request.param
-
-
-def pictures(cell_type: str, generator: torch.Generator) -> Tensor:
-    """Features of N images, those of places for the cell that looks at them."""
-    places = GRID if CELLS[cell_type].attends else ()
-    return torch.randn(N, D, *places, generator=generator, dtype=torch.float64)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def make(cell_type: str = "rnn", seed: int = 0, **options: object) -> CaptioningRNN:
-    """A float64 model whose weights are not as small as at first, so that everything matters."""
-    torch.manual_seed(seed)
-    model = CaptioningRNN(WORDS, D, **{"wordvec_dim": W, "hidden_dim": H, "cell_type": cell_type} | options).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn_like(p) / p.shape[0] ** 0.5)
-    return model
-
-
-@pytest.fixture
-def model(cell_type) -> CaptioningRNN:
-    return make(cell_type)
-
-
-@pytest.fixture
-def features(request) -> Tensor:
-    cell_type = request.getfixturevalue("cell_type") if "cell_type" in request.fixturenames else "rnn"
-    return pictures(cell_type, seeded(1))
-
 
 # Parameters ----------------------------------------------------------------------------------------------------------
 
@@ -117,18 +78,18 @@ def test_first_values(cell_type):
 # The loss ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("read", [None, torch.randint(0, V, (N, T - 1), generator=seeded(3))], ids=["none", "other"])
-def test_loss_is_the_sum_over_steps(model, features, read):
+@pytest.mark.parametrize("inputs", [None, torch.randint(0, V, (N, T - 1), generator=seeded(3))], ids=["none", "other"])
+def test_loss_is_the_sum_over_steps(model, features, inputs):
     """Against the stepper, which shares none of the sequence's code; <NULL> is not counted. The input tokens may be
     others than those before the predicted ones.
     """
-    inputs = CAPTIONS[:, :-1] if read is None else read
+    inputs = CAPTIONS[:, :-1] if inputs is None else inputs
     state, total = model.begin(features), torch.zeros(N, dtype=torch.float64)
     for t in range(T - 1):
         logits, state = model.step(inputs[:, t], state)
         nll = -logits.log_softmax(1)[torch.arange(N), CAPTIONS[:, t + 1]]
         total += nll * (CAPTIONS[:, t + 1] != NULL)
-    torch.testing.assert_close(model(features, CAPTIONS, read), total.mean(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(model(features, CAPTIONS, inputs), total.mean(), rtol=1e-13, atol=0)
 
 
 def test_padding_changes_nothing(model, features):
@@ -148,15 +109,14 @@ def test_captions_without_words_have_no_loss(model, features):
     assert model(features[:0], CAPTIONS[:0]).item() == 0
 
 
-def test_a_caption_may_not_hold_an_id_beyond_the_vocabulary():
+def test_an_id_beyond_the_vocabulary_is_refused():
     """The assignment's own test has three words with the ids 0, 2 and 3."""
     model = CaptioningRNN({"<NULL>": 0, "cat": 2, "dog": 3}, D, W, H)
     assert model.vocab_size == 3
     assert model(torch.randn(1, D), torch.tensor([[0, 1, 2]])).isfinite()
-    with pytest.raises(IndexError, match=r"CaptioningRNN: captions\[0, 0\] is 3, but there are 3 words"):
-        model(torch.randn(1, D), torch.tensor([[3, 1, 2]]))
-    with pytest.raises(IndexError, match=r"CaptioningRNN: captions\[0, 2\] is 3, but there are 3 words"):
-        model(torch.randn(1, D), torch.tensor([[0, 1, 3]]))
+    for captions, place in (([[3, 1, 2]], "0, 0"), ([[0, 1, 3]], "0, 2")):
+        with pytest.raises(IndexError, match=rf"CaptioningRNN: captions\[{place}\] is 3, but there are 3 words"):
+            model(torch.randn(1, D), torch.tensor(captions))
 
 
 # Gradients -----------------------------------------------------------------------------------------------------------
@@ -512,209 +472,3 @@ def test_tied_is_prepared_for_decoding(cell_type, features, W, words):
         scores, state = model.step(CAPTIONS[:, t], state)
         found, prepared = stepper.step(CAPTIONS[:, t], prepared)
         assert difference("scores", found, scores).agrees
-
-
-# Weights in and out --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", [None, "weights of mine"])
-def test_params_round_trip(model, features, tmp_path, path):
-    """As arrays, which are copies, or in a file written as named, with no ending added."""
-    params, other = model.params(), make(model.cell_type, seed=1)
-    assert all(isinstance(value, np.ndarray) and value.dtype == np.float64 for value in params.values())
-    params["b"][:] = 7
-    assert not (model.b == 7).any()
-    if path is None:
-        other.load_params(model.params())
-    else:
-        model.save_npz(tmp_path / path)
-        with np.load(tmp_path / path) as arrays:
-            assert set(arrays.files) == set(params)
-        other.load_npz(tmp_path / path)
-    assert torch.equal(other(features, CAPTIONS), model(features, CAPTIONS))
-
-
-@pytest.mark.parametrize("kind", ["float32", "fortran", "read-only", "strided", "big-endian", "integers", "lists"])
-def test_params_of_any_layout(kind):
-    model = make()
-    kinds: dict[str, Callable] = {
-        "float32": lambda x: x.astype(np.float32),
-        "fortran": np.asfortranarray,
-        "read-only": lambda x: np.broadcast_to(x, x.shape),
-        "strided": lambda x: np.repeat(x, 2, axis=0)[::-2],
-        "big-endian": lambda x: x.astype(">f8"),
-        "integers": lambda x: (10 * x).astype(int),
-        "lists": lambda x: x.tolist(),
-    }
-    params = {name: kinds[kind](value) for name, value in model.params().items()}
-    model.load_params(params)
-    for name, value in model.params().items():
-        np.testing.assert_array_equal(value, np.asarray(params[name]).astype(np.float64))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda p: p.pop("Wh"), r"^params lack \['Wh'\] and contain unknown nothing$"),
-        (lambda p: p.update(W=p["b"]), r"^params lack nothing and contain unknown \['W'\]$"),
-        (lambda p: p.update(b_vocab=p["b_vocab"][1:]), r"^params\['b_vocab'\] must be \(8,\), but is \(7,\)$"),
-        (lambda p: p.update(W_vocab=p["W_vocab"].T), r"^params\['W_vocab'\] must be \(5, 8\), but is \(8, 5\)$"),
-        (lambda p: p.update(b_vocab=p["b_vocab"].astype(object)), "must be real numbers, but are object"),
-        (lambda p: p.update(b_vocab=p["b_vocab"] + 0j), "must be real numbers, but are complex128"),
-    ],
-)
-def test_params_that_do_not_fit_change_nothing(change, message):
-    model = make()
-    before = model.params()
-    params = {name: value + 1 for name, value in before.items()}
-    change(params)
-    with pytest.raises(ValueError, match=message):
-        model.load_params(params)
-    for name, value in model.params().items():
-        np.testing.assert_array_equal(value, before[name])
-
-
-def damaged(path, model) -> None:
-    np.savez_compressed(path, **model.params())
-    content = bytearray(path.read_bytes())
-    content[60:100] = bytes(40)
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda path, model: None,
-        lambda path, model: path.mkdir(),
-        lambda path, model: path.write_bytes(b"not an archive"),
-        lambda path, model: path.write_bytes(pickle.dumps(model.params())),
-        lambda path, model: np.savez(path, b=model.params()["b"]),
-        lambda path, model: np.savez(path, **{**model.params(), "b": np.array([{}])}),
-        damaged,
-    ],
-    ids=["missing", "folder", "text", "pickle", "lacking", "objects", "damaged"],
-)
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_invalid_npz_is_named(write, tmp_path):
-    model = make()
-    path = tmp_path / "weights.npz"
-    write(path, model)
-    before = model.params()
-    with pytest.raises(ValueError, match=r"weights\.npz: ") as caught:
-        model.load_npz(path)
-    assert str(caught.value).count("weights.npz") == 1
-    for name, value in model.params().items():
-        np.testing.assert_array_equal(value, before[name])
-
-
-def test_copied_pickled_and_saved(model, features):
-    expected = model(features, CAPTIONS)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
-        assert torch.equal(other(features, CAPTIONS), expected)
-        assert other.W_proj is not model.W_proj
-    other = make(model.cell_type, seed=1)
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(features, CAPTIONS), expected)
-    assert set(model.state_dict()) == set(model.params())
-
-
-# Refusals ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"word_to_idx": {"cat": 0}}, "^word_to_idx lacks <NULL>$"),
-        ({"cell_type": "gru"}, "^cell_type must be one of rnn, lstm, attention, but is 'gru'$"),
-        ({"gradients": "numerical"}, "^gradients must be one of hand, auto, but is 'numerical'$"),
-        ({"input_dim": 0}, "^CaptioningRNN: input_dim must be an integer of at least 1, but is 0$"),
-        ({"wordvec_dim": -1}, "^CaptioningRNN: wordvec_dim must be an integer of at least 1, but is -1$"),
-        ({"hidden_dim": 0}, "^CaptioningRNN: hidden_dim must be an integer of at least 1, but is 0$"),
-        ({"hidden_dim": 2.5}, "^CaptioningRNN: hidden_dim must be an integer of at least 1, but is 2.5$"),
-        ({"dropout": 1.0}, "^dropout must be at least 0 and below 1, but is 1.0$"),
-        ({"dropout": -0.1}, "^dropout must be at least 0 and below 1, but is -0.1$"),
-        ({"label_smoothing": 1.0}, "^label_smoothing must be at least 0 and below 1, but is 1.0$"),
-    ],
-)
-def test_refused_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        CaptioningRNN(**{"word_to_idx": WORDS, **options})
-
-
-def test_refused_inputs(features):
-    model = make()
-    cases: list[tuple[Tensor, Tensor, str]] = [
-        (features[:, :3], CAPTIONS, rf"^features must be \(N, {D}\), but are \(4, 3\)$"),
-        (features[0], CAPTIONS[:1], rf"^features must be \(N, {D}\), but are \(7,\)$"),
-        (features, CAPTIONS[:3], r"^captions must be \(4, T\) with T >= 1, but are \(3, 6\)$"),
-        (features, CAPTIONS[0], r"^captions must be \(4, T\) with T >= 1, but are \(6,\)$"),
-        (features, CAPTIONS[:, :0], r"^captions must be \(4, T\) with T >= 1, but are \(4, 0\)$"),
-    ]
-    for pictures, captions, message in cases:
-        with pytest.raises(ValueError, match=message):
-            model(pictures, captions)
-
-
-def test_refused_words_read_and_weights(features):
-    model = make()
-    with pytest.raises(ValueError, match=r"^read must be \(4, 5\), but is \(4, 6\)$"):
-        model(features, CAPTIONS, CAPTIONS)
-    with pytest.raises(ValueError, match=r"^weights must be \(4, 5\), but is \(4, 1\)$"):
-        model(features, CAPTIONS, weights=torch.ones(N, 1))
-    with pytest.raises(IndexError, match=r"CaptioningRNN: read\[0, 0\] is 8, but there are 8 words"):
-        model(features, CAPTIONS, torch.full((N, T - 1), V))
-    with pytest.raises(TypeError, match="CaptioningRNN: read must hold integers, but is float32"):
-        model(features, CAPTIONS, torch.ones(N, T - 1))
-
-
-def test_refused_dtypes_and_devices(features):
-    model = make()
-    with pytest.raises(TypeError, match="CaptioningRNN: captions must hold integers, but is float32"):
-        model(features, CAPTIONS.float())
-    with pytest.raises(TypeError, match=r"^CaptioningRNN: features is float32, but b_proj is float64$"):
-        model(features.float(), CAPTIONS)
-    with pytest.raises(TypeError, match=r"^CaptioningRNN: features is on meta, but b_proj is on cpu$"):
-        model(features.to("meta"), CAPTIONS)
-    with pytest.raises(TypeError, match=r"^CaptioningRNN: features must be floating-point, but is int64$"):
-        model(features.long(), CAPTIONS)
-    captions = CAPTIONS.clone()
-    captions[1, 1] = -1
-    with pytest.raises(IndexError, match=r"CaptioningRNN: captions\[1, 1\] is -1, but there are 8 words"):
-        model(features, captions)
-
-
-def not_tensors(features: Tensor) -> dict[str, Any]:
-    """What is given in the place of a tensor, and what is said of it."""
-    packed = torch.nn.utils.rnn.pack_sequence([*features])
-    return {
-        "a NumPy array; torch.from_numpy makes a tensor of it": features.numpy(),
-        "a PackedSequence; torch.nn.utils.rnn.pad_packed_sequence makes a tensor and lengths of it": packed,
-        "a list": features.tolist(),
-    }
-
-
-def test_every_method_refuses_non_tensors(features):
-    model, attentive = make(), make("attention")
-    words = CAPTIONS[:, 1:]
-    calls: list[tuple[str, Callable[[Any], Any]]] = [
-        ("features", lambda x: model(x, CAPTIONS)),
-        ("captions", lambda x: model(features, x)),
-        ("read", lambda x: model(features, CAPTIONS, x)),
-        ("weights", lambda x: model(features, CAPTIONS, weights=x)),
-        ("features", model.begin),
-        ("features", model.sample),
-        ("features", model.beam_search),
-        ("features", lambda x: model.alternatives(x, words)),
-        ("words", lambda x: model.alternatives(features, x)),
-        ("words", lambda x: model.step(x, model.begin(features))),
-        ("words", lambda x: attentive.attention(features.unsqueeze(2), x)),
-        ("features", lambda x: attentive.attention(x, words)),
-        ("features", lambda x: model.stepper(1).begin(x)),
-    ]
-    for name, call in calls:
-        for kind, value in not_tensors(features).items():
-            with pytest.raises(TypeError, match=f"^CaptioningRNN: {name} must be a tensor, but is {re.escape(kind)}$"):
-                call(value)

@@ -31,7 +31,7 @@ def test_a_signal_that_is_ignored_stays_so(number: signal.Signals) -> None:
     signal.signal(number, signal.SIG_IGN)
     with Interrupt() as interrupt:
         signal.raise_signal(number)
-        assert not interrupt.asked
+        assert not interrupt.requested
     assert signal.getsignal(number) == signal.SIG_IGN
 
 
@@ -50,7 +50,7 @@ def test_the_first_signal_asks_and_the_second_acts_at_once(first: signal.Signals
     with Interrupt() as interrupt:
         assert not interrupt.agreed
         signal.raise_signal(first)
-        assert interrupt.asked
+        assert interrupt.requested
         assert interrupt.agreed
         assert interrupt.stopped().status == 128 + first
         with pytest.raises(Stopped) as stopped:
@@ -69,9 +69,9 @@ def test_a_signal_interrupts_what_changes_nothing(number: signal.Signals) -> Non
         seen.append("finished")
 
     with Interrupt() as interrupt:
-        assert interrupt.unless_asked(lambda: "record") == "record"
-        assert not interrupt.asked
-        assert interrupt.unless_asked(validate) is None
+        assert interrupt.unless_requested(lambda: "record") == "record"
+        assert not interrupt.requested
+        assert interrupt.unless_requested(validate) is None
         assert seen == ["started"]
         assert interrupt.stopped().status == 128 + number
 
@@ -79,19 +79,19 @@ def test_a_signal_interrupts_what_changes_nothing(number: signal.Signals) -> Non
 def test_an_error_of_what_changes_nothing_is_raised() -> None:
     with Interrupt() as interrupt:
         with pytest.raises(ZeroDivisionError):
-            interrupt.unless_asked(lambda: 1 / 0)
+            interrupt.unless_requested(lambda: 1 / 0)
         signal.raise_signal(signal.SIGTERM)  # outside of it a signal asks, and interrupts nothing
-        assert interrupt.asked
+        assert interrupt.requested
 
 
 def test_outside_the_main_thread_no_signal_is_caught() -> None:
     def enter() -> None:
         with Interrupt() as interrupt:
-            asked.append(interrupt.asked)
+            requested.append(interrupt.requested)
 
-    asked: list[bool] = []
+    requested: list[bool] = []
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert asked == [False]
+    assert requested == [False]
     assert all(signal.getsignal(number) is stop for number in SIGNALS)

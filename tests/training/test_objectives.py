@@ -12,26 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.rings import ringed
 from tests.helpers.tiny_data import write_tiny
-from tests.helpers.training import cells, data_for
+from tests.helpers.training import data_for
 from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, batches, open_data
 from torch_caption.decoding import DecodingOptions, decode
 from torch_caption.errors import ConfigError
 from torch_caption.metrics.scores import CiderReward
 from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.model.cells import CELLS
 from torch_caption.training import objectives
 from torch_caption.training.objectives import CaptionedImages, Likelihood, SelfCritical, make_objective, sample_inputs
 
 SCST = TrainConfig(objective="scst", init_from=Path("somewhere"), max_length=6)
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("data") / "tiny", grids=True)
-
-
-@pytest.fixture(params=cells("attention"))
+@pytest.fixture(params=ringed(CELLS, ["attention"]))
 def cell_type(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -121,13 +118,13 @@ def test_the_sampling_probability_rises_epoch_by_epoch(data: CocoData, monkeypat
     config = TrainConfig(scheduled_sampling=0.5, epochs=5)
     model, (features, captions) = model_of(data), whole_batch(data)
     probabilities: list[float] = []
-    monkeypatch.setattr(objectives, "own_words", lambda *args: probabilities.append(args[3]))
+    monkeypatch.setattr(objectives, "sample_inputs", lambda *args: probabilities.append(args[3]))
     objective = Likelihood(config, data["train"])
     for epoch in (0, 1, 2, 4, 9):
         objective.targets(model, features, captions, epoch)
     assert probabilities == [0.125, 0.25, 0.5, 0.5]  # none in the first epoch
     for other in (replace(config, scheduled_sampling=0.0), replace(config, epochs=1)):
-        assert Likelihood(other, data["train"]).targets(model, features, captions, 0).read is None
+        assert Likelihood(other, data["train"]).targets(model, features, captions, 0).inputs is None
 
 
 # Self-critical training -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny_data import D, write_tiny
+from tests.helpers.training import CPU
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.checkpoints.format import Checkpoint
 from torch_caption.cli.train import train_config
@@ -22,18 +23,11 @@ from torch_caption.data.dataset import CocoData, Split, open_data
 from torch_caption.errors import CheckpointError
 from torch_caption.training.log import read_log
 from torch_caption.training.progress import Progress
-from torch_caption.training.state import State, begin, judged, resume, snapshot
+from torch_caption.training.state import TrainingState, for_inference, initial_state, resume, snapshot
 from torch_caption.training.trainer import fit
 
-CPU = torch.device("cpu")
 UNDER_WAY = {"epoch": 1, "position": 2, "step": 7, "nats": 9.5, "words": 60, "norms": 2.5, "lr": 0.5, "seconds": 0.1}
 REWARDED = {"images": 10, "reward": 1.5, "greedy_reward": 2.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> CocoData:
-    """24 captions of 12 images."""
-    return open_data(write_tiny(tmp_path_factory.mktemp("data") / "tiny"))
 
 
 @pytest.fixture
@@ -44,16 +38,16 @@ def config(data: CocoData, tmp_path: Path) -> TrainConfig:
     )
 
 
-def after_a_step(config: TrainConfig, data: CocoData, **progress: Any) -> State:
+def after_a_step(config: TrainConfig, data: CocoData, **progress: Any) -> TrainingState:
     """A state of this progress, whose optimizer has moments."""
-    state = begin(config, data, CPU)
+    state = initial_state(config, data, CPU)
     state.model(data["train"].features_of([0]), data["train"].captions[:1]).backward()
     state.optimizer.step()
     state.progress = Progress(**UNDER_WAY | progress)
     return state
 
 
-def resumed(saved: Checkpoint, config: TrainConfig, data: CocoData, path: Path) -> tuple[State, list[str]]:
+def resumed(saved: Checkpoint, config: TrainConfig, data: CocoData, path: Path) -> tuple[TrainingState, list[str]]:
     """The state of a run that resumes from the checkpoint, and its warnings."""
     checkpoints.save(path, saved, keep=False)
     return resume(replace(config, resume="last"), data, CPU, checkpoints.find(path))
@@ -83,7 +77,7 @@ def refusal(saved: Checkpoint, config: TrainConfig, data: CocoData, path: Path) 
 def test_valid_progress_resumes(config: TrainConfig, data: CocoData, tmp_path: Path, progress: dict[str, Any]) -> None:
     state = after_a_step(config, data, **progress)
     if state.progress.step == 0:
-        state = begin(config, data, CPU)
+        state = initial_state(config, data, CPU)
     found = resumed(snapshot(state, config, data), config, data, tmp_path / "last.safetensors")[0]
     assert found.progress == state.progress
 
@@ -154,7 +148,7 @@ def test_an_optimizer_or_random_state_that_cannot_be_restored_is_refused(
 
 @pytest.mark.parametrize("flag", ["--resume", "--init-from"])
 def test_a_model_of_other_settings_is_refused_before_it_is_made(config: TrainConfig, data: CocoData, flag: str) -> None:
-    saved = snapshot(begin(config, data, CPU), config, data)
+    saved = snapshot(initial_state(config, data, CPU), config, data)
     path = config.out / "run" / "last.safetensors"
     path.parent.mkdir(parents=True)
     checkpoints.save(path, replace(saved, config=replace(saved.config, hidden_dim=10**6)))
@@ -232,7 +226,7 @@ def test_within_an_epoch_changed_training_captions_are_refused(
     path = tmp_path / "last.safetensors"
     saved = snapshot(after_a_step(config, data), config, data)
     assert saved.data == {"train": data["train"].digest, "val": data["val"].digest}
-    assert not judged(saved).data  # best.safetensors names none
+    assert not for_inference(saved).data  # best.safetensors names none
     assert refusal(saved, config, changed(data), path).startswith(
         f"{path}: within an epoch over other captions of train than those of {data.directory}; restore "
     )
@@ -254,7 +248,7 @@ def test_between_epochs_changed_captions_are_reported(config: TrainConfig, data:
     ):
         max_train = 20 if splits == "train" else None
         (line,) = resumed(saved, replace(config, max_train=max_train), other, path)[1]
-        assert line.startswith(f"{path}: was made with other captions of {splits} than those of {data.directory}; ")
+        assert line.startswith(f"{path}: has other captions of {splits} than {data.directory}; ")
         assert "\n" not in line
 
 

@@ -91,7 +91,7 @@ def test_two_machines_train_together(tmp_path: Path, lost: str) -> None:
     said = [machine.communicate(timeout=120) for machine in machines]
     assert all(machine.returncode for machine in machines)
     (line,) = [line for _, err in said for line in torchrun.errors(err)]
-    assert line.startswith(f"error: rank {1 - victim} has lost another, which torchrun names: ")
+    assert line.startswith(f"error: rank {1 - victim} has lost another rank, which torchrun names: ")
     assert any("Signal 9 (SIGKILL) received" in err for _, err in said)
     checkpoints.load(runs.find(tmp_path / "runs") / "last.safetensors")
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.rings import ringed
 from tests.helpers.tiny_data import write_tiny
 from tests.helpers.training import (
     CPU,
     EVERY_OPTION,
     assert_same,
-    cells,
     data_for,
     model_of,
     records_of,
@@ -40,13 +40,13 @@ from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.training import trainer
 from torch_caption.training.log import read_log
-from torch_caption.training.state import State, begin, source
+from torch_caption.training.state import TrainingState, initial_state, source
 from torch_caption.training.trainer import fit, learning_rate, score, train_step, validate
 
 
-def begun(config: TrainConfig, data: CocoData) -> State:
+def begun(config: TrainConfig, data: CocoData) -> TrainingState:
     """The state with the weights of the checkpoint that the configuration names."""
-    return begin(config, data, CPU, source(config))
+    return initial_state(config, data, CPU, source(config))
 
 
 def test_constant_and_exponential_rates() -> None:
@@ -115,7 +115,7 @@ def test_the_scored_images_are_drawn_by_the_seed(data: CocoData) -> None:
     assert score(model_of(data), data["val"], images, max_length=6).keys() == {"BLEU-4", "CIDEr"}
 
 
-@pytest.mark.parametrize("cell_type", cells("rnn"))
+@pytest.mark.parametrize("cell_type", ringed(CELLS, ["rnn"]))
 def test_every_cell_memorises_a_tiny_set(config: TrainConfig, tmp_path: Path, cell_type: str) -> None:
     directory = write_tiny(tmp_path / "tiny", wordings=1, grids=True)
     config = replace(config, data=str(directory), cell_type=cell_type, hidden_dim=32, wordvec_dim=16, batch_size=4)
@@ -192,9 +192,9 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, monkeypatch
     """It is validated and kept as the best; the last checkpoint holds both."""
     weights: list[dict[str, Tensor]] = []
     seen: list[dict[str, Tensor]] = []
-    follow = State.follow
+    follow = TrainingState.follow
 
-    def watched(state: State, decay: float) -> None:
+    def watched(state: TrainingState, decay: float) -> None:
         follow(state, decay)
         weights.append({name: w.clone() for name, w in state.model.state_dict().items()})
 
@@ -202,10 +202,10 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, monkeypatch
         seen.append({name: w.clone() for name, w in model.state_dict().items()})
         return validate(model, *args, **kwargs)
 
-    monkeypatch.setattr(State, "follow", watched)
+    monkeypatch.setattr(TrainingState, "follow", watched)
     monkeypatch.setattr(trainer, "validate", judged)
     config = replace(config, ema=0.7, epochs=2, patience=0)
-    mean = begin(config, open_data(config.data), CPU).model.state_dict()
+    mean = initial_state(config, open_data(config.data), CPU).model.state_dict()
     run = fit(config)
     assert len(weights) == 10
     for k, after in enumerate(weights):
@@ -228,7 +228,7 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, monkeypatch
 def test_only_matrices_decay(config: TrainConfig, data: CocoData, tied: bool) -> None:
     """By lr times weight_decay a step, where no gradient moves them."""
     config = replace(config, weight_decay=0.5, lr=0.1, tied=tied, cell_type="lstm")
-    state = begin(config, data, CPU)
+    state = initial_state(config, data, CPU)
     before = {name: w.clone() for name, w in state.model.state_dict().items()}
     for p in state.model.parameters():
         p.grad = torch.zeros_like(p)
@@ -239,7 +239,7 @@ def test_only_matrices_decay(config: TrainConfig, data: CocoData, tied: bool) ->
     assert decaying < set(before)
 
 
-@pytest.mark.parametrize("cell_type", cells("lstm"))
+@pytest.mark.parametrize("cell_type", ringed(CELLS, ["lstm"]))
 def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str) -> None:
     config = replace(config, **EVERY_OPTION | {"scheduled_sampling": 0.0}) if cell_type == "lstm" else config
     full, mixed = (fit(replace(config, cell_type=cell_type, amp=amp)) for amp in ("none", "bf16"))
@@ -250,13 +250,13 @@ def test_mixed_precision_stays_near(config: TrainConfig, cell_type: str) -> None
     assert all(weight.dtype == torch.float32 for weight in weights_of(mixed).values())
 
 
-@pytest.mark.parametrize("cell_type", cells("lstm"))
+@pytest.mark.parametrize("cell_type", ringed(CELLS, ["lstm"]))
 def test_hand_and_automatic_gradients_train_alike(config: TrainConfig, directory: Path, cell_type: str) -> None:
     data = data_for(cell_type, directory)
     config = replace(config, cell_type=cell_type, dtype="float64", **EVERY_OPTION)
 
     def losses(gradients: str) -> Iterator[float]:
-        state = begin(replace(config, gradients=gradients), data, CPU)
+        state = initial_state(replace(config, gradients=gradients), data, CPU)
         loader = batches(data["train"], 5, seed=0)
         step = 0
         while step < 100:
@@ -323,7 +323,7 @@ def test_self_critical_training_keeps_the_weights_of_the_best_cider(config: Trai
 
 def test_self_critical_training_scored_on_one_image_is_refused(config: TrainConfig) -> None:
     begun = fit(replace(config, epochs=1))
-    with pytest.raises(ConfigError, match=r"--objective scst.* only one image.* 0"):
+    with pytest.raises(ConfigError, match=r"--objective scst.* one image alone.* 0"):
         fit(replace(config, objective="scst", init_from=begun, score_images=1))
     assert [path.name for path in config.out.iterdir() if path.is_dir()] == [begun.name]
 
@@ -332,7 +332,7 @@ def test_the_cider_of_one_image_is_left_out_with_a_warning(
     config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = fit(replace(config, epochs=1, score_images=1))
-    assert re.fullmatch(r"warning: CIDEr of one image alone of val is 0 .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"warning: CIDEr of only one image of val is 0 .*\n", capsys.readouterr().err)
     assert "BLEU-4" in records_of(run)[0]
     assert "CIDEr" not in records_of(run)[0]
 

@@ -220,10 +220,10 @@ def check_fits(
 def _made_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of features, by names for a message."""
     weights = recipe.get("weights")
-    told = {"encoder": recipe.get("encoder"), "kind": recipe.get("features"), "transform": recipe.get("transform")}
-    told["version of scenes"] = recipe.get("recipe")
-    told["weights of SHA-256"] = weights.get("sha256") if isinstance(weights, Mapping) else None
-    return {name: value for name, value in told.items() if value is not None}
+    identity = {"encoder": recipe.get("encoder"), "kind": recipe.get("features"), "transform": recipe.get("transform")}
+    identity["version of scenes"] = recipe.get("recipe")
+    identity["weights of SHA-256"] = weights.get("sha256") if isinstance(weights, Mapping) else None
+    return {name: value for name, value in identity.items() if value is not None}
 
 
 def _same_projection(ours: Any, theirs: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Folders of runs: `runs/scenes-rnn-1` and so on, the last of them named in `runs/last.txt`."""
+"""Folders of runs: `runs/scenes-rnn-1` and so on; `runs/last.txt` has the name of the last one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POINTER = "last.txt"
 
 
 def create(out: str | Path, name: str) -> Path:
-    """Make `out/name-1`, or the first number above those there are, free for others too in the same moment."""
+    """Create `out/name-N` with N above all existing numbers, safe against concurrent calls."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     numbers = [int(p.name.removeprefix(f"{name}-")) for p in out.glob(f"{name}-*") if _numbered(p.name, name)]
@@ -23,20 +23,20 @@ def create(out: str | Path, name: str) -> Path:
         run = out / f"{name}-{number}"
         try:
             run.mkdir()
-        except FileExistsError:  # another run took the number this moment
+        except FileExistsError:  # another run has just taken the number
             number += 1
             continue
         return run
 
 
 def point_to(run: Path) -> None:
-    """Name the run as the last one of its folder.
+    """Write the run as the last one of its folder.
 
     Raises:
-        OSError: it cannot be written; another one may be named.
+        OSError: it cannot be written, and may have another run.
     """
     pointer = run.parent / POINTER
-    with files.writing(pointer, f"make room, and `{typed('train')} --resume {run}` goes on"):
+    with files.writing(pointer, f"free disk space, then continue with `{typed('train')} --resume {run}`"):
         files.replace_text(pointer, run.name + "\n")
 
 
@@ -45,16 +45,16 @@ def find(out: str | Path, name: str | None = None) -> Path:
     None or "last".
 
     Raises:
-        CheckpointError: there is no such run; the message is one line that says what to do.
+        CheckpointError: there is no such run; the message has what to do.
     """
     out = Path(out)
     if name is None or name == "last":
         pointer = out / POINTER
         if not pointer.is_file():
-            raise CheckpointError(f"no run in {out} yet; `{typed('train')}` makes one")
-        run = out / read_text(pointer).rstrip("\r\n")  # blanks may be of its name
+            raise CheckpointError(f"no run in {out} yet; `{typed('train')}` starts one")
+        run = out / read_text(pointer).rstrip("\r\n")  # blanks may be part of the name
         if not run.is_dir():
-            raise CheckpointError(f"{pointer} names {run}, which is not there; name another run")
+            raise CheckpointError(f"{pointer} names {run}, which is missing; name another run")
         return run
     named = Path(name), out / name
     for run in named:
@@ -73,12 +73,12 @@ def _not_a_run(file: Path) -> str:
     if (file.parent / LAST).is_file():
         advice = [f"`--resume {file.parent}` resumes the run from its {LAST}"]
     if file.suffix == ".safetensors":
-        advice.append(f"`--init-from {file}` begins a new run with these weights")
+        advice.append(f"`--init-from {file}` starts a new run with these weights")
     return f"{file}: is a file, not a run; {', and '.join(advice)}"
 
 
 def find_checkpoint(named: Path | None, out: str | Path) -> Path:
-    """The checkpoint itself, the best one of a run, or that of the last run of a folder; of `out` where named is None.
+    """A named checkpoint, the best one of a run, or of the last run of a folder, by default `out`.
 
     Raises:
         CheckpointError: there is no such run.
@@ -91,7 +91,7 @@ def find_checkpoint(named: Path | None, out: str | Path) -> Path:
 
 
 def data_name(data: str) -> str:
-    """What a run is called after its data: the directory's own name, of letters that may stand in one on any system."""
+    """The name of the data in the name of a run: the directory's, with characters that are valid on any system."""
     name = Path(data).resolve().name
     return "".join(letter if letter.isprintable() and letter not in '<>:"|?*\\' else "_" for letter in name) or "data"
 

@@ -1,7 +1,6 @@
-"""How good a model's captions of a split are: `python -m torch_caption evaluate CHECKPOINT`.
+"""Score a model's captions of a split: `python -m torch_caption evaluate CHECKPOINT`.
 
-Every image is captioned from its features alone; the reference captions are read after that, all of an image's
-at once, and only the scorer sees them.
+Captions depend only on the features of the images; only the scorer uses the reference captions, all of each image.
 """
 
 from __future__ import annotations
@@ -40,15 +39,15 @@ from torch_caption.metrics.scores import Interval, Scores
 from torch_caption.plots import GalleryItem
 
 ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-RANKED_BY = "CIDEr", "ROUGE-L"  # the first there is
+RANKED_BY = "CIDEr", "ROUGE-L"  # the first available one
 _TOKENS = {
     "words": "by torch_caption",
     "characters": "by torch_caption, characters",
-    "whitespace": "as they are between blanks",
+    "whitespace": "between blanks, unchanged",
     "ptb": "by Stanford PTB",
 }
 FIVE_BEAMS = DecodingOptions(beam_size=5, n_best=1)
-PRINTED, DRAWN = 3, 8  # of the best captions, and of the worst
+PRINTED, SHOWN = 3, 8  # number of the best and of the worst captions
 
 
 @dataclass(frozen=True)
@@ -56,42 +55,41 @@ class EvaluateConfig:
     """Score a model's captions of a split's images against the reference captions."""
 
     checkpoint: Annotated[Positional[Path | None], arg(metavar="[CHECKPOINT]")] = None
-    """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
+    """Checkpoint, run or folder of runs; the default is the last run in `runs`."""
     data: Annotated[str | None, arg(metavar="STR")] = None
-    """`scenes` or a directory in cs231n's layout; the data the model was trained on without it."""
+    """`scenes` or a directory in cs231n's layout; the default is the training data."""
     split: str = "val"
-    """The split to caption."""
+    """Split to caption."""
     references: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Reference captions in a format of `prepare --annotations`, found by the names in {split}2014_images.txt; of a
-    file that says its splits, those of the split alone. Without it captions_{split}2014.json of the data where that is
-    there; else the captions that the model is trained on, which lack long ones and have <UNK> in place of rare
-    words."""
+    """Reference captions in a format of `prepare --annotations`, matched by the names in {split}2014_images.txt. The
+    default is captions_{split}2014.json of the data if it exists, else the captions of the data, without long ones and
+    with <UNK> for rare words."""
 
     decoding: Annotated[DecodingOptions, OmitArgPrefixes] = FIVE_BEAMS
-    """How captions are chosen."""
+    """Decoding."""
 
     meteor: Literal["auto", "yes", "no"] = "auto"
-    """Score by METEOR too: where there is Java, always, or never."""
+    """Compute METEOR: if Java is installed, always, or never."""
     tokenizer: Literal[("auto", *TOKENIZERS, "ptb")] = "auto"  # type: ignore[valid-type]
-    """What splits captions and references into the tokens that are compared: as the data was prepared (auto, words
-    unless its manifest says otherwise), one of `prepare --tokenizer`, or COCO's own (ptb), which needs Java."""
+    """Tokenizer of captions and references: that of the data (auto; words if its manifest has none), one of `prepare
+    --tokenizer`, or COCO's own (ptb), which needs Java."""
     against: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None
-    """A second model, to be compared with the first on the same images."""
+    """Second model, compared with the first on the same images."""
     draws: int = 1000
-    """Draws of the bootstrap, which the intervals come from."""
+    """Number of bootstrap samples for the confidence intervals."""
     seed: int = 0
-    """Decides those draws, and those of random sampling."""
+    """Seed of the bootstrap and of random sampling."""
 
     format: Literal["table", "json"] = "table"
-    """What to print."""
+    """Output format."""
     json: Annotated[Path | None, arg(metavar="PATH")] = None
     """Write the captions to this file in COCO's result format: [{"image_id": ..., "caption": ...}, ...]."""
     gallery: Annotated[Path | None, arg(metavar="PATH")] = None
-    """Draw the images with the best captions and with the worst into this PNG file."""
+    """Write a gallery of the images with the best and the worst captions to this PNG file."""
     images: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder of the photographs for the gallery; the data's own without it."""
+    """Folder of the photographs for the gallery; the default is that of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto uses a GPU if there is one."""
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
@@ -101,14 +99,14 @@ class EvaluateConfig:
         check_decoding(self.decoding)
         for name, captions in {"samples": self.decoding.samples, "n-best": self.decoding.n_best}.items():
             if captions != 1:
-                raise ConfigError(f"--{name} {captions}: one caption an image is scored, so it must be 1")
+                raise ConfigError(f"--{name} {captions}: one caption per image is scored, so it must be 1")
         for flag, path in {"--json": self.json, "--gallery": self.gallery}.items():
             if path is not None and not path.parent.is_dir():
                 raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
-        wanted = {"--meteor yes": self.meteor == "yes", "--tokenizer ptb": self.tokenizer == "ptb"}
-        asked = [flag for flag, wants in wanted.items() if wants]
-        if asked and not java.available():
-            raise ConfigError(f"{asked[0]} needs Java, which is not here; install a Java runtime, or leave it out")
+        of_java = {"--meteor yes": self.meteor == "yes", "--tokenizer ptb": self.tokenizer == "ptb"}
+        given = [flag for flag, is_given in of_java.items() if is_given]
+        if given and not java.available():
+            raise ConfigError(f"{given[0]} needs Java, which is not installed; install a Java runtime, or omit it")
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,10 @@ class References:
     """The reference captions.
 
     Attributes:
-        captions: the image's row -> its captions that hold a word, at least one.
-        ids: the image's row -> what a result file calls it: its id in the annotations, or else its row.
-        source: where they are from.
-        empty: captions without words, which are left out.
+        captions: the image's row -> its captions with words, at least one.
+        ids: the image's row -> its id in a result file: its id in the annotations, or else its row.
+        source: of the captions.
+        empty: the number of omitted captions without words.
     """
 
     captions: dict[int, list[str]]
@@ -129,26 +127,26 @@ class References:
 
     @classmethod
     def of(cls, captions: dict[int, list[str]], ids: dict[int, int | str], source: str, tokenizer: str) -> References:
-        """Those that hold a word, by a tokenizer of `TOKENIZERS`, and the images that have one.
+        """The captions with words, by a tokenizer of `TOKENIZERS`, and the images with such captions.
 
         Raises:
-            DataError: none does.
+            DataError: there are none.
         """
         worded = {idx: [text for text in texts if TOKENIZERS[tokenizer](text)] for idx, texts in captions.items()}
         kept = {idx: texts for idx, texts in worded.items() if texts}
         if not kept:
-            raise DataError(f"{source}: no caption holds a word")
+            raise DataError(f"{source}: no caption has a word")
         empty = sum(map(len, captions.values())) - sum(map(len, worded.values()))
         return cls(kept, {idx: ids[idx] for idx in kept}, source, empty)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A model's captions, and what they are worth.
+class Evaluated:
+    """A model's captions and their scores.
 
     Attributes:
         path: the model's checkpoint.
-        captions: the image's row -> what the model says.
+        captions: the image's row -> the model's caption.
         scores, intervals: the scores, and their 95 % bootstrap intervals over the images.
     """
 
@@ -171,24 +169,24 @@ class Judged:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `run` found.
+    """The result of `run`.
 
     Attributes:
-        differences: the intervals of first - second, where there is a second model.
+        differences: the intervals of first - second, if there is a second model.
     """
 
-    first: Judged
+    first: Evaluated
     references: References
-    second: Judged | None = None
+    second: Evaluated | None = None
     differences: dict[str, Interval] = dataclasses.field(default_factory=dict)
 
 
 def run(config: EvaluateConfig) -> Evaluation:
-    """Caption and score as the configuration says: prints a table or JSON, and writes the files it names.
+    """Caption and score by the configuration: prints a table or JSON, and writes its files.
 
     Raises:
-        UsageError, InputError: a setting, a checkpoint, the data or the references cannot be used, or they do not fit
-            together.
+        UsageError, InputError: a setting, a checkpoint, the data or the references cannot be used, or they do not
+            match.
     """
     config.check()
     captioner = load(config.checkpoint, device=config.device)
@@ -204,33 +202,33 @@ def run(config: EvaluateConfig) -> Evaluation:
     references = read_references(config, data, split)
     if config.gallery is not None and not any(_picture(config, split, idx) for idx in references.captions):
         where = config.images or data.directory
-        raise ConfigError(f"--gallery: {where} holds no pictures of {split.name}; --images names their folder")
+        raise ConfigError(f"--gallery: {where} has no pictures of {split.name}; --images names their folder")
     if rival is not None:
         other = rival.open_data(config.data)
         _check_tokenizer(config, other, other[config.split])
         _check_same(split, other[config.split], f"--against {rival.path}: {data.directory} and {other.directory}")
-    first = _judge(config, captioner, split, references)
+    first = _evaluate(config, captioner, split, references)
     second, differences = None, {}
     if rival is not None:
-        second = _judge(config, rival, other[config.split], references)
+        second = _evaluate(config, rival, other[config.split], references)
         differences = first.scores.interval(second.scores, draws=config.draws, seed=config.seed)
     evaluation = Evaluation(first, references, second, differences)
-    _tell(config, data, split, evaluation)
+    _report(config, data, split, evaluation)
     return evaluation
 
 
 def _check_tokenizer(config: EvaluateConfig, data: CocoData, split: Split) -> None:
-    """Raise ConfigError where a model says characters and references are to be split into something else."""
+    """Raise ConfigError if captions consist of characters and references would be split otherwise."""
     if split.tokenizer == "characters" and config.tokenizer != "characters":
         raise ConfigError(
-            f"--tokenizer {config.tokenizer}: the captions of {data.directory} are of characters, and references split "
-            "otherwise would have none of them; use --tokenizer characters"
+            f"--tokenizer {config.tokenizer}: the captions of {data.directory} consist of characters, which other "
+            "tokens of references would not match; use --tokenizer characters"
         )
 
 
 def _check_same(split: Split, other: Split, which: str) -> None:
-    """Raise ConfigError unless the rows of two splits are the same images: by their names, or else by their
-    captions; of two vocabularies by how long those are, which stays when rare words become <UNK>."""
+    """Raise ConfigError unless the rows of two splits are the same images: by their names, else by their captions; with
+    different vocabularies by the lengths of the captions, which do not depend on <UNK>."""
     images = range(split.num_images)
     named = all(s.file_name(i) for s in (split, other) for i in range(s.num_images))
     if split.num_images != other.num_images:
@@ -238,8 +236,8 @@ def _check_same(split: Split, other: Split, which: str) -> None:
     elif named:
         same = all(split.file_name(i) == other.file_name(i) for i in images)
     else:
-        look = Split.references if split.vocabulary.words == other.vocabulary.words else _lengths
-        same = all(look(split, i) == look(other, i) for i in images)
+        key = Split.references if split.vocabulary.words == other.vocabulary.words else _lengths
+        same = all(key(split, i) == key(other, i) for i in images)
     if not same:
         raise ConfigError(f"{which}, the data of the two models, differ in the images of {split.name}")
 
@@ -249,17 +247,17 @@ def _lengths(split: Split, idx: int) -> list[int]:
 
 
 def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> References:
-    """All captions of each image: the named file's, else the data's annotations, else those of its HDF5 file.
+    """All captions of each image: from the given file, else the data's annotations, else its HDF5 file.
 
     Raises:
-        DataError: the file is in no format that is read, or has none of the split's images.
+        DataError: the file has an unknown format, or none of the split's images.
     """
     own = data.directory / f"captions_{split.name}2014.json"
     path = config.references or (own if own.is_file() else None)
     tokenizer = config.tokenizer if config.tokenizer in TOKENIZERS else split.tokenizer
     if path is None:
         images = captioned_images(split)
-        source = f"{data.directory / 'coco2014_captions.h5'}, as the model learns them"
+        source = f"{data.directory / 'coco2014_captions.h5'}, the captions of the data"
         captions = {idx: split.references(idx) for idx in images}
         return References.of(captions, {idx: idx for idx in images}, source, tokenizer)
     if path == own:
@@ -268,15 +266,15 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
     names = {idx: split.file_name(idx) for idx in range(split.num_images)}
     if not any(names.values()):
         raise DataError(
-            f"{data.directory / f'{split.name}2014_images.txt'}: no such file; the captions of {path} are found by the "
-            "images' names"
+            f"{data.directory / f'{split.name}2014_images.txt'}: no such file; the captions of {path} are matched by "
+            "the images' names"
         )
     pairs = _paired({idx: name for idx, name in names.items() if name}, photographs)
     known = {idx: photograph for idx, photograph in pairs.items() if photograph.captions}
     if not known:
         nearest = Names([photograph.file_name for photograph in photographs]).nearest(names[0] or "", guess=True)
         raise DataError(
-            f"{path}: has no caption of any image of {split.name}, the first of which is {names[0]!r}"
+            f"{path}: has no captions of images of {split.name}, such as {names[0]!r}"
             + file_names.hint(nearest, "it has captions of")
         )
     captions = {idx: [text for _, text in photograph.captions] for idx, photograph in known.items()}
@@ -285,8 +283,8 @@ def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> Ref
 
 
 def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[int, Photograph]:
-    """The annotations of each image, by its name, else by the last part of it where one side has folders before it and
-    the other has not, as COCO's own annotations; none that two images share."""
+    """The annotations of each image, by its name, else by its last part if only one side has folders, as COCO's own
+    annotations; none that two images share."""
     found = {photograph.file_name: photograph for photograph in photographs}
     theirs, ours = Names([*found]), Names([*names.values()])
     pairs = {idx: found[meant[0]] for idx, name in names.items() if len(meant := theirs.meant(name)) == 1}
@@ -298,14 +296,14 @@ def _paired(names: dict[int, str], photographs: Sequence[Photograph]) -> dict[in
     return dict(sorted(pairs.items()))
 
 
-def _judge(config: EvaluateConfig, captioner: Captioner, split: Split, references: References) -> Judged:
-    """Caption the images that have references and score them; without CIDEr where it is 0 whatever the captions."""
+def _evaluate(config: EvaluateConfig, captioner: Captioner, split: Split, references: References) -> Evaluated:
+    """Caption the images with references and score the captions; without CIDEr if it is 0 for all captions."""
     images = tqdm(references.captions, desc="captions", unit="image", leave=False, disable=not is_interactive())
     options = captioner.options_for(config.decoding, flag_of)
     found = caption_images(captioner.model, split, images, options, seed=config.seed)
     captions = {idx: of_image[0] for idx, of_image in found.items()}
     by_meteor = config.meteor == "yes" or (config.meteor == "auto" and java.available())
-    tokens = TOKENIZERS.get(config.tokenizer, tokenize)  # Java's tokens tell the same images apart
+    tokens = TOKENIZERS.get(config.tokenizer, tokenize)  # Java's tokens distinguish the same images
     weighs = metrics.cider_weighs([list(map(tokens, texts)) for texts in references.captions.values()])
     scores = metrics.score_each(
         {idx: caption.text for idx, caption in captions.items()},
@@ -313,13 +311,13 @@ def _judge(config: EvaluateConfig, captioner: Captioner, split: Split, reference
         ("BLEU", *(["METEOR"] if by_meteor else []), "ROUGE-L", *(["CIDEr"] if weighs else [])),
         config.tokenizer,
     )
-    return Judged(captioner.path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
+    return Evaluated(captioner.path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
 
 
-# What it says ---------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 
 
-def _tell(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Evaluation) -> None:
+def _report(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Evaluation) -> None:
     if config.format == "json":
         plain = _plain(config, data, split, evaluation)
         print(json_text(plain, indent=2, encoding=sys.stdout.encoding))
@@ -338,7 +336,7 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
     texts = [caption.text for caption in first.captions.values()]
     images = f"{len(texts):,}" if len(texts) == split.num_images else f"{len(texts):,} of {split.num_images:,}"
     count = sum(map(len, references.captions.values()))
-    wordless = f", {references.empty:,} without words left out" if references.empty else ""
+    wordless = f", {references.empty:,} without words omitted" if references.empty else ""
     method = config.decoding.resolve()
     decoding = f"beam search, {config.decoding.beam_size} wide" if method == "beam" else method
     length = sum(len(text.split()) for text in texts) / len(texts)
@@ -355,7 +353,7 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
 
 
 def _scores(evaluation: Evaluation) -> list[str]:
-    """A row a score."""
+    """One row per score."""
     first, second = evaluation.first, evaluation.second
     head = f"{'':9}  {'score':>6}  {'95 % interval':>16}"
     if second is not None:
@@ -369,20 +367,20 @@ def _scores(evaluation: Evaluation) -> list[str]:
             line += f"  {other:7.4f}  {value - other:+10.4f}  {f'{gain.low:+.4f} to {gain.high:+.4f}':>18}"
         lines.append(line)
     if "CIDEr" not in first.scores.overall:
-        of = "one image alone" if len(first.captions) == 1 else "images with the same references"
-        lines.append(f"CIDEr      is 0 of {of}, whatever the captions: it weighs words by how many images lack them")
+        of = "only one image" if len(first.captions) == 1 else "images with the same references"
+        lines.append(f"CIDEr      is 0 for {of}: it weights words by the images without them")
     return lines
 
 
-def _extremes(judged: Judged) -> list[str]:
-    """The best captions and the worst."""
-    ranked = judged.ranked
+def _extremes(evaluated: Evaluated) -> list[str]:
+    """The best and the worst captions."""
+    ranked = evaluated.ranked
     shown = min(PRINTED, len(ranked) // 2)
     lines = []
     for what, pairs in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
-        lines += [f"{what} by {judged.ranked_by}"] if pairs else []
+        lines += [f"{what} by {evaluated.ranked_by}"] if pairs else []
         lines += [
-            f"{score:8.3f}  image {idx:<5} {readable(judged.captions[idx].text) or '(no words)'}"
+            f"{score:8.3f}  image {idx:<5} {readable(evaluated.captions[idx].text) or '(no words)'}"
             for idx, score in pairs
         ]
     return lines
@@ -412,9 +410,9 @@ def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
 
 
 def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Path) -> None:
-    """The best captions, then the worst, of the images that have a picture."""
-    seen = [(idx, score) for idx, score in evaluation.first.ranked if _picture(config, split, idx)]
-    shown = min(DRAWN, (len(seen) + 1) // 2)
+    """Plot the best, then the worst captions, of images with a picture."""
+    pictured = [(idx, score) for idx, score in evaluation.first.ranked if _picture(config, split, idx)]
+    shown = min(SHOWN, (len(pictured) + 1) // 2)
     items = [
         GalleryItem(
             _picture(config, split, idx),
@@ -422,7 +420,7 @@ def _draw(config: EvaluateConfig, split: Split, evaluation: Evaluation, path: Pa
             tuple(evaluation.references.captions[idx]),
             note=f"{evaluation.first.ranked_by} {score:.2f}",
         )
-        for idx, score in dict.fromkeys([*seen[:shown], *seen[-shown:]])
+        for idx, score in dict.fromkeys([*pictured[:shown], *pictured[-shown:]])
     ]
     plots.gallery(items, path)
 

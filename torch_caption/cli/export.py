@@ -1,4 +1,4 @@
-"""A trained captioner as one file that runs without this package."""
+"""Export a trained captioner to one file that runs without this package."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch_caption.inference.load import load
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a trained captioner to one file that runs without this package: features in, word ids out."""
+    """Write a trained captioner to one file that runs without this package, from features to word ids."""
 
     checkpoint: Annotated[Path | None, Positional, arg(metavar="CHECKPOINT")] = None
-    """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
+    """Checkpoint, run or folder of runs; the default is the last run in `runs`."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("captioner.onnx")
-    """The file to write, .onnx or .pt2."""
+    """Output file, .onnx or .pt2."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None
-    """Longest caption, in words; as in training without it."""
+    """Maximum length of a caption in words; the default is that of training."""
     no_unk: Annotated[bool, FlagCreatePairsOff] = False
-    """Never say <UNK>."""
+    """Never choose <UNK>."""
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
@@ -40,7 +40,7 @@ class ExportConfig:
 
 
 def run(config: ExportConfig) -> None:
-    """Export as the configuration says, and print what the file takes and gives.
+    """Export by the configuration, and print the shapes of the file's input and output.
 
     Raises:
         UsageError, InputError: a setting or the checkpoint cannot be used.

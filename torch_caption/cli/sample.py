@@ -1,4 +1,4 @@
-"""A trained captioner at work: captions of a split's images or of new photographs, as a table, JSON and a gallery."""
+"""Caption images of a split or new photographs with a trained model: a table, JSON, a gallery, attention maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch_caption.decoding import DecodingOptions
 from torch_caption.encoders import extractor as recipes
 from torch_caption.errors import ConfigError, ImageError
 from torch_caption.inference import photographs
-from torch_caption.inference.captions import Caption, caption_images, looked, some_images
+from torch_caption.inference.captions import Caption, attention_maps, caption_images, some_images
 from torch_caption.inference.gallery import draw_gallery
 from torch_caption.inference.load import Captioner, load
 from torch_caption.io.images import is_url, load_image
@@ -31,7 +31,7 @@ from torch_caption.io.text import flag_of, json_text, printable
 from torch_caption.model.captioner import CaptioningRNN
 
 ONE_CAPTION = DecodingOptions(n_best=1)
-SOME = 5  # names in a line that tells what was skipped
+SOME = 5  # maximum number of names in a line about skipped files
 
 
 @dataclass(frozen=True)
@@ -40,44 +40,43 @@ class SampleConfig:
     --top-k, --top-p, --min-p, --samples)."""
 
     photographs: Annotated[tuple[str, ...], Positional, arg(metavar="PHOTO|FOLDER|URL...")] = ()
-    """Photographs to caption: files, folders of files, and http(s) URLs. Without any, images of a split are
-    captioned."""
+    """Photographs to caption: files, folders, http(s) URLs; the default is images of a split."""
     recursive: Annotated[bool, FlagCreatePairsOff] = False
-    """Look into the folders inside of a folder, too."""
+    """Include subfolders."""
     checkpoint: Annotated[Path | None, arg(metavar="PATH")] = None
-    """A checkpoint, a run's directory or a folder of runs; the last run in `runs` without it."""
+    """Checkpoint, run or folder of runs; the default is the last run in `runs`."""
     data: Annotated[str | None, arg(metavar="STR")] = None
-    """`scenes` or a directory in cs231n's layout; the data the model was trained on without it. With photographs, the
-    directory that says how features are made, where the checkpoint does not."""
+    """`scenes` or a directory in cs231n's layout; the default is the training data. For photographs: a directory with
+    the recipe of the features, if the checkpoint has none."""
     split: Annotated[str | None, arg(metavar="STR")] = None
-    """The split to caption; test where there is one, else val."""
+    """Split to caption; the default is test if there is one, else val."""
     images: tuple[int, ...] = ()
-    """Images by their index in the split; some chosen by the seed without it."""
+    """Indices of images in the split; the default is a random choice by the seed."""
     count: int = 8
-    """How many images, where --images names none."""
+    """Number of images, without --images."""
 
     seed: int = 0
-    """Decides the images and the random draws."""
+    """Seed of the choice of images and of random sampling."""
     decoding: Annotated[DecodingOptions, OmitArgPrefixes] = ONE_CAPTION
-    """How captions are chosen."""
+    """Decoding."""
 
     allow_private: bool = False
-    """Fetch URLs from addresses that are not public, too: this machine, the local network."""
+    """Also fetch URLs from addresses that are not public: this machine, the local network."""
     weights: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Weights of the encoder, where they are not found where they were when the features were made."""
+    """Weights of the image encoder, if they are not found automatically."""
 
     references: bool = False
-    """Show the captions that people wrote beside them."""
+    """Show the reference captions."""
     format: Literal["table", "json"] = "table"
-    """What to print."""
+    """Output format."""
     json: Annotated[Path | None, arg(metavar="PATH")] = None
     """Write the captions to this file as JSON."""
     gallery: Annotated[Path | None, arg(metavar="PATH")] = None
-    """Draw the pictures with their captions into this PNG file."""
+    """Write a gallery of the pictures with their captions to this PNG file."""
     show_attention: Annotated[Path | None, arg(metavar="PATH")] = None
-    """Draw where a model with attention looked for each word of each caption into this PNG file."""
+    """Write the attention maps of each word of the captions to this PNG file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto uses a GPU if there is one."""
 
     def check(self) -> None:
         """Raise ConfigError, naming the flag, on the first value that cannot be used."""
@@ -95,11 +94,11 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class Described:
-    """An image, its captions and what people wrote.
+class CaptionedImage:
+    """An image, its captions and its reference captions.
 
     Attributes:
-        index: its row in the split; of photographs, its place among those that could be read.
+        index: its row in the split; of a photograph, its index among the readable ones.
         name: of its file, or its URL.
     """
 
@@ -111,14 +110,14 @@ class Described:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is captioned.
+    """The images to caption.
 
     Attributes:
-        split: it holds the images.
-        images: those of them that are meant.
-        recipe: how its features are made, as far as anybody says.
-        data: what the split is of; None of photographs.
-        failed: photographs that could not be read, and why.
+        split: of the images.
+        images: their indices.
+        recipe: of the features, if known.
+        data: of the split; None for photographs.
+        failed: photographs that cannot be read, with the reasons.
     """
 
     split: Split
@@ -128,11 +127,11 @@ class Subject:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def run(config: SampleConfig) -> list[Described]:
-    """Caption as the configuration says: prints a table or JSON, and writes the files it names.
+def run(config: SampleConfig) -> list[CaptionedImage]:
+    """Caption images by the configuration: prints a table or JSON, and writes its files.
 
     Raises:
-        UsageError, InputError: a setting, the checkpoint or the data cannot be used, or they do not fit together.
+        UsageError, InputError: a setting, the checkpoint or the data cannot be used, or they do not match.
     """
     config.check()
     recipe_of = config.data if config.photographs else None
@@ -141,38 +140,38 @@ def run(config: SampleConfig) -> list[Described]:
     subject = (_photographs if config.photographs else _images)(config, captioner)
     split, images = subject.split, subject.images
     if config.show_attention is not None:
-        _check_looks(captioner, split)
+        _check_attention(captioner, split)
     options = captioner.options_for(config.decoding, flag_of)
     captions = caption_images(captioner.model, split, images, options, seed=config.seed)
-    described = [
-        Described(idx, split.image_name(idx), captions[idx], split.references(idx) if config.references else [])
+    captioned = [
+        CaptionedImage(idx, split.image_name(idx), captions[idx], split.references(idx) if config.references else [])
         for idx in images
     ]
-    _tell(config, captioner.path, subject, described)
+    _report(config, captioner.path, subject, captioned)
     if config.show_attention is not None:
-        _draw_attention(captioner.model, subject, described, config.show_attention)
-    return described
+        _draw_attention(captioner.model, subject, captioned, config.show_attention)
+    return captioned
 
 
 def _images(config: SampleConfig, captioner: Captioner) -> Subject:
-    """Images of a split: those that are named, or some."""
+    """The given images of a split, or a random choice."""
     data = captioner.open_data(config.data)
     split = _choose_split(config, data)
     images = list(dict.fromkeys(config.images)) or some_images(split, config.count, seed=config.seed)
     for flag, picture in _pictures(config).items():
         if picture is not None and not any(split.image_path(idx) for idx in images):
-            raise ConfigError(f"{flag}: {data.directory} holds no pictures of {split.name}")
+            raise ConfigError(f"{flag}: {data.directory} has no pictures of {split.name}")
     return Subject(split, images, data.recipe, data)
 
 
 def _photographs(config: SampleConfig, captioner: Captioner) -> Subject:
-    """The photographs with the features that the model was trained on.
+    """The photographs with features by the model's recipe.
 
-    Each that cannot be read is a line on stderr, as is what a folder holds beside photographs; only if none can be
-    read, it is an error.
+    An unreadable photograph, and other files of a folder, are a line on stderr; it is an error only if no photograph
+    can be read.
 
     Raises:
-        UsageError, InputError: no photograph can be read, or `Captioner.extractor` cannot be made.
+        UsageError, InputError: no photograph can be read, or `Captioner.extractor` raises an error.
     """
     extractor = captioner.extractor
     errors: dict[str, ImageError] = {}
@@ -181,7 +180,7 @@ def _photographs(config: SampleConfig, captioner: Captioner) -> Subject:
     def fail(name: str, error: ImageError) -> None:
         errors[name] = ImageError(f"{printable(name)}: {lacking[name]}") if name in lacking else error
         if len(sources) > 1:
-            _say(f"error: {errors[name]}")
+            _print_line(f"error: {errors[name]}")
 
     found = photographs.read(
         sources,
@@ -190,7 +189,7 @@ def _photographs(config: SampleConfig, captioner: Captioner) -> Subject:
         allow_private=config.allow_private,
         keep=any(_pictures(config).values()),
         failed=fail,
-        truncated=lambda line: _say(f"warning: {line}"),
+        truncated=lambda line: _print_line(f"warning: {line}"),
     )
     if found is None:
         if len(sources) == 1:
@@ -202,40 +201,40 @@ def _photographs(config: SampleConfig, captioner: Captioner) -> Subject:
 
 
 def _sources(config: SampleConfig) -> tuple[list[str], dict[str, str]]:
-    """The photographs that are named, those of folders among them, and what is to be said of folders without any."""
+    """The given photographs, including those of folders, and a message for each folder without any."""
     sources: list[str] = []
     lacking: dict[str, str] = {}
     for name in config.photographs:
         if is_url(name) or not Path(name).is_dir():
             sources.append(name)
             continue
-        folder = photographs.look_into(Path(name), recursive=config.recursive)
+        folder = photographs.list_folder(Path(name), recursive=config.recursive)
         sources += folder.pictures or [name]
         if folder.pictures:
-            _tell_rest(folder)
+            _report_skipped(folder)
         else:
             lacking[name] = _lacks_pictures(folder)
     return sources, lacking
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
 
 
-def _tell_rest(folder: photographs.Folder) -> None:
-    """What a folder holds that is not captioned, in a line of each kind."""
+def _report_skipped(folder: photographs.Folder) -> None:
+    """Report the other files and the subfolders of a folder, in one line each."""
     if folder.others:
-        _say(f"skipped {printable(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
+        _print_line(f"skipped {printable(folder.path)}: not pictures: {_some(folder.path, folder.others)}")
     if folder.folders:
         folders = _some(folder.path, folder.folders)
-        _say(f"skipped {printable(folder.path)}: folders, into which --recursive looks: {folders}")
+        _print_line(f"skipped {printable(folder.path)}: subfolders, which --recursive includes: {folders}")
 
 
 def _lacks_pictures(folder: photographs.Folder) -> str:
     rest = f", only {_some(folder.path, folder.others)}" if folder.others else ""
-    inside = f"; --recursive looks into its folders: {_some(folder.path, folder.folders)}" if folder.folders else ""
-    return f"a folder without a picture in it{rest}{inside}"
+    inside = f"; --recursive includes its subfolders: {_some(folder.path, folder.folders)}" if folder.folders else ""
+    return f"a folder without pictures{rest}{inside}"
 
 
 def _some(folder: Path, paths: list[str]) -> str:
@@ -243,36 +242,36 @@ def _some(folder: Path, paths: list[str]) -> str:
     return ", ".join(names) + (f" and {len(paths) - SOME:,} more" if len(paths) > SOME else "")
 
 
-def _tell(config: SampleConfig, path: Path, subject: Subject, described: list[Described]) -> None:
+def _report(config: SampleConfig, path: Path, subject: Subject, captioned: list[CaptionedImage]) -> None:
     data, split = subject.data, subject.split
-    plain = _plain(path, subject, described)
+    plain = _plain(path, subject, captioned)
     if config.format == "json":
         print(json_text(plain, indent=2, encoding=sys.stdout.encoding))
     else:
         print(f"{path}, {split.name} of {data.directory}" if data else f"{path}")
-        print(_table(described, config.references, named=data is None))
+        print(_table(captioned, config.references, named=data is None))
     if config.json is not None:
         config.json.write_text(json_text(plain, indent=2) + "\n", encoding="utf-8", newline="\n")
     if config.gallery is not None:
-        captions = {image.index: [caption.text for caption in image.captions] for image in described}
+        captions = {image.index: [caption.text for caption in image.captions] for image in captioned}
         draw_gallery(data, split, captions, config.gallery, references=config.references)
 
 
-def _draw_attention(model: CaptioningRNN, subject: Subject, described: list[Described], path: Path) -> None:
-    """Each caption with where the model looked for its words."""
+def _draw_attention(model: CaptioningRNN, subject: Subject, captioned: list[CaptionedImage], path: Path) -> None:
+    """Plot each caption with its attention maps."""
     split = subject.split
-    pairs = [(image.index, caption.text) for image in described for caption in image.captions]
+    pairs = [(image.index, caption.text) for image in captioned for caption in image.captions]
     features = split.features_of([index for index, _ in pairs])
-    weights = looked(model, split.vocabulary, features, [text for _, text in pairs])
+    weights = attention_maps(model, split.vocabulary, features, [text for _, text in pairs])
     items = [
-        plots.AttentionItem(_seen(subject, index), text.split(), of_words)
+        plots.AttentionItem(_visible(subject, index), text.split(), of_words)
         for (index, text), of_words in zip(pairs, weights, strict=True)
     ]
     plots.attention(items, path)
 
 
-def _seen(subject: Subject, index: int) -> Image.Image | None:
-    """The part of an image that the model sees; None where there is no picture of it."""
+def _visible(subject: Subject, index: int) -> Image.Image | None:
+    """The part of an image that attention maps cover; None without a picture."""
     picture = subject.split.picture(index)
     if isinstance(picture, Path):
         try:
@@ -282,35 +281,35 @@ def _seen(subject: Subject, index: int) -> Image.Image | None:
     return None if picture is None else recipes.visible(subject.recipe, picture)
 
 
-def _check_looks(captioner: Captioner, split: Split) -> None:
+def _check_attention(captioner: Captioner, split: Split) -> None:
     """Raise ConfigError unless there are attention weights over rows and columns."""
     if not captioner.model.cell.attends:
         raise ConfigError(
-            f"--show-attention: {captioner.path} is of the cell {captioner.model.cell_type}, which looks at no places; "
-            f"`{typed('train')} --cell-type attention` makes one that does"
+            f"--show-attention: {captioner.path} has the cell {captioner.model.cell_type}, which has no attention; "
+            f"`{typed('train')} --cell-type attention` trains one"
         )
     if len(split.grid) != 2:
-        raise ConfigError(f"--show-attention: the features of {split.name} are of places without rows and columns")
+        raise ConfigError(f"--show-attention: the features of {split.name} have no rows and columns")
 
 
-def _table(described: list[Described], references: bool, *, named: bool) -> str:
-    """One row a caption: the image's index or name, log-probability, score if there is one, words; references below."""
-    labels = [printable(image.name) if named else str(image.index) for image in described]
+def _table(captioned: list[CaptionedImage], references: bool, *, named: bool) -> str:
+    """One row per caption: index or name of the image, log-probability, score if any, words; references below."""
+    labels = [printable(image.name) if named else str(image.index) for image in captioned]
     width = max(6, *map(len, labels))
-    scored = any(caption.score is not None for image in described for caption in image.captions)
+    scored = any(caption.score is not None for image in captioned for caption in image.captions)
     lines = [f"{'image':>{width}}  {'log p':>7}  {'score  ' if scored else ''}caption"]
-    for label, image in zip(labels, described, strict=True):
-        for place, caption in enumerate(image.captions):
+    for label, image in zip(labels, captioned, strict=True):
+        for k, caption in enumerate(image.captions):
             score = "" if caption.score is None else f"{caption.score:5.2f}  "
             lines.append(
-                f"{label if place == 0 else '':>{width}}  {caption.log_prob:7.2f}  {score}{readable(caption.text)}"
+                f"{label if k == 0 else '':>{width}}  {caption.log_prob:7.2f}  {score}{readable(caption.text)}"
             )
         blank = " " * 7 if scored else ""
-        lines += [f"{'':{width}}  {'people':>7}  {blank}{readable(reference)}" for reference in image.references]
+        lines += [f"{'':{width}}  {'ref':>7}  {blank}{readable(reference)}" for reference in image.references]
     return "\n".join(lines)
 
 
-def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str, Any]:
+def _plain(path: Path, subject: Subject, captioned: list[CaptionedImage]) -> dict[str, Any]:
     failed = [{"name": name, "error": error} for name, error in subject.failed.items()]
     return {
         "checkpoint": str(path),
@@ -322,7 +321,7 @@ def _plain(path: Path, subject: Subject, described: list[Described]) -> dict[str
                 "captions": [_plain_caption(caption) for caption in image.captions],
                 **({"references": [*map(readable, image.references)]} if image.references else {}),
             }
-            for image in described
+            for image in captioned
         ],
         **({"failed": failed} if failed else {}),
     }
@@ -340,7 +339,7 @@ def _choose_split(config: SampleConfig, data: CocoData) -> Split:
 
 
 def _check_files(config: SampleConfig) -> None:
-    """The files that are asked for can be written, known before any work is done."""
+    """Check early that the output files can be written."""
     for flag, path in {"--json": config.json, **_pictures(config)}.items():
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
@@ -354,7 +353,7 @@ def sample_config(args: Sequence[str], prog: str | None = None) -> SampleConfig:
     """The flags of `sample`.
 
     Raises:
-        SystemExit: a flag is misspelt (status 2), or help was asked for (0).
+        SystemExit: a flag is invalid (status 2), or help was requested (0).
     """
     return tyro.cli(SampleConfig, prog=prog, args=args)
 

@@ -31,7 +31,7 @@ def main(args: Sequence[str], prog: str) -> None:
     splits = load(directory) or {}
     vocabulary = Vocabulary.load(directory / "coco2014_vocab.json")
     print(directory)
-    print(", ".join(f"{split} {len(drawn):,}" for split, drawn in splits.items()), f"scenes; {len(vocabulary)} words")
+    print(", ".join(f"{split} {len(scenes):,}" for split, scenes in splits.items()), f"scenes; {len(vocabulary)} words")
     with hdf5.opened(directory / "coco2014_captions.h5") as file:
         for split in splits:
             captions = map(vocabulary.decode, file[f"{split}_captions"][:CAPTIONS])

@@ -9,7 +9,7 @@ import tyro
 
 from torch_caption.checkpoints.format import Found
 from torch_caption.checkpoints.run_folder import find
-from torch_caption.config import OF_THE_DATA, OF_THE_MODEL, TrainConfig
+from torch_caption.config import DATA_FIELDS, MODEL_FIELDS, TrainConfig
 from torch_caption.functions.matmul import prefer_onednn
 from torch_caption.training.distributed import first_alone_speaks, several
 from torch_caption.training.state import source
@@ -34,7 +34,7 @@ def train_config(args: Sequence[str], prog: str | None = None) -> tuple[TrainCon
         return config, None
     saved = found.checkpoint.config
     if config.resume is None:
-        kept = TrainConfig(**{name: getattr(saved, name) for name in (*OF_THE_MODEL, *OF_THE_DATA)})
+        kept = TrainConfig(**{name: getattr(saved, name) for name in (*MODEL_FIELDS, *DATA_FIELDS)})
         return _train_config(args, prog, kept), found
     run = find(config.out, config.resume)
     return dataclasses.replace(_train_config(args, prog, saved), out=run.parent, resume=str(run)), found
@@ -48,9 +48,9 @@ def _train_config(args: Sequence[str], prog: str | None, default: TrainConfig | 
 def _name_the_run(args: Sequence[str]) -> list[str]:
     """`--resume` without a value is the last run."""
     named = []
-    for place, arg in enumerate(args):
+    for index, arg in enumerate(args):
         named.append(arg)
-        if arg == "--resume" and (place + 1 == len(args) or args[place + 1].startswith("--")):
+        if arg == "--resume" and (index + 1 == len(args) or args[index + 1].startswith("--")):
             named.append("last")
     return named
 

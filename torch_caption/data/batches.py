@@ -117,8 +117,8 @@ class EpochBatches(Sampler[list[int]]):
 def _begin_worker(number: int) -> None:
     """Ignore the signals that a terminal or batch system sends to all processes: the main process handles them and ends
     the workers."""
-    for asked in TO_ALL:
-        signal.signal(asked, signal.SIG_IGN)
+    for ignored in TO_ALL:
+        signal.signal(ignored, signal.SIG_IGN)
     if "RANK" in os.environ and hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # torchrun sends SIGTERM to the whole process group of a rank, which saves first
     sys.excepthook = _report

@@ -24,7 +24,7 @@ import numpy as np
 from torch_caption.data import file_names
 from torch_caption.data.file_names import Names
 from torch_caption.errors import DataError, InputError
-from torch_caption.io.text import lines, parse_json, read_text, shown, strange
+from torch_caption.io.text import invalid_character, lines, parse_json, read_text, shown
 
 SPLITS = ("train", "val", "test")
 ANNOTATIONS_LIMIT = 2**30
@@ -397,8 +397,8 @@ def _check_name(name: Any, where: str, mend: str = _MEND) -> None:
 def _check_caption(caption: Any, where: str, mend: str = _MEND) -> None:
     if not isinstance(caption, str):
         raise DataError(f"{where} is {shown(caption)}, not a string; {mend}")
-    if strange(caption):
-        raise DataError(f"{where} is {shown(caption)}; {strange(caption)!r} is not a text character: remove it")
+    if found := invalid_character(caption):
+        raise DataError(f"{where} is {shown(caption)}; {found!r} is not a text character: remove it")
 
 
 def _distinct(photographs: Iterable[Photograph], path: Path) -> dict[int | str, Photograph]:
@@ -435,11 +435,11 @@ def _get(entry: Any, name: str, where: str, mend: str = _MEND) -> Any:
 
 
 def _is_id(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, str) and not strange(value))
+    return type(value) is int or (isinstance(value, str) and not invalid_character(value))
 
 
 def _breaks_line(text: str) -> bool:
-    return strange(text) is not None or "\n" in text or "\r" in text
+    return invalid_character(text) is not None or "\n" in text or "\r" in text
 
 
 def locate(splits: Mapping[str, list[Photograph]], folders: Mapping[str | None, Path]) -> dict[str, list[Photograph]]:

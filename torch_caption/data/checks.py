@@ -20,7 +20,7 @@ from torch_caption.data.tokenizer import TOKENIZERS
 from torch_caption.data.vocabulary import END, NULL, START, Vocabulary
 from torch_caption.errors import DataError, InputError
 from torch_caption.io.exits import is_interactive, one_line
-from torch_caption.io.text import lines, read_json, read_text, shown, strange
+from torch_caption.io.text import invalid_character, lines, read_json, read_text, shown
 
 BLOCK_BYTES = 2**26
 """Values are read and checked in blocks of about this many bytes (64 MiB)."""
@@ -203,7 +203,7 @@ def _check_values(manifest: dict[str, Any], path: Path) -> None:
         inner: list[tuple[str, Any]] = []
         for name, value in level:
             fault = isinstance(value, float) and not math.isfinite(value)
-            if fault or strange(name) or (isinstance(value, str) and strange(value)):
+            if fault or invalid_character(name) or (isinstance(value, str) and invalid_character(value)):
                 raise DataError(f"{path}: {shown(name)} is {shown(value)}, which cannot be stored; write it again")
             if isinstance(value, dict):
                 inner += [(f"{name}.{key}", below) for key, below in value.items()]

@@ -1,6 +1,6 @@
 """HDF5 files from untrusted sources: their datasets are checked before a value is read.
 
-A file can refer to other files, to filters that are loaded as code, and to sizes beyond the memory. Whatever captions
+A file can refer to other files, to filters that are loaded as code, and to sizes beyond the memory. All that captions
 and features do not need is refused, and every chunk of a dataset must be stored in the file.
 """
 

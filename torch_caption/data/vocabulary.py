@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch_caption.errors import DataError
-from torch_caption.io.text import read_json, shown, strange
+from torch_caption.io.text import invalid_character, read_json, shown
 
 NULL = "<NULL>"
 START = "<START>"
@@ -39,7 +39,7 @@ class Vocabulary:
         for idx, word in enumerate(self.words):
             if not isinstance(word, str):
                 raise DataError(f"the word of id {idx} is {shown(word)}, not a string")
-            if strange(word) or _NO_WORD.search(word):
+            if invalid_character(word) or _NO_WORD.search(word):
                 raise DataError(f"the word of id {idx} is {shown(word)}; use text without blanks or controls")
             if word in word_to_idx:
                 raise DataError(f"the word {shown(word)} has two ids, {word_to_idx[word]} and {idx}")

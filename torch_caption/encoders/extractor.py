@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_caption.data.projection import Projection
 from torch_caption.data.recipe import PROJECTED
-from torch_caption.encoders import torchvision_encoder as features
+from torch_caption.encoders import torchvision_encoder
 from torch_caption.encoders.torchvision_encoder import BACKBONES, Encoder
 from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
@@ -65,7 +65,7 @@ def feature_extractor(
         if recipe.get("recipe") != scenes.VERSION:
             raise DataError(f"features of scenes {recipe.get('recipe')}; this version has scenes {scenes.VERSION}")
         return _Scenes(recipe.get("features") == "grid")
-    encoder = features.from_recipe(recipe, weights=weights, near=near, device=device)
+    encoder = torchvision_encoder.from_recipe(recipe, weights=weights, near=near, device=device)
     grid = recipe["features"] == "grid"
     half = grid and recipe.get("grid_dtype") == "float16"
     return _Photographs(encoder, grid, _projection(recipe.get("projection")), half)
@@ -82,7 +82,7 @@ def visible(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
     if not isinstance(transform, Mapping) or not {"resize", "crop"} <= transform.keys():
         return picture
     sizes = crop, resize = transform["crop"], transform["resize"]
-    if any(type(size) is not int for size in sizes) or not 1 <= crop <= resize <= features.LARGEST:
+    if any(type(size) is not int for size in sizes) or not 1 <= crop <= resize <= torchvision_encoder.LARGEST:
         raise DataError(f"the recipe's transform has resize {shown(resize)} and crop {shown(crop)}; prepare it again")
     side = min(picture.size) * crop / resize
     left, top = ((length - side) / 2 for length in picture.size)

@@ -379,7 +379,7 @@ def file_sha256(path: Path) -> str:
 
 @cache
 def _digest_of(path: Path, _size: int, _time: int) -> str:
-    """Once for each content: VGG-16's weights are 550 MB, which finding, verifying and loading them each ask for."""
+    """Cached: VGG-16's weights are 550 MB, and finding, verifying and loading them each need the digest."""
     return sha256_of(path)
 
 

@@ -28,7 +28,7 @@ def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any
 
 
 def flatten_rows(x: Tensor) -> Tensor:
-    """(..., D) as (rows, D): a weight gradient sums over time and batch alike."""
+    """(..., D) as (rows, D): a weight gradient sums over time and batch."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
@@ -47,7 +47,7 @@ def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast as autocast would cast the operands of a product.
 
-    The cast comes before the Function, so that its forward and backward see one dtype whether or not the backward
+    The cast comes before the Function, so that its forward and backward have one dtype whether or not the backward
     runs under autocast; `torch.amp.custom_fwd` does not work with `setup_context`. float64 stays, as in torch.
     """
     device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
@@ -96,7 +96,7 @@ def check_tensor(function: str, name: str, value: object) -> None:
     """Check that `value` is a tensor.
 
     Raises:
-        TypeError: it is something else; the message says how a NumPy array or a PackedSequence becomes tensors.
+        TypeError: it is something else; for a NumPy array or a PackedSequence with the conversion to tensors.
     """
     if isinstance(value, Tensor):
         return
@@ -109,7 +109,7 @@ def check_tensor(function: str, name: str, value: object) -> None:
 
 
 def check_floats(function: str, axes: dict[str, int], **tensors: tuple[Tensor, str]) -> None:
-    """Check tensors against shapes such as "N T D" or "D 4H"; letters seen first are bound in `axes`.
+    """Check tensors against shapes such as "N T D" or "D 4H"; new letters are bound in `axes`.
 
     Raises:
         TypeError: a value is not a tensor, is not floating-point, or its dtype or device differs.
@@ -142,7 +142,7 @@ def check_shape(function: str, name: str, tensor: Tensor, spec: str, axes: dict[
 
 
 def _fits(tensor: Tensor, spec: str, axes: dict[str, int]) -> bool:
-    """Whether the shape is `spec`. Of a tensor with as many axes, letters seen first are bound in `axes`."""
+    """Whether the shape is `spec`. Of a tensor with as many axes, new letters are bound in `axes`."""
     letters, shape = spec.split(), tuple(tensor.shape)
     if letters[0] == "...":
         letters = letters[1:]
@@ -190,7 +190,7 @@ def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], axes: dict[st
         _bind(others, bound)
         if all(_fits(*other, bound) for other in others):
             return _wrong_shape(function, suspect, *tensors[suspect], bound)
-    # Several are wrong: the first that is, by what the weights say.
+    # Several are wrong: the first one, by the shapes of the weights.
     bound = dict(axes)
     _bind([tensors[name] for name in tensors if _is_weight(name)], bound)
     suspect = next(name for name in tensors if not _fits(*tensors[name], dict(bound)))
@@ -198,7 +198,7 @@ def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], axes: dict[st
 
 
 def _bind(tensors: Sequence[tuple[Tensor, str]], axes: dict[str, int]) -> None:
-    """Bind the letters of all that have as many axes as letters, those seen first before others."""
+    """Bind the letters of all that have as many axes as letters, in order."""
     for tensor, spec in tensors:
         _fits(tensor, spec, axes)
 
@@ -231,7 +231,7 @@ def check_integers(function: str, name: str, x: Tensor, spec: str, axes: dict[st
 def check_range(function: str, name: str, x: Tensor, high: int, meaning: str) -> None:
     """Check 0 <= x < high where the values can be read; elsewhere do nothing.
 
-    `meaning` says in the message what the limit is, of {high} or of {top}, which is high - 1. It is filled in for a
+    `meaning` describes the limit in the message, with {high} or {top}, which is high - 1. It is filled in for a
     message alone: a size that is put into a string is a constant to a tracer.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The private names of torch that this package uses: all of them stand here and nowhere else.
+"""All private names of torch that this package uses.
 
 torch has no public names for these, or calls them experimental. Each has a test of its own in
 tests/functions/test_torch_internals.py, which fails by its name where torch takes the name away or gives it another
-meaning. All but `scan` decide which path a function takes; `_common` and `packing` ask them.
+meaning. All but `scan` decide which path a function takes; `_common` and `packing` use them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def unwrapped(x: Tensor) -> Tensor:
 
 
 def in_torch_func() -> bool:
-    """Whether a transform of torch.func, vmap or grad for example, is entered, whatever tensors come."""
+    """Whether a transform of torch.func, vmap or grad for example, is active, for any tensors."""
     return torch._C._functorch.maybe_current_level() is not None
 
 

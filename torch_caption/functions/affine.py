@@ -1,4 +1,4 @@
-"""The affine layer, over the last axis of whatever it is given."""
+"""The affine layer, over the last axis of its input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Affine(Function):
 
         out = x w + b                          (..., D)(D, M) + (M,) -> (..., M)
 
-    Backward. Every row of x meets the same w and b, so their gradients sum over all rows r:
+    Backward. Every row of x has the same w and b, so their gradients sum over all rows r:
 
         dx = dout w^T                          (..., M)(M, D) -> (..., D)
         dw = x^T dout                          (D, r)(r, M) -> (D, M)

@@ -444,7 +444,7 @@ def _scale(A: Tensor) -> float:
 
 def _attend(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     """attn (n, H) and weights (n, L)."""
-    # A tensor: torch.onnx rounds a number to float32, whatever it is multiplied by.
+    # A tensor: torch.onnx rounds a Python number to float32.
     H = torch.full((), A.shape[1], dtype=torch.promote_types(A.dtype, torch.float32), device=A.device)
     weights = torch.softmax(_dot_products(prev_h, A) * H.rsqrt(), dim=1)
     return _weighted_sum(weights, A), weights

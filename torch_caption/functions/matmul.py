@@ -21,7 +21,7 @@ def prefer_onednn() -> bool:
 
     torch reaches oneDNN through `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, which allows bfloat16 inside.
     oneDNN makes use of that where the processor multiplies bfloat16 matrices in hardware (AMX) and computes in float32
-    elsewhere. A product tells which, and where it is bfloat16 the setting is put back. float64, half precision and GPUs
+    elsewhere. A test product shows which, and for bfloat16 the setting is restored. float64, half precision and GPUs
     are not affected.
 
     Call it once, before other threads compute. `torch.get_float32_matmul_precision()`, which the setting outdates, then
@@ -36,7 +36,7 @@ def prefer_onednn() -> bool:
     x, w = (torch.randn(256, 256, generator=generator, dtype=torch.float32, device="cpu") for _ in range(2))
     exact = x.double() @ w.double()
     before = _MATMUL.fp32_precision
-    _MATMUL.fp32_precision = "ieee"  # float32, whatever was allowed before
+    _MATMUL.fp32_precision = "ieee"  # float32, regardless of the previous setting
     allowed = 4 * (x @ w - exact).abs().max()  # bfloat16 inside would err a thousand times more
     _MATMUL.fp32_precision = "bf16"
     chosen = bool((x @ w - exact).abs().max() <= allowed)

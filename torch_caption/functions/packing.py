@@ -150,7 +150,7 @@ class Packing:
         """The packing of `lengths` (N,); of N sequences of T steps where it is None, or where it cannot be read.
 
         Under torch.compile, export, vmap, CUDA graph capture and on the meta device lengths cannot be read. Padding is
-        then packed like the rest, and `padding` says where it is.
+        then packed like the rest, and `padding` has its indices.
         """
         if lengths is None or not readable(lengths):
             _check_traceable(T)
@@ -191,7 +191,7 @@ def lengths_from_mask(real: Tensor) -> Tensor:
 def steps_of(batch_sizes: BatchSizes, h0: Tensor) -> Steps:
     """`batch_sizes` one by one, for the N sequences that begin with h0 (N, H).
 
-    Where all have T steps, N is taken from a shape: a tracer knows it there by its symbol.
+    Where all have T steps, N is taken from a shape: where a tracer has its symbol.
     """
     if isinstance(batch_sizes, tuple):
         return batch_sizes
@@ -215,7 +215,7 @@ def _check_traceable(T: int) -> None:
 
 
 def _is_symbolic(T: int) -> bool:
-    """Whether a tracer knows T by a symbol. torch.compile, which makes a graph for each T, is not asked."""
+    """Whether T is a symbol of a tracer; not for torch.compile, which makes a graph for each T."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return False
     return not has_static_value(T)
@@ -252,7 +252,7 @@ def over_time(
     for t in reversed(order) if reverse else order:
         state, out = step(tuple(resize_rows(part, steps[t]) for part in state), rows_of_steps[t], constants)
         outputs.append(out)
-    if not steps:  # a step of no rows knows the widths of the outputs
+    if not steps:  # a step without rows gives the widths of the outputs
         _, out = step(
             tuple(resize_rows(part, 0) for part in state), tuple(x.narrow(0, 0, 0) for x in sequences), constants
         )

@@ -106,11 +106,11 @@ def packed_lstm(
 
 
 def dot_product_attention(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    N, H, *places = A.shape
+    N, H, *positions = A.shape
     scores = torch.einsum("nh,nhl->nl", prev_h, A.flatten(2)) / H**0.5
     weights = torch.softmax(scores, dim=1)
     attn = torch.einsum("nl,nhl->nh", weights.to(A.dtype), A.flatten(2))
-    return attn, weights.reshape(N, *places)
+    return attn, weights.reshape(N, *positions)
 
 
 def attention_lstm_step(
@@ -147,8 +147,8 @@ def attention_lstm(
     last = T if lengths is None else lengths.long()
     out = _blank(hs[:, 1:], lengths)
     state = [(hs[n, last], cs[n, last])] if return_state else []
-    looked = [_blank(weights[:, 1:].flatten(2), lengths).reshape(N, T, *A.shape[2:])] if return_weights else []
-    return (out, *state, *looked) if return_state or return_weights else out
+    maps = [_blank(weights[:, 1:].flatten(2), lengths).reshape(N, T, *A.shape[2:])] if return_weights else []
+    return (out, *state, *maps) if return_state or return_weights else out
 
 
 def packed_attention_lstm(
@@ -177,8 +177,8 @@ def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor, label_smoothing: f
     x = x if x.dtype == torch.float64 else x.float()
     log_p = torch.log_softmax(x, dim=-1)
     right = log_p.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)  # (N, T)
-    likely = (1 - label_smoothing) * right + label_smoothing * log_p.mean(dim=-1) if label_smoothing else right
-    weighted = torch.where(mask, likely, 0) if mask.dtype == torch.bool else likely * mask
+    expected = (1 - label_smoothing) * right + label_smoothing * log_p.mean(dim=-1) if label_smoothing else right
+    weighted = torch.where(mask, expected, 0) if mask.dtype == torch.bool else expected * mask
     return -weighted.sum() / max(x.shape[0], 1)
 
 

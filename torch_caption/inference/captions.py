@@ -1,4 +1,4 @@
-"""Captions for the images of a split: features in, words and their log-probabilities out."""
+"""Captions of the images of a split, from their features, with log-probabilities."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch_caption.decoding import DecodingOptions
 from torch_caption.model.captioner import CaptioningRNN
 
 BATCH = {"greedy": 256, "beam": 64, "sampling": 1}
-"""Images that are decoded at once. A sampled caption depends on its batch, so each image is one of its own."""
+"""Images per batch. A sampled caption depends on its batch, so each image is its own batch."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and the model's log-probability of it, <END> counted.
+    """A caption and its log-probability under the model, including <END>.
 
     Attributes:
-        score: what beam search orders by, the log-probability over the length penalty; None without a search.
-        ended: it came to its <END>, and was not cut off at the maximum length.
+        score: of beam search, the log-probability over the length penalty; else None.
+        ended: it reached <END> and was not cut off at the maximum length.
     """
 
     text: str
@@ -48,16 +48,16 @@ def caption_images(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> dict[int, list[Caption]]:
-    """The captions of images of a split, from their features alone.
+    """The captions of images of a split.
 
     Args:
-        options: see `DecodingOptions`; greedy without any.
-        seed: of random sampling. An image's captions depend on it and on no other image.
-        batch_size: images that are decoded at once; as in `BATCH` without it.
+        options: see `DecodingOptions`; by default greedy.
+        seed: of random sampling. The captions of an image do not depend on other images.
+        batch_size: images per batch; by default as in `BATCH`.
 
     Returns:
-        for each image its captions, best first: one of greedy decoding, `samples` of sampling, at most `n_best` of beam
-        search.
+        for each image its captions, best first: one in greedy decoding, `samples` in sampling, at most `n_best` in
+        beam search.
 
     Raises:
         ValueError: as `CaptioningRNN.decode`.
@@ -83,7 +83,7 @@ def caption_features(
 def _decode(
     model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, options: DecodingOptions, seeds: Sequence[object]
 ) -> list[list[Caption]]:
-    """Of each row of features the captions that there are."""
+    """The captions of each row of features."""
     method = options.resolve()
     generator = torch.Generator(model.device).manual_seed(_mix(*seeds)) if method == "sampling" else None
     decoded = model.decode(features.to(model.device, model.dtype), options, generator)
@@ -98,18 +98,20 @@ def _decode(
     ]
 
 
-def looked(model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, texts: Sequence[str]) -> list[np.ndarray]:
-    """Where a model with attention looked for each word of each image's caption.
+def attention_maps(
+    model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, texts: Sequence[str]
+) -> list[np.ndarray]:
+    """The attention weights at each word of given captions.
 
     Args:
-        features: (N, D, a, a) or (N, D, L), what the captions were made from.
-        texts: N captions, however they were chosen.
+        features: (N, D, a, a) or (N, D, L) of the images.
+        texts: N captions.
 
     Returns:
         for each caption weights (words, a, a) or (words, L), of sum 1 for each word.
 
     Raises:
-        ValueError: the model's cell looks at no places.
+        ValueError: the model has no attention.
     """
     ids = [torch.tensor(vocabulary.encode(text.split())[1:-1], dtype=torch.int64, device="cpu") for text in texts]
     words = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=model.null)
@@ -118,15 +120,15 @@ def looked(model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, texts
 
 
 def captioned_images(split: Split) -> list[int]:
-    """The images that some caption of the split belongs to, in order."""
+    """The images with captions in the split, in order."""
     return split.image_idxs.unique().tolist()
 
 
 def some_images(split: Split, count: int, *, seed: int) -> list[int]:
-    """At most `count` of the images that have a caption, chosen by the seed, in order."""
+    """A random subset of at most `count` images with captions, by the seed, in order."""
     images = captioned_images(split)
     order = torch.randperm(len(images), generator=torch.Generator("cpu").manual_seed(seed), device="cpu").tolist()
-    return sorted(images[place] for place in order[:count])
+    return sorted(images[index] for index in order[:count])
 
 
 def _mix(*parts: object) -> int:

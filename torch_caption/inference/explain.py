@@ -1,4 +1,4 @@
-"""What a model says of one picture and how sure it is: its best captions, and of the first of them each word."""
+"""The explanation of a caption: the best captions with their probabilities, and the alternatives of each word."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from torch_caption.encoders.extractor import FeatureExtractor
 from torch_caption.model.captioner import CaptioningRNN
 
 BEST_FIVE = DecodingOptions(beam_size=5)
-"""The five best captions that a beam of five hypotheses finds."""
+"""The five best captions of a beam search with five hypotheses."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A caption or a word, and how probable the model holds it: of a caption's words all together, <END> counted."""
+    """A caption or a word with its probability under the model; that of a caption includes <END>."""
 
     text: str
     probability: float
@@ -33,12 +33,12 @@ class Guess:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a caption; the last is <END>, unless the caption was cut off at its greatest length.
+    """A word of a caption; the last is <END>, unless the caption was cut off at its maximum length.
 
     Attributes:
-        guess: the word itself, its probability given the picture and the words before it.
-        alternatives: the likeliest words in its place, the likeliest first, perhaps itself among them.
-        attention: (a, b) weights of sum 1, where in the picture the model looked before it; None if it does not look.
+        guess: the word itself, with its probability given the picture and the previous words.
+        alternatives: the most probable words at this step in descending order, possibly including the word itself.
+        attention: (a, b) attention weights of sum 1; None without attention.
     """
 
     guess: Guess
@@ -47,10 +47,10 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Description:
+class Explanation:
     """Attributes:
-    captions: in the order of decoding, of beam search by log-probability over the length penalty.
-    words: of the first of them.
+    captions: in the order of decoding; from beam search by log-probability over the length penalty.
+    words: of the first caption.
     """
 
     captions: tuple[Guess, ...]
@@ -58,58 +58,57 @@ class Description:
 
 
 @torch.no_grad()
-def describe(
+def explain(
     model: CaptioningRNN,
     vocabulary: Vocabulary,
     features: Tensor,
     options: DecodingOptions = BEST_FIVE,
     alternatives: int = 5,
-) -> Description:
-    """The description of one picture.
+) -> Explanation:
+    """The explanation of the captions of one picture.
 
     Args:
         model: in `eval()`.
         features: (D,), or a grid (D, a, b), of the picture.
-        options: how its captions are chosen, and how many.
-        alternatives: how many words in each place.
+        options: of decoding.
+        alternatives: the number of words per step.
 
     Raises:
-        ValueError: the features do not fit the model, or a number is out of its range.
+        ValueError: the features do not fit the model, or a number is out of range.
     """
     batch = features.unsqueeze(0).to(model.device, model.dtype)
     decoded = model.decode(batch, options)
-    found = [place for place in range(decoded.words.shape[1]) if decoded.lengths[0, place] > 0]
-    texts = [readable(vocabulary.decode(decoded.words[0, place].tolist())) for place in found]
-    probabilities = [math.exp(decoded.log_probs[0, place]) for place in found]
+    found = [k for k in range(decoded.words.shape[1]) if decoded.lengths[0, k] > 0]
+    texts = [readable(vocabulary.decode(decoded.words[0, k].tolist())) for k in found]
+    probabilities = [math.exp(decoded.log_probs[0, k]) for k in found]
     best = decoded.words[:, 0, : int(decoded.lengths[0, 0])]
     others = model.alternatives(batch, best, alternatives)
-    looked = model.attention(batch, best)[0].double().cpu().numpy() if model.cell.attends and batch.dim() == 4 else None
+    attends = model.cell.attends and batch.dim() == 4
+    weights = model.attention(batch, best)[0].double().cpu().numpy() if attends else None
     words = [
         Word(
-            Guess(vocabulary.words[idx], math.exp(others.log_probs[0, place])),
+            Guess(vocabulary.words[idx], math.exp(others.log_probs[0, t])),
             tuple(
                 Guess(vocabulary.words[other], probability)
-                for other, probability in zip(
-                    others.words[0, place].tolist(), others.probs[0, place].tolist(), strict=True
-                )
+                for other, probability in zip(others.words[0, t].tolist(), others.probs[0, t].tolist(), strict=True)
                 if probability > 0
             ),
-            None if looked is None else looked[place],
+            None if weights is None else weights[t],
         )
-        for place, idx in enumerate(best[0].tolist())
+        for t, idx in enumerate(best[0].tolist())
     ]
-    return Description(tuple(map(Guess, texts, probabilities)), tuple(words))
+    return Explanation(tuple(map(Guess, texts, probabilities)), tuple(words))
 
 
-class Describer:
-    """A model and the recipe that makes its features of a picture.
+class Explainer:
+    """A model with the recipe of its features.
 
     Args:
         model: in `eval()`.
-        vocabulary: the model's.
-        recipe: of the features that the model was trained with.
-        extractor: what carries it out.
-        options: how captions are chosen.
+        vocabulary: of the model.
+        recipe: of the features of its training.
+        extractor: of the recipe.
+        options: of decoding.
     """
 
     def __init__(
@@ -126,11 +125,11 @@ class Describer:
         self._extractor = extractor
         self._options = options
 
-    def __call__(self, picture: Image.Image) -> Description:
-        """The description of an upright RGB picture."""
+    def __call__(self, picture: Image.Image) -> Explanation:
+        """The explanation for an upright RGB picture."""
         features = self._extractor.make([self._extractor.prepare(picture)])[0]
-        return describe(self.model, self.vocabulary, features, self._options)
+        return explain(self.model, self.vocabulary, features, self._options)
 
-    def seen(self, picture: Image.Image) -> Image.Image:
-        """The part of the picture that the model sees, which attention is over."""
+    def visible(self, picture: Image.Image) -> Image.Image:
+        """The part of the picture that the features and attention maps cover."""
         return recipes.visible(self._recipe, picture)

@@ -1,8 +1,8 @@
 """A trained captioner as one file that runs without this package: `python -m torch_caption export CHECKPOINT`.
 
-The file holds the greedy captioner, features in, word ids out, and the words. An .onnx file is for onnxruntime and
-whatever else reads ONNX, a .pt2 file (torch.export) for torch alone. Its captions are those of `CaptioningRNN.sample`.
-A grid of features goes in with its places in a row, (N, D, a, a) as (N, D, L).
+The file contains the greedy captioner, from features to word ids, and the vocabulary. An .onnx file is for onnxruntime
+and other programs that read ONNX, a .pt2 file (torch.export) for torch. Its captions equal `CaptioningRNN.sample`.
+A grid of features is passed with flattened positions, (N, D, a, a) as (N, D, L).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from torch_caption.model.captioner import CaptioningRNN
 
 FEATURES, IDS = "features", "ids"
 WORDS, MAX_LENGTH, RECIPE = "words", "max_length", "features"
-"""What the file says of itself, in JSON: its words in the order of their ids; the most words of a caption; how the
-features were made, as far as the checkpoint knows."""
+"""Metadata of the file, in JSON: the words in the order of their ids; the maximum length of a caption; the recipe of
+the features, if the checkpoint has one."""
 
 
 class Greedy(nn.Module):
-    """A captioner whose every step is written out, so that it can be traced: the captions of `CaptioningRNN.sample`.
+    """A captioner with unrolled steps, for tracing: the captions of `CaptioningRNN.sample`.
 
     Args:
-        model: nothing of it is changed; dropout is of its loss alone.
-        max_length: the most words of a caption, <END> counted.
-        no_unk: never say <UNK>.
+        model: unchanged; only its loss has dropout.
+        max_length: maximum length of a caption in words, including <END>.
+        no_unk: exclude <UNK>.
 
     Raises:
         ValueError: max_length < 1, or the vocabulary has no <START>.
@@ -58,7 +58,7 @@ class Greedy(nn.Module):
         self.register_buffer("never", never)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Word ids (N, max_length) int64 of features as the model takes them, <NULL> after <END>."""
+        """Word ids (N, max_length) int64 from features of the model, <NULL> after <END>."""
         end = self.ids.end
         state = self.model.begin(features)
         last = torch.full_like(state[0][:, 0], self.ids.start, dtype=torch.int64)  # (N,)
@@ -86,15 +86,15 @@ def trace(model: CaptioningRNN, max_length: int = 30, *, no_unk: bool = False) -
 
 
 def _free_axes(features: Tensor) -> dict[int, tuple[str, int]]:
-    """The axes of features whose size is free, by name and least size: the images, and places if there are any."""
+    """The symbolic axes of features, with name and minimum size: images, and positions of a grid."""
     return {0: ("N", 0)} if features.dim() == 2 else {0: ("N", 0), 2: ("L", 1)}
 
 
 def save(program: ExportedProgram, path: Path, about: dict[str, str]) -> None:
-    """Write a graph and what is to be known about it to a .onnx or a .pt2 file.
+    """Write a graph and its metadata to an .onnx or a .pt2 file.
 
     Raises:
-        ConfigError: the file is of another kind, or the packages that write it are missing.
+        ConfigError: the suffix is another one, or the packages that write it are missing.
         OSError: it cannot be written.
     """
     check_kind(path)
@@ -110,7 +110,7 @@ def _pt2(program: ExportedProgram, about: dict[str, str]) -> bytes:
 def _onnx(program: ExportedProgram, about: dict[str, str]) -> bytes:
     (example,), _ = program.example_inputs
     with warnings.catch_warnings():
-        # torch's own
+        # a warning of torch itself
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         made = torch.onnx.export(
             program,
@@ -120,13 +120,13 @@ def _onnx(program: ExportedProgram, about: dict[str, str]) -> bytes:
             dynamic_shapes={FEATURES: {axis: letter for axis, (letter, _) in _free_axes(example).items()}},
             verbose=False,
         )
-    assert made is not None  # as it is where no file is named
+    assert made is not None  # since no file is named
     made.model.metadata_props.update(about)
     return made.model_proto.SerializeToString()
 
 
 def check_kind(path: Path) -> None:
-    """Raise ConfigError unless a file of that name can be written."""
+    """Raise ConfigError unless a file with this suffix can be written."""
     if path.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"--out {path}: the name must end in .onnx or .pt2")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -137,7 +137,7 @@ def check_kind(path: Path) -> None:
 
 
 def about(saved: Checkpoint, max_length: int) -> dict[str, str]:
-    """What the file says of itself."""
+    """The metadata of the file."""
     facts: dict[str, Any] = {WORDS: saved.words, MAX_LENGTH: max_length, "torch_caption": __version__}
     facts |= {RECIPE: saved.manifest} if saved.manifest else {}
     return {name: json.dumps(fact) for name, fact in facts.items()}

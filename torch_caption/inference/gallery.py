@@ -1,4 +1,4 @@
-"""Pictures with their captions in one PNG file."""
+"""Galleries of pictures with captions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch_caption.scenes import dataset as scenes
 def draw_gallery(
     data: CocoData | None, split: Split, captions: Mapping[int, Sequence[str]], path: Path, *, references: bool = False
 ) -> bool:
-    """Draw the images' pictures, one for each caption, into a PNG file; False where the data holds none of them.
+    """Write the pictures, one for each caption, to a PNG file; False if the data has none of them.
 
     Args:
-        data: what the split is of; None where it is of no data, and nobody knows which captions are right.
+        data: of the split; None for photographs, whose captions are not evaluated.
     """
     pictures = {idx: split.picture(idx) for idx in captions}
     if not any(pictures.values()):
         return False
-    people = {idx: tuple(map(readable, split.references(idx))) if references else () for idx in captions}
+    shown = {idx: tuple(map(readable, split.references(idx))) if references else () for idx in captions}
     items = [
-        GalleryItem(pictures[idx], readable(text), people[idx], _right(data, split, idx, text))
+        GalleryItem(pictures[idx], readable(text), shown[idx], _right(data, split, idx, text))
         for idx, texts in captions.items()
         for text in texts
     ]
@@ -34,6 +34,6 @@ def draw_gallery(
 
 
 def _right(data: CocoData | None, split: Split, idx: int, text: str) -> bool | None:
-    """Whether the caption describes the scene right; None where the image is no scene."""
+    """Whether the caption describes the scene correctly; None if the image is not a scene."""
     result = scenes.judge_split(data.directory, split.name, {idx: text}) if data else None
     return None if result is None else result.right == 1

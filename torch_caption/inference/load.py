@@ -1,4 +1,4 @@
-"""One way to open a trained model: `load(path)` gives a `Captioner`, from which commands and users caption.
+"""Opening a trained model: `load(path)` returns a `Captioner`, in commands and in Python.
 
 captioner = load("runs")                             # the best checkpoint of the last run
 print(captioner.caption("dog.jpg"))
@@ -39,13 +39,13 @@ Picture = str | Path | Image.Image
 
 
 class Captioner:
-    """A trained model with what captioning takes.
+    """A trained model with everything for captioning.
 
     Attributes:
         path: the checkpoint.
         checkpoint: its content.
         model: in `eval()`, on its device.
-        vocabulary: the model's.
+        vocabulary: of the model.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Captioner:
         self._data, self._encoder_weights = data, encoder_weights
 
     @overload
-    def caption(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+    def caption(  # type: ignore[overload-overlap]  # a str is also a sequence of str
         self, pictures: Picture, options: DecodingOptions | None = None, *, seed: int = 0, allow_private: bool = False
     ) -> Caption: ...
 
@@ -89,12 +89,12 @@ class Captioner:
 
         Args:
             pictures: one picture, a sequence of them, or features (N, D) or (N, D, a, a) as in training.
-            options: see `DecodingOptions`; greedy without any.
+            options: see `DecodingOptions`; by default greedy.
             seed: of random sampling.
-            allow_private: fetch URLs from addresses that are not public, too. Never set it for URLs of strangers.
+            allow_private: also fetch URLs from addresses that are not public. Do not set it for untrusted URLs.
 
         Raises:
-            ImageError: a picture cannot be read; no picture is captioned then.
+            ImageError: a picture cannot be read; then no picture is captioned.
             ConfigError: an option is out of range, or the checkpoint has no recipe of features.
             EncoderError: the weights of the encoder are not found.
             ValueError: features of another shape.
@@ -111,9 +111,9 @@ class Captioner:
         seed: int = 0,
         allow_private: bool = False,
     ) -> list[list[Caption]]:
-        """All captions of each picture, best first: `samples` of sampling, at most `n_best` of beam search.
+        """All captions of each picture, best first: `samples` in sampling, at most `n_best` in beam search.
 
-        Arguments and errors are those of `caption`.
+        Arguments and errors as in `caption`.
         """
         options = self.options_for(options or DecodingOptions())
         if isinstance(pictures, Tensor):
@@ -135,13 +135,13 @@ class Captioner:
         return [*captions.values()]
 
     def options_for(self, options: DecodingOptions, spelling: Callable[[str], str] = str) -> DecodingOptions:
-        """The options for this model: with the maximum length of its training, where none is given.
+        """The options for this model, with the maximum length of its training as default.
 
         Args:
-            spelling: how a message names an option, as in `DecodingOptions.resolve`.
+            spelling: the name of an option in a message, as in `DecodingOptions.resolve`.
 
         Raises:
-            ConfigError: they contradict each other or that length, or the vocabulary lacks a word.
+            ConfigError: they contradict each other or that length, or a word is not in the vocabulary.
         """
         options = dataclasses.replace(options, max_length=options.max_length or self.checkpoint.config.max_length)
         options.resolve(spelling)
@@ -149,13 +149,13 @@ class Captioner:
         return options
 
     def open_data(self, directory: str | None = None, **settings: Any) -> CocoData:
-        """The data that the model was trained on, or those of a directory ("scenes": the built-in ones).
+        """The training data of the model, or that of a directory ("scenes": the built-in dataset).
 
         Args:
-            settings: fields of `TrainConfig` that replace those of the training.
+            settings: fields of `TrainConfig` that replace those of training.
 
         Raises:
-            InputError: they cannot be opened, or vocabulary or features are not the model's.
+            InputError: it cannot be opened, or its vocabulary or features differ from the model's.
         """
         config = self.checkpoint.config
         data = open_training_data(
@@ -169,7 +169,7 @@ class Captioner:
 
     @cached_property
     def recipe(self) -> Mapping[str, Any]:
-        """How the features of pictures are made: of the directory named to `load`, else of the checkpoint.
+        """The recipe of the features: of the directory in `load`, else of the checkpoint.
 
         Raises:
             UsageError, InputError: neither has a recipe, or the directory does not fit the model.
@@ -180,27 +180,27 @@ class Captioner:
             recipe, source = data.recipe, data.directory
         if not recipes.is_one(recipe):
             raise ConfigError(
-                f"{source}: does not say how its features were made, so photographs cannot be given the same; name a "
-                f"directory that does with --data (for cs231n's own, `{typed('prepare')} --recover-pca`)"
+                f"{source}: has no recipe of its features, so photographs cannot be encoded; name a directory that has "
+                f"one with --data (for cs231n's own, `{typed('prepare')} --recover-pca`)"
             )
         return recipe
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
-        """Makes the features of pictures.
+        """Computes the features of pictures.
 
         Raises:
-            UsageError, InputError: as of `recipe`, or the encoder's weights are not found.
+            UsageError, InputError: as in `recipe`, or the encoder's weights are not found.
         """
         return recipes.feature_extractor(
             self.recipe, weights=self._encoder_weights, near=[self.path.parent], device=self.model.device
         )
 
     def check_width(self, width: int) -> None:
-        """Raise ConfigError unless features of that width are the model's."""
+        """Raise ConfigError unless the model has features of this width."""
         if width != self.model.input_dim:
             raise ConfigError(
-                f"{self.path}: takes features of width {self.model.input_dim}, but its recipe makes {width}"
+                f"{self.path}: needs features of width {self.model.input_dim}, but its recipe gives {width}"
             )
 
 
@@ -214,14 +214,14 @@ def load(
     """Open a trained model.
 
     Args:
-        path: a checkpoint, a run's folder, or a folder of runs, of which the last is taken; `runs` without it.
-        device: "auto" takes a GPU where there is one; "cpu" or "cuda".
-        data: a data directory with the recipe of the features, where the checkpoint has none.
-        encoder_weights: a file with the encoder's weights, where they are not found by what the recipe says.
+        path: a checkpoint, a run's folder, or a folder of runs, of which the last is used; by default `runs`.
+        device: "auto" uses a GPU if there is one; "cpu" or "cuda".
+        data: a data directory with the recipe of the features, if the checkpoint has none.
+        encoder_weights: a file with the encoder's weights, if they are not found by the recipe.
 
     Raises:
         CheckpointError: there is none, or it cannot be used.
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: a GPU is requested and there is none.
     """
     found = runs.find_checkpoint(None if path is None else Path(path), TrainConfig.out)
     weights = None if encoder_weights is None else Path(encoder_weights)
@@ -229,15 +229,15 @@ def load(
 
 
 def caption(picture: Picture, checkpoint: str | Path | None = None, options: DecodingOptions | None = None) -> Caption:
-    """`load(checkpoint).caption(picture, options)`: for one picture; of several, load once."""
+    """`load(checkpoint).caption(picture, options)`. For several pictures call `load` once."""
     return load(checkpoint).caption(picture, options)
 
 
 def open_training_data(config: TrainConfig, *, progress: bool = True) -> CocoData:
-    """The data of a configuration; the built-in scenes are drawn on first use.
+    """The data of a configuration; the built-in scenes are generated on first use.
 
     Raises:
-        DataError: the directory is not there or its content is not as it should be.
+        DataError: the directory is missing or invalid.
     """
     return open_data(
         scenes.ensure(progress=progress) if config.data == "scenes" else Path(config.data),
@@ -250,10 +250,10 @@ def open_training_data(config: TrainConfig, *, progress: bool = True) -> CocoDat
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
+    """The device of this name; "auto" is a GPU if there is one.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: a GPU is requested and there is none.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda, not {name!r}")

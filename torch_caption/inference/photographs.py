@@ -1,4 +1,4 @@
-"""New photographs, from files and URLs, as a split like any other: the same features as in training, no captions."""
+"""New photographs, from files and URLs, as a split without captions, with features as in training."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import is_picture, is_url, load_image
 
 BATCH = 16
-SHOWN = 1024  # pixels of a side that is kept of a picture to show
+SHOWN = 1024  # maximum side in pixels of a picture in a gallery
 
 
 class Photographs(Split):
-    """Photographs that nobody has captioned.
+    """Photographs without reference captions.
 
     Args:
-        vocabulary: the model's.
+        vocabulary: of the model.
         features: (N, D) float32, or grids (N, D, a, a).
-        sources: where each was read from.
-        pictures: what is shown of each; None where nothing will be.
+        sources: the file or URL of each.
+        pictures: of each, for galleries; None if not needed.
     """
 
     def __init__(
@@ -48,24 +48,24 @@ class Photographs(Split):
         return self._features.index_select(0, idx)
 
     def image_path(self, image_idx: int) -> Path | None:
-        """The photograph's file; None of a URL."""
+        """The photograph's file; None for a URL."""
         source = self.image_name(image_idx)
         return None if source is None or is_url(source) else Path(source)
 
     def picture(self, image_idx: int) -> Path | Image.Image | None:
-        """The photograph, upright and perhaps smaller, if pictures were kept."""
+        """The photograph, upright and possibly reduced, if pictures were kept."""
         self._check_image(image_idx)
         return self._pictures[image_idx]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What is in a folder.
+    """The content of a folder.
 
     Attributes:
-        pictures: the files that are pictures or named like some, in the order in which people count.
+        pictures: the files that are pictures or have such a suffix, in natural order.
         others: the other files.
-        folders: folders that were not looked into.
+        folders: subfolders that were not searched.
     """
 
     path: Path
@@ -74,8 +74,8 @@ class Folder:
     folders: list[str]
 
 
-def look_into(folder: Path, *, recursive: bool = False) -> Folder:
-    """The files of a folder, those of all folders inside too if asked for; what begins with a dot is hidden.
+def list_folder(folder: Path, *, recursive: bool = False) -> Folder:
+    """The files of a folder, with `recursive` also of its subfolders, without hidden ones (names with a leading dot).
 
     Raises:
         OSError: the folder cannot be read.
@@ -120,8 +120,8 @@ def read(
         sources: files, http(s) URLs and Pillow images.
         extractor: of the model's recipe.
         allow_private: as in `load_image`.
-        keep: keep the pictures too, to show them.
-        failed: is called with the name and the error of every other one.
+        keep: keep the pictures, for galleries.
+        failed: called with the name and the error of each unreadable one.
         truncated: as in `load_image`.
     """
     kept: list[str] = []

@@ -152,7 +152,7 @@ def _checked(url: str) -> str:
         raise FetchError(f"a URL of more than {MAX_URL:,} characters")
     try:
         parts = urlsplit(url)
-        place = parts.netloc.encode("idna").decode("ascii")
+        netloc = parts.netloc.encode("idna").decode("ascii")
         host, _ = parts.hostname, parts.port  # which may not be a number
     except ValueError as error:
         raise FetchError(f"not a URL: {one_line(error)}") from None
@@ -160,10 +160,10 @@ def _checked(url: str) -> str:
         raise FetchError("only http and https URLs are fetched")
     if not host:
         raise FetchError("a URL without a host")
-    if "@" in place:  # http://public.example@localhost/ looks like public.example
+    if "@" in netloc:  # http://public.example@localhost/ resembles public.example
         raise FetchError("a URL with a user name before its host; remove it")
     path, query = (quote(part, safe=_NOT_ESCAPED, errors="replace") for part in (parts.path, parts.query))
-    return parts._replace(netloc=place, path=path, query=query, fragment="").geturl()
+    return parts._replace(netloc=netloc, path=path, query=query, fragment="").geturl()
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -68,5 +68,5 @@ def alone_in(run: Path) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-    said = path.read_text(encoding="utf-8", errors="replace").strip() if os.name == "posix" else ""
-    return said or "another process"
+    holder = path.read_text(encoding="utf-8", errors="replace").strip() if os.name == "posix" else ""
+    return holder or "another process"

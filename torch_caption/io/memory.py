@@ -16,7 +16,7 @@ _NO_MEMORY = re.compile(
     "|maximum (allowed dimension|possible size)",
     re.IGNORECASE,
 )
-_ASKED_FOR = re.compile(r"allocate (\d[\d.]*) (\w+)")
+_REQUESTED = re.compile(r"allocate (\d[\d.]*) (\w+)")
 
 
 def lacks_memory(error: Exception) -> bool:
@@ -49,8 +49,8 @@ def within_memory(*smaller: str, kept: Callable[[], str] | None = None) -> Itera
 
 def _shortage(message: str) -> str:
     where = " on the GPU" if "CUDA" in message else ""
-    asked = _ASKED_FOR.search(message)
-    if asked is None:
+    requested = _REQUESTED.search(message)
+    if requested is None:
         return f"not enough memory{where}"
-    amount = f"{int(asked[1]):,}" if asked[1].isdecimal() else asked[1]
-    return f"not enough memory{where}: {amount} {asked[2]} more were requested"
+    amount = f"{int(requested[1]):,}" if requested[1].isdecimal() else requested[1]
+    return f"not enough memory{where}: {amount} {requested[2]} more were requested"

@@ -196,12 +196,12 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
         (at,) = struct.unpack_from(f"{order}L", content, 4)
         (count,) = struct.unpack_from(f"{order}H", content, at)
         kept: dict[int, bytes] = {}
-        for place in range(at + 2, at + 2 + 12 * count, 12):
-            tag, _, size = struct.unpack_from(f"{order}HHL", content, place)
+        for offset in range(at + 2, at + 2 + 12 * count, 12):
+            tag, _, size = struct.unpack_from(f"{order}HHL", content, offset)
             if tag in _TIFF_TAGS and tag not in kept:
                 if size > MAX_VALUES:
                     raise ImageError(f"a TIFF of more than {MAX_VALUES} strips or tiles")
-                kept[tag] = content[place : place + 12]
+                kept[tag] = content[offset : offset + 12]
         _check_tiff(content, order, kept)
         last = struct.unpack_from(f"{order}L", content, at + 2 + 12 * count) == (0,)
     except struct.error:
@@ -219,12 +219,12 @@ def _check_tiff(content: bytes, order: str, entries: dict[int, bytes]) -> None:
     def values(tag: int) -> tuple[int, ...]:
         if tag not in entries:
             return ()
-        _, kind, size, place = struct.unpack(f"{order}HHLL", entries[tag])
+        _, kind, size, offset = struct.unpack(f"{order}HHLL", entries[tag])
         if kind not in _INTEGERS:
             raise ImageError(f"damaged: the values of the tag {tag} are of the type {kind}")
         form = f"{order}{size}{_INTEGERS[kind]}"
         inside = struct.calcsize(form) <= 4
-        return struct.unpack_from(form, entries[tag] if inside else content, 8 if inside else place)
+        return struct.unpack_from(form, entries[tag] if inside else content, 8 if inside else offset)
 
     if max(values(_SAMPLES), default=1) > MAX_SAMPLES:
         raise ImageError(f"a TIFF of more than {MAX_SAMPLES} numbers a pixel")

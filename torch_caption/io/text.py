@@ -19,7 +19,7 @@ _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 
 
-def strange(text: str) -> str | None:
+def invalid_character(text: str) -> str | None:
     """The first character that is not text: a control character or a surrogate; None if there is none."""
     found = _NO_TEXT.search(text)
     return found[0] if found else None
@@ -74,8 +74,8 @@ def parse_json(text: str, path: object) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        met: set[str] = set()
-        twice = next(key for key, _ in pairs if key in met or met.add(key))  # type: ignore[func-returns-value]
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         values = [shown(value) for key, value in pairs if key == twice]
         raise InputError(f"an object has the key {shown(twice)} twice, with {values[0]} and with {values[1]}")
     return made
@@ -112,7 +112,7 @@ def _is_printable(letter: str) -> bool:
 
 
 def json_text(content: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
-    """JSON; escaped where the encoding lacks a letter, as UTF-8 does of names that are no UTF-8."""
+    """JSON text; characters outside the encoding are escaped, such as those of names that are not UTF-8."""
     text = json.dumps(content, indent=indent, ensure_ascii=False)
     try:
         text.encode(encoding or "ascii")

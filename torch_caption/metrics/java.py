@@ -80,6 +80,6 @@ def _run(what: str, command: Sequence[str], lines: Sequence[str]) -> list[str]:
         ) from None
     answers = done.stdout.split("\n")[:-1]
     if done.returncode or len(answers) != len(lines):
-        said = " ".join(done.stderr.split())[:300] or f"{len(answers)} lines for {len(lines)}"
-        raise RunFailure(f"{what}: java ended with status {done.returncode}: {said}")
+        output = " ".join(done.stderr.split())[:300] or f"{len(answers)} lines for {len(lines)}"
+        raise RunFailure(f"{what}: java ended with status {done.returncode}: {output}")
     return answers

@@ -66,13 +66,13 @@ class Scores(Generic[Image]):
             raise ValueError("two sets of captions can be compared only for the same images in the same order")
         N = len(self.images)
         random = np.random.default_rng(seed)
-        drawn: dict[str, list[float]] = {name: [] for name in self.overall if other is None or name in other.overall}
+        samples: dict[str, list[float]] = {name: [] for name in self.overall if other is None or name in other.overall}
         for _ in range(draws):
             times = np.bincount(random.integers(N, size=N), minlength=N)
             mine, theirs = self.of(times), {} if other is None else other.of(times)
-            for name, values in drawn.items():
+            for name, values in samples.items():
                 values.append(float(mine[name] - theirs.get(name, 0.0)))
-        return {name: Interval(*np.quantile(values, (0.025, 0.975)).tolist()) for name, values in drawn.items()}
+        return {name: Interval(*np.quantile(values, (0.025, 0.975)).tolist()) for name, values in samples.items()}
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _bleu(references: Captions, candidates: Captions) -> _Counted:
         ratio = (times @ words + 1e-15) / (times @ wanted + 1e-9)
         brevity = np.exp(np.minimum(0, 1 - 1 / ratio))
         means = np.cumprod(precisions, -1) ** (1 / np.arange(1, 5)) * brevity[..., None]
-        return {name: means[..., place] for place, name in enumerate(names)}
+        return {name: means[..., k] for k, name in enumerate(names)}
 
     return _Counted(dict(zip(names, overall, strict=True)), dict(zip(names, map(np.array, each), strict=True)), of)
 
@@ -206,8 +206,8 @@ def _closest(lengths: Sequence[int], length: int) -> int:
 def _rouge(references: Captions, candidates: Captions) -> _Counted:
     _, scores = Rouge().compute_score(references, candidates)
     # In pycocoevalcap an empty caption equals an empty reference, and scores 1.
-    said = [bool(candidate) for (candidate,) in candidates.values()]
-    each = np.where(said, scores, 0.0)
+    has_words = [bool(candidate) for (candidate,) in candidates.values()]
+    each = np.where(has_words, scores, 0.0)
     return _mean("ROUGE-L", float(np.mean(each)), each)
 
 

@@ -18,7 +18,8 @@ from torch_caption.decoding import Alternatives, Decoded, DecodingOptions, State
 from torch_caption.functions._common import autocast, check_floats, check_tensor
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_from_mask
-from torch_caption.model.cells import check_sizes, make_cell
+from torch_caption.model.cell import check_sizes
+from torch_caption.model.cells import make_cell
 from torch_caption.model.dropout import dropout
 from torch_caption.model.stepper import InferenceStepper
 
@@ -131,7 +132,7 @@ class CaptioningRNN(nn.Module):
         return self.cell.constant
 
     def forward(
-        self, features: Tensor, captions: Tensor, read: Tensor | None = None, weights: Tensor | None = None
+        self, features: Tensor, captions: Tensor, inputs: Tensor | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """The loss of captions under the model: negative log-likelihood in nats, summed over time, mean over N.
 
@@ -140,7 +141,7 @@ class CaptioningRNN(nn.Module):
         Args:
             features: (N, D) floating-point; (N, D, L) or (N, D, a, a) for "attention".
             captions: (N, T) integers, each beginning with <START>; T is at least 1.
-            read: (N, T-1) integers, the input tokens; by default captions[:, :-1], which is teacher forcing.
+            inputs: (N, T-1) integers, the input tokens; by default captions[:, :-1], which is teacher forcing.
             weights: (N, T-1) floating-point factors of the loss of each word; constants, without a gradient.
 
         Returns:
@@ -153,7 +154,7 @@ class CaptioningRNN(nn.Module):
         """
         image = self._project(features)
         N = features.shape[0]
-        given = {"captions": captions, "read": read, "weights": weights}
+        given = {"captions": captions, "inputs": inputs, "weights": weights}
         for name, x in given.items():
             if x is not None or name == "captions":
                 check_tensor("CaptioningRNN", name, x)
@@ -161,14 +162,14 @@ class CaptioningRNN(nn.Module):
             raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
         check_words("CaptioningRNN", "captions", captions, self.W_embed, "there are {high} words")
         targets = captions[:, 1:]
-        for name, x in {"read": read, "weights": weights}.items():
+        for name, x in {"inputs": inputs, "weights": weights}.items():
             if x is not None and x.shape != targets.shape:
                 raise ValueError(f"{name} must be {tuple(targets.shape)}, but is {tuple(x.shape)}")
-        if read is not None:
-            check_words("CaptioningRNN", "read", read, self.W_embed, "there are {high} words")
+        if inputs is not None:
+            check_words("CaptioningRNN", "inputs", inputs, self.W_embed, "there are {high} words")
         real = targets != self.null
         packed = Packing.of(N, targets.shape[1], lengths_from_mask(real))
-        x, index = self._vectors(packed.pack_integers(captions[:, :-1] if read is None else read))
+        x, index = self._vectors(packed.pack_integers(captions[:, :-1] if inputs is None else inputs))
         if packed.sorted_indices is not None:  # a lookup of rows, as of word vectors in W_embed
             order = packed.sorted_indices.unsqueeze(0)
             image = self.cell.ops.word_embedding(order, image.flatten(1)).reshape(image.shape)
@@ -284,8 +285,8 @@ class CaptioningRNN(nn.Module):
             raise ValueError(f"the cell {self.cell_type} has no attention")
         check_tensor("CaptioningRNN", "words", words)
         starts = words.new_full((words.shape[0], 1), self.token_ids().start)
-        read = torch.cat([starts, words], dim=1)[:, :-1]
-        x = self.cell.ops.word_embedding(read, self.W_embed)
+        inputs = torch.cat([starts, words], dim=1)[:, :-1]
+        x = self.cell.ops.word_embedding(inputs, self.W_embed)
         A, lengths = self._project(features).mT, lengths_from_mask(words != self.null)
         _, weights = self.cell.ops.attention_lstm(x, A, **self.recurrent(), lengths=lengths, return_weights=True)
         return weights.reshape(*words.shape, *features.shape[2:])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_caption.decoding import State
 from torch_caption.functions._common import autocast
-from torch_caption.model.cells import Cell
+from torch_caption.model.cell import Cell
 
 
 class InferenceStepper:

@@ -45,14 +45,13 @@ from torch_caption.data.caption_files import Photograph
 from torch_caption.data.projection import Projection
 from torch_caption.data.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.data.vocabulary import NULL, SPECIAL, Vocabulary
-from torch_caption.encoders import pca
-from torch_caption.encoders import torchvision_encoder as features
+from torch_caption.encoders import pca, torchvision_encoder
 from torch_caption.encoders.torchvision_encoder import Encoder
 from torch_caption.errors import ConfigError, DataError
 from torch_caption.io.exits import is_interactive
 from torch_caption.io.files import replace_text
 from torch_caption.io.program import typed
-from torch_caption.io.text import flag_of, printable, strange
+from torch_caption.io.text import flag_of, invalid_character, printable
 from torch_caption.prepare.encoding import GRID_PCA, Encoding, EncodingProgress, Wanted
 from torch_caption.prepare.rows import write_hdf5
 
@@ -84,7 +83,7 @@ class PrepareConfig:
     allow_truncated: Annotated[bool, FlagCreatePairsOff] = False
     """Accept truncated JPEGs, with a warning; the missing part is grey. By default they are omitted."""
 
-    encoder: Literal[tuple(features.BACKBONES)] = "resnet50"  # type: ignore[valid-type]
+    encoder: Literal[tuple(torchvision_encoder.BACKBONES)] = "resnet50"  # type: ignore[valid-type]
     """Image encoder."""
     weights: Annotated[str, arg(metavar="default|random|FILE")] = "default"
     """Weights of the encoder: torchvision's best (downloaded once), random ones, or a file with a state dict."""
@@ -116,7 +115,7 @@ class PrepareConfig:
     seed: int = 0
     """Seed of this division and of random weights."""
 
-    batch_size: int = features.BATCH
+    batch_size: int = torchvision_encoder.BATCH
     """Photographs per batch."""
     workers: int = 2
     """Threads that read photographs."""
@@ -190,7 +189,7 @@ def prepare(config: PrepareConfig) -> Path:
     captions = encode_captions(splits, config)
     splits = caption_files.locate(splits, folders)
     _report_captions(splits, captions, config)
-    encoder = features.build(
+    encoder = torchvision_encoder.build(
         config.encoder, config.weights, transform=config.transform, device=config.computes_on, seed=config.seed
     )
     print(f"encoder   {encoder.name}, {_label(encoder.weights)}, on {config.computes_on}", flush=True)
@@ -215,7 +214,7 @@ def prepare(config: PrepareConfig) -> Path:
 def _check_kept(out: Path, folders: Mapping[str | None, Path]) -> None:
     """Raise DataError if the name of a folder of photographs cannot be stored in the manifest."""
     for folder in folders.values():
-        unkept = strange(_relative_to(out, folder))
+        unkept = invalid_character(_relative_to(out, folder))
         if unkept:
             raise DataError(f"--images {printable(folder)}: {unkept!r} is not a text character; rename the folder")
 
@@ -486,7 +485,7 @@ def _manifest(
         "annotations": [printable(Path(file).name) for file in (*config.annotations, *config.splits)],
         "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
-        "versions": {"torch_caption": __version__, **features.versions()},
+        "versions": {"torch_caption": __version__, **torchvision_encoder.versions()},
         "settings": encoding.progress.settings,
     }
     return manifest
@@ -512,8 +511,8 @@ def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> N
 # Messages
 
 
-def _label(weights: features.Weights) -> str:
-    return f"{weights.name} (SHA-256 {features.short(weights.sha256)})"
+def _label(weights: torchvision_encoder.Weights) -> str:
+    return f"{weights.name} (SHA-256 {torchvision_encoder.short(weights.sha256)})"
 
 
 def _warn_of_script(splits: Mapping[str, list[Photograph]], config: PrepareConfig) -> None:
@@ -577,10 +576,10 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
     )
     found = pca.recover(full, projected)
     if config.weights == "default":
-        recipe = features.caffe_vgg16()
+        recipe = torchvision_encoder.caffe_vgg16()
     else:
         transform = "caffe" if config.transform == "auto" else config.transform
-        recipe = features.build("vgg16", config.weights, transform=transform).recipe
+        recipe = torchvision_encoder.build("vgg16", config.weights, transform=transform).recipe
     dim, count = found.projection.components.shape
     found.projection.save(directory / VECTOR_PCA)
     manifest |= recipe | {

@@ -149,11 +149,11 @@ def judge_split(directory: str | Path, split: str, captions: Mapping[int, str]) 
         return None
     if split not in splits:
         raise DataError(f"{Path(directory) / SCENES}: no split {split!r}; there are {', '.join(splits)}")
-    drawn = splits[split]
-    outside = next((idx for idx in captions if not 0 <= idx < len(drawn)), None)
+    scenes = splits[split]
+    outside = next((idx for idx in captions if not 0 <= idx < len(scenes)), None)
     if outside is not None:
-        raise DataError(f"{Path(directory) / SCENES}: {split} has {len(drawn)} scenes, none with the index {outside}")
-    verdicts = {idx: judge(caption, drawn[idx]) for idx, caption in captions.items()}
+        raise DataError(f"{Path(directory) / SCENES}: {split} has {len(scenes)} scenes, none with the index {outside}")
+    verdicts = {idx: judge(caption, scenes[idx]) for idx, caption in captions.items()}
     kinds = Counter(kind for v in verdicts.values() for kind in {fault.split(":")[0] for fault in v.faults})
     return Verdicts(sum(v.right for v in verdicts.values()), len(verdicts), kinds, verdicts)
 
@@ -223,7 +223,7 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
     vocabulary.save(directory / "coco2014_vocab.json")
     images = directory / "images"
     images.mkdir()
-    drawn: dict[str, list[dict]] = {}
+    written: dict[str, list[dict]] = {}
     hidden = not (progress and is_interactive())
     with (
         tqdm(total=sum(sizes.values()), desc="generating scenes", unit="scene", disable=hidden) as bar,
@@ -237,14 +237,14 @@ def _build(directory: Path, seed: int, sizes: Mapping[str, int], progress: bool)
                 made.append(result)
                 bar.update()
             scenes, captions, vectors, grids = zip(*made, strict=True)
-            drawn[split] = list(map(asdict, scenes))
+            written[split] = list(map(asdict, scenes))
             file[f"{split}_captions"] = _rows([caption for texts in captions for caption in texts], vocabulary)
             file[f"{split}_image_idxs"] = np.repeat(np.arange(len(made), dtype=np.int32), CAPTIONS)
             for kind, stored in {"vgg16_fc7": vectors, "grid": grids}.items():
                 with h5py.File(directory / f"{split}2014_{kind}.h5", "w") as other:
                     other["features"] = np.stack(stored)
             (directory / f"{split}2014_images.txt").write_text("\n".join(names) + "\n", encoding="utf-8", newline="\n")
-    (directory / SCENES).write_text(json.dumps(drawn), encoding="utf-8", newline="\n")
+    (directory / SCENES).write_text(json.dumps(written), encoding="utf-8", newline="\n")
     files = {path.name: path for path in directory.iterdir() if path.is_file()}
     manifest = _manifest(seed, sizes, held_out) | {manifests.ENTRY: manifests.marks(files)}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8", newline="\n")

@@ -163,10 +163,10 @@ def _match(named: Sequence[Named], claims: Sequence[tuple[int, str, str]], scene
 def _wrong_name(name: Named, group: Group) -> list[str]:
     faults = []
     for key in ("shape", "colour", "count"):
-        said, true = getattr(name, key), getattr(group, key)
-        if said is None:
+        stated, true = getattr(name, key), getattr(group, key)
+        if stated is None:
             faults.append(f"{key} left out: {name.words}")
-        elif said != true:
+        elif stated != true:
             faults.append(f"wrong {key}: {name.words} for {noun_phrase(group)}")
     if name.size not in (None, group.size):
         faults.append(f"wrong size: {name.words} for {noun_phrase(group)}")

@@ -11,7 +11,7 @@ from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData
 from torch_caption.errors import NonFiniteError
 from torch_caption.training import distributed
-from torch_caption.training.state import State, judged, snapshot
+from torch_caption.training.state import TrainingState, for_inference, snapshot
 
 
 class CheckpointManager:
@@ -24,7 +24,7 @@ class CheckpointManager:
         step: the step of `last.safetensors`; -1 if there is none.
     """
 
-    def __init__(self, run: Path, state: State, config: TrainConfig, data: CocoData) -> None:
+    def __init__(self, run: Path, state: TrainingState, config: TrainConfig, data: CocoData) -> None:
         self._run, self._state, self._config, self._data = run, state, config, data
         self.step = self._tried = -1
 
@@ -71,4 +71,4 @@ class CheckpointManager:
             self._save_best(saved)
 
     def _save_best(self, saved: Checkpoint) -> None:
-        checkpoints.save(self._run / runs.BEST, judged(saved), keep=False)
+        checkpoints.save(self._run / runs.BEST, for_inference(saved), keep=False)

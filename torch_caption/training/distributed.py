@@ -63,9 +63,9 @@ def first_alone_speaks() -> Iterator[None]:
         yield
         return
     with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        open(os.devnull, "w", encoding="utf-8") as null,
+        contextlib.redirect_stdout(null),
+        contextlib.redirect_stderr(null),
     ):
         yield
 
@@ -78,14 +78,14 @@ def gpu() -> torch.device:
     """
     if size() == 1:
         return torch.device("cuda")
-    place, ranks = _local()
+    index, ranks = _local()
     if ranks > torch.cuda.device_count():
         raise ConfigError(
             f"{ranks} processes on a machine with {torch.cuda.device_count()} GPUs; start no more of them "
             "(--nproc-per-node), or use --device cpu"
         )
-    torch.cuda.set_device(place)
-    return torch.device("cuda", place)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _local() -> tuple[int, int]:
@@ -165,14 +165,14 @@ class Replica:
                 self._weighted(None, None, 0.0).backward()
             model.zero_grad(set_to_none=True)
 
-    def share(self, rows: int, of: int, *, asked: bool = False) -> Share:
+    def share(self, rows: int, of: int, *, requested: bool = False) -> Share:
         """This rank's share of the next batch: `rows` of its `of` rows, and whether this rank has a stop request.
 
         The loss of the launcher, by SIGKILL, is a stop request.
         """
         if self.ranks > 1:
-            asked = asked or os.getppid() != self._parent
-        return Share(self._weighted, rows, of, self.ranks, asked=asked)
+            requested = requested or os.getppid() != self._parent
+        return Share(self._weighted, rows, of, self.ranks, requested=requested)
 
 
 class _Weighted(nn.Module):
@@ -194,13 +194,13 @@ class Share:
     Attributes:
         of: the number of rows of the whole batch.
         counts: numbers to sum over the ranks; after `received` their sums.
-        asked: this rank has a stop request; after `received`, any rank has.
+        requested: this rank has a stop request; after `received`, any rank has.
     """
 
-    def __init__(self, weighted: nn.Module, rows: int, of: int, ranks: int = 1, *, asked: bool = False) -> None:
+    def __init__(self, weighted: nn.Module, rows: int, of: int, ranks: int = 1, *, requested: bool = False) -> None:
         self.of = of
         self.counts: list[float] = []
-        self.asked = asked
+        self.requested = requested
         self._weighted = weighted
         self._weight = rows * ranks / of
         self._ranks = ranks
@@ -219,8 +219,8 @@ class Share:
 
     def received(self) -> float:
         """The loss of the whole batch, after the backward. With several ranks this is one message."""
-        loss, asked, *self.counts = total([float(self._loss), float(self.asked), *self.counts])
-        self.asked = asked > 0
+        loss, requested, *self.counts = total([float(self._loss), float(self.requested), *self.counts])
+        self.requested = requested > 0
         return loss / self._ranks
 
 

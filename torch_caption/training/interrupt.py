@@ -20,15 +20,15 @@ class _Cut(BaseException):
 
 
 class Interrupt:
-    """In the block the first of `SIGNALS` only sets `asked`, so that a step is completed; the second has its usual
+    """In the block the first of `SIGNALS` only sets `requested`, so that a step is completed; the second has its usual
     effect at once. Ignored signals stay ignored, as SIGHUP under `nohup`.
 
     Attributes:
-        asked: this process has a stop request.
+        requested: this process has a stop request.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._agreed = False
         self._number: int = signal.SIGINT
         self._may_cut = False
@@ -37,13 +37,13 @@ class Interrupt:
     @property
     def agreed(self) -> bool:
         """Whether to stop after this step. If any rank has a request, all stop after the same step."""
-        return self.asked if distributed.size() == 1 else self._agreed
+        return self.requested if distributed.size() == 1 else self._agreed
 
-    def agree(self, asked: bool) -> None:
+    def agree(self, requested: bool) -> None:
         """Set whether some rank had a request before the step."""
-        self._agreed = asked
+        self._agreed = requested
 
-    def unless_asked(self, compute: Callable[[], T]) -> T | None:
+    def unless_requested(self, compute: Callable[[], T]) -> T | None:
         """The result of `compute`, which must have no side effects; None if a stop request comes first.
 
         With several ranks `compute` always completes, since the ranks wait for each other.
@@ -65,7 +65,7 @@ class Interrupt:
         try:
             yield
         except OSError:
-            if not self.asked:
+            if not self.requested:
                 raise
 
     def stopped(self) -> Stopped:
@@ -84,7 +84,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True
         self._number = number
         self.__exit__()
         if self._may_cut:

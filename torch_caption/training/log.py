@@ -1,4 +1,4 @@
-"""A run's figures, one record an epoch: metrics.jsonl, and TensorBoard's event files."""
+"""The metrics of a run, one record per epoch: metrics.jsonl, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from torch_caption.training.tensorboard import Curves
 
 TENSORBOARD = "tensorboard"
-GO_ON = "free disk space, then continue with --resume"
+ADVICE = "free disk space, then continue with --resume"
 
 
 class Log:
-    """A run's figures, one record an epoch, in metrics.jsonl and for TensorBoard.
+    """The metrics of a run, one record per epoch, in metrics.jsonl and for TensorBoard.
 
-    TensorBoard's curves show what is in metrics.jsonl: where they cannot be written, a run goes on without.
+    TensorBoard has the values of metrics.jsonl: if its file cannot be written, the run continues without it.
 
     Args:
-        warn: is given a line where they cannot, or where metrics.jsonl was damaged.
-        epochs: records of later epochs, left by a run that died before its checkpoint, are dropped.
-        step: the last one of these epochs, for TensorBoard: what it has of later steps is hidden.
+        warn: called with a line if it cannot be written, or metrics.jsonl is damaged.
+        epochs: records of later epochs, left by a run that was killed before its checkpoint, are dropped.
+        step: the last step of these epochs, for TensorBoard: entries of later steps are hidden.
 
     Raises:
         OSError: metrics.jsonl cannot be read or written.
@@ -43,24 +43,24 @@ class Log:
         self._warn = warn
         records, damage = _records(self.path)
         kept = [record for record in records if record["epoch"] <= epochs]
-        with files.writing(self.path, GO_ON):
+        with files.writing(self.path, ADVICE):
             files.replace_text(self.path, "".join(map(_line, kept)), keep=damage is not None)
         if damage is not None:
-            self._warn(f"{damage}; the file is kept as {files.previous(self.path)}, and its other records go on")
+            self._warn(f"{damage}; the file is kept as {files.previous(self.path)}, and its other records are used")
         self._curves: Curves | None = None
         if tensorboard:
             with self._or_without(run / TENSORBOARD):
-                from torch_caption.training.tensorboard import Curves  # heavy, and not always wanted
+                from torch_caption.training.tensorboard import Curves  # a slow import, not always needed
 
                 self._curves = Curves(run / TENSORBOARD, purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one epoch's record, which has an `epoch` and a `step`; it is on the disk when this returns.
+        """Append the record of an epoch, which has an `epoch` and a `step`, and flush it to the disk.
 
         Raises:
             OSError: it cannot be written.
         """
-        with files.writing(self.path, GO_ON), open(self.path, "ab") as file:
+        with files.writing(self.path, ADVICE), open(self.path, "ab") as file:
             file.write(_line(record).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
@@ -75,14 +75,14 @@ class Log:
             yield
         except OSError as error:
             self._curves = None
-            self._warn(f"{path}: could not be written: {error.strerror or error}; it goes on without TensorBoard")
+            self._warn(f"{path}: could not be written: {error.strerror or error}; continuing without TensorBoard")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The run's records, one an epoch; a last line that was cut short is left out.
+    """The records of a run, one per epoch, without an incomplete last line.
 
     Raises:
-        DataError: another line is no record; the message names file and line.
+        DataError: another line is not a record; the message names file and line.
         OSError: the file cannot be read.
     """
     records, damage = _records(run / METRICS)
@@ -92,9 +92,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The records of a file, none where there is none, and which line of it is not one.
+    """The records of a file, if there is one, and an error for the first line that is not a record.
 
-    A last line without its end is what a run was writing when it died, and no damage.
+    An incomplete last line was left by a killed run and is not an error.
     """
     *lines, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     records, damage = [], None
@@ -102,14 +102,14 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], str | None]:
         try:
             records.append(_record(line))
         except ValueError as error:
-            damage = damage or f"{path}: line {number} is no record of an epoch: {one_line(error)}"
+            damage = damage or f"{path}: line {number} is not a record of an epoch: {one_line(error)}"
     with suppress(ValueError):
         records.append(_record(last))
     return records, damage
 
 
 def _record(line: bytes) -> dict[str, Any]:
-    """What a line holds. Raises ValueError where that is no record."""
+    """The record in a line. Raises ValueError if it is not one."""
     try:
         found = json.loads(line.decode("utf-8-sig"))
     except RecursionError:

@@ -21,7 +21,7 @@ def rows_of_captions(model: CaptioningRNN, features: Tensor, targets: Targets, a
     model.eval()
     found = []
     for k in range(len(features)):
-        given = {"read": targets.read, "weights": targets.weights}
+        given = {"inputs": targets.inputs, "weights": targets.weights}
         mine = {name: x[k : k + 1] for name, x in given.items() if x is not None}
         with torch.autocast(features.device.type, torch.bfloat16, enabled=amp == "bf16"):
             loss = model.forward(features[k : k + 1], targets.captions[k : k + 1], **mine)

@@ -32,12 +32,12 @@ class Targets:
 
     Attributes:
         captions: (N, T) int64.
-        read, weights: as in `CaptioningRNN.forward`.
+        inputs, weights: as in `CaptioningRNN.forward`.
         reward, greedy_reward: the mean CIDEr-D of the sampled and the greedy captions, in self-critical training.
     """
 
     captions: Tensor
-    read: Tensor | None = None
+    inputs: Tensor | None = None
     weights: Tensor | None = None
     reward: float | None = None
     greedy_reward: float | None = None
@@ -123,23 +123,23 @@ def sample_inputs(model: CaptioningRNN, features: Tensor, captions: Tensor, prob
     Returns:
         (N, T-1) int64, instead of captions[:, :-1].
     """
-    read = captions[:, :-1].clone()
-    replaced = torch.rand(read.shape, dtype=torch.float32, device=read.device) < probability
+    inputs = captions[:, :-1].clone()
+    replaced = torch.rand(inputs.shape, dtype=torch.float32, device=inputs.device) < probability
     replaced &= captions[:, 1:] != model.null
     columns = replaced[:, 1:].any(0).nonzero().flatten().tolist()
     if not columns:
-        return read
-    stepper = model.stepper(read.numel())
+        return inputs
+    stepper = model.stepper(inputs.numel())
     state = stepper.begin(features)
     blank = [idx for idx in (model.null, model.start) if idx is not None]
     for t in range(1, columns[-1] + 2):
-        logits, state = stepper.step(read[:, t - 1], state)
+        logits, state = stepper.step(inputs[:, t - 1], state)
         rows = replaced[:, t].nonzero().squeeze(1)
         if len(rows):
             logits = logits.index_select(0, rows).float()
             logits[:, blank] = -math.inf  # not valid as input tokens
-            read[rows, t] = torch.multinomial(torch.softmax(logits, 1), 1).squeeze(1)
-    return read
+            inputs[rows, t] = torch.multinomial(torch.softmax(logits, 1), 1).squeeze(1)
+    return inputs
 
 
 class SelfCritical:
@@ -181,8 +181,8 @@ class SelfCritical:
         unknown = {word_to_idx[UNK]: -1}
         references: dict[int, list[list[int]]] = {}
         for image, ids in zip(train.image_idxs.tolist(), train.captions.tolist(), strict=True):
-            said = [unknown.get(idx, idx) for idx in ids if idx not in self._blank]
-            references.setdefault(image, []).append(said)
+            tokens = [unknown.get(idx, idx) for idx in ids if idx not in self._blank]
+            references.setdefault(image, []).append(tokens)
         if not cider_weighs(references.values()):
             count = len(references)
             captions = "captions of only one image" if count == 1 else f"the same captions for all {count} images"
@@ -195,13 +195,13 @@ class SelfCritical:
     def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
         """Captions sampled for the images (N,), each word weighted by the advantage of its caption."""
         stepper = model.stepper(2 * len(features) * self._max_length)
-        drawn, greedy = (
+        sampled, greedy = (
             decode(stepper, features, model.token_ids(), DecodingOptions(method, self._max_length)).words.squeeze(1)
             for method in ("sampling", "greedy")
         )
-        reward, baseline = (self.reward(batch.tolist(), words) for words in (drawn, greedy))
-        captions = torch.cat([torch.full_like(drawn[:, :1], self._start), drawn], dim=1)
-        weights = (reward - baseline).to(features).unsqueeze(1).expand(drawn.shape)
+        reward, baseline = (self.reward(batch.tolist(), words) for words in (sampled, greedy))
+        captions = torch.cat([torch.full_like(sampled[:, :1], self._start), sampled], dim=1)
+        weights = (reward - baseline).to(features).unsqueeze(1).expand(sampled.shape)
         return Targets(captions, None, weights, reward.mean().item(), baseline.mean().item())
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
@@ -210,8 +210,8 @@ class SelfCritical:
 
     def reward(self, images: Sequence[int], words: Tensor) -> Tensor:
         """The CIDEr-D (N,) float64 of captions (N, T) of images of the split, including <END>, without <NULL>."""
-        said = [[idx for idx in ids if idx not in self._blank] for ids in words.tolist()]
-        return torch.from_numpy(self._reward(images, said))
+        tokens = [[idx for idx in ids if idx not in self._blank] for ids in words.tolist()]
+        return torch.from_numpy(self._reward(images, tokens))
 
 
 def _these(what: str, names: Sequence[str]) -> str:

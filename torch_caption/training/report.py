@@ -1,4 +1,4 @@
-"""What a run tells its user: a line an epoch, and at the end what was learnt and where everything is."""
+"""The console output of a run: a line per epoch, and at the end results and files."""
 
 from __future__ import annotations
 
@@ -27,33 +27,31 @@ from torch_caption.scenes import dataset as scenes
 from torch_caption.training.log import read_log
 
 CURVES, GALLERY = "loss.png", "gallery.png"
-SHOWN = 12  # pictures in the gallery
+SHOWN = 12  # number of pictures in the gallery
 
 
 def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN) -> None:
-    """Say what is trained on what."""
+    """Print data, model and run."""
     train, val = data["train"], data["val"]
     weights = sum(p.numel() for p in model.parameters())
+    print(f"data      {data.directory}: {len(train):,} training, {len(val):,} validation captions", flush=True)
+    positions = f" at {' x '.join(map(str, train.grid))} positions" if train.grid else ""
     print(
-        f"data      {data.directory}: {len(train):,} captions to learn from, {len(val):,} to validate with", flush=True
-    )
-    places = f" at {' x '.join(map(str, train.grid))} places" if train.grid else ""
-    print(
-        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{places}, "
-        f"V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.device.type}"
+        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{positions}"
+        f", V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.device.type}"
     )
     if config.init_from is not None:
-        print(f"begins    with the weights of {config.init_from}")
+        print(f"weights   of {config.init_from}")
     print(f"run       {run}", flush=True)
 
 
 def warning(line: str) -> None:
-    """What is not as it should be, and how it goes on."""
+    """Print a warning to stderr."""
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def epoch(record: dict[str, Any], config: TrainConfig, *, best: bool) -> None:
-    """One line: losses in nats per word or rewards, scores of greedy captions."""
+    """Print one line: losses in nats per word or rewards, scores of greedy captions."""
     width = len(str(config.epochs))
     parts = [
         f"epoch {record['epoch']:{width}}/{config.epochs}",
@@ -66,60 +64,58 @@ def epoch(record: dict[str, Any], config: TrainConfig, *, best: bool) -> None:
 
 
 def so_far(record: Mapping[str, Any]) -> str:
-    """What training has come to, from `Progress.means`."""
+    """The training loss or rewards, from `Progress.means`."""
     if "reward" in record:
         return f"reward {record['reward']:.3f}, greedy {record['greedy_reward']:.3f}"
     return f"train {record['train_loss']:.3f}"
 
 
 def interrupted(run: Path, step: int) -> None:
-    """Say how to go on."""
-    named = "" if _in_its_place(run) else f" {run}"
-    print(
-        f"stopped after step {step}, which is saved; `{typed('train')} --resume{named}` goes on from there", flush=True
-    )
+    """Print how to resume."""
+    named = "" if _is_default(run) else f" {run}"
+    print(f"stopped after step {step}, which is saved; `{typed('train')} --resume{named}` continues", flush=True)
 
 
 def check(data: CocoData) -> None:
-    """Raise DataError where `closing` could not judge scenes, before hours of training have led there."""
-    images = {split.name: split.num_images for split in (*_judged(data), _drawn(data))}
+    """Raise DataError before training if `closing` cannot evaluate captions of scenes."""
+    images = {split.name: split.num_images for split in (*_scene_splits(data), _gallery_split(data))}
     scenes.check(data.directory, data.manifest, images)
 
 
 def closing(run: Path, config: TrainConfig, data: CocoData, device: torch.device) -> None:
-    """Caption with the best weights, judge scenes, draw curves and gallery, and say where everything is.
+    """Caption with the best weights, evaluate captions of scenes, plot curves and gallery, and print the files.
 
-    What cannot be had of it is a warning: the run has come to its end.
+    An error is only a warning, since training is complete.
     """
     best = load(run / runs.BEST, device=device.type)
     model, progress = best.model, best.checkpoint.progress
     cider = f", CIDEr {progress['best_cider']:.4f}" if config.objective == "scst" else ""
     print(f"best      epoch {progress['best_epoch']}, val {progress['best_loss']:.4f} nats per word{cider}")
-    for split in _judged(data):
-        with _or_warned(f"{split.name} is not judged"):
-            _judge(model, data, split, config.max_length)
+    for split in _scene_splits(data):
+        with _or_warned(f"{split.name} is not evaluated"):
+            _report_scenes(model, data, split, config.max_length)
     print(f"weights   {run / runs.BEST}")
-    with _or_warned(f"{run / CURVES} is not drawn"):
+    with _or_warned(f"{run / CURVES} is not written"):
         plots.loss_curves(read_log(run), run / CURVES, run.name)
         print(f"curves    {run / CURVES}")
-    with _or_warned(f"{run / GALLERY} is not drawn"):
-        _show(model, data, _drawn(data), config, run / GALLERY)
-    named = "" if _in_its_place(run) else f" --checkpoint {run}"
+    with _or_warned(f"{run / GALLERY} is not written"):
+        _show(model, data, _gallery_split(data), config, run / GALLERY)
+    named = "" if _is_default(run) else f" --checkpoint {run}"
     print(f"`{typed('sample')}{named}` captions more of them", flush=True)
 
 
-def _judged(data: CocoData) -> list[Split]:
+def _scene_splits(data: CocoData) -> list[Split]:
     return [data[name] for name in ("test", "novel") if name in data.splits]
 
 
-def _drawn(data: CocoData) -> Split:
-    """The split whose pictures the gallery shows."""
+def _gallery_split(data: CocoData) -> Split:
+    """The split of the gallery."""
     return data["test"] if "test" in data.splits else data["val"]
 
 
 @contextmanager
 def _or_warned(what: str) -> Iterator[None]:
-    """In the block an error of the data, or of the disk, is a line; that nobody reads the output is not one."""
+    """In the block, errors of the data or the disk are warnings; a closed output is not."""
     try:
         yield
     except BrokenPipeError:
@@ -129,7 +125,7 @@ def _or_warned(what: str) -> Iterator[None]:
 
 
 def _show(model: CaptioningRNN, data: CocoData, split: Split, config: TrainConfig, path: Path) -> None:
-    """Draw a gallery of some images, or print their captions."""
+    """Plot a gallery of some images, or print their captions."""
     images = some_images(split, SHOWN, seed=config.seed)
     found = caption_images(model, split, images, DecodingOptions(max_length=config.max_length))
     texts = {idx: caption.text for idx, (caption,) in found.items()}
@@ -139,7 +135,7 @@ def _show(model: CaptioningRNN, data: CocoData, split: Split, config: TrainConfi
         print("\n".join(f"{split.name} {idx:<4} {readable(text)}" for idx, text in texts.items()))
 
 
-def _judge(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) -> None:
+def _report_scenes(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) -> None:
     found = caption_images(model, split, captioned_images(split), DecodingOptions(max_length=max_length))
     result = scenes.judge_split(data.directory, split.name, {idx: caption.text for idx, (caption,) in found.items()})
     if result is not None:
@@ -150,8 +146,8 @@ def _judge(model: CaptioningRNN, data: CocoData, split: Split, max_length: int) 
         )
 
 
-def _in_its_place(run: Path) -> bool:
-    """Whether the programs find the run by themselves."""
+def _is_default(run: Path) -> bool:
+    """Whether commands find the run by default."""
     return run.parent == TrainConfig.out
 
 

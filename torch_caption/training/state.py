@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.checkpoints import run_folder as runs
 from torch_caption.checkpoints.format import Checkpoint, Found
-from torch_caption.config import OF_THE_MODEL, TrainConfig
+from torch_caption.config import MODEL_FIELDS, TrainConfig
 from torch_caption.data.dataset import CocoData, generator
 from torch_caption.errors import CheckpointError, InputError
 from torch_caption.model.captioner import CaptioningRNN
@@ -28,7 +28,7 @@ _COMPARED = ("train", "val")  # the splits whose captions a run depends on
 
 
 @dataclass
-class State:
+class TrainingState:
     """Everything that a step changes.
 
     Attributes:
@@ -58,7 +58,7 @@ class State:
                 raise
 
     @property
-    def judged(self) -> CaptioningRNN:
+    def evaluated(self) -> CaptioningRNN:
         """The model that is validated and saved as the best: the average if there is one."""
         return self.model if self.average is None else self.average
 
@@ -103,7 +103,9 @@ def source(config: TrainConfig) -> Found | None:
     return None
 
 
-def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Found | None = None) -> State:
+def initial_state(
+    config: TrainConfig, data: CocoData, device: torch.device, found: Found | None = None
+) -> TrainingState:
     """A model, with weights initialised by the seed or from a checkpoint, and a new optimizer.
 
     Raises:
@@ -118,7 +120,7 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Foun
     else:
         saved, path = found.checkpoint, found.path
         checkpoints.check_fits(saved, data.vocabulary, feature_dim, data.recipe, path=path, data=data.directory)
-        _check_same(config, found, OF_THE_MODEL)
+        _check_same(config, found, MODEL_FIELDS)
         built = checkpoints.build_model(dataclasses.replace(saved, config=config), path)
         model = copy.deepcopy(built)  # training in place must not change the checkpoint
         if config.resume is None and config.objective == "scst" and config.temperature != 1:
@@ -127,10 +129,10 @@ def begin(config: TrainConfig, data: CocoData, device: torch.device, found: Foun
     model.to(device)
     _seed_rank(config.seed)
     optimizer = AdamW(_groups(model, config.weight_decay), lr=config.highest_lr, fused=True)
-    return State(model, optimizer, _copy(model) if config.ema else None)
+    return TrainingState(model, optimizer, _copy(model) if config.ema else None)
 
 
-def resume(config: TrainConfig, data: CocoData, device: torch.device, found: Found) -> tuple[State, list[str]]:
+def resume(config: TrainConfig, data: CocoData, device: torch.device, found: Found) -> tuple[TrainingState, list[str]]:
     """The state of a run from its checkpoint.
 
     Returns:
@@ -142,7 +144,7 @@ def resume(config: TrainConfig, data: CocoData, device: torch.device, found: Fou
     saved, path, warning, _ = found
     if not saved.random:
         raise CheckpointError(f"{path}: contains a model without its training state; use it with --init-from")
-    state = begin(config, data, device, found)
+    state = initial_state(config, data, device, found)
     try:
         progress = Progress.from_plain(saved.progress)
         under_way = ("batch_size", "seed", "max_train") if progress.position else ()
@@ -162,7 +164,7 @@ def resume(config: TrainConfig, data: CocoData, device: torch.device, found: Fou
     return state, [line for line in (warning, changed) if line is not None]
 
 
-def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
+def snapshot(state: TrainingState, config: TrainConfig, data: CocoData) -> Checkpoint:
     """The state as a checkpoint, for resuming.
 
     All ranks must call it, since it contains the random state of each.
@@ -183,7 +185,7 @@ def snapshot(state: State, config: TrainConfig, data: CocoData) -> Checkpoint:
     )
 
 
-def judged(saved: Checkpoint) -> Checkpoint:
+def for_inference(saved: Checkpoint) -> Checkpoint:
     """The part of a snapshot for inference: the validated weights, which are the average's if there is one."""
     return dataclasses.replace(
         saved, weights=saved.average or saved.weights, average={}, optimizer={}, random={}, data={}
@@ -205,7 +207,7 @@ def _groups(model: CaptioningRNN, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _load_optimizer(state: State, saved: Mapping[str, Tensor], steps: int) -> None:
+def _load_optimizer(state: TrainingState, saved: Mapping[str, Tensor], steps: int) -> None:
     """Load the optimizer's moments, whose shapes were checked in loading; its settings are those of the run.
 
     Args:

@@ -1,7 +1,7 @@
-"""Training: steps over a model and an optimizer, and `fit`, which makes a run of them from one configuration.
+"""Training: steps over a model and an optimizer, and `fit`, a run by one configuration.
 
-Losses here are in nats per word: -log p of a true word given the image and the true words before it, averaged over
-words, <END> counted and <NULL> not. exp of it is the perplexity, and it does not depend on the batch or on padding.
+Losses are in nats per word: -log p of a reference word given the image and the previous reference words, averaged over
+words, including <END>, without <NULL>. Its exp is the perplexity; it does not depend on the batch or on padding.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from torch_caption.training.interrupt import Interrupt
 from torch_caption.training.log import Log
 from torch_caption.training.objectives import Objective, Targets, make_objective
 from torch_caption.training.progress import Progress
-from torch_caption.training.state import State, begin, resume, source
+from torch_caption.training.state import TrainingState, initial_state, resume, source
 
-OF_THE_MEMORY = ("--batch-size", "--hidden-dim", "--wordvec-dim")
-"""What says how much memory training takes."""
+MEMORY_FLAGS = ("--batch-size", "--hidden-dim", "--wordvec-dim")
+"""The flags that determine the memory of training."""
 
 
 def train_step(
@@ -53,30 +53,30 @@ def train_step(
     features: Tensor,
     captions: Tensor,
     *,
-    read: Tensor | None = None,
+    inputs: Tensor | None = None,
     weights: Tensor | None = None,
     clip: float = 0.0,
     amp: str = "none",
     share: distributed.Share | None = None,
 ) -> tuple[float, float]:
-    """One step down the gradient of one batch's loss.
+    """One optimizer step on the loss of a batch.
 
     Args:
-        features: (N, D) floating-point, or as the model takes them.
+        features: (N, D) floating-point, or grids, as the model needs.
         captions: (N, T) int64, <START> first, <NULL> after <END>.
-        read, weights: as in `CaptioningRNN.forward`, on the model's device.
-        clip: the longest gradient, in the norm over all parameters; 0 for any.
+        inputs, weights: as in `CaptioningRNN.forward`, on the model's device.
+        clip: maximum gradient norm over all parameters; 0 disables clipping.
         amp: "bf16" computes the loss under automatic mixed precision.
-        share: the features and captions are a rank's share of a batch (`distributed.Replica.share`), and the step is
-            that of all ranks.
+        share: features and captions are a rank's share of a batch (`distributed.Replica.share`), in a step of all
+            ranks.
 
     Returns:
         The batch's loss (sum over time, mean over N) and the gradient's norm before clipping.
 
     Raises:
-        NonFiniteError: one of the two is infinite or NaN; the weights are as before.
+        NonFiniteError: one of the two is non-finite; the weights are unchanged.
     """
-    given = {name: x for name, x in {"read": read, "weights": weights}.items() if x is not None}
+    given = {name: x for name, x in {"inputs": inputs, "weights": weights}.items() if x is not None}
     share = share or distributed.Share.whole(model, len(captions))
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp == "bf16"):
@@ -94,9 +94,9 @@ def train_step(
 
 @torch.no_grad()
 def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> float:
-    """The loss on all captions of the split, in nats per word, every word predicted from the true ones before it.
+    """The loss on all captions of the split, in nats per word, with teacher forcing.
 
-    Of several ranks each computes a share, and all have to call it.
+    Each rank computes a share, and all ranks must call it.
     """
     training = model.training
     model.eval()
@@ -112,8 +112,8 @@ def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> fl
 
 
 def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: int = 30) -> dict[str, float]:
-    """BLEU-4 and CIDEr of the images' greedy captions against all their references; no CIDEr of images that it cannot
-    tell apart (`metrics.cider_weighs`)."""
+    """BLEU-4 and CIDEr of the images' greedy captions against all their references; without CIDEr if it is 0 for all
+    captions (`metrics.cider_weighs`)."""
     training = model.training
     model.eval()
     captions = caption_images(model, split, images, DecodingOptions(max_length=max_length))
@@ -128,34 +128,34 @@ def _weighs(split: Split, images: Iterable[int]) -> bool:
 
 
 def check_scored(config: TrainConfig, val: Split, images: list[int]) -> None:
-    """Warn before the first epoch where CIDEr of the scored images is 0 whatever the captions.
+    """Warn before the first epoch if CIDEr of the scored images is 0 for all captions.
 
     Raises:
-        ConfigError: in self-critical training, which keeps the weights of the best CIDEr.
+        ConfigError: in self-critical training, which saves the weights of the best CIDEr.
     """
     if not images or _weighs(val, images):
         return
-    of = "one image alone" if len(images) == 1 else f"{len(images)} images with the same captions"
-    line = f"CIDEr of {of} of {val.name} is 0 whatever the captions: it weighs words by how many images lack them"
+    of = "only one image" if len(images) == 1 else f"{len(images)} images with the same captions"
+    line = f"CIDEr of {of} of {val.name} is 0 for all captions: it weights words by the images without them"
     if config.objective == "scst":
         raise ConfigError(
             f"--objective scst keeps the best CIDEr's weights, but {line}; score more images: raise --score-images, or "
             f"add images to {val.name}"
         )
     if distributed.first():
-        report.warning(f"{line}; CIDEr is left out")
+        report.warning(f"{line}; CIDEr is omitted")
 
 
 def count_words(captions: Tensor, null: int) -> int:
-    """The words that the loss is over: all after the first column that are not <NULL>."""
+    """The number of words in the loss: all after the first column except <NULL>."""
     return int((captions[:, 1:] != null).sum())
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, counted from 0, as `lr_schedule` says.
+    """The learning rate of a step, counted from 0, by `lr_schedule`.
 
     cosine: lr (step + 1) / w in the first w steps, w = min(warm_up, a tenth of all), then lr (1 + cos(pi s)) / 2, with
-    s going from 0 to 1 over the rest. exponential: lr lr_decay^epoch. constant: lr.
+    s from 0 to 1 over the rest. exponential: lr lr_decay^epoch. constant: lr.
     """
     lr = config.highest_lr
     if config.lr_schedule == "constant":
@@ -170,25 +170,25 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
 
 def fit(config: TrainConfig, found: Found | None = None) -> Path:
-    """Train as the configuration says and return the run's directory, which holds all that came of it.
+    """Train by the configuration and return the run's directory.
 
-    The run seeds torch's global generator and draws from it: it is that of its seed if nothing else in the process
-    draws from that generator or seeds it meanwhile. At the end the generator is as it was before.
+    The run seeds and uses torch's global generator: it is determined by its seed if nothing else in the process uses or
+    seeds that generator meanwhile. At the end the previous state of the generator is restored.
 
     Args:
-        found: the checkpoint that the run resumes or begins with, where it has been read (`state.source`); it is read
-            again only if the file has been replaced since.
+        found: the checkpoint that the run resumes from or is initialised with, if already loaded (`state.source`); it
+            is loaded again only if the file has been replaced since.
 
     Raises:
         UsageError, InputError: a setting, the data or the checkpoint cannot be used, or another process trains in the
             run's directory, or another thread of this process trains.
-        NonFiniteError: the loss or its gradient is non-finite (NaN or Inf); the checkpoints before it are kept.
-        OutOfMemory: the model or a batch of it takes more memory than there is.
+        NonFiniteError: the loss or its gradient is non-finite (NaN or Inf); previous checkpoints are kept.
+        OutOfMemory: the model or a batch exceeds the memory.
         WorkerLost: a process that loads batches was killed.
         Stopped: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
 
-    Whatever ends the run, the state after the last whole step is saved first, unless there are several processes, or
-    the loss is non-finite, or it cannot be saved.
+    Before any error the state after the last completed step is saved, unless there are several processes, the loss is
+    non-finite, or saving fails.
     """
     config.check()
     check_compiler(config)
@@ -200,7 +200,7 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stack.enter_context(within_memory(*OF_THE_MEMORY))
+        stack.enter_context(within_memory(*MEMORY_FLAGS))
         if config.resume is not None:
             run = _enter(stack, runs.find(config.out, config.resume))
         if found is None or not found.is_current():
@@ -215,17 +215,17 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
             for line in warnings if distributed.first() else ():
                 report.warning(line)
         else:
-            state = begin(config, data, device, found)
+            state = initial_state(config, data, device, found)
             name = f"{runs.data_name(config.data)}-{config.cell_type}"
             run = _enter(stack, distributed.from_first(lambda: runs.create(config.out, name)))
         if config.compile:
-            # Dropout and the last batch of an epoch differ from call to call: one graph for any number of rows.
+            # Dropout and the last batch of an epoch vary: one graph for any number of rows.
             state.model.compile(fullgraph=True, dynamic=True, mode="reduce-overhead" if device.type == "cuda" else None)
         manager = CheckpointManager(run, state, config, data)
         manager.start(found if config.resume is not None else None)
         distributed.from_first(lambda: runs.point_to(run))
         try:
-            with within_memory(*OF_THE_MEMORY, kept=lambda: manager.kept):
+            with within_memory(*MEMORY_FLAGS, kept=lambda: manager.kept):
                 _train(run, state, config, data, objective, scored, manager)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; {manager.kept}; {error.advice}") from error
@@ -236,7 +236,7 @@ def fit(config: TrainConfig, found: Found | None = None) -> Path:
 
 
 def _enter(stack: ExitStack, run: Path) -> Path:
-    """Have the run to this process, or these ranks, until the stack is left."""
+    """Lock the run for this process, or these ranks, until the stack is closed."""
 
     def enter() -> None:
         stack.enter_context(lock.alone_in(run))
@@ -247,14 +247,14 @@ def _enter(stack: ExitStack, run: Path) -> Path:
 
 def _train(
     run: Path,
-    state: State,
+    state: TrainingState,
     config: TrainConfig,
     data: CocoData,
     objective: Objective,
     scored: list[int],
     manager: CheckpointManager,
 ) -> None:
-    """Train from where the state is to the end, or until this process is told to stop."""
+    """Train from the state to the end, or until a stop request."""
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
@@ -270,14 +270,14 @@ def _train(
             try:
                 _train_epoch(state, config, objective, replica, loader, interrupt, manager)
             except Exception as error:
-                _save_whole_steps(error, run, state, manager, interrupt, loader)
+                _save_completed_steps(error, run, state, manager, interrupt, loader)
                 raise
-            manager.save_steps()  # so that they are kept whatever becomes of what follows
+            manager.save_steps()  # so that they are kept if validation fails
             if not interrupt.agreed:
-                record = interrupt.unless_asked(lambda: _judge(state, config, data, scored))
+                record = interrupt.unless_requested(lambda: _validation_record(state, config, data, scored))
             if record is not None:
                 state.progress = state.progress.end_epoch(record, config.objective)
-                if log is not None:  # before the checkpoint, which would not write it again
+                if log is not None:  # before the checkpoint: after it, the record would not be written again
                     log.write(record)
                 manager.save()
                 if distributed.first():
@@ -287,46 +287,46 @@ def _train(
                 if distributed.first():
                     with interrupt.printing():
                         report.interrupted(run, state.progress.step)
-                distributed.wait_for_all()  # as no other may end before rank 0 has saved
+                distributed.wait_for_all()  # no rank may exit before rank 0 has saved
                 raise interrupt.stopped()
 
 
 @contextmanager
 def _naming_lost_workers(loader: Loader, manager: CheckpointManager) -> Iterator[None]:
-    """In the block, the error that follows the end of a loading process, in whatever was going on, is a WorkerLost."""
+    """In the block, an error after the exit of a worker process becomes a WorkerLost."""
     try:
         yield
     except Exception as error:
         if lost := ", ".join(map(str, loader.lost())):
-            raise WorkerLost(f"process {lost} of --workers was killed or has ended; {manager.kept}") from error
+            raise WorkerLost(f"process {lost} of --workers was killed or has exited; {manager.kept}") from error
         raise
 
 
-def _save_whole_steps(
-    error: Exception, run: Path, state: State, manager: CheckpointManager, interrupt: Interrupt, loader: Loader
+def _save_completed_steps(
+    error: Exception, run: Path, state: TrainingState, manager: CheckpointManager, interrupt: Interrupt, loader: Loader
 ) -> None:
-    """Save what was done before an error, if the state is that of a whole step, and say how to go on.
+    """Save the state at an error, if it is that of a completed step, and print how to resume.
 
-    Of several ranks the others are in the middle of a step. A state that led to a non-finite loss is not kept.
+    With several ranks the others are within a step. A state that led to a non-finite loss is not saved.
 
     Raises:
-        Stopped: all processes of the program were told to stop, and one that loads batches was the first to end.
+        Stopped: all processes have a stop request, and a worker was the first to exit.
     """
     if distributed.size() > 1 or state.inconsistent or isinstance(error, NonFiniteError):
         return
     try:
         manager.save_steps()
-    except Exception as second:  # which must not hide the first
+    except Exception as second:  # must not hide the first error
         report.warning(f"step {state.progress.step} is not saved: {one_line(second)}")
     if manager.step == state.progress.step:
-        with suppress(OSError):  # nor may this, if nobody reads on
+        with suppress(OSError):  # nor must failed output
             report.interrupted(run, state.progress.step)
-        if interrupt.asked and loader.lost():
+        if interrupt.requested and loader.lost():
             raise interrupt.stopped() from error
 
 
 def check_compiler(config: TrainConfig) -> None:
-    """Find a missing compiler before the first step does.
+    """Check for a compiler before the first step.
 
     Raises:
         ConfigError: --compile, and there is no C++ compiler.
@@ -337,13 +337,13 @@ def check_compiler(config: TrainConfig) -> None:
 
 
 def finished(progress: Progress, config: TrainConfig) -> bool:
-    """All epochs are done, or `patience` of them without a better validation loss."""
+    """Whether all epochs are completed, or `patience` epochs had no better validation loss."""
     stale = progress.epoch - progress.best_epoch
     return progress.epoch >= config.epochs or 0 < config.patience <= stale
 
 
 def _train_epoch(
-    state: State,
+    state: TrainingState,
     config: TrainConfig,
     objective: Objective,
     replica: distributed.Replica,
@@ -351,7 +351,7 @@ def _train_epoch(
     interrupt: Interrupt,
     manager: CheckpointManager,
 ) -> None:
-    """What remains of the epoch under way, or as much of it as goes before this process is told to stop."""
+    """The remaining steps of the current epoch, until a stop request."""
     progress, order = state.progress, loader.order
     label = f"epoch {progress.epoch + 1}/{config.epochs}"
     state.model.train(objective.drops)
@@ -361,7 +361,7 @@ def _train_epoch(
     steps = order.total
     with tqdm(desc=label, initial=progress.position, total=steps, unit="step", leave=False, disable=hidden) as bar:
         for features, batch in loader:
-            share = replica.share(len(batch), order.size(progress.position), asked=interrupt.asked)
+            share = replica.share(len(batch), order.size(progress.position), requested=interrupt.requested)
             try:
                 with state.step():
                     _train_batch(state, config, objective, features, batch, steps, share)
@@ -369,7 +369,7 @@ def _train_epoch(
                 rows = order.rows_at(progress.position)
                 of = non_finite.report(objective, rows, error.rows)
                 raise NonFiniteError(f"{label}, step {progress.step + 1}: {error}; {of}") from None
-            interrupt.agree(share.asked)
+            interrupt.agree(share.requested)
             progress.seconds += time.perf_counter() - started
             started = time.perf_counter()
             bar.set_postfix_str(report.so_far(progress.means()), refresh=False)
@@ -381,7 +381,7 @@ def _train_epoch(
 
 
 def _train_batch(
-    state: State,
+    state: TrainingState,
     config: TrainConfig,
     objective: Objective,
     features: Tensor,
@@ -404,7 +404,7 @@ def _train_batch(
             optimizer,
             features,
             targets.captions,
-            read=targets.read,
+            inputs=targets.inputs,
             weights=targets.weights,
             clip=config.clip,
             amp=config.amp,
@@ -421,34 +421,34 @@ def _train_batch(
 def _targets(
     objective: Objective, model: CaptioningRNN, features: Tensor, batch: Tensor, progress: Progress
 ) -> Targets:
-    """The batch's targets; none of a rank that has no rows.
+    """The targets of a batch; empty for a rank without rows.
 
     Raises:
-        NonFiniteError: words are sampled from the model, and its logits are non-finite.
-        RankError: so it is, of this rank's share alone.
+        NonFiniteError: captions are sampled from the model, and its logits are non-finite.
+        RankError: the same, in this rank's share.
     """
     if not len(batch):
         return Targets(batch.new_empty(0, 1))
     try:
         return objective.targets(model, features, batch, progress.epoch)
     except (ValueError, RuntimeError) as error:
-        places = non_finite.rows_of_images(model, features)
-        if not places:
+        rows = non_finite.rows_of_images(model, features)
+        if not rows:
             raise
-        message = "the scores of what the model says itself are not finite"
-        if distributed.size() > 1:  # the others are in the middle of the step: their part of the batch is not known
+        message = "the logits for sampled captions are non-finite"
+        if distributed.size() > 1:  # the others are within the step: their shares are unknown
             raise RankError(f"epoch {progress.epoch + 1}, step {progress.step + 1}: {message}") from error
-        raise NonFiniteError(message, places) from error
+        raise NonFiniteError(message, rows) from error
 
 
-def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:
-    """The record of an epoch whose steps are done: how training went, and what the weights are worth now."""
+def _validation_record(state: TrainingState, config: TrainConfig, data: CocoData, scored: list[int]) -> dict[str, Any]:
+    """The record of a completed epoch: means of training, validation loss and scores."""
     progress, val = state.progress, data["val"]
     record = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
         **progress.means(),
-        "val_loss": validate(state.judged, val),
+        "val_loss": validate(state.evaluated, val),
         "lr": progress.lr,
         "gradient_norm": progress.norms / progress.position,
         "seconds": round(progress.seconds, 1),
@@ -456,8 +456,8 @@ def _judge(state: State, config: TrainConfig, data: CocoData, scored: list[int])
     if not math.isfinite(record["val_loss"]):
         raise NonFiniteError(
             f"epoch {record['epoch']}: the validation loss is {record['val_loss']}",
-            advice="--init-from a checkpoint before it, with a lower --lr, may help",
+            advice="--init-from a previous checkpoint, with a lower --lr, may help",
         )
     if scored:
-        record |= distributed.from_first(lambda: score(state.judged, val, scored, max_length=config.max_length))
+        record |= distributed.from_first(lambda: score(state.evaluated, val, scored, max_length=config.max_length))
     return record

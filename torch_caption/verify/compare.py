@@ -181,12 +181,12 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
     }
     made = [_function_case(label, args) for label, args in arguments.items()]
     # The options of training: other input tokens than the captions, a weight for each word, its settings.
-    read, parts = y[:, :-1].flip(0), normal(N, T - 1).detach()
+    inputs, parts = y[:, :-1].flip(0), normal(N, T - 1).detach()
     for cell in CELLS:
         made.append(_captioner_case(f"CaptioningRNN, {cell}", cell, sizes, normal, (y,)))
         label = f"CaptioningRNN, {cell}, every option"
         options = {"tied": True, "label_smoothing": SMOOTHING}
-        made.append(_captioner_case(label, cell, sizes, normal, (y, read, parts), options))
+        made.append(_captioner_case(label, cell, sizes, normal, (y, inputs, parts), options))
     return made
 
 
@@ -221,10 +221,10 @@ def _captioner_case(
 
         return loss
 
-    places = (sizes["L"],) if CELLS[cell].attends else ()
+    positions = (sizes["L"],) if CELLS[cell].attends else ()
     hand, auto = map(loss_of, models)
-    names = ("features", *("captions", "read", "weights")[: len(given)], *shapes)
-    return Case(label, hand, auto, (normal(sizes["N"], sizes["D"], *places), *given, *params), names)
+    names = ("features", *("captions", "inputs", "weights")[: len(given)], *shapes)
+    return Case(label, hand, auto, (normal(sizes["N"], sizes["D"], *positions), *given, *params), names)
 
 
 # Running -------------------------------------------------------------------------------------------------------------
@@ -270,12 +270,12 @@ def broken(name: str) -> Iterator[None]:
         raise ConfigError(f"--break {name}: no such gradient; there are {', '.join(gradient_names())}")
     class_name, _, gradient = name.partition(".")
     cls = CLASSES[class_name]
-    place = list(inspect.signature(cls.forward).parameters).index(gradient[1:])
+    index = list(inspect.signature(cls.forward).parameters).index(gradient[1:])
     right: Any = cls.backward
 
     def wrong(ctx: Any, *douts: Tensor) -> tuple:
         grads = list(right(ctx, *douts))
-        grads[place] = None if grads[place] is None else 1.001 * grads[place]
+        grads[index] = None if grads[index] is None else 1.001 * grads[index]
         return tuple(grads)
 
     cls.backward = staticmethod(wrong)  # type: ignore[method-assign]

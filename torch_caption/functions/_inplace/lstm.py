@@ -49,7 +49,7 @@ def step_backward_(
 
     Each factor of da is multiplied into the buffer of da itself, and dprev_c takes the buffer of dnext_c, which nothing
     reads after it. `parts` and `da_parts` are the four parts of `gates` and `da`. `next_dprev_c` (m, H) is the dprev_c
-    of the next step, of the m rows that go on; None at the last step.
+    of the next step, of the m rows that continue; None at the last step.
     """
     (i, f, o, g), (da_i, da_f, da_o, da_g) = parts, da_parts
     dnext_c = torch.addcmul(dc, tanh_slope(tanh_c).mul_(o), dnext_h)
