@@ -78,9 +78,9 @@ def test_an_error_in_a_worker_is_raised_unchanged(split, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(Split, "__getitems__", fails)
-    with pytest.raises(type(error)) as told:
+    with pytest.raises(type(error)) as raised:
         next(iter(batches(split, 5, workers=1, context="fork")))
-    assert (type(told.value), str(told.value)) == (type(error), str(error))
+    assert (type(raised.value), str(raised.value)) == (type(error), str(error))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -90,7 +90,7 @@ def test_a_file_truncated_during_training_is_a_data_error(tmp_path, workers):
     each = iter(batches(open_data(directory, in_memory="no")["train"], 2, workers=workers))
     next(each)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; restore that file$") as told:
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; restore that file$") as raised:
         for _ in each:
             pass
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
