@@ -261,8 +261,7 @@ def _settings(
     recipe = encoder.recipe
     parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
     parts += [sizes, config.grid, config.grid_dtype, config.batch_size, config.computes_on]
-    parts += [config.tokenizer] if config.tokenizer != "words" else []  # the only tokenizer of earlier versions
-    parts += ["truncated"] if config.allow_truncated else []
+    parts += [config.tokenizer, config.allow_truncated]
     digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
         digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
