@@ -27,7 +27,7 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert runs.find(tmp_path, "tiny-rnn-2") == tmp_path / "tiny-rnn-2"
     assert runs.find("nowhere", str(tmp_path / "tiny-rnn-2")) == tmp_path / "tiny-rnn-2"
     (tmp_path / "tiny-lstm-1").rmdir()
-    with pytest.raises(CheckpointError, match="which is missing"):
+    with pytest.raises(CheckpointError, match="which is missing; name another run"):
         runs.find(tmp_path)
 
 
@@ -90,5 +90,5 @@ def test_a_pointer_that_cannot_be_written_is_named_with_the_command(
 ) -> None:
     run = runs.create(tmp_path, "tiny-rnn")
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError("no room")))
-    with pytest.raises(OSError, match=r"last\.txt: could not be written: .*`.* train --resume .*tiny-rnn-1`"):
+    with pytest.raises(OSError, match=r"last\.txt: could not be written: .*`.* train --resume .*tiny-rnn-1`$"):
         runs.point_to(run)

@@ -111,8 +111,8 @@ def test_every_command_reports_missing_memory_with_flags_that_it_has(
     work, args = WORK[command]
     monkeypatch.setattr(work, out_of_memory)
     assert main([command, *args]) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"error: not enough memory: 4,000 bytes more were requested; .*\n", said)
+    message = capsys.readouterr().err
+    assert re.fullmatch(r"error: not enough memory: 4,000 bytes more were requested; .*\n", message)
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
-    assert set(re.findall(r"--[\w-]+", said)) <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    assert set(re.findall(r"--[\w-]+", message)) <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))

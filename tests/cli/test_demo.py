@@ -240,14 +240,14 @@ def shown(program: Any) -> Iterator[Shown]:
 
 def assert_shows(shown: Shown, picture: Path) -> None:
     """The page shows what the model says of that picture."""
-    said = explainer(shown.cell_type)(load_image(picture))
-    best = said.captions[0].text or "(no words)"
-    shares = [chance(guess.probability) for guess in said.captions]
-    words = [word.guess.text for word in said.words]
+    described = explainer(shown.cell_type)(load_image(picture))
+    best = described.captions[0].text or "(no words)"
+    shares = [chance(guess.probability) for guess in described.captions]
+    words = [word.guess.text for word in described.words]
     shown.tab.wait_for_function(SHOWS, arg=[shares, len(words)])
     assert shown.texts(".caption") == [best]
     assert shown.texts(".word .chosen") == words
-    firsts = [max(word.alternatives, key=lambda guess: guess.probability).text for word in said.words]
+    firsts = [max(word.alternatives, key=lambda guess: guess.probability).text for word in described.words]
     assert shown.texts(".word .chances > div:first-child") == firsts
     maps_of = shown.texts(".grid-container .caption-label")
     assert maps_of == (words if shown.cell_type == "attention" else [])
@@ -386,9 +386,9 @@ def test_a_visitor_gets_nothing_but_the_page(pictures: Path, tmp_path: Path) -> 
             assert 'class="caption"' in visitor.shown(path, "own")
         for number, kind in enumerate(HOSTILE):
             (path,) = json.loads(visitor.upload("a.png", made(kind))[1])
-            said = visitor.shown(path, f"hostile{number}")
-            assert said.startswith('<div class="fault" role="alert">a.png: '), kind
-            assert str(temporary) not in said
+            described = visitor.shown(path, f"hostile{number}")
+            assert described.startswith('<div class="fault" role="alert">a.png: '), kind
+            assert str(temporary) not in described
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "", "")

@@ -237,9 +237,9 @@ def test_a_run_whose_terminal_is_lost_saves_and_ends(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
     ) as process:  # fmt: skip
         os.close(theirs)
-        said = b""
-        while b"epoch      1/" not in said:
-            said += os.read(ours, 1000)
+        output = b""
+        while b"epoch      1/" not in output:
+            output += os.read(ours, 1000)
         os.close(ours)
         assert process.wait(timeout=120) == 128 + signal.SIGHUP
     assert_resumes(tmp_path)

@@ -84,8 +84,8 @@ def test_self_critical_training_prints_rewards(capsys: pytest.CaptureFixture[str
 def test_a_second_run_in_a_run_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     run = Path("runs") / "tiny-lstm-1"
     with lock.alone_in(run):
-        said = refusal(["train", "--resume", "--epochs", "9"], capsys)
-    assert re.fullmatch(rf"error: {re.escape(str(run))}: .* trains there; wait until it ends, or stop it\n", said)
+        message = refusal(["train", "--resume", "--epochs", "9"], capsys)
+    assert re.fullmatch(rf"error: {re.escape(str(run))}: .* trains there; wait until it ends, or stop it\n", message)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def _fill(cases: int, seed: int, folder: Path, how: str) -> Figures:
     with Programs(folder) as programs:
         status, program, _ = programs.run(*SMALL.split(), "--out", "whole")
         if status != 0:
-            raise RuntimeError(f"train.py: {status}: {program.complained()}")
+            raise RuntimeError(f"train.py: {status}: {program.errors()}")
         whole = runs.find(folder / "whole")
         sizes = [path.stat().st_size for path in whole.rglob("*") if path.is_file()]
         most = max(sizes) if how == "limit" else sum(sizes)
@@ -101,8 +101,8 @@ def _fill(cases: int, seed: int, folder: Path, how: str) -> Figures:
             begun = next(out.glob("*/last.safetensors"), None)  # the folder may not be named yet, or have nothing in it
             resume = [*flags, "--resume", str(begun.parent)] if begun else flags
             status, program, _ = programs.run(*resume)
-            if status != 0 or program.complained():
-                figures.wrong("lost", f"{what}: could not go on: {status}: {program.complained()}")
+            if status != 0 or program.errors():
+                figures.wrong("lost", f"{what}: did not resume: {status}: {program.errors()}")
             else:
                 run = begun.parent if begun else runs.find(out)
                 for difference in differences(whole, run):
@@ -113,17 +113,17 @@ def _fill(cases: int, seed: int, folder: Path, how: str) -> Figures:
 
 def _look(figures: Figures, status: int | None, program: Program, out: str, what: str) -> None:
     """Warnings, and one error at last, which names a file; none where only pictures and curves are lacking."""
-    complained = program.complained()
-    *warnings, last = complained.splitlines() or [""]
+    errors = program.errors()
+    *warnings, last = errors.splitlines() or [""]
     failed = last.startswith("error: ")
     if not failed and last:
         warnings.append(last)
-    if "Traceback" in complained:
-        figures.wrong("tracebacks", f"{what}: {complained}")
+    if "Traceback" in errors:
+        figures.wrong("tracebacks", f"{what}: {errors}")
     elif not all(line.startswith("warning: ") for line in warnings) or (failed and out not in last):
-        figures.wrong("lines", f"{what}: {complained}")
+        figures.wrong("lines", f"{what}: {errors}")
     if status != (2 if failed else 0):
-        figures.wrong("wrong status", f"{what}: {status}: {complained}")
+        figures.wrong("wrong status", f"{what}: {status}: {errors}")
     figures.saw("ended by it" if failed else "with warnings" if warnings else "room enough")
 
 

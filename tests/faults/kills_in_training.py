@@ -44,7 +44,7 @@ OF_WORKERS = 30.0
 
 @dataclass(frozen=True)
 class Moment:
-    """So many seconds after the program said that an epoch was done; after its beginning, where that is 0."""
+    """So many seconds after the program printed the end of an epoch; after its start, where that is 0."""
 
     epoch: int
     seconds: float
@@ -57,7 +57,7 @@ class Moment:
         return cls(rng.randrange(1, EPOCHS), rng.uniform(0, seconds / EPOCHS))
 
     def wait(self, programs: Programs, program: Program) -> None:
-        while max(epochs_of(program.said()), default=0) < self.epoch and programs.wait(program, 0.002) is None:
+        while max(epochs_of(program.output()), default=0) < self.epoch and programs.wait(program, 0.002) is None:
             pass
         time.sleep(self.seconds)
 
@@ -104,7 +104,7 @@ def _kinds(programs: Programs, folder: Path, count: int) -> Iterator[Kind]:
             programs.run(*SMALL.split(), "--cell-type", "lstm", "--epochs", "2", "--out", "begun")
         status, program, seconds = programs.run(*flags, "--out", f"whole-{number}")
         if status != 0:
-            raise RuntimeError(f"train.py {' '.join(flags)}: {status}: {program.complained()}")
+            raise RuntimeError(f"train.py {' '.join(flags)}: {status}: {program.errors()}")
         yield Kind(flags, runs.find(folder / f"whole-{number}"), seconds)
 
 
@@ -124,8 +124,8 @@ def _stop_and_go_on(figures: Figures, programs: Programs, rng: random.Random, ki
         _look(figures, program, status, signals, out, what, kind)
         begun = _run_of(out)
     status, program, _ = programs.run(*(["--resume", "--out", out.name] if begun else flags))
-    if status != 0 or program.complained():
-        figures.wrong("lost", f"{name}: could not go on: {status}: {program.complained()}")
+    if status != 0 or program.errors():
+        figures.wrong("lost", f"{name}: did not resume: {status}: {program.errors()}")
         return
     for what in differences(kind.whole, runs.find(out)):
         figures.wrong("not bit for bit", f"{name}, {' '.join(flags)}: {what}")
@@ -155,7 +155,7 @@ def _look(
     figures: Figures, program: Program, status: int | None, signals: list[int], out: Path, what: str, kind: Kind
 ) -> None:
     """What a stopped program leaves behind."""
-    said, complained = program.said(), program.complained()
+    output, errors = program.output(), program.errors()
     number = signals[0]
     if status == 0:  # it had done all
         figures.saw("ended first")
@@ -163,21 +163,21 @@ def _look(
         figures.cases += 1
         figures.saw(signal.Signals(number).name)
         expected = [-number] if number == signal.SIGKILL else [128 + one for one in signals]
-        if "\nrun  " not in said or END in said or len(signals) > 1:  # then Python's own end may be under way
+        if "\nrun  " not in output or END in output or len(signals) > 1:  # then Python's own end may be under way
             expected += [-one for one in signals]
         if status not in expected:
             figures.wrong("wrong status", f"{what}: {status}")
-    if "Traceback" in complained or (complained and number != signal.SIGKILL):
-        figures.wrong("tracebacks", f"{what}: {complained}")
+    if "Traceback" in errors or (errors and number != signal.SIGKILL):
+        figures.wrong("tracebacks", f"{what}: {errors}")
     if number == signal.SIGKILL:
         kind.killed.append(program)
     elif left := _wait_for_end(program, 2):
         figures.wrong("processes left", f"{what}: {left}")
-    if "\nrun  " in said:
-        _look_at_checkpoint(figures, said, runs.find(out), what)
+    if "\nrun  " in output:
+        _look_at_checkpoint(figures, output, runs.find(out), what)
 
 
-def _look_at_checkpoint(figures: Figures, said: str, run: Path, what: str) -> None:
+def _look_at_checkpoint(figures: Figures, output: str, run: Path, what: str) -> None:
     try:
         saved, _, warning, _ = checkpoints.find_latest(run / runs.LAST)
     except CheckpointError as error:
@@ -185,19 +185,19 @@ def _look_at_checkpoint(figures: Figures, said: str, run: Path, what: str) -> No
         return
     if warning:
         figures.wrong("lost", f"{what}: {warning}")
-    done = max(epochs_of(said), default=0)
+    done = max(epochs_of(output), default=0)
     if saved.progress["epoch"] < done:
         figures.wrong("lost", f"{what}: epoch {done} was done, {saved.progress['epoch']} is saved")
-    steps = re.findall(r"^stopped after step (\d+), which is saved", said, re.MULTILINE)
+    steps = re.findall(r"^stopped after step (\d+), which is saved", output, re.MULTILINE)
     if steps:
         figures.saw("between two steps")
         if [str(saved.progress["step"])] != steps:
             figures.wrong("lost", f"{what}: step {steps} was saved, but it is {saved.progress['step']}")
 
 
-def epochs_of(said: str) -> list[int]:
-    """The epochs whose ends were said."""
-    return [int(number) for number in re.findall(r"^epoch +(\d+)/", said, re.MULTILINE)]
+def epochs_of(output: str) -> list[int]:
+    """The epochs whose ends were printed."""
+    return [int(number) for number in re.findall(r"^epoch +(\d+)/", output, re.MULTILINE)]
 
 
 def _wait_for_end(program: Program, seconds: float) -> list[int]:

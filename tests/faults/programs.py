@@ -31,10 +31,10 @@ class Program:
     err: Path
     status: int | None = None
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.out.read_text(encoding="utf-8")
 
-    def complained(self) -> str:
+    def errors(self) -> str:
         return self.err.read_text(encoding="utf-8")
 
     def left(self) -> list[int]:

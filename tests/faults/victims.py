@@ -55,8 +55,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: the exit status (negative for a signal, None for a hang), what it said, took and left open, and
-    a digest of all that it read.
+    """What came of it: the exit status (negative for a signal, None for a hang), the output, time and memory, the
+    descriptors left open, and a digest of all that was read.
     """
 
     status: int | None
@@ -88,26 +88,26 @@ def judge(cases: Sequence[Case], folder: Path, *, seconds: float, mib: float) ->
 
 
 def _judge(case: Case, outcome: Outcome, figures: Figures) -> None:
-    said = f"{case.name}: status {outcome.status}, {outcome.err[-500:]!r}"
+    what = f"{case.name}: status {outcome.status}, {outcome.err[-500:]!r}"
     if "Traceback" in outcome.err:
-        figures.wrong("tracebacks", said)
+        figures.wrong("tracebacks", what)
     elif outcome.status is None or outcome.status < 0:
-        figures.wrong("crashes", said)
+        figures.wrong("crashes", what)
     elif outcome.status == 0:
         figures.saw("accepted")
         if case.refused:
-            figures.wrong("silently accepted", said)
+            figures.wrong("silently accepted", what)
         if case.digest and case.digest != outcome.digest:
             figures.wrong("silently accepted", f"{case.name}: other values were read")
     elif outcome.status != 2:
-        figures.wrong("wrong status", said)
+        figures.wrong("wrong status", what)
     else:
         figures.saw("refused")
         if case.refused is False:
-            figures.wrong("refused wrongly", said)
-        line = outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and len(outcome.err) < 4096
-        if not line or outcome.out or case.named not in outcome.err:
-            figures.wrong("not named", f"{said}, not {case.named!r} in one line")
+            figures.wrong("refused wrongly", what)
+        one_line = outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and len(outcome.err) < 4096
+        if not one_line or outcome.out or case.named not in outcome.err:
+            figures.wrong("not named", f"{what}, not {case.named!r} in one line")
     if outcome.leaked:
         figures.wrong("leaked", f"{case.name}: {outcome.leaked} descriptors")
 

@@ -131,13 +131,13 @@ import json, sys, torch
 about = {"words.json": "", "max_length.json": ""}
 program = torch.export.load("captioner.pt2", extra_files=about)
 captioner = program.module()
-torch.save([captioner(x) for x in torch.load("pictures.pt")], "said.pt")
+torch.save([captioner(x) for x in torch.load("pictures.pt")], "captions.pt")
 assert "torch_caption" not in sys.modules
 print(len(json.loads(about["words.json"])), about["max_length.json"])
 """
     assert alone(code, path.parent) == f"23 {T}\n"
-    for n, said in zip(sizes, torch.load(path.with_name("said.pt")), strict=True):
-        assert torch.equal(said, model.sample(pictures(model.cell_type, n), T))
+    for n, captions in zip(sizes, torch.load(path.with_name("captions.pt")), strict=True):
+        assert torch.equal(captions, model.sample(pictures(model.cell_type, n), T))
 
 
 def test_the_graph_makes_the_same_captions(model: CaptioningRNN) -> None:

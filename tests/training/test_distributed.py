@@ -388,5 +388,5 @@ def test_ranks_compute_what_one_process_does(tmp_path: Path, count: int) -> None
     write_tiny(tmp_path / "tiny", pictures=True, grids=True)
     torch.multiprocessing.start_processes(make_checks, (tmp_path, count), nprocs=count, start_method="spawn")
     failures = [json.loads((tmp_path / f"failures-{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
-    said = [f"rank {rank}: {name}\n{text}" for rank, found in enumerate(failures) for name, text in found.items()]
-    assert not said, "\n".join(said)
+    reports = [f"rank {rank}: {name}\n{text}" for rank, found in enumerate(failures) for name, text in found.items()]
+    assert not reports, "\n".join(reports)

@@ -44,19 +44,19 @@ def test_the_steps_before_a_failure_are_saved(
     config = replace(config, **EVERY_OPTION, dropout=0.5, in_memory="no", score_images=0)
     whole = fit(config)
     name, at, error, saved = FAILURES[what]
-    does = pkgutil.resolve_name(name)
-    monkeypatch.setattr(name, failing(does, at, error))
+    original = pkgutil.resolve_name(name)
+    monkeypatch.setattr(name, failing(original, at, error))
     capsys.readouterr()
     with pytest.raises(type(error)) as raised:
         fit(config)
     assert raised.value is error
     run = runs.find(config.out)
     assert checkpoints.load(run / "last.safetensors").progress["step"] == saved
-    monkeypatch.setattr(name, does)
-    said = capsys.readouterr()
+    monkeypatch.setattr(name, original)
+    printed = capsys.readouterr()
     in_the_epoch = saved == 7
-    assert (f"stopped after step {saved}, which is saved; `python -m" in said.out) == in_the_epoch
-    assert "not saved" not in said.err
+    assert (f"stopped after step {saved}, which is saved; `python -m" in printed.out) == in_the_epoch
+    assert "not saved" not in printed.err
     torch.manual_seed(99)
     assert_same(whole, fit(replace(config, resume="last")))
 
@@ -67,11 +67,11 @@ def test_half_a_step_is_not_saved(config: TrainConfig, monkeypatch: pytest.Monke
     config = replace(config, ema=0.9)
     whole = fit(config)
     owner, at = {"lerp_": (Tensor, 60), "count": (Progress, 7)}[place]
-    does = getattr(owner, place)
-    monkeypatch.setattr(owner, place, failing(does, at, RuntimeError("no kernel")))
+    original = getattr(owner, place)
+    monkeypatch.setattr(owner, place, failing(original, at, RuntimeError("no kernel")))
     with pytest.raises(RuntimeError, match="no kernel"):
         fit(config)
-    monkeypatch.setattr(owner, place, does)
+    monkeypatch.setattr(owner, place, original)
     assert checkpoints.load(runs.find(config.out) / "last.safetensors").progress["step"] == 5
     assert_same(whole, fit(replace(config, resume="last")))
 
@@ -83,9 +83,9 @@ def test_a_failed_save_does_not_hide_the_first_error(
     monkeypatch.setattr(checkpoints, "save", save)
     monkeypatch.setattr(trainer, "train_step", failing(train_step, 4, DataError("the first reason")))
     assert guarded(lambda: fit(config)) == 2
-    said = capsys.readouterr()
-    assert "which is saved" not in said.out
-    assert [line for line in re.split("[\r\n]+", said.err) if "epoch 1/3: " not in line and line] == [
+    printed = capsys.readouterr()
+    assert "which is saved" not in printed.out
+    assert [line for line in re.split("[\r\n]+", printed.err) if "epoch 1/3: " not in line and line] == [
         "warning: step 3 is not saved: last.safetensors: could not be written",
         "error: the first reason",
     ]
@@ -232,5 +232,5 @@ def test_a_run_without_memory_names_the_flags_and_the_checkpoint(
     assert checkpoints.load(last).progress["step"] == 6
     asked = ": 80 bytes more were requested" if "80" in str(error) else ""
     advice = "make --batch-size, --hidden-dim or --wordvec-dim smaller"
-    said = capsys.readouterr().err.rpartition("\r")[2]  # behind a bar of progress
-    assert said == f"error: not enough memory{asked}; {advice}; {last} is that of step 6\n"
+    printed = capsys.readouterr().err.rpartition("\r")[2]  # behind a bar of progress
+    assert printed == f"error: not enough memory{asked}; {advice}; {last} is that of step 6\n"

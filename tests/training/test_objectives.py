@@ -19,7 +19,7 @@ from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, batches, open_data
 from torch_caption.decoding import DecodingOptions, decode
 from torch_caption.errors import ConfigError
-from torch_caption.metrics.scores import CiderReward
+from torch_caption.metrics.cider import CiderReward
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.training import objectives
@@ -216,11 +216,11 @@ def test_an_unknown_word_has_no_reward(tmp_path: Path) -> None:
     objective = SelfCritical(SCST, split)
     row = split.captions[split.image_idxs == 0][0]
     assert unknown in row
-    said = row[1:].unsqueeze(0)
-    strange = torch.where(said == unknown, 999, said)
-    assert objective.reward([0], said) == objective.reward([0], strange)
+    caption = row[1:].unsqueeze(0)
+    strange = torch.where(caption == unknown, 999, caption)
+    assert objective.reward([0], caption) == objective.reward([0], strange)
     matching = CiderReward({image: [[*t.split(), "<END>"] for t in split.references(image)] for image in range(12)})
-    assert objective.reward([0], said).item() < matching([0], [[*split.references(0)[0].split(), "<END>"]])[0]
+    assert objective.reward([0], caption).item() < matching([0], [[*split.references(0)[0].split(), "<END>"]])[0]
 
 
 def test_the_gradient_is_that_of_reinforce(data: CocoData, cell_type: str) -> None:

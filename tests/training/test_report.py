@@ -62,9 +62,9 @@ def test_damaged_scenes_are_refused_before_the_first_step(
     monkeypatch.setattr(trainer, "train_step", lambda *_, **__: pytest.fail("a step was taken"))
     for _ in range(2):
         assert guarded(lambda: fit(config)) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"error: {path}: ")
-        assert said.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"error: {path}: ")
+        assert printed.count("\n") == 1
         assert not config.out.exists()
         entries = json.loads(manifest.read_text(encoding="utf-8"))
         manifest.write_text(json.dumps(entries | {"files": {}}), encoding="utf-8")
@@ -94,14 +94,14 @@ def test_a_failed_part_of_the_report_leaves_the_others(
     capsys.readouterr()
     monkeypatch.setattr(owner, name, fail)
     report.closing(run, config, open_data(config.data), torch.device("cpu"))
-    said = capsys.readouterr()
-    lines = said.err.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
     assert len(lines) == len(lacking)
     for line, part in zip(lines, lacking, strict=True):
         assert line.startswith("warning: ")
         assert line.endswith("no room")
         assert part in line
-    firsts = [line.split()[0] for line in said.out.splitlines()]
+    firsts = [line.split()[0] for line in printed.out.splitlines()]
     expected = ["best", "test:", "novel:", "weights", "curves", "gallery", "`python"]
     lost = {"test": "test:", "novel": "novel:", "loss.png": "curves", "gallery.png": "gallery"}
     assert firsts == [first for first in expected if first not in {lost[part] for part in lacking}]

@@ -88,11 +88,11 @@ def test_two_machines_train_together(tmp_path: Path, lost: str) -> None:
     until((tmp_path / "runs" / "last.txt").exists, machines)
     victim = torchrun.started_by(tmp_path, machines[lost == "another"].pid)
     os.kill(torchrun.pids(tmp_path)[victim], signal.SIGKILL)
-    said = [machine.communicate(timeout=120) for machine in machines]
+    outputs = [machine.communicate(timeout=120) for machine in machines]
     assert all(machine.returncode for machine in machines)
-    (line,) = [line for _, err in said for line in torchrun.errors(err)]
+    (line,) = [line for _, err in outputs for line in torchrun.errors(err)]
     assert line.startswith(f"error: rank {1 - victim} has lost another rank, which torchrun names: ")
-    assert any("Signal 9 (SIGKILL) received" in err for _, err in said)
+    assert any("Signal 9 (SIGKILL) received" in err for _, err in outputs)
     checkpoints.load(runs.find(tmp_path / "runs") / "last.safetensors")
 
 
