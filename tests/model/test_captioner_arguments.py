@@ -174,14 +174,14 @@ def with_negative(captions: Tensor) -> Tensor:
         ("captions", lambda x: x[:, :0], ValueError, r"^captions must be \(4, T\) with T >= 1, but are \(4, 0\)$"),
         ("captions", Tensor.float, TypeError, "CaptioningRNN: captions must hold integers, but is float32"),
         ("captions", with_negative, IndexError, r"CaptioningRNN: captions\[1, 1\] is -1, but there are 8 words"),
-        ("read", lambda x: CAPTIONS, ValueError, r"^read must be \(4, 5\), but is \(4, 6\)$"),
-        ("read", lambda x: x + V, IndexError, r"CaptioningRNN: read\[0, 0\] is 9, but there are 8 words"),
-        ("read", Tensor.float, TypeError, "CaptioningRNN: read must hold integers, but is float32"),
+        ("inputs", lambda x: CAPTIONS, ValueError, r"^inputs must be \(4, 5\), but is \(4, 6\)$"),
+        ("inputs", lambda x: x + V, IndexError, r"CaptioningRNN: inputs\[0, 0\] is 9, but there are 8 words"),
+        ("inputs", Tensor.float, TypeError, "CaptioningRNN: inputs must hold integers, but is float32"),
         ("weights", lambda x: x[:, :1], ValueError, r"^weights must be \(4, 5\), but is \(4, 1\)$"),
     ],
 )
 def test_refused_inputs(features, name, change, error, message):
-    given = {"features": features, "captions": CAPTIONS, "read": CAPTIONS[:, :-1], "weights": torch.ones(N, T - 1)}
+    given = {"features": features, "captions": CAPTIONS, "inputs": CAPTIONS[:, :-1], "weights": torch.ones(N, T - 1)}
     with pytest.raises(error, match=message):
         make()(**{**given, name: change(given[name])})
 
@@ -202,7 +202,7 @@ def test_every_method_refuses_non_tensors(features):
     calls: list[tuple[str, Callable[[Any], Any]]] = [
         ("features", lambda x: model(x, CAPTIONS)),
         ("captions", lambda x: model(features, x)),
-        ("read", lambda x: model(features, CAPTIONS, x)),
+        ("inputs", lambda x: model(features, CAPTIONS, x)),
         ("weights", lambda x: model(features, CAPTIONS, weights=x)),
         ("features", model.begin),
         ("features", model.sample),
