@@ -152,7 +152,7 @@ def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
     picture = Image.new("RGB", (scenes.SIDE, scenes.SIDE), "white")
     features = torch.from_numpy(scenes.features(np.asarray(picture)))
     assert loaded(picture) == explain(model.eval(), made.vocabulary, features, replace(BEST_FIVE, max_length=4))
-    assert loaded.seen(picture) is picture
+    assert loaded.visible(picture) is picture
 
 
 # In the browser -------------------------------------------------------------------------------------------------------

@@ -290,7 +290,7 @@ def test_the_gallery_shows_the_best_and_the_worst(
     """Of the pictures that there are: --images may name a folder with some of them."""
     drawn: list[plots.GalleryItem] = []
     monkeypatch.setattr(plots, "gallery", lambda items, path: drawn.extend(items))
-    monkeypatch.setattr(evaluate, "DRAWN", 2)
+    monkeypatch.setattr(evaluate, "SHOWN", 2)
     wanted = dataclasses.replace(config, gallery=tmp_path / "gallery.png")
     found = run(wanted)
     order = [idx for idx, _ in found.first.ranked]
@@ -370,7 +370,7 @@ def test_references_are_split_as_the_data_was(
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [result["caption"] for result in results] == [*texts.values()]  # with blanks for a scorer
     for tokenizer in ("words", "whitespace"):
-        with pytest.raises(ValueError, match=f"--tokenizer {tokenizer}: the captions of .*han are of characters"):
+        with pytest.raises(ValueError, match=f"--tokenizer {tokenizer}: the captions of .*han consist of characters"):
             run(dataclasses.replace(han, tokenizer=tokenizer))
 
 

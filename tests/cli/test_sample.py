@@ -165,4 +165,4 @@ def test_invalid_arguments_are_one_line(
 
 def test_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refusal(["sample"], capsys) == "error: no run in runs yet; `python -m torch_caption train` makes one\n"
+    assert refusal(["sample"], capsys) == "error: no run in runs yet; `python -m torch_caption train` starts one\n"
