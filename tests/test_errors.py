@@ -59,6 +59,7 @@ LIBRARY = {
     "cs231n": "the assignment's own names",
     "data.batches": "a sampler; the configuration checks --batch-size and --seed",
     "data.vocabulary.decode": "ids",
+    "inference.load.captions": "pictures given in Python",
     "scenes.pixels": "functions over arrays",
 }
 

@@ -38,7 +38,7 @@ DPI = 150
 ATTENTION_DPI = 80  # lower, for one picture per word
 MAX_PIXELS = 1e8  # of a gallery; a larger one has a lower resolution
 FONT = "DejaVu Sans"  # comes with matplotlib
-SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
+SCORES = ("BLEU-4", "CIDEr")  # that training records
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Loss") -> Path:

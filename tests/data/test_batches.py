@@ -8,14 +8,12 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.tiny_data import write_tiny
-from torch_caption.data.batches import Batch
 from torch_caption.data.dataset import Split, batches, open_data
 from torch_caption.errors import DataError
 
@@ -57,20 +55,20 @@ def test_ctrl_c_is_blocked_while_workers_start(split, monkeypatch):
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
 
 
-def strike(pid: int, each: Iterator[Batch]) -> None:
-    os.kill(pid, signal.SIGKILL)
-    for _ in each:
-        time.sleep(0.1)
-
-
 def test_a_killed_worker_is_named(split):
     loader = batches(split, 1, workers=2, context="fork")
     each = iter(loader)
     next(each)
     assert loader.lost() == []
     process = multiprocessing.active_children()[0]
+
+    def kill_and_read_on() -> None:
+        os.kill(process.pid, signal.SIGKILL)
+        for _ in each:
+            time.sleep(0.1)
+
     with pytest.raises((RuntimeError, OSError, EOFError)):
-        strike(process.pid, each)
+        kill_and_read_on()
     assert loader.lost() == [process.pid]
 
 
@@ -80,9 +78,9 @@ def test_an_error_in_a_worker_is_raised_unchanged(split, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(Split, "__getitems__", fails)
-    with pytest.raises(type(error)) as told:
+    with pytest.raises(type(error)) as raised:
         next(iter(batches(split, 5, workers=1, context="fork")))
-    assert (type(told.value), str(told.value)) == (type(error), str(error))
+    assert (type(raised.value), str(raised.value)) == (type(error), str(error))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -92,7 +90,7 @@ def test_a_file_truncated_during_training_is_a_data_error(tmp_path, workers):
     each = iter(batches(open_data(directory, in_memory="no")["train"], 2, workers=workers))
     next(each)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; restore that file$") as told:
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*; restore that file$") as raised:
         for _ in each:
             pass
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)

@@ -88,14 +88,14 @@ def test_one_split_of_karpathys_file_may_be_selected(tmp_path):
 BAD_KARPATHY: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "an unknown split": (lambda i: i[2].update(split="dev"), "images[2].split is 'dev', not one of train, rest"),
     "no name": (lambda i: i[1].pop("filename"), "images[1] has no filename: {"),
-    "a name that is none": (lambda i: i[1].update(filename=7), "images[1].filename is 7, not a string"),
-    "a name that leads out": (
+    "an invalid name": (lambda i: i[1].update(filename=7), "images[1].filename is 7, not a string"),
+    "a name outside the folder": (
         lambda i: i[1].update(filepath="../x"),
         "images[1].filepath/filename is '../x/1.jpg', not",
     ),
-    "an id that is none": (lambda i: i[3].update(imgid=None), "images[3].imgid is None, neither a number nor"),
-    "sentences that are none": (lambda i: i[0].update(sentences="x"), "images[0].sentences is 'x', not a list"),
-    "a text that is none": (lambda i: i[0]["sentences"][1].update(raw=3), "images[0].sentences[1].raw is 3, not"),
+    "an invalid id": (lambda i: i[3].update(imgid=None), "images[3].imgid is None, neither a number nor"),
+    "invalid sentences": (lambda i: i[0].update(sentences="x"), "images[0].sentences is 'x', not a list"),
+    "an invalid text": (lambda i: i[0]["sentences"][1].update(raw=3), "images[0].sentences[1].raw is 3, not"),
 }
 
 

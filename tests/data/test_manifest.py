@@ -70,8 +70,8 @@ def test_features_are_verified_where_they_are_used(marked, kind):
         if other == kind:
             with pytest.raises(DataError) as raised:
                 open_data(marked, **which)
-            told = f"{path}: {len(content) - 8:,} bytes, not the {len(content):,} that manifest.json has; "
-            assert str(raised.value).startswith(told)
+            message = f"{path}: {len(content) - 8:,} bytes, not the {len(content):,} that manifest.json has; "
+            assert str(raised.value).startswith(message)
         else:
             open_data(marked, **which)
 
@@ -100,7 +100,7 @@ SOUND = {"bytes": 3, "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ([], r"files is \[\], not an object"),
         ({"a": 5}, "files has 5 for 'a', not the bytes and the sha256 of a file of the folder"),
@@ -111,10 +111,10 @@ SOUND = {"bytes": 3, "sha256": "0" * 64}
         ({"a": SOUND | {"sha256": "0" * 64 + "\n"}}, "for 'a'"),
     ],
 )
-def test_invalid_marks_are_refused(coco_directory, files, told):
+def test_invalid_marks_are_refused(coco_directory, files, message):
     directory = coco_directory()
     mark(directory, files)
-    with pytest.raises(DataError, match=rf"manifest\.json: .*{told}.*; write it again$"):
+    with pytest.raises(DataError, match=rf"manifest\.json: .*{message}.*; write it again$"):
         open_data(directory)
 
 

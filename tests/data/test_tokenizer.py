@@ -138,6 +138,7 @@ def test_readable_text_has_no_blanks_in_scripts_without_blanks(text):
     assert readable(tokens) == expected.get(text, text)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.realdata
 def test_tokens_of_flickr8k_are_unchanged(shared_data):
     digest, count = hashlib.sha256(), 0

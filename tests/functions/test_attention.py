@@ -76,7 +76,7 @@ def test_a_zero_query_attends_uniformly():
     torch.testing.assert_close(weights, torch.full((N, L), 1 / L, dtype=torch.float64))
 
 
-def test_large_scores_do_not_overflow():
+def test_large_logits_do_not_overflow():
     prev_h, A = (1e4 * x for x in example("dot_product_attention", dtype=torch.float32).values())
     attn, weights = dot_product_attention(prev_h, A)
     assert attn.isfinite().all()

@@ -113,31 +113,22 @@ def test_no_steps():
     assert torch.equal(first_step(torch.arange(6).reshape(3, 2), (2, 1)), torch.tensor([[0, 1], [2, 3]]))
 
 
-def test_rows_read_through_an_index_of_each_example():
+def test_scatter_sum_under_vmap_over_the_index():
     """Under vmap over the index alone: what comes back is the same for all examples, and has no axis of theirs."""
     dout, index = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[0, 1, 1], [3, 3, 3]])
     each = torch.func.vmap(lambda index: scatter_sum(dout, index, 4))(index)
     assert each.squeeze(2).tolist() == [[1, 6, 0, 0], [0, 0, 0, 7]]
 
 
+INCREASING = "batch_sizes must not increase, from at most N = 2 to 0 or more, but are "
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        (
-            {"batch_sizes": (2, 3)},
-            ValueError,
-            "batch_sizes must not increase, from at most N = 2 to 0 or more, but are [2, 3]",
-        ),
-        (
-            {"batch_sizes": (3, 2)},
-            ValueError,
-            "batch_sizes must not increase, from at most N = 2 to 0 or more, but are [3, 2]",
-        ),
-        (
-            {"batch_sizes": (2, -1)},
-            ValueError,
-            "batch_sizes must not increase, from at most N = 2 to 0 or more, but are [2, -1]",
-        ),
+        ({"batch_sizes": (2, 3)}, ValueError, f"{INCREASING}[2, 3]"),
+        ({"batch_sizes": (3, 2)}, ValueError, f"{INCREASING}[3, 2]"),
+        ({"batch_sizes": (2, -1)}, ValueError, f"{INCREASING}[2, -1]"),
         ({"batch_sizes": (2, 1)}, ValueError, "batch_sizes add up to 3, but x has 4 rows"),
         ({"batch_sizes": 3}, ValueError, "batch_sizes add up to 6, but x has 4 rows"),
         ({"index": torch.tensor([0, 4, 1, 1])}, IndexError, "index[1] is 4, but x has 4 rows (0 to 3)"),
@@ -146,7 +137,7 @@ def test_rows_read_through_an_index_of_each_example():
     ],
 )
 @pytest.mark.parametrize("function", ["packed_rnn", "packed_lstm"])
-def test_what_does_not_fit_is_refused(function, changes, error, message):
+def test_wrong_batch_sizes_and_indices_are_refused(function, changes, error, message):
     width = 12 if function == "packed_lstm" else 3
     args = {"x": torch.ones(4, 2), "h0": torch.ones(2, 3), "Wx": torch.ones(2, width), "Wh": torch.ones(3, width)}
     args |= {"b": torch.ones(width), "batch_sizes": (2, 2)}

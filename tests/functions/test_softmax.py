@@ -99,7 +99,7 @@ def test_smoothing_is_a_number(function):
         getattr(functions, function)(*example(function).values(), torch.tensor(0.1))
 
 
-def great_scores(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def large_logits(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of +-1e4 as bfloat16 rounds them, so that every dtype has the same; right and wrong words among them."""
     signs = torch.tensor([[1, -1, -1, 1], [-1, -1, -1, -1], [1, 1, -1, 1]])
     x = (1e4 * signs).bfloat16().to(dtype).unsqueeze(1)  # (3, 1, 4)
@@ -107,18 +107,18 @@ def great_scores(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # log 2, log 4, and the distance of the wrong word plus log 3, over three rows.
-GREAT_LOSS = (2 * 9984 + torch.tensor([2.0, 4.0, 3.0], dtype=torch.float64).log().sum().item()) / 3
+LARGE_LOSS = (2 * 9984 + torch.tensor([2.0, 4.0, 3.0], dtype=torch.float64).log().sum().item()) / 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_great_scores(dtype, autocast):
-    x, y, mask = great_scores(dtype)
+def test_large_logits(dtype, autocast):
+    x, y, mask = large_logits(dtype)
     x.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = temporal_softmax_loss(x, y, mask)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert loss.item() == pytest.approx(GREAT_LOSS, rel=torch.finfo(loss.dtype).eps)
+    assert loss.item() == pytest.approx(LARGE_LOSS, rel=torch.finfo(loss.dtype).eps)
     (dx,) = torch.autograd.grad(loss, x)
     third = 1 / 3
     wanted = torch.tensor([[-0.5, 0, 0, 0.5], [0.25, 0.25, -0.75, 0.25], [third, third, -1, third]]).double() / 3
@@ -127,14 +127,14 @@ def test_great_scores(dtype, autocast):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_great_scores_of_an_affine_layer(dtype, autocast):
+def test_large_logits_of_an_affine_layer(dtype, autocast):
     """The scores come out of the product: h picks a row of w."""
-    x, y, mask = great_scores(dtype)
+    x, y, mask = large_logits(dtype)
     h, w = torch.eye(3, dtype=dtype).unsqueeze(1).requires_grad_(), x.squeeze(1).clone().requires_grad_()
     b = torch.zeros(4, dtype=dtype, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = temporal_affine_softmax_loss(h, w, b, y, mask)
-    assert loss.item() == pytest.approx(GREAT_LOSS, rel=torch.finfo(loss.dtype).eps)
+    assert loss.item() == pytest.approx(LARGE_LOSS, rel=torch.finfo(loss.dtype).eps)
     for grad, auto in zip(
         torch.autograd.grad(loss, (h, w, b)),
         torch.autograd.grad(
@@ -148,16 +148,16 @@ def test_great_scores_of_an_affine_layer(dtype, autocast):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_great_scores_with_smoothed_labels(dtype):
+def test_large_logits_with_smoothed_labels(dtype):
     """As exact as the oracle in float64: the greatest score is taken out before anything grows."""
-    x, y, mask = great_scores(dtype)
+    x, y, mask = large_logits(dtype)
     h, w, b = torch.eye(3, dtype=dtype).unsqueeze(1), x.squeeze(1), torch.zeros(4, dtype=dtype)
     expected = reference.temporal_softmax_loss(x.double(), y, mask, 0.1).item()
     for loss in (temporal_softmax_loss(x, y, mask, 0.1), temporal_affine_softmax_loss(h, w, b, y, mask, 0.1)):
         assert loss.item() == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps)
 
 
-def test_impossible_word_under_an_empty_mask():
+def test_a_masked_impossible_word_has_no_loss():
     """A score of -inf at a word that does not count costs nothing, nor do its gradients."""
     x = torch.tensor([[[0.0, -torch.inf], [0.0, 1.0]]], dtype=torch.float64, requires_grad=True)
     y, mask = torch.tensor([[1, 1]]), torch.tensor([[False, True]])
@@ -170,7 +170,7 @@ def test_impossible_word_under_an_empty_mask():
 
 
 @pytest.mark.parametrize("function", LOSSES)
-def test_what_a_boolean_mask_leaves_out_may_be_nan(function):
+def test_masked_logits_may_be_nan(function):
     """Neither the loss, nor its gradients in place or plainly, nor its tangent see it."""
     args = example(function, N=2, T=3)
     args["mask"] = torch.tensor([[True, False, True], [False, True, True]])
@@ -193,7 +193,7 @@ def test_what_a_boolean_mask_leaves_out_may_be_nan(function):
 
 
 @pytest.mark.parametrize("s", [0.0, 0.1])
-def test_scores_and_their_gradient_are_never_held_together(s):
+def test_logits_and_their_gradient_are_never_held_together(s):
     N, T, H, V = 4, 8, 3, 512
     args = example("temporal_affine_softmax_loss", N=N, T=T, H=H, V=V)
     scores = int(args["mask"].count_nonzero()) * V * 8  # bytes, of the words that count; h, w and b are smaller
@@ -225,7 +225,7 @@ def test_chunks_of_any_size_give_the_same(monkeypatch, rows, mask, s):
             assert watch.most_alive == alive
 
 
-def test_64_mebibytes_of_scores_are_held_at_a_time():
+def test_at_most_64_mebibytes_of_logits_are_held():
     args = example("temporal_affine_softmax_loss", N=1, T=2050, H=1, V=4096)
     args["mask"] = torch.ones_like(args["mask"])
     for least, alive in ((2**26, 1), (2**26 + 1, 0)):
@@ -248,7 +248,7 @@ def test_a_loss_may_be_scaled_and_its_backward_repeated(scale):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_scores_are_raised(dtype):
+def test_half_precision_logits_become_float32(dtype):
     args = example("temporal_softmax_loss", dtype)
     loss = temporal_softmax_loss(**args)
     assert loss.dtype == torch.float32
@@ -267,7 +267,7 @@ def test_words_of_any_dtype_have_every_derivative(function, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_word_alone_is_no_news_however_smoothed(randn, dtype):
+def test_the_loss_over_one_word_is_zero(randn, dtype):
     args = (randn(*shape, dtype=dtype) for shape in ((3, 4, 5), (5, 1), (1,)))
     y, mask = torch.zeros(3, 4, dtype=torch.int64), torch.ones(3, 4, dtype=torch.bool)
     assert temporal_affine_softmax_loss(*args, y, mask, 0.1).item() == 0.0

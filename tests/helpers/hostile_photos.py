@@ -184,7 +184,7 @@ QUICK: dict[str, Callable[[], bytes]] = {
     "png cut in its pixels": lambda: cut("PNG", 0.7),
     "png of 2 ** 31 x 1": lambda: png(2**31 - 1, 1, 1, 0),
     "png of 65536 x 9": lambda: png(65536, 9, 8, 2),
-    "png of more pixels than it says": lambda: png(9, 9, 8, 2, bytes(64 * MIB)),
+    "png of more pixels than declared": lambda: png(9, 9, 8, 2, bytes(64 * MIB)),
     "png palette without colours": lambda: png(9, 9, 8, 3, bytes(90)),
     "png text bomb": lambda: png_with(png_text(64 * MIB)),
     "png text bombs": lambda: png_with(png_text(MIB) * 200),

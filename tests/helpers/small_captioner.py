@@ -25,7 +25,7 @@ CAPTIONS = torch.tensor(
 
 
 def pictures(cell_type: str, generator: torch.Generator) -> Tensor:
-    """Features of N images, those of places for the cell that looks at them."""
+    """Features of N images, of spatial positions for the cell that attends to them."""
     places = GRID if CELLS[cell_type].attends else ()
     return torch.randn(N, D, *places, generator=generator, dtype=torch.float64)
 

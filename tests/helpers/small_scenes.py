@@ -1,4 +1,4 @@
-"""Scenes for tests: the sizes of small folders, one scene, and groups told from their positions."""
+"""Scenes for tests: the sizes of small folders, one scene, names of groups and pictures."""
 
 from __future__ import annotations
 

@@ -117,6 +117,6 @@ CAPTIONER_IDS = {"start": 1, "end": 2, "null": 0}
 
 
 def images(cell_type: str, n: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Features of n images, those of places for the cell that looks at them."""
+    """Features of n images, of spatial positions for the cell that attends to them."""
     places = (3, 2) if CELLS[cell_type].attends else ()
     return torch.randn(n, 5, *places, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -1,4 +1,4 @@
-"""A tiny data directory in cs231n's layout: twelve images, told apart by their features, with a caption or two each.
+"""A tiny data directory in cs231n's layout: twelve images, distinguished by their features, with a caption or two each.
 
 Grids of features have three rows and two columns, and what tells an image stands at one place of them.
 """

@@ -137,9 +137,9 @@ def part_of(target: Path) -> Path:
 
 def run(target: Path, url: str, capsys) -> tuple[int, str, str]:
     status = main(["download", str(target), "--url", url])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return status, said.out, said.err
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return status, output.out, output.err
 
 
 def assert_fails(target: Path, url: str, capsys, message: str, status: int = 2) -> None:

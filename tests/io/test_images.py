@@ -245,14 +245,14 @@ def test_a_truncated_jpeg_is_read_where_it_is_allowed(missing, progressive):
     whole = encoded(quarters().resize((240, 160)), "JPEG", quality=95, progressive=progressive)
     with pytest.raises(ImageError, match=r"damaged: .*truncated"):
         load_image(whole[:-missing])
-    told: list[str] = []
-    picture = load_image(whole[:-missing], truncated=told.append)
-    assert told == ["the picture's bytes: truncated; the missing part is grey"]
+    warnings: list[str] = []
+    picture = load_image(whole[:-missing], truncated=warnings.append)
+    assert warnings == ["the picture's bytes: truncated; the missing part is grey"]
     assert picture.size == (240, 160)
     assert np.abs(np.subtract(picture.getpixel((10, 10)), RED)).max() <= 12
-    told.clear()
-    load_image(whole, truncated=told.append)
-    assert not told
+    warnings.clear()
+    load_image(whole, truncated=warnings.append)
+    assert not warnings
 
 
 def test_a_truncated_jpeg_without_pixels_and_other_formats_are_refused():

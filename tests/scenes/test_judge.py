@@ -43,8 +43,8 @@ def test_the_judge_agrees_with_the_positions(placed):
         a, b = scene.groups
         for relation, ways in RELATION_WORDS.items():
             for one, other in ((a, b), (b, a)):
-                said = f"{name(one)} {ways[0]} {name(other)}"
-                assert judge(said, scene).right == holds(relation, one, other), (said, scene)
+                caption = f"{name(one)} {ways[0]} {name(other)}"
+                assert judge(caption, scene).right == holds(relation, one, other), (caption, scene)
 
 
 def test_shapes_do_not_overlap_and_lie_inside(placed):
@@ -75,9 +75,9 @@ def test_pictures_have_light_paper_and_the_colours_of_the_palette(placed):
 def test_five_captions_in_different_words(composed):
     rng = np.random.default_rng(0)
     for scene in composed:
-        told = make_captions(scene, rng)
-        assert len(set(told)) == len(told) == 5
-        assert max(len(caption.split()) for caption in told) <= LONGEST
+        captions = make_captions(scene, rng)
+        assert len(set(captions)) == len(captions) == 5
+        assert max(len(caption.split()) for caption in captions) <= LONGEST
 
 
 def test_captions_use_all_of_the_lexicon_and_no_other_word(captions):

@@ -19,7 +19,7 @@ from torch_caption.config import TrainConfig
 from torch_caption.data.dataset import CocoData, batches, open_data
 from torch_caption.decoding import DecodingOptions, decode
 from torch_caption.errors import ConfigError
-from torch_caption.metrics.scores import CiderReward
+from torch_caption.metrics.cider import CiderReward
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.training import objectives

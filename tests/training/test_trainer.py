@@ -323,7 +323,7 @@ def test_self_critical_training_keeps_the_weights_of_the_best_cider(config: Trai
 
 def test_self_critical_training_scored_on_one_image_is_refused(config: TrainConfig) -> None:
     begun = fit(replace(config, epochs=1))
-    with pytest.raises(ConfigError, match=r"--objective scst.* one image alone.* 0"):
+    with pytest.raises(ConfigError, match=r"--objective scst.* only one image.* 0"):
         fit(replace(config, objective="scst", init_from=begun, score_images=1))
     assert [path.name for path in config.out.iterdir() if path.is_dir()] == [begun.name]
 

@@ -35,10 +35,10 @@ from torch_caption.io.memory import within_memory
 from torch_caption.io.text import flag_of, json_text
 from torch_caption.metrics import java
 from torch_caption.metrics import scores as metrics
+from torch_caption.metrics.cider import cider_weighs
 from torch_caption.metrics.scores import Interval, Scores
 from torch_caption.plots import GalleryItem
 
-ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 RANKED_BY = "CIDEr", "ROUGE-L"  # the first available one
 _TOKENS = {
     "words": "by torch_caption",
@@ -304,11 +304,11 @@ def _evaluate(config: EvaluateConfig, captioner: Captioner, split: Split, refere
     captions = {idx: of_image[0] for idx, of_image in found.items()}
     by_meteor = config.meteor == "yes" or (config.meteor == "auto" and java.available())
     tokens = TOKENIZERS.get(config.tokenizer, tokenize)  # Java's tokens distinguish the same images
-    weighs = metrics.cider_weighs([list(map(tokens, texts)) for texts in references.captions.values()])
+    weighs = cider_weighs([list(map(tokens, texts)) for texts in references.captions.values()])
     scores = metrics.score_each(
         {idx: caption.text for idx, caption in captions.items()},
         references.captions,
-        ("BLEU", *(["METEOR"] if by_meteor else []), "ROUGE-L", *(["CIDEr"] if weighs else [])),
+        [name for name in metrics.METRICS if {"METEOR": by_meteor, "CIDEr": weighs}.get(name, True)],
         config.tokenizer,
     )
     return Evaluated(captioner.path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
@@ -359,7 +359,7 @@ def _scores(evaluation: Evaluation) -> list[str]:
     if second is not None:
         head += f"  {'against':>7}  {'difference':>10}  {'95 % interval':>18}"
     lines = [head]
-    for name in [name for name in ORDER if name in first.scores.overall]:
+    for name in first.scores.overall:
         value, interval = first.scores.overall[name], first.intervals[name]
         line = f"{name:9}  {value:6.4f}  {f'{interval.low:.4f} to {interval.high:.4f}':>16}"
         if second is not None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch_caption.data.projection import Projection
 from torch_caption.data.recipe import PROJECTED
 from torch_caption.encoders import torchvision_encoder
-from torch_caption.encoders.torchvision_encoder import BACKBONES, Encoder
+from torch_caption.encoders.registry import ENCODERS
+from torch_caption.encoders.torchvision_encoder import Encoder
 from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
 from torch_caption.io.text import shown
@@ -40,7 +41,7 @@ def is_one(recipe: Mapping[str, Any]) -> bool:
     if not isinstance(encoder, str) or not isinstance(kind, str | None):
         return False
     projected = kind != "vgg16_fc7_pca" or "projection" in recipe
-    return encoder == SCENES or (encoder in BACKBONES and kind in ("vgg16_fc7", *PROJECTED) and projected)
+    return encoder == SCENES or (encoder in ENCODERS and kind in ("vgg16_fc7", *PROJECTED) and projected)
 
 
 def feature_extractor(
@@ -65,7 +66,7 @@ def feature_extractor(
         if recipe.get("recipe") != scenes.VERSION:
             raise DataError(f"features of scenes {recipe.get('recipe')}; this version has scenes {scenes.VERSION}")
         return _Scenes(recipe.get("features") == "grid")
-    encoder = torchvision_encoder.from_recipe(recipe, weights=weights, near=near, device=device)
+    encoder = ENCODERS[recipe["encoder"]].from_recipe(recipe, weights=weights, near=near, device=device)
     grid = recipe["features"] == "grid"
     half = grid and recipe.get("grid_dtype") == "float16"
     return _Photographs(encoder, grid, _projection(recipe.get("projection")), half)

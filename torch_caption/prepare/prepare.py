@@ -46,6 +46,7 @@ from torch_caption.data.projection import Projection
 from torch_caption.data.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.data.vocabulary import NULL, SPECIAL, Vocabulary
 from torch_caption.encoders import pca, torchvision_encoder
+from torch_caption.encoders.registry import ENCODERS
 from torch_caption.encoders.torchvision_encoder import Encoder
 from torch_caption.errors import ConfigError, DataError
 from torch_caption.io.exits import is_interactive
@@ -83,7 +84,7 @@ class PrepareConfig:
     allow_truncated: Annotated[bool, FlagCreatePairsOff] = False
     """Accept truncated JPEGs, with a warning; the missing part is grey. By default they are omitted."""
 
-    encoder: Literal[tuple(torchvision_encoder.BACKBONES)] = "resnet50"  # type: ignore[valid-type]
+    encoder: Literal[tuple(ENCODERS)] = "resnet50"  # type: ignore[valid-type]
     """Image encoder."""
     weights: Annotated[str, arg(metavar="default|random|FILE")] = "default"
     """Weights of the encoder: torchvision's best (downloaded once), random ones, or a file with a state dict."""
@@ -189,7 +190,7 @@ def prepare(config: PrepareConfig) -> Path:
     captions = encode_captions(splits, config)
     splits = caption_files.locate(splits, folders)
     _report_captions(splits, captions, config)
-    encoder = torchvision_encoder.build(
+    encoder = ENCODERS[config.encoder].build(
         config.encoder, config.weights, transform=config.transform, device=config.computes_on, seed=config.seed
     )
     print(f"encoder   {encoder.name}, {_label(encoder.weights)}, on {config.computes_on}", flush=True)
@@ -261,8 +262,7 @@ def _settings(
     recipe = encoder.recipe
     parts = [recipe["encoder"], recipe["weights"]["sha256"], recipe["transform"], captions.vocabulary.words]
     parts += [sizes, config.grid, config.grid_dtype, config.batch_size, config.computes_on]
-    parts += [config.tokenizer] if config.tokenizer != "words" else []  # the only tokenizer of earlier versions
-    parts += ["truncated"] if config.allow_truncated else []
+    parts += [config.tokenizer, config.allow_truncated]
     digest = hashlib.sha256(json.dumps(parts).encode("utf-8"))
     for split, photographs in splits.items():
         digest.update(split.encode("utf-8") + captions.rows[split].tobytes())
@@ -486,7 +486,7 @@ def _manifest(
         "annotations": [printable(Path(file).name) for file in (*config.annotations, *config.splits)],
         "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
-        "versions": {"torch_caption": __version__, **torchvision_encoder.versions()},
+        "versions": {"torch_caption": __version__, **ENCODERS[config.encoder].versions()},
         "settings": encoding.progress.settings,
     }
     return manifest

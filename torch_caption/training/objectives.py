@@ -22,7 +22,7 @@ from torch_caption.data.vocabulary import NULL, START, UNK
 from torch_caption.decoding import DecodingOptions, decode
 from torch_caption.errors import ConfigError
 from torch_caption.inference.captions import captioned_images
-from torch_caption.metrics.scores import CiderReward, cider_weighs
+from torch_caption.metrics.cider import CiderReward, cider_weighs
 from torch_caption.model.captioner import CaptioningRNN
 
 

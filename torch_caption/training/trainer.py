@@ -33,6 +33,7 @@ from torch_caption.io import lock
 from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.memory import within_memory
 from torch_caption.metrics import scores as metrics
+from torch_caption.metrics.cider import cider_weighs
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.dropout import dropout
 from torch_caption.training import distributed, non_finite, report
@@ -113,7 +114,7 @@ def validate(model: CaptioningRNN, split: Split, *, batch_size: int = 256) -> fl
 
 def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: int = 30) -> dict[str, float]:
     """BLEU-4 and CIDEr of the images' greedy captions against all their references; without CIDEr if it is 0 for all
-    captions (`metrics.cider_weighs`)."""
+    captions (`cider_weighs`)."""
     training = model.training
     model.eval()
     captions = caption_images(model, split, images, DecodingOptions(max_length=max_length))
@@ -124,7 +125,7 @@ def score(model: CaptioningRNN, split: Split, images: list[int], *, max_length: 
 
 
 def _weighs(split: Split, images: Iterable[int]) -> bool:
-    return metrics.cider_weighs([list(map(TOKENIZERS[split.tokenizer], split.references(idx))) for idx in images])
+    return cider_weighs([list(map(TOKENIZERS[split.tokenizer], split.references(idx))) for idx in images])
 
 
 def check_scored(config: TrainConfig, val: Split, images: list[int]) -> None:
