@@ -55,6 +55,7 @@ LIBRARY = {
     "model": "nn.Modules",
     "decoding": "functions over tensors",
     "metrics.scores": "functions over captions",
+    "metrics.cider": "functions over captions",
     "plots": "functions over arrays",
     "cs231n": "the assignment's own names",
     "data.batches": "a sampler; the configuration checks --batch-size and --seed",
