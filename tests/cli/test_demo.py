@@ -341,10 +341,13 @@ class Visitor:
         return output.get("error") or output["data"][0]
 
 
-def test_a_photograph_whose_end_is_missing_is_captioned_with_a_warning(tmp_path: Path) -> None:
-    gradio = MagicMock()
-    demo._page(gradio, explainer("rnn"), "about", [], tmp_path)
-    show = gradio.Image.return_value.change.call_args.args[0]
+def test_a_photograph_whose_end_is_missing_is_captioned_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = MagicMock()
+    monkeypatch.setattr(demo, "_picture_input", lambda *_: picture)
+    demo._page(MagicMock(), explainer("rnn"), "about", [], tmp_path)
+    show = picture.change.call_args.args[0]
     (tmp_path / "a.jpg").write_bytes(photo("JPEG", 64)[:-20])
     captions, _, _ = show(str(tmp_path / "a.jpg"))
     fault = '<div class="fault" role="alert">a.jpg: truncated; the missing part is grey</div>'

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+from abc import ABCMeta
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -222,23 +223,26 @@ def _picture_input(gradio: Any, pictures: Sequence[Path], folder: Path) -> Any:
     A request without the page may name any file of this machine, or a URL, which gradio would load: it checks names
     only in pages that it launches itself. Here only examples and uploads are accepted.
     """
-    picture = gradio.Image(label="photograph", sources=["upload", "clipboard"], type="filepath", height=320)
-    # Not a subclass, since gradio would write an interface file for it beside this file.
-    picture.preprocess = lambda uploaded: None if uploaded is None else uploaded.path
-    load_file = picture.async_move_resource_to_block_cache
     examples = {path.resolve() for path in pictures}
 
-    async def load_own_file(path: str | Path | None) -> Any:
+    async def load_own_file(self: Any, path: str | Path | None) -> Any:
         if (
             path is not None
             and Path(path).resolve() not in examples
             and folder.resolve() not in Path(path).resolve().parents
         ):
             raise gradio.Error("not a picture of this page: upload it", print_exception=False)
-        return await load_file(path)
+        return await gradio.Image.async_move_resource_to_block_cache(self, path)
 
-    picture.async_move_resource_to_block_cache = load_own_file
-    return picture
+    # A class, since the choice of an example replaces the input by a new one of its class; made without gradio's own
+    # metaclass, which would write an interface file for it beside this file.
+    attributes = {
+        "__module__": gradio.Image.__module__,
+        "preprocess": lambda self, uploaded: None if uploaded is None else uploaded.path,
+        "async_move_resource_to_block_cache": load_own_file,
+    }
+    own = ABCMeta.__new__(type(gradio.Image), "Image", (gradio.Image,), attributes)
+    return own(label="photograph", sources=["upload", "clipboard"], type="filepath", height=320)
 
 
 def _without_folder(error: object, path: str) -> str:
