@@ -205,7 +205,7 @@ def gallery(items: Sequence[GalleryItem], path: str | Path, columns: int = 4) ->
 def _check_rows(items: Sequence[object], columns: int) -> None:
     """Raise ValueError unless there are items and columns."""
     if not items:
-        raise ValueError("there is no picture to show")
+        raise ValueError("no picture to show")
     if columns < 1:
         raise ValueError(f"pictures need at least one column, not {columns}")
 

@@ -100,7 +100,7 @@ def test_a_second_run_in_a_run_folder_is_refused(capsys: pytest.CaptureFixture[s
         (["--data", "tiny", "--cell-type", "attention", "--pca-features", "yes"], "grids of features have no PCA"),
         (["--data", "tiny", "--out", "file"], "file"),
         (["--resume", "--out", "nothing"], "no run in nothing yet"),
-        (["--resume", "tiny-rnn-99"], "there is no run 'tiny-rnn-99'"),
+        (["--resume", "tiny-rnn-99"], "no run 'tiny-rnn-99', here or in"),
         (["--init-from", "tiny"], str(Path("tiny") / "best.safetensors: no such checkpoint")),
         (["--init-from", "runs", "--hidden-dim", "3"], "has --hidden-dim 16, not 3"),
     ],

@@ -37,7 +37,7 @@ TESTS = (
     "tests/model/test_cells.py",
     "tests/model/test_captioner.py",
     "tests/verify/test_compare.py",
-    "tests/test_cs231n.py",
+    "tests/cs231n/test_layers.py",
     "tests/model/test_dropout.py",
 )
 

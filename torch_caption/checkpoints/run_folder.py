@@ -65,7 +65,7 @@ def find(out: str | Path, name: str | None = None) -> Path:
             return file.parent
         if file.is_file():
             raise CheckpointError(_not_a_run(file))
-    raise CheckpointError(f"there is no run {name!r}, here or in {out}")
+    raise CheckpointError(f"no run {name!r}, here or in {out}")
 
 
 def _not_a_run(file: Path) -> str:

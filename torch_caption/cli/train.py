@@ -24,7 +24,7 @@ def train_config(args: Sequence[str], prog: str | None = None) -> tuple[TrainCon
         The settings, and the checkpoint that was loaded for them: the arguments of `training.fit`.
 
     Raises:
-        InputError: there is no run to resume, or no checkpoint to start from.
+        InputError: the run to resume, or the checkpoint to start from, does not exist or cannot be used.
         SystemExit: a flag is invalid (status 2), or help was requested (0).
     """
     args = _name_the_run(args)

@@ -25,16 +25,6 @@ from torch_caption.cs231n import (
 from torch_caption.errors import DataError
 
 
-@pytest.fixture(params=["rnn", "lstm"])
-def cell_type(request) -> str:
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def _numpy_seed() -> None:
-    np.random.seed(231)  # noqa: NPY002  (what the notebooks do)
-
-
 def descend(rule: Callable, config: dict, steps: int = 4, decay: float = 1.0) -> np.ndarray:
     """w after some steps on the loss 1/2 |w|^2 + sum w, the rate decaying after every one."""
     w = np.linspace(-1, 2, 6).reshape(2, 3)

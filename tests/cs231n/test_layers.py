@@ -67,16 +67,6 @@ def layer(request) -> str:
     return request.param
 
 
-@pytest.fixture(params=["rnn", "lstm"])
-def cell_type(request) -> str:
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def _numpy_seed() -> None:
-    np.random.seed(231)  # noqa: NPY002  (what the notebooks do)
-
-
 def test_layer_gradients(layer):
     inputs = make(layer)
     outs, cache = forward(layer, inputs)
