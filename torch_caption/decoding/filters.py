@@ -31,33 +31,50 @@ class LogitFilter(Protocol):
 class LogProbs:
     """From logits to log-probabilities, in memory that all steps share, with -inf for the excluded words.
 
+    A step of one caption spends as much time in calls of torch and NumPy as in products, so views are made once.
+
     Args:
         excluded: the ids of these words; ids outside the vocabulary are ignored.
+
+    Attributes:
+        rows: the log-probabilities (n, V) of the last step.
     """
 
     def __init__(self, excluded: Collection[int]):
         self._excluded = excluded
-        self._ids: list[int] = []
-        self._memory = self._rows = torch.empty(0, 0, device="cpu")
-        self._host: np.ndarray | None = None  # the same rows on a CPU, where NumPy writes a few numbers faster
+        self._memory = self.rows = torch.empty(0, 0, device="cpu")
+        self._host: np.ndarray | None = None  # the rows on a CPU
+        self._indices = np.arange(0)  # of the rows
+        self._columns: list[Any] = []  # of the excluded words
 
     def __call__(self, logits: Tensor) -> Tensor:
         """log softmax (n, V) of logits (n, V), float32 for half precision; the next call may overwrite it."""
-        if len(logits) != len(self._rows):
+        if logits.shape[0] != len(self._indices):
             self._resize(logits)
-        log_p = torch.log_softmax(logits, 1, dtype=self._rows.dtype, out=self._rows)
-        columns: Any = log_p if self._host is None else self._host
-        for idx in self._ids:
-            columns[:, idx] = -math.inf
-        return log_p
+        torch.log_softmax(logits, 1, dtype=self._memory.dtype, out=self.rows)
+        for column in self._columns:
+            column[:] = -math.inf
+        return self.rows
+
+    def argmax(self) -> tuple[np.ndarray, np.ndarray]:
+        """The index and the value, both (n,), of the largest entry of each row; of equals the first, or a NaN.
+
+        NumPy's argmax is 9 times as fast as torch's at n = 128.
+        """
+        if self._host is None:
+            values, indices = self.rows.max(1)
+            return indices.cpu().numpy(), values.cpu().numpy()
+        indices = self._host.argmax(1)
+        return indices, self._host[self._indices, indices]
 
     def _resize(self, logits: Tensor) -> None:
         n, V = logits.shape
         if n > len(self._memory):  # at the first step, when V, dtype and device are known
             self._memory = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
-            self._ids = sorted(idx for idx in self._excluded if 0 <= idx < V)
-        self._rows = self._memory[:n]
-        self._host = self._rows.numpy() if logits.device.type == "cpu" else None
+        self.rows, self._indices = self._memory[:n], np.arange(n)
+        self._host = self.rows.numpy() if logits.is_cpu else None
+        columns = self.rows if self._host is None else self._host
+        self._columns = [columns[:, idx] for idx in self._excluded if 0 <= idx < V]
 
 
 def logit_filters(ids: TokenIds, options: DecodingOptions) -> list[LogitFilter]:

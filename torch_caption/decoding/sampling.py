@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_caption.decoding.filters import sampling_filters
+from torch_caption.decoding.filters import LogProbs, sampling_filters
 from torch_caption.decoding.greedy import word_by_word
 from torch_caption.decoding.options import DecodingOptions
 from torch_caption.decoding.protocol import Decoded, Stepper, TokenIds
@@ -28,7 +28,8 @@ def random_sampling(
 
     filters = sampling_filters(options)
 
-    def sample(log_p: Tensor, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def sample(log_probs: LogProbs, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        log_p = log_probs.rows
         logits = log_p.clone() if filters else log_p
         for logit_filter in filters:
             logit_filter(logits, words)

@@ -21,6 +21,7 @@ from torch_caption.functions import reference
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
 Weights = Mapping[str, Tensor]  # by their names in `functions`
+Views = tuple[Tensor, ...]  # of one tensor
 
 
 class Cell:
@@ -73,11 +74,16 @@ class Cell:
         """The state after the input x (N, D)."""
         raise NotImplementedError
 
-    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
-        """`step` without a gradient, in place: a (N, GH) holds x Wx + b, and the next state is written over `state`.
+    def views(self, a: Tensor) -> Views:
+        """The views of pre-activations a (N, GH) that `step_` takes, made once for many steps; `a` is the first."""
+        return (a,)
+
+    def step_(self, views: Views, state: State, weights: Weights) -> None:
+        """`step` without a gradient, in place: a = views[0] holds x Wx + b, and the next state is written over `state`.
 
         `a` may be overwritten. This one calls `step` with the identity as Wx; a cell overrides it for speed.
         """
+        a = views[0]
         identity = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
         after = self.step(a, state, {**weights, "Wx": identity, "b": torch.zeros_like(a[0])})
         for part, next_part in zip(state, after, strict=True):

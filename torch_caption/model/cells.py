@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_caption.decoding import State
 from torch_caption.functions._inplace.lstm import step_ as lstm_step_
-from torch_caption.model.cell import GRADIENTS, Cell, Weights
+from torch_caption.model.cell import GRADIENTS, Cell, Views, Weights
 
 
 class RNNCell(Cell):
@@ -23,8 +23,8 @@ class RNNCell(Cell):
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
         return (self.ops.rnn_step(x, *state, **weights),)
 
-    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
-        (h,) = state
+    def step_(self, views: Views, state: State, weights: Weights) -> None:
+        (a,), (h,) = views, state
         torch.tanh(a.addmm_(h, weights["Wh"]), out=h)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
@@ -49,10 +49,13 @@ class LSTMCell(Cell):
     def step(self, x: Tensor, state: State, weights: Weights) -> State:
         return self.ops.lstm_step(x, *state, **weights)
 
-    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
-        h, c = state
+    def views(self, a: Tensor) -> Views:
+        return lstm_views(a)
+
+    def step_(self, views: Views, state: State, weights: Weights) -> None:
+        (a, ifo, *gates), (h, c) = views, state
         a.addmm_(h, weights["Wh"])
-        lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
+        lstm_step_(ifo, gates, prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0 = state
@@ -63,6 +66,11 @@ class LSTMCell(Cell):
     ) -> Tensor:
         h0, c0 = state
         return self.ops.packed_lstm(x, h0, **weights, batch_sizes=batch_sizes, index=index, c0=c0)
+
+
+def lstm_views(a: Tensor) -> Views:
+    """a (n, 4H) itself, its first three blocks, and each block."""
+    return a, a[:, : 3 * (a.shape[1] // 4)], *a.chunk(4, dim=1)
 
 
 class AttentionCell(Cell):
@@ -96,12 +104,15 @@ class AttentionCell(Cell):
         h, c, A = state
         return *self.ops.attention_lstm_step(x, h, c, A.mT, **weights), A
 
-    def step_(self, a: Tensor, state: State, weights: Weights) -> None:
-        h, c, A = state
+    def views(self, a: Tensor) -> Views:
+        return lstm_views(a)
+
+    def step_(self, views: Views, state: State, weights: Weights) -> None:
+        (a, ifo, *gates), (h, c, A) = views, state
         logits = torch.bmm(A, h.unsqueeze(2)).mul_(h.shape[1] ** -0.5)  # (N, L, 1)
         attn = torch.bmm(torch.softmax(logits, 1).mT, A).squeeze(1)
         a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"])
-        lstm_step_(a[:, : 3 * h.shape[1]], a.chunk(4, dim=1), prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
+        lstm_step_(ifo, gates, prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0, A = state

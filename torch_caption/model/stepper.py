@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from torch_caption.decoding import State
 from torch_caption.functions._common import autocast
@@ -40,10 +41,11 @@ class InferenceStepper:
         self._Wx, self._b = weights["Wx"], weights["b"]
         self._W_proj, self._b_proj = weights["W_proj"], weights["b_proj"]
         self._W_embed, self._b_vocab = weights["W_embed"], weights["b_vocab"]
-        self._W_vocab = weights.get("W_vocab", self._W_embed.T)
+        W_vocab = weights.get("W_vocab")
+        self._W_vocab = self._W_embed.T if W_vocab is None else W_vocab
         self._W_out = weights.get("W_out")
         self._table: Tensor | None = None
-        V = len(self._W_embed)
+        V = self._W_embed.shape[0]
         if words > 2 * V:
             self._table = self._project(self._W_embed, out=self._b.new_empty(V, len(self._b)))
         self._memory: tuple[Tensor, ...] = ()
@@ -59,6 +61,7 @@ class InferenceStepper:
             widths = self._W_embed.shape[1], len(self._b), len(self._b_vocab)
             self._memory = tuple(self._b.new_empty(n, width) for width in widths)
         self._x, self._a, self._logits = (part[:n] for part in self._memory)
+        self._views = self._cell.views(self._a)
         self._n = n
 
     @torch.no_grad()
@@ -69,12 +72,11 @@ class InferenceStepper:
             TypeError: the features are not a floating-point tensor, or of another dtype or device.
             ValueError: the features are of another shape.
         """
-        projected = torch.matmul(self._image(features).to(self._b.dtype), self._W_proj).add_(self._b_proj)
-        return self._cell.begin_(projected.to(self._b.dtype))
+        return self._cell.begin_(F.linear(self._image(features).to(self._b.dtype), self._W_proj.T, self._b_proj))
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (n, V) of the word after `words` (n,), and the next state, which is written over `state`."""
-        n = len(words)
+        n = words.shape[0]
         if n != self._n or not self._memory:
             self._allocate(n)
         a = self._a
@@ -82,6 +84,6 @@ class InferenceStepper:
             torch.index_select(self._table, 0, words, out=a)
         else:
             self._project(torch.index_select(self._W_embed, 0, words, out=self._x), out=a)
-        self._cell.step_(a, state, self._weights)
+        self._cell.step_(self._views, state, self._weights)
         h = state[0] if self._W_out is None else torch.mm(state[0], self._W_out, out=self._x)
         return torch.addmm(self._b_vocab, h, self._W_vocab, out=self._logits), state
