@@ -26,7 +26,8 @@ CELLS: tuple[Cell, ...] = get_args(Cell)
 class Options:
     """Measure torch_caption against torch.nn, torch.compile and NumPy: same weights, batch and threads, in turns.
 
-    Outputs and gradients are compared before anything is timed; one that differs ends the run with status 1.
+    Outputs and gradients are compared before anything is timed; one that differs ends the run with status 1;
+    in bfloat16 a peer that differs is left out of the table, with the difference in its notes.
     """
 
     only: tuple[Part, ...] = DEFAULT

@@ -242,6 +242,17 @@ def test_a_wrong_result_ends_the_run(monkeypatch, wrong):
     assert "over (a)" not in ran.out
 
 
+def test_a_peer_that_is_wrong_in_bfloat16_only_is_left_out(monkeypatch):
+    right = peers.Padded.nats
+    monkeypatch.setattr(
+        peers.Padded, "nats", lambda *args: right(*args) * (2 if torch.is_autocast_enabled("cpu") else 1)
+    )
+    ran = run("--only", "step", "--cells", "rnn")
+    assert ran.status == 0
+    for label in (peers.Padded.label, peers.Packed.label):
+        assert f"{label}, bfloat16 left out as it is wrong: {label}, bfloat16, rnn, tiny: loss differs" in ran.out
+
+
 def test_a_ring_sends_almost_twice_the_gradients():
     assert distributed.ring_ms(100_000_000, 2, 1e9) == pytest.approx(100)
     assert distributed.ring_ms(100_000_000, 64, 1e9) == pytest.approx(2 * 63 / 64 * 100)
