@@ -88,6 +88,12 @@ def test_the_first_argument_is_named_if_only_it_differs():
         call("rnn", x=args["x"].float())
 
 
+def test_of_several_that_differ_the_first_is_named_against_the_first_weight():
+    args = arguments_of("rnn")
+    with refuses(TypeError, "rnn: x is float32, but Wx is float64"):
+        call("rnn", x=args["x"].float(), h0=args["h0"].float())
+
+
 @pytest.mark.parametrize(("function", "name"), ARGUMENTS)
 def test_one_more_entry_along_any_axis_is_refused(function, name):
     value = arguments_of(function)[name]
