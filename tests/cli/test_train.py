@@ -98,7 +98,7 @@ def test_a_second_run_in_a_run_folder_is_refused(capsys: pytest.CaptureFixture[s
         (["--data", "tiny", "--pca-features", "yes"], "pca"),
         (["--data", "tiny", "--cell-type", "attention"], "train2014_grid.h5: no such file; "),
         (["--data", "tiny", "--cell-type", "attention", "--pca-features", "yes"], "grids of features have no PCA"),
-        (["--data", "tiny", "--out", "file"], "file"),
+        (["--data", "tiny", "--out", "file"], "file: File exists"),
         (["--resume", "--out", "nothing"], "no run in nothing yet"),
         (["--resume", "tiny-rnn-99"], "no run 'tiny-rnn-99', here or in"),
         (["--init-from", "tiny"], str(Path("tiny") / "best.safetensors: no such checkpoint")),

@@ -50,7 +50,9 @@ class Stopped(KeyboardInterrupt):
 
 
 def one_line(error: object) -> str:
-    """The message of an error on one line."""
+    """The message of an error on one line; of the system's errors the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.strerror:
+        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
