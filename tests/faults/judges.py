@@ -298,11 +298,15 @@ class Court:
         say(SURVIVED)
 
     def order(self, change: Change) -> list[str]:
-        """The tests that run the changed lines; the quick ones, and those that noticed much, first."""
+        """The tests that run the changed lines; the quick ones, and those that noticed much, first.
+
+        Lines that run at import, before any test, and lines that run only while torch.export records, which no trace
+        sees, are left to all tests that run any line of the file.
+        """
         first = change.mutant.line
         lines = {f"{change.file}:{line}" for line in range(first, first + change.mutant.before.count("\n") + 1)}
         names = [name for name, sight in self.sights.items() if sight.lines & lines]
-        if lines & lines_of_import(FUNCTIONS / change.file):  # before any test
+        if not names or lines & lines_of_import(FUNCTIONS / change.file):
             names = [n for n, s in self.sights.items() if any(line.startswith(f"{change.file}:") for line in s.lines)]
 
         def cost(name: str) -> float:
