@@ -64,7 +64,7 @@ def test_settings_of_a_checkpoint_are_those_that_were_saved() -> None:
     [
         ({"max_length": "30"}, "the saved setting of --max-length cannot be '30'"),
         ({"hidden_dim": True}, "the saved setting of --hidden-dim cannot be True"),
-        ({"cell_type": "gru"}, "the saved setting of --cell-type cannot be 'gru'"),
+        ({"cell_type": "nonesuch"}, "the saved setting of --cell-type cannot be 'nonesuch'"),
         ({"data": None}, "the saved setting of --data cannot be None"),
         ({"out": 3}, "the saved setting of --out cannot be 3"),
         ({"tensorboard": 1}, "the saved setting of --tensorboard cannot be 1"),

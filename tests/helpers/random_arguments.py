@@ -41,7 +41,7 @@ FLOATS = {
     "temporal_softmax_loss": {"x": "N T V"},
     "temporal_affine_softmax_loss": {"h": "N T H", "w": "H V", "b": "V"},
 }
-PACKED = ("packed_rnn", "packed_lstm", "packed_attention_lstm")
+PACKED = {"packed_rnn": 0, "packed_lstm": 1, "packed_attention_lstm": 2}  # how many first states are optional
 DENSE = ("contiguous", "transposed", "strided")  # gradcheck perturbs entries, which must not share memory
 LAYOUTS = (*DENSE, "expanded")
 
@@ -99,7 +99,7 @@ def arguments(
     args: list = [floats(spec) for spec in FLOATS[function].values()]
     if function == "word_embedding":
         args.insert(0, integers(V, N, T))
-    if function in ("rnn", "lstm", "attention_lstm"):
+    if f"packed_{function}" in PACKED:
         args.append(draw(st.sampled_from([None, integers(T + 1, N), torch.zeros(N).int(), torch.full((N,), T)])))
     if function == "lstm":
         args += [floats("N H") if draw(st.booleans()) else None, draw(st.booleans())]
@@ -123,15 +123,17 @@ def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
     r = sum(steps_of(steps, torch.empty(N, 1)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
-    attends, G = function == "packed_attention_lstm", 1 if function == "packed_rnn" else 4
+    specs = FLOATS[function.removeprefix("packed_")]
+    attends, G = "A" in specs, int(specs["b"][:-1] or 1)
     beside = [(N, H, L)] if attends else [(N, H)]  # A, or h0
     weights = [(D, G * H), (H, G * H), *[(H, G * H)] * attends, (G * H,)]
     shapes = [(r if index is None else 3, D), *beside, *weights]
     args: list = [tensor(generator, shape, draw(st.sampled_from(LAYOUTS))) for shape in shapes]
     for arg in draw(st.sets(st.sampled_from(args), min_size=1)):
         arg.requires_grad_()
-    states = PACKED.index(function)  # none, c0, or h0 and c0
-    firsts = [tensor(generator, (N, H)).requires_grad_() if draw(st.booleans()) else None for _ in range(states)]
+    firsts = [
+        tensor(generator, (N, H)).requires_grad_() if draw(st.booleans()) else None for _ in range(PACKED[function])
+    ]
     return (*args, steps, index, *firsts)
 
 

@@ -39,8 +39,8 @@ from torch_caption.verify.gradcheck import assert_derivatives, difference
 
 
 def test_names_and_shapes(cell_type):
-    G = {"rnn": 1, "lstm": 4, "attention": 4}[cell_type]
-    attention = {"Wattn": (H, 4 * H)} if cell_type == "attention" else {}
+    G = CELLS[cell_type].gates
+    attention = {"Wattn": (H, G * H)} if CELLS[cell_type].attends else {}
     assert {name: tuple(p.shape) for name, p in make(cell_type).named_parameters()} == attention | {
         "W_proj": (D, H),
         "b_proj": (H,),

@@ -24,6 +24,7 @@ from tests.helpers.small_captioner import (
     make,
 )
 from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.model.cells import CELLS
 
 # Weights in and out --------------------------------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ def test_copied_pickled_and_saved(model, features):
     ("options", "message"),
     [
         ({"word_to_idx": {"cat": 0}}, "^word_to_idx lacks <NULL>$"),
-        ({"cell_type": "gru"}, "^cell_type must be one of rnn, lstm, attention, but is 'gru'$"),
+        ({"cell_type": "nonesuch"}, f"^cell_type must be one of {', '.join(CELLS)}, but is 'nonesuch'$"),
         ({"gradients": "numerical"}, "^gradients must be one of hand, auto, but is 'numerical'$"),
         ({"input_dim": 0}, "^CaptioningRNN: input_dim must be an integer of at least 1, but is 0$"),
         ({"wordvec_dim": -1}, "^CaptioningRNN: wordvec_dim must be an integer of at least 1, but is -1$"),
