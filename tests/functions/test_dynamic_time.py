@@ -154,7 +154,7 @@ def test_a_layer_is_exported_with_a_static_batch_and_then_a_symbolic_one(cell):
             assert_equal(program(*given), layer(*given))
 
 
-@pytest.mark.parametrize("cell", ringed(CELLS, {"rnn"}))
+@pytest.mark.parametrize("cell", ringed(CELLS, {"rnn", "attention"}))
 def test_make_fx_takes_the_parameters_of_a_layer(cell):
     """And a state before the first step that is learned. make_fx gives them symbolic sizes: outputs and gradients."""
 
