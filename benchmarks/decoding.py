@@ -1,6 +1,6 @@
 """Greedy captions and beam search, against the loops of nn.RNNCell or nn.LSTMCell that a user writes.
 
-Attention to the places of a grid, which no other part measures, is among the cells here.
+Attention to the positions of a grid, which no other part measures, is among the cells here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIE = 1e-5  # float32 may choose the other of two words whose log-probabilities 
 BEAMS = 5
 ALL_STEPS, UNTIL_ALL_END = "loop, 30 steps", "loop until all rows end"
 ATTENTION = "attention"
-PLACES = 49
+POSITIONS = 49
 
 COLUMNS = (
     *(Column("cell"), Column("N", ",d"), Column("V", ",d")),
@@ -91,9 +91,9 @@ def measure(model: CaptioningRNN, N: int, effort: Effort) -> tuple[Any, ...]:
 
 
 def new_features(model: CaptioningRNN, N: int) -> Tensor:
-    """Random ones of N images, (N, F), or (N, F, PLACES) for a model that looks at places."""
-    places = (PLACES,) if model.cell_type == ATTENTION else ()
-    return torch.randn(N, model.input_dim, *places, generator=torch.Generator().manual_seed(1))
+    """Random ones of N images, (N, F), or (N, F, POSITIONS) for a cell that attends."""
+    positions = (POSITIONS,) if model.cell_type == ATTENTION else ()
+    return torch.randn(N, model.input_dim, *positions, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()

@@ -168,21 +168,21 @@ class Loop(Padded):
 
 
 class Speaker(nn.Module):
-    """What a loop that writes captions asks for: words by words from a state, which begins with the image.
+    """The stepper of a plain decoding loop: the logits of the next words, from the last words and a state.
 
-    A loop of nn.RNNCell or nn.LSTMCell; with attention, of nn.LSTMCell over the word and what was seen of the places.
+    An nn.RNNCell or nn.LSTMCell; with attention an nn.LSTMCell over the word and the attended features of the grid.
     """
 
     def __init__(self, model: CaptioningRNN):
         super().__init__()
         D, W, H, V = model.input_dim, model.wordvec_dim, model.hidden_dim, model.vocab_size
         self.cell_type = model.cell_type
-        looks = model.cell_type == "attention"
+        attends = model.cell_type == "attention"
         self.proj, self.embed, self.out = nn.Linear(D, H), nn.Embedding(V, W), nn.Linear(H, V)
-        self.rnn = nn.LSTMCell(W + H, H) if looks else Loop.layers[model.cell_type](W, H)
+        self.rnn = nn.LSTMCell(W + H, H) if attends else Loop.layers[model.cell_type](W, H)
         self.to(model.W_proj)
         take_recurrent(
-            self.rnn, torch.cat([model.Wx, model.get_parameter("Wattn")]) if looks else model.Wx, model.Wh, model.b
+            self.rnn, torch.cat([model.Wx, model.get_parameter("Wattn")]) if attends else model.Wx, model.Wh, model.b
         )
         take_others(self, model)
 
@@ -190,9 +190,9 @@ class Speaker(nn.Module):
         """Of images (N, D), or grids (N, D, L)."""
         if self.cell_type != "attention":
             return first_state(self.cell_type, self.proj(features))
-        places = self.proj(features.mT)
-        mean = places.mean(1)
-        return mean, mean, places
+        positions = self.proj(features.mT)
+        mean = positions.mean(1)
+        return mean, mean, positions
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the words after these (N,), and the state there."""
@@ -200,11 +200,11 @@ class Speaker(nn.Module):
         if self.cell_type != "attention":
             state = self.rnn(x, state)
             return self.out(state if isinstance(state, Tensor) else state[0]), state
-        h, c, places = state
-        weights = torch.softmax(torch.bmm(places, h.unsqueeze(2)).squeeze(2) / h.shape[1] ** 0.5, dim=1)
-        seen = torch.bmm(weights.unsqueeze(1), places).squeeze(1)
-        h, c = self.rnn(torch.cat([x, seen], dim=1), (h, c))
-        return self.out(h), (h, c, places)
+        h, c, positions = state
+        weights = torch.softmax(torch.bmm(positions, h.unsqueeze(2)).squeeze(2) / h.shape[1] ** 0.5, dim=1)
+        attn = torch.bmm(weights.unsqueeze(1), positions).squeeze(1)
+        h, c = self.rnn(torch.cat([x, attn], dim=1), (h, c))
+        return self.out(h), (h, c, positions)
 
 
 class PackedFused(Packed):
