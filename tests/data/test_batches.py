@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.exhaustive)])
-def test_workers_ignore_ctrl_c_and_end_with_the_loader(split, context):
+def test_workers_ignore_ctrl_c_and_end_at_close(split, context):
     loader = batches(split, 5, seed=1, workers=2, context=context)
     found = []
     for _, batch in loader:
@@ -36,8 +37,26 @@ def test_workers_ignore_ctrl_c_and_end_with_the_loader(split, context):
             os.kill(process.pid, signal.SIGINT)
     assert all(map(torch.equal, found, [batch for _, batch in batches(split, 5, seed=1)]))
     assert len(multiprocessing.active_children()) == 2
-    del loader
+    loader.close()
     assert not multiprocessing.active_children()
+
+
+def test_a_signal_at_close_is_handled_after_it(split, monkeypatch):
+    """Also one that ends a worker: torch would raise a RuntimeError."""
+    loader = batches(split, 5, workers=2, context="fork")
+    next(iter(loader))
+    join = BaseProcess.join
+
+    def interrupted(process: BaseProcess, timeout: float | None = None) -> None:
+        os.kill(process.pid, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        join(process, timeout)
+
+    monkeypatch.setattr(BaseProcess, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loader.close()
+    assert not multiprocessing.active_children()
+    loader.close()
 
 
 def test_ctrl_c_is_blocked_while_workers_start(split, monkeypatch):

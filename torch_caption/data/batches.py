@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from torch_caption.io.exits import TO_ALL
+from torch_caption.io.exits import TO_ALL, deferred_signals
 
 Batch = tuple[Tensor, Tensor]
 
@@ -154,7 +154,7 @@ def _raised(batch: Batch | Exception) -> Batch:
 
 
 class Loader(DataLoader[Batch]):
-    """Batches in the order of `order`, from worker processes that end with the loader.
+    """Batches in the order of `order`, from worker processes that end at `close`.
 
     Its generator is on the CPU, regardless of torch's default device.
     """
@@ -169,10 +169,20 @@ class Loader(DataLoader[Batch]):
     def __iter__(self) -> Any:
         with torch.device("cpu"), _without_interrupts(self):
             before = multiprocessing.active_children()
-            each = super().__iter__()
+            each: Any = super().__iter__()
             if self.num_workers:
+                self._reader = each  # the same in each epoch
                 self._processes += [process for process in multiprocessing.active_children() if process not in before]
         return map(_raised, each)
+
+    def close(self) -> None:
+        """End the worker processes. A signal that arrives meanwhile is handled afterwards.
+
+        Otherwise torch ends them in a `__del__`, where Python prints and drops what a signal raises.
+        """
+        if self._processes:
+            with deferred_signals():
+                self._reader.__del__()
 
     def lost(self) -> list[int]:
         """The process ids of workers that have exited.

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ def _train(
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
-    with Interrupt() as interrupt, _naming_lost_workers(loader, manager):
+    with closing(loader), Interrupt() as interrupt, _naming_lost_workers(loader, manager):
         log = None
         if distributed.first():
             report.opening(run, config, data, state.model)
