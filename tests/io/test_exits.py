@@ -6,7 +6,6 @@ import errno
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,31 +83,6 @@ def test_sigterm_runs_cleanup_and_is_status_143():
     assert guarded(main) == 143
     assert closed == [True]
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_not_lost_where_python_drops_exceptions(number, capsys):
-    class Closing:
-        def __del__(self) -> None:
-            signal.raise_signal(number)
-
-    def main() -> None:
-        Closing()
-        time.sleep(60)
-
-    assert guarded(main) == 128 + number
-    assert capsys.readouterr().err == ""
-
-
-def test_other_exceptions_that_python_drops_are_reported(monkeypatch):
-    class Failing:
-        def __del__(self) -> None:
-            raise ValueError("in __del__")
-
-    reported = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: reported.append(str(dropped.exc_value)))
-    assert guarded(lambda: Failing() and None) == 0
-    assert reported == ["in __del__"]
 
 
 def test_a_signal_with_a_handler_keeps_it():

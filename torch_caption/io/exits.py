@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import cast
 
 from torch_caption.errors import TorchCaptionError
 from torch_caption.io.memory import within_memory
@@ -152,28 +151,15 @@ def _drop_unwritten() -> None:
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
     """In the block a signal raises Stopped, so that open files are closed; except signals that have a handler or are
-    ignored, as SIGHUP under `nohup`. Python drops an exception in a `__del__`: there the signal is repeated."""
+    ignored, as SIGHUP under `nohup`."""
     numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
-    report = sys.unraisablehook
-
-    def repeat(dropped: sys.UnraisableHookArgs) -> None:
-        if not isinstance(dropped.exc_value, KeyboardInterrupt):
-            report(dropped)
-            return
-        number = Stopped.advising(dropped.exc_value, "").number
-        again = threading.Timer(0.05, _signal_main_thread, [number])  # at once, it would be in the same `__del__`
-        again.daemon = True
-        again.start()
-
     try:
-        sys.unraisablehook = repeat
         for number in numbers:
             signal.signal(number, _stop)
         yield
     finally:
-        sys.unraisablehook = report
         for number in numbers:
             if signal.getsignal(number) is _stop:
                 signal.signal(number, signal.SIG_DFL)
@@ -197,13 +183,6 @@ def deferred_signals() -> Iterator[None]:
             signal.signal(number, handler)
         for number in deferred:
             signal.raise_signal(number)
-
-
-def _signal_main_thread(number: int) -> None:
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(cast(int, threading.main_thread().ident), number)
-    else:
-        signal.raise_signal(number)  # does not end a system call that waits
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
