@@ -27,7 +27,7 @@ from torch_caption.data.dataset import CocoData
 from torch_caption.errors import CheckpointError, NonFiniteError, WorkerLost
 from torch_caption.io import files
 from torch_caption.io.exits import Stopped
-from torch_caption.training import trainer
+from torch_caption.training import report, trainer
 from torch_caption.training.log import Log, read_log
 from torch_caption.training.state import resume, source
 from torch_caption.training.trainer import fit, train_step, validate
@@ -235,6 +235,27 @@ def test_a_lost_worker_stops_the_run_after_a_whole_step(
     assert 14 <= saved <= 18  # each of two workers may have had two batches ready
     assert f"stopped after step {saved}, which is saved; `python -m" in capsys.readouterr().out
     assert not multiprocessing.active_children()
+    assert_same(whole, fit(replace(config, resume="last")))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent to processes there")
+def test_a_signal_to_all_processes_between_two_epochs_stops_the_run(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker exits before the main process has handled the signal."""
+    config = replace(config, workers=2)
+    whole = fit(config)
+
+    def struck(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGTERM)
+            worker.join()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "epoch", struck)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            fit(config)
     assert_same(whole, fit(replace(config, resume="last")))
 
 

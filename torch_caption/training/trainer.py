@@ -259,7 +259,7 @@ def _train(
     replica = distributed.Replica(state.model)
     share = distributed.rank(), distributed.size()
     loader = batches(objective.rows, config.batch_size, seed=config.seed, workers=config.workers, share=share)
-    with closing(loader), Interrupt() as interrupt, _naming_lost_workers(loader, manager):
+    with closing(loader), Interrupt() as interrupt, _naming_lost_workers(loader, manager, interrupt):
         log = None
         if distributed.first():
             report.opening(run, config, data, state.model)
@@ -271,7 +271,7 @@ def _train(
             try:
                 _train_epoch(state, config, objective, replica, loader, interrupt, manager)
             except Exception as error:
-                _save_completed_steps(error, run, state, manager, interrupt, loader)
+                _save_completed_steps(error, run, state, manager)
                 raise
             manager.save_steps()  # so that they are kept if validation fails
             if not interrupt.agreed:
@@ -293,25 +293,23 @@ def _train(
 
 
 @contextmanager
-def _naming_lost_workers(loader: Loader, manager: CheckpointManager) -> Iterator[None]:
-    """In the block, an error after the exit of a worker process becomes a WorkerLost."""
+def _naming_lost_workers(loader: Loader, manager: CheckpointManager, interrupt: Interrupt) -> Iterator[None]:
+    """In the block, an error after the exit of a worker process becomes a WorkerLost; a Stopped if all processes have a
+    stop request, and a worker was the first to exit."""
     try:
         yield
     except Exception as error:
         if lost := ", ".join(map(str, loader.lost())):
+            if interrupt.requested:
+                raise interrupt.stopped() from error
             raise WorkerLost(f"process {lost} of --workers was killed or has exited; {manager.kept}") from error
         raise
 
 
-def _save_completed_steps(
-    error: Exception, run: Path, state: TrainingState, manager: CheckpointManager, interrupt: Interrupt, loader: Loader
-) -> None:
+def _save_completed_steps(error: Exception, run: Path, state: TrainingState, manager: CheckpointManager) -> None:
     """Save the state at an error, if it is that of a completed step, and print how to resume.
 
     With several ranks the others are within a step. A state that led to a non-finite loss is not saved.
-
-    Raises:
-        Stopped: all processes have a stop request, and a worker was the first to exit.
     """
     if distributed.size() > 1 or state.inconsistent or isinstance(error, NonFiniteError):
         return
@@ -322,8 +320,6 @@ def _save_completed_steps(
     if manager.step == state.progress.step:
         with suppress(OSError):  # nor must failed output
             report.interrupted(run, state.progress.step)
-        if interrupt.requested and loader.lost():
-            raise interrupt.stopped() from error
 
 
 def check_compiler(config: TrainConfig) -> None:
