@@ -15,6 +15,7 @@ from torch_caption.functions.packing import (
     Packing,
     Unpack,
     first_step,
+    last_rows,
     lengths_from_mask,
     scatter_sum,
     shifted_states,
@@ -104,6 +105,29 @@ def test_previous_states():
     h0, h = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[4.0], [5.0], [6.0], [7.0], [8.0]])
     assert shifted_states(h0, h, (2, 2, 1)).squeeze(1).tolist() == [1, 2, 4, 5, 6]
     assert shifted_states(h0, h[:0], ()).shape == (0, 1)
+
+
+ENDS = [(4, 3, 1), (3, 3, 3), (2, 2, 0), (0, 0), (), 2]
+
+
+@pytest.mark.parametrize("batch_sizes", ENDS, ids=str)
+def test_last_rows(batch_sizes):
+    """Of N = 4 sequences: each one's last of h, or its first state."""
+    first = torch.arange(4).unsqueeze(1)
+    steps = steps_of(batch_sizes, first)
+    h = torch.cat([torch.arange(n) + 10 * t for t, n in enumerate(steps, 1)] or [first[:0, 0]]).unsqueeze(1)
+    length = [sum(k < n for n in steps) for k in range(4)]
+    assert last_rows(first, h, batch_sizes).squeeze(1).tolist() == [10 * t + k for k, t in enumerate(length)]
+
+
+def test_last_rows_in_every_mode(randn):
+    assert_derivatives(lambda first, h: last_rows(first, h, (3, 1, 1)), (randn(4, 2), randn(5, 2)))
+
+
+def test_last_rows_are_a_copy(randn):
+    """Not a view, which would keep all of h in memory."""
+    first, h = randn(2, 3).detach(), randn(4, 3).detach()
+    assert last_rows(first, h, 2).untyped_storage().nbytes() == first.untyped_storage().nbytes()
 
 
 def test_no_steps():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from torch_caption import functions
 from torch_caption.functions.packing import steps_of
 from torch_caption.verify.gradcheck import (
     assert_agrees,
@@ -41,7 +44,16 @@ FLOATS = {
     "temporal_softmax_loss": {"x": "N T V"},
     "temporal_affine_softmax_loss": {"h": "N T H", "w": "H V", "b": "V"},
 }
-PACKED = {"packed_rnn": 0, "packed_lstm": 1, "packed_attention_lstm": 2}  # how many first states are optional
+PACKED = [name for name in functions.__all__ if name.startswith("packed_")]
+# What is optional: first states, with the letters of their shapes, and options, with all that they may be.
+STATES = {"h0": "N H", "c0": "N H"}
+OPTIONS = {
+    "return_state": (False, True),
+    "return_weights": (False, True),
+    "nonlinearity": ("tanh", "relu"),
+    "gate_order": ("ifog", "ifgo"),
+    "label_smoothing": (0.0, 0.1, 1.0),
+}
 DENSE = ("contiguous", "transposed", "strided")  # gradcheck perturbs entries, which must not share memory
 LAYOUTS = (*DENSE, "expanded")
 
@@ -96,19 +108,22 @@ def arguments(
         return laid_out(lambda *size: torch.randint(0, below, size, generator=generator).to(dtype), shape, layout())
 
     N, T, V = sizes["N"], sizes["T"], sizes["V"]
-    args: list = [floats(spec) for spec in FLOATS[function].values()]
-    if function == "word_embedding":
-        args.insert(0, integers(V, N, T))
-    if f"packed_{function}" in PACKED:
-        args.append(draw(st.sampled_from([None, integers(T + 1, N), torch.zeros(N).int(), torch.full((N,), T)])))
-    if function == "lstm":
-        args += [floats("N H") if draw(st.booleans()) else None, draw(st.booleans())]
-    if function == "attention_lstm":
-        args += [floats("N H") if draw(st.booleans()) else None for _ in ("h0", "c0")]
-        args += [draw(st.booleans()) for _ in ("return_state", "return_weights")]
-    if function.endswith("loss"):
+
+    def lengths() -> Tensor | None:
+        return draw(st.sampled_from([None, integers(T + 1, N), torch.zeros(N).int(), torch.full((N,), T)]))
+
+    def mask() -> Tensor:
         masks = [integers(2, N, T, dtype=torch.bool), torch.zeros(N, T).bool(), torch.ones(N, T).bool(), floats("N T")]
-        args += [integers(V, N, T), draw(st.sampled_from(masks)), draw(st.sampled_from([0.0, 0.1, 1.0]))]
+        return draw(st.sampled_from(masks))
+
+    def words() -> Tensor:
+        return integers(V, N, T)
+
+    drawn: dict[str, Callable[[], Any]] = {"x": words, "y": words, "lengths": lengths, "mask": mask}
+    drawn |= {name: partial(optional, draw, partial(floats, spec)) for name, spec in STATES.items()}
+    drawn |= {name: partial(draw, st.sampled_from(values)) for name, values in OPTIONS.items()}
+    drawn |= {name: partial(floats, spec) for name, spec in FLOATS[function].items()}
+    args = [drawn[name]() for name in names_of(function)]
     if not any(map(needs_grad, args)):
         next(arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()).requires_grad_()
     return tuple(args)
@@ -117,24 +132,35 @@ def arguments(
 @st.composite
 def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
     """Arguments of a function of `PACKED`, with an index and first states or without; some require grad."""
-    N, D, H, L = (draw(st.integers(low, 4)) for low in (0, 1, 1, 1))
-    sizes = tuple(sorted(draw(st.lists(st.integers(0, N), max_size=4)), reverse=True))
-    steps = draw(st.sampled_from([sizes, len(sizes)]))
-    r = sum(steps_of(steps, torch.empty(N, 1)))
+    sizes = {letter: draw(st.integers(0 if letter == "N" else 1, 4)) for letter in SIZES}
+    batch_sizes = tuple(sorted(draw(st.lists(st.integers(0, sizes["N"]), max_size=4)), reverse=True))
+    steps = draw(st.sampled_from([batch_sizes, len(batch_sizes)]))
+    r = sum(steps_of(steps, torch.empty(sizes["N"], 1)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
-    specs = FLOATS[function.removeprefix("packed_")]
-    attends, G = "A" in specs, int(specs["b"][:-1] or 1)
-    beside = [(N, H, L)] if attends else [(N, H)]  # A, or h0
-    weights = [(D, G * H), (H, G * H), *[(H, G * H)] * attends, (G * H,)]
-    shapes = [(r if index is None else 3, D), *beside, *weights]
-    args: list = [tensor(generator, shape, draw(st.sampled_from(LAYOUTS))) for shape in shapes]
+    shapes = {name: shape_of(spec, sizes) for name, spec in FLOATS[function.removeprefix("packed_")].items()}
+    shapes["x"] = (r if index is None else 3, sizes["D"])
+    args: list = [tensor(generator, shape, draw(st.sampled_from(LAYOUTS))) for shape in shapes.values()]
     for arg in draw(st.sets(st.sampled_from(args), min_size=1)):
         arg.requires_grad_()
-    firsts = [
-        tensor(generator, (N, H)).requires_grad_() if draw(st.booleans()) else None for _ in range(PACKED[function])
-    ]
-    return (*args, steps, index, *firsts)
+    args += [steps, index]
+    for name in names_of(function)[len(args) :]:
+        if name in STATES:
+            args.append(
+                optional(draw, lambda spec=STATES[name]: tensor(generator, shape_of(spec, sizes)).requires_grad_())
+            )
+        else:
+            args.append(draw(st.sampled_from(OPTIONS[name])))
+    return tuple(args)
+
+
+def optional(draw: st.DrawFn, make: Callable[[], Tensor]) -> Tensor | None:
+    return make() if draw(st.booleans()) else None
+
+
+def names_of(function: str) -> tuple[str, ...]:
+    """The names of the arguments of `function`, in order."""
+    return tuple(inspect.signature(getattr(functions, function)).parameters)
 
 
 def tiny(function: str, **limits: int) -> st.SearchStrategy[tuple]:

@@ -248,6 +248,16 @@ def check_range(function: str, name: str, x: Tensor, high: int, meaning: str) ->
         raise IndexError(f"{function}: {name}[{where}] is {int(x[index])}, but {meaning} (0 to {high - 1})")
 
 
+def check_choice(function: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """Check that `value` is one of `choices`.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if value not in choices:
+        raise ValueError(f"{function}: {name} must be {' or '.join(choices)}, but is {value!r}")
+
+
 def check_lengths(function: str, lengths: Tensor | None, axes: dict[str, int], like: Tensor) -> None:
     """Check that `lengths`, unless None, holds N integers from 0 to T.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, check_lengths, may_overwrite, new_cache, zero_padding
+from ._common import apply, autocast, check_choice, check_floats, check_lengths, may_overwrite, new_cache, zero_padding
 from ._inplace.lstm import run_, through_time_
 from .packing import (
     BatchSizes,
@@ -20,6 +20,7 @@ from .packing import (
     check_packed,
     first_step,
     gather_rows,
+    last_rows,
     over_time,
     resize_rows,
     scatter_sum,
@@ -55,33 +56,36 @@ class LSTMStep(Function):
         db      = sum_n da                     (4H,)
 
     The backward computes the gates again: saved as outputs without a gradient they would be constants to a second
-    derivative, which would then be wrong.
+    derivative, which would then be wrong. With the gate order ifgo, torch.nn's, a_g comes before a_o in a and in da.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return step(x @ Wx + prev_h @ Wh + b, prev_c)
+    def forward(
+        x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, gate_order: str
+    ) -> tuple[Tensor, Tensor]:
+        return step(x @ Wx + prev_h @ Wh + b, prev_c, gate_order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.gate_order = inputs
         _, next_c = output
-        ctx.save_for_backward(*inputs, next_c)
-        ctx.save_for_forward(*inputs, next_c)
+        ctx.save_for_backward(*tensors, next_c)
+        ctx.save_for_forward(*tensors, next_c)
 
     @staticmethod
     def backward(ctx: Any, dnext_h: Tensor, dnext_c: Tensor) -> tuple:
         x, prev_h, prev_c, Wx, Wh, b, next_c = ctx.saved_tensors
-        need_x, need_prev_h, need_prev_c, need_Wx, need_Wh, need_b = ctx.needs_input_grad
-        gates = gates_of(x @ Wx + prev_h @ Wh + b)
-        da, dprev_c = step_backward(dnext_h, dnext_c, prev_c, gates, torch.tanh(next_c))
+        need_x, need_prev_h, need_prev_c, need_Wx, need_Wh, need_b, _ = ctx.needs_input_grad
+        gates = gates_of(x @ Wx + prev_h @ Wh + b, ctx.gate_order)
+        da, dprev_c = step_backward(dnext_h, dnext_c, prev_c, gates, torch.tanh(next_c), ctx.gate_order)
         dx = da @ Wx.T if need_x else None
         dprev_h = da @ Wh.T if need_prev_h else None
         dWx = x.T @ da if need_Wx else None
         dWh = prev_h.T @ da if need_Wh else None
         db = da.sum(0) if need_b else None
-        return dx, dprev_h, dprev_c if need_prev_c else None, dWx, dWh, db
+        return dx, dprev_h, dprev_c if need_prev_c else None, dWx, dWh, db, None
 
 
 class LSTMStepWithJVP(LSTMStep):
@@ -89,11 +93,12 @@ class LSTMStepWithJVP(LSTMStep):
 
     @staticmethod
     def jvp(
-        ctx: Any, tx: Tensor, tprev_h: Tensor, tprev_c: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor
+        ctx: Any, tx: Tensor, tprev_h: Tensor, tprev_c: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor, _: None
     ) -> tuple[Tensor, Tensor]:
         x, prev_h, prev_c, Wx, Wh, b, next_c = ctx.saved_tensors
         ta = tx @ Wx + x @ tWx + tprev_h @ Wh + prev_h @ tWh + tb
-        return step_jvp(ta, tprev_c, prev_c, gates_of(x @ Wx + prev_h @ Wh + b), torch.tanh(next_c))
+        gates = gates_of(x @ Wx + prev_h @ Wh + b, ctx.gate_order)
+        return step_jvp(ta, tprev_c, prev_c, gates, torch.tanh(next_c), ctx.gate_order)
 
 
 class LSTM(Function):
@@ -201,7 +206,9 @@ class LSTMWithJVP(LSTM):
         return th, tc
 
 
-def lstm_step(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def lstm_step(
+    x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, gate_order: str = "ifog"
+) -> tuple[Tensor, Tensor]:
     """One step of an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
     Args:
@@ -211,18 +218,21 @@ def lstm_step(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor,
         Wx: (D, 4H), gates in the order i, f, o, g.
         Wh: (H, 4H).
         b: (4H,).
+        gate_order: ifog, or ifgo: gates in the order i, f, g, o, that of torch.nn.LSTMCell, whose weights are then
+            given transposed.
 
     Returns:
         next_h (N, H) and next_c (N, H), dtype of x; the autocast dtype under autocast.
 
     Raises:
         TypeError: a dtype or device differs, or a value is not a floating-point tensor.
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or `gate_order` is another.
     """
     x, prev_h, prev_c, Wx, Wh, b = autocast(x, prev_h, prev_c, Wx, Wh, b)
     states = {"prev_h": (prev_h, "N H"), "prev_c": (prev_c, "N H")}
     check_floats("lstm_step", {}, x=(x, "N D"), **states, Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"))
-    return apply(LSTMStep, LSTMStepWithJVP, x, prev_h, prev_c, Wx, Wh, b)
+    check_choice("lstm_step", "gate_order", gate_order, ("ifog", "ifgo"))
+    return apply(LSTMStep, LSTMStepWithJVP, x, prev_h, prev_c, Wx, Wh, b, gate_order)
 
 
 def lstm(
@@ -285,7 +295,8 @@ def packed_lstm(
     batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
     c0: Tensor | None = None,
-) -> Tensor:
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
     """`lstm` over sequences that are packed, step after step, longest first (see `packing`).
 
     Args:
@@ -299,9 +310,11 @@ def packed_lstm(
         index: (r,) integers, 0 <= index < R: the row of x that is the input of each packed row. The range is checked
             wherever values can be read, as in `lstm`.
         c0: (N, H), the cell states before the first step; None for zero.
+        return_state: return the last states too.
 
     Returns:
-        h (r, H), dtype of x (the autocast dtype under autocast).
+        h (r, H), dtype of x (the autocast dtype under autocast). With `return_state`, h and (last_h, last_c), (N, H)
+        each: the state after the last step of each sequence, h0 and c0 where it has none.
 
     Raises:
         IndexError: an index is out of range.
@@ -314,7 +327,8 @@ def packed_lstm(
     (c0,) = (torch.zeros_like(h0),) if c0 is None else autocast(c0)
     check_floats("packed_lstm", axes, h0=(h0, "N H"), c0=(c0, "N H"))
     batch_sizes, index = check_packed("packed_lstm", batch_sizes, index, axes, like=x)
-    return _apply(x, h0, Wx, Wh, b, c0, index, batch_sizes)[0]
+    h, c = _apply(x, h0, Wx, Wh, b, c0, index, batch_sizes)
+    return (h, (last_rows(h0, h, batch_sizes), last_rows(c0, c, batch_sizes))) if return_state else h
 
 
 def _apply(
@@ -330,21 +344,27 @@ def _apply(
     return apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, index, batch_sizes, new_cache(x, h0, Wx, Wh, b, c0, index))
 
 
-def gates_of(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gates_of(a: Tensor, gate_order: str = "ifog") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """i, f, o, g (..., H) of the pre-activations (..., 4H)."""
-    a_i, a_f, a_o, a_g = a.chunk(4, dim=-1)
+    a_i, a_f, a_o, a_g = _ordered(a.chunk(4, dim=-1), gate_order)
     return torch.sigmoid(a_i), torch.sigmoid(a_f), torch.sigmoid(a_o), torch.tanh(a_g)
 
 
-def step(a: Tensor, prev_c: Tensor) -> tuple[Tensor, Tensor]:
+def _ordered(parts: Sequence[Tensor], gate_order: str) -> Sequence[Tensor]:
+    """Four parts of a, which are in the gate order, as i, f, o, g; or the reverse, which is the same exchange."""
+    i, f, o, g = parts
+    return parts if gate_order == "ifog" else (i, f, g, o)
+
+
+def step(a: Tensor, prev_c: Tensor, gate_order: str = "ifog") -> tuple[Tensor, Tensor]:
     """next_h and next_c (N, H) of the pre-activations (N, 4H)."""
-    i, f, o, g = gates_of(a)
+    i, f, o, g = gates_of(a, gate_order)
     next_c = f * prev_c + i * g
     return o * torch.tanh(next_c), next_c
 
 
 def step_backward(
-    dnext_h: Tensor, dnext_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Tensor
+    dnext_h: Tensor, dnext_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Tensor, gate_order: str = "ifog"
 ) -> tuple[Tensor, Tensor]:
     """da (N, 4H) and dprev_c (N, H): the formulas of LSTMStep."""
     i, f, o, g = gates
@@ -353,13 +373,15 @@ def step_backward(
     da_f = dc * prev_c * f * (1 - f)
     da_o = dnext_h * tanh_c * o * (1 - o)
     da_g = dc * i * (1 - g * g)
-    return torch.cat([da_i, da_f, da_o, da_g], dim=-1), dc * f
+    return torch.cat([*_ordered((da_i, da_f, da_o, da_g), gate_order)], dim=-1), dc * f
 
 
-def step_jvp(ta: Tensor, tprev_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Tensor) -> tuple[Tensor, Tensor]:
+def step_jvp(
+    ta: Tensor, tprev_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Tensor, gate_order: str = "ifog"
+) -> tuple[Tensor, Tensor]:
     """Tangents of next_h and next_c (N, H), from those of the pre-activations (N, 4H) and of prev_c."""
     i, f, o, g = gates
-    ta_i, ta_f, ta_o, ta_g = ta.chunk(4, dim=-1)
+    ta_i, ta_f, ta_o, ta_g = _ordered(ta.chunk(4, dim=-1), gate_order)
     ti, tf, to = ta_i * i * (1 - i), ta_f * f * (1 - f), ta_o * o * (1 - o)
     tg = ta_g * (1 - g * g)
     tnext_c = tf * prev_c + f * tprev_c + ti * g + i * tg

@@ -304,6 +304,26 @@ def shifted_states(h0: Tensor, h: Tensor, steps: Steps) -> Tensor:
     return cat_steps([state.narrow(0, 0, n) for state, n in zip(before, steps, strict=False)], like=h)
 
 
+def last_rows(first: Tensor, h: Tensor, batch_sizes: BatchSizes) -> Tensor:
+    """The state after the last step of each sequence, (N, H), in the order of the sequences.
+
+    That is a row of h (r, H), or of `first` (N, H) where a sequence has no step. h is split only where sequences end:
+    into rows of sequences that continue and rows of those that end, in turn.
+    """
+    steps = steps_of(batch_sizes, first)
+    if isinstance(steps, Uniform):
+        return torch.cat([first, h]).narrow(0, h.shape[0], steps.N)
+    sizes, continuing = [], 0
+    for n, following in zip(steps, (*steps[1:], 0), strict=False):
+        continuing += following
+        if following != n:
+            sizes += [continuing, n - following]
+            continuing = 0
+    present = steps[0] if steps else 0
+    none = first.split([present, first.shape[0] - present])[1]
+    return torch.cat([*reversed(split_steps(h, sizes)[1::2]), none])
+
+
 def cat_steps(steps: Sequence[Tensor], like: Tensor) -> Tensor:
     """T steps (n_t, H) as (r, H); `like` (..., H) gives the width where T is 0."""
     return torch.cat(list(steps)) if steps else like.narrow(0, 0, 0).clone()

@@ -25,14 +25,22 @@ def word_embedding(x: Tensor, W: Tensor) -> Tensor:
     return W[x.long()]
 
 
-def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> Tensor:
-    return torch.tanh(x @ Wx + prev_h @ Wh + b)
+def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, nonlinearity: str = "tanh") -> Tensor:
+    return {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity](x @ Wx + prev_h @ Wh + b)
 
 
-def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None) -> Tensor:
+def rnn(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    lengths: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
     h, steps = h0, [h0]
     for t in range(x.shape[1]):
-        h = rnn_step(x[:, t], h, Wx, Wh, b)
+        h = rnn_step(x[:, t], h, Wx, Wh, b, nonlinearity)
         steps.append(h)
     return _blank(torch.stack(steps, dim=1)[:, 1:], lengths)
 
@@ -45,17 +53,21 @@ def packed_rnn(
     b: Tensor,
     batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
+    nonlinearity: str = "tanh",
 ) -> Tensor:
     x = x if index is None else x[index.long()]
     h, steps = h0, [h0[:0]]
     for x_t in _steps(x, batch_sizes, h0):
-        h = rnn_step(x_t, h[: len(x_t)], Wx, Wh, b)
+        h = rnn_step(x_t, h[: len(x_t)], Wx, Wh, b, nonlinearity)
         steps.append(h)
     return torch.cat(steps)
 
 
-def lstm_step(x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    a_i, a_f, a_o, a_g = (x @ Wx + prev_h @ Wh + b).chunk(4, dim=1)
+def lstm_step(
+    x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, gate_order: str = "ifog"
+) -> tuple[Tensor, Tensor]:
+    a = (x @ Wx + prev_h @ Wh + b).chunk(4, dim=1)
+    a_i, a_f, a_o, a_g = (a[gate_order.index(gate)] for gate in "ifog")
     i, f, o, g = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.sigmoid(a_o), torch.tanh(a_g)
     next_c = f * prev_c + i * g
     return o * torch.tanh(next_c), next_c
@@ -95,14 +107,17 @@ def packed_lstm(
     batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
     c0: Tensor | None = None,
-) -> Tensor:
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
     x = x if index is None else x[index.long()]
-    h, c, steps = h0, torch.zeros_like(h0) if c0 is None else c0, [h0[:0]]
+    h, c = h0, torch.zeros_like(h0) if c0 is None else c0
+    last_h, last_c, steps = h, c, [h0[:0]]
     for x_t in _steps(x, batch_sizes, h0):
         n = len(x_t)
         h, c = lstm_step(x_t, h[:n], c[:n], Wx, Wh, b)
+        last_h, last_c = torch.cat([h, last_h[n:]]), torch.cat([c, last_c[n:]])
         steps.append(h)
-    return torch.cat(steps)
+    return (torch.cat(steps), (last_h, last_c)) if return_state else torch.cat(steps)
 
 
 def dot_product_attention(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._common import apply, autocast, check_floats, check_lengths, may_overwrite, new_cache, zero_padding
+from ._common import apply, autocast, check_choice, check_floats, check_lengths, may_overwrite, new_cache, zero_padding
 from ._inplace.rnn import run_, through_time_
 from .packing import (
     BatchSizes,
@@ -27,16 +27,18 @@ from .packing import (
     steps_of,
 )
 
+NONLINEARITIES = ("tanh", "relu")
+
 
 class RNNStep(Function):
-    r"""One tanh step of a vanilla RNN.
+    r"""One step of a vanilla RNN; act is tanh or relu.
 
         a      = x Wx + prev_h Wh + b          (N, H)
-        next_h = tanh(a)                       (N, H)
+        next_h = act(a)                        (N, H)
 
-    Backward. tanh' = 1 - tanh^2, so the output alone gives the slope:
+    Backward. tanh' = 1 - tanh^2, and relu' is 1 where relu > 0, else 0, so the output alone gives the slope:
 
-        da      = dnext_h * (1 - next_h^2)     (N, H)
+        da      = dnext_h * act'(a)            (N, H), act'(a) = 1 - next_h^2, or [next_h > 0]
         dx      = da Wx^T                      (N, H)(H, D) -> (N, D)
         dprev_h = da Wh^T                      (N, H)(H, H) -> (N, H)
         dWx     = x^T da                       (D, N)(N, H) -> (D, H)
@@ -47,26 +49,26 @@ class RNNStep(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> Tensor:
-        return torch.tanh(x @ Wx + prev_h @ Wh + b)
+    def forward(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, nonlinearity: str) -> Tensor:
+        return _act(x @ Wx + prev_h @ Wh + b, nonlinearity)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, prev_h, Wx, Wh, _ = inputs
+        x, prev_h, Wx, Wh, _, ctx.nonlinearity = inputs
         ctx.save_for_backward(x, prev_h, Wx, Wh, output)
         ctx.save_for_forward(x, prev_h, Wx, Wh, output)
 
     @staticmethod
     def backward(ctx: Any, dnext_h: Tensor) -> tuple:
         x, prev_h, Wx, Wh, next_h = ctx.saved_tensors
-        need_x, need_prev_h, need_Wx, need_Wh, need_b = ctx.needs_input_grad
-        da = dnext_h * _slope(next_h)
+        need_x, need_prev_h, need_Wx, need_Wh, need_b, _ = ctx.needs_input_grad
+        da = dnext_h * _slope(next_h, ctx.nonlinearity)
         dx = da @ Wx.T if need_x else None
         dprev_h = da @ Wh.T if need_prev_h else None
         dWx = x.T @ da if need_Wx else None
         dWh = prev_h.T @ da if need_Wh else None
         db = da.sum(0) if need_b else None
-        return dx, dprev_h, dWx, dWh, db
+        return dx, dprev_h, dWx, dWh, db, None
 
 
 class RNNStepWithJVP(RNNStep):
@@ -75,14 +77,14 @@ class RNNStepWithJVP(RNNStep):
     The tangent of each line:
 
         ta      = tx Wx + x tWx + tprev_h Wh + prev_h tWh + tb
-        tnext_h = ta * (1 - next_h^2)
+        tnext_h = ta * act'(a)
     """
 
     @staticmethod
-    def jvp(ctx: Any, tx: Tensor, tprev_h: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor) -> Tensor:
+    def jvp(ctx: Any, tx: Tensor, tprev_h: Tensor, tWx: Tensor, tWh: Tensor, tb: Tensor, _: None) -> Tensor:
         x, prev_h, Wx, Wh, next_h = ctx.saved_tensors
         ta = tx @ Wx + x @ tWx + tprev_h @ Wh + prev_h @ tWh + tb
-        return ta * _slope(next_h)
+        return ta * _slope(next_h, ctx.nonlinearity)
 
 
 class RNN(Function):
@@ -93,13 +95,13 @@ class RNN(Function):
     the state before the first step.
 
         a_t = x_t Wx + h_{t-1}[:n_t] Wh + b    (n_t, H)    t = 1..T
-        h_t = tanh(a_t)                        (n_t, H)
+        h_t = act(a_t)                         (n_t, H), act is tanh or relu
 
     Backward, through time. h_t reaches the loss through its own output and, in the rows present at t + 1,
-    through h_{t+1}:
+    through h_{t+1}. The slope is that of RNNStep, act'(a_t) = 1 - h_t^2 or [h_t > 0]:
 
-        da_T = dh_T * (1 - h_T^2)
-        da_t = (dh_t + [da_{t+1} Wh^T; 0]) * (1 - h_t^2)   t = T-1..1
+        da_T = dh_T * act'(a_T)
+        da_t = (dh_t + [da_{t+1} Wh^T; 0]) * act'(a_t)     t = T-1..1
         dh_0 = [da_1 Wh^T; 0]                  (N, H), the 0s for sequences without a step
 
     All steps share the weights, so their gradients sum over batch and time, one product over r rows:
@@ -125,14 +127,15 @@ class RNN(Function):
         b: Tensor,
         index: Tensor | None,
         batch_sizes: BatchSizes,
+        nonlinearity: str,
         cache: dict[str, Any] | None,
     ) -> Tensor:
         a = gather_rows(torch.addmm(b, x, Wx), index)  # (r, H)
-        return (_run if cache is None else run_)(a, h0, Wh, steps_of(batch_sizes, h0))
+        return (_run if cache is None else run_)(a, h0, Wh, steps_of(batch_sizes, h0), nonlinearity)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, h0, Wx, Wh, _, index, ctx.batch_sizes, ctx.cache = inputs
+        x, h0, Wx, Wh, _, index, ctx.batch_sizes, ctx.nonlinearity, ctx.cache = inputs
         ctx.save_for_backward(x, h0, Wx, Wh, index, output)
         ctx.save_for_forward(x, h0, Wx, Wh, index, output)
 
@@ -142,14 +145,14 @@ class RNN(Function):
         need_x, need_h0, need_Wx, need_Wh, need_b, *_ = ctx.needs_input_grad
         steps = steps_of(ctx.batch_sizes, h0)
         fast = ctx.cache is not None and may_overwrite(dh)
-        da = (through_time_ if fast else _through_time)(dh, h, Wh, steps)  # (r, H)
+        da = (through_time_ if fast else _through_time)(dh, h, Wh, steps, ctx.nonlinearity)  # (r, H)
         dh0 = resize_rows(first_step(da, steps) @ Wh.T, h0.shape[0]) if need_h0 else None
         dWh = shifted_states(h0, h, steps).T @ da if need_Wh else None
         db = da.sum(0) if need_b else None
         da = scatter_sum(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, H)
         dx = da @ Wx.T if need_x else None
         dWx = x.T @ da if need_Wx else None
-        return dx, dh0, dWx, dWh, db, None, None, None
+        return dx, dh0, dWx, dWh, db, None, None, None, None
 
 
 class RNNWithJVP(RNN):
@@ -158,7 +161,7 @@ class RNNWithJVP(RNN):
     The tangent of each line:
 
         ta_t = tx_t Wx + x_t tWx + th_{t-1}[:n_t] Wh + h_{t-1}[:n_t] tWh + tb
-        th_t = ta_t * (1 - h_t^2)
+        th_t = ta_t * act'(a_t)
     """
 
     @staticmethod
@@ -172,11 +175,11 @@ class RNNWithJVP(RNN):
             th = (direct_t + tprev_h @ Wh) * slope_t
             return (th,), (th,)
 
-        (th,) = over_time(step, (th0,), (direct, _slope(h)), (Wh,), steps)[1]
+        (th,) = over_time(step, (th0,), (direct, _slope(h, ctx.nonlinearity)), (Wh,), steps)[1]
         return th
 
 
-def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> Tensor:
+def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, nonlinearity: str = "tanh") -> Tensor:
     """One step of a vanilla RNN, tanh(x Wx + prev_h Wh + b).
 
     Args:
@@ -185,20 +188,30 @@ def rnn_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> Te
         Wx: (D, H).
         Wh: (H, H).
         b: (H,).
+        nonlinearity: tanh, or relu in its place.
 
     Returns:
         next_h (N, H), dtype of x; the autocast dtype under autocast.
 
     Raises:
         TypeError: a dtype or device differs, or a value is not a floating-point tensor.
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or `nonlinearity` is another.
     """
     x, prev_h, Wx, Wh, b = autocast(x, prev_h, Wx, Wh, b)
     check_floats("rnn_step", {}, x=(x, "N D"), prev_h=(prev_h, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
-    return apply(RNNStep, RNNStepWithJVP, x, prev_h, Wx, Wh, b)
+    check_choice("rnn_step", "nonlinearity", nonlinearity, NONLINEARITIES)
+    return apply(RNNStep, RNNStepWithJVP, x, prev_h, Wx, Wh, b, nonlinearity)
 
 
-def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tensor | None = None) -> Tensor:
+def rnn(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    lengths: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
     """A vanilla RNN over a sequence.
 
     Args:
@@ -210,6 +223,7 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
         lengths: (N,) integers, 0 <= lengths <= T: how many steps each sequence has; None for T. Padding is neither read
             nor computed. Under torch.compile, export, vmap, CUDA graph capture and on the meta device lengths cannot be
             read: their range is then not checked, and all T steps are computed, with the same result.
+        nonlinearity: tanh or relu.
 
     Returns:
         h (N, T, H), dtype of x (the autocast dtype under autocast); zero past the end of each sequence.
@@ -217,15 +231,16 @@ def rnn(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, lengths: Tenso
     Raises:
         IndexError: a length is out of range.
         TypeError: a dtype or device differs, or a value is not a tensor of the right kind.
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or `nonlinearity` is another.
     """
     x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
     axes: dict[str, int] = {}
     check_floats("rnn", axes, x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
     check_lengths("rnn", lengths, axes, like=x)
+    check_choice("rnn", "nonlinearity", nonlinearity, NONLINEARITIES)
     packed = Packing.of(axes["N"], axes["T"], lengths)
     x = packed.pack(zero_padding(x, packed.padding))
-    h = apply(RNN, RNNWithJVP, x, packed.sort(h0), Wx, Wh, b, None, packed.batch_sizes, new_cache(x, h0, Wx, Wh, b))
+    h = _apply(x, packed.sort(h0), Wx, Wh, b, None, packed.batch_sizes, nonlinearity)
     return zero_padding(packed.unpack(h), packed.padding)
 
 
@@ -237,6 +252,7 @@ def packed_rnn(
     b: Tensor,
     batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
+    nonlinearity: str = "tanh",
 ) -> Tensor:
     """`rnn` over sequences that are packed, step after step, longest first (see `packing`).
 
@@ -250,6 +266,7 @@ def packed_rnn(
             number T instead: all have T steps.
         index: (r,) integers, 0 <= index < R: the row of x that is the input of each packed row. The range is checked
             wherever values can be read, as in `rnn`.
+        nonlinearity: tanh or relu.
 
     Returns:
         h (r, H), dtype of x (the autocast dtype under autocast).
@@ -257,36 +274,55 @@ def packed_rnn(
     Raises:
         IndexError: an index is out of range.
         TypeError: a dtype or device differs, or a value is not a tensor of the right kind.
-        ValueError: a shape or `batch_sizes` does not fit.
+        ValueError: a shape or `batch_sizes` does not fit, or `nonlinearity` is another.
     """
     x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
     axes: dict[str, int] = {}
     check_floats("packed_rnn", axes, x=(x, "R D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"))
     batch_sizes, index = check_packed("packed_rnn", batch_sizes, index, axes, like=x)
-    return apply(RNN, RNNWithJVP, x, h0, Wx, Wh, b, index, batch_sizes, new_cache(x, h0, Wx, Wh, b, index))
+    check_choice("packed_rnn", "nonlinearity", nonlinearity, NONLINEARITIES)
+    return _apply(x, h0, Wx, Wh, b, index, batch_sizes, nonlinearity)
 
 
-def _slope(h: Tensor) -> Tensor:
-    """The derivative of tanh where its value is `h`."""
-    return 1 - h * h
+def _apply(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    index: Tensor | None,
+    batch_sizes: BatchSizes,
+    nonlinearity: str,
+) -> Tensor:
+    cache = new_cache(x, h0, Wx, Wh, b, index)
+    return apply(RNN, RNNWithJVP, x, h0, Wx, Wh, b, index, batch_sizes, nonlinearity, cache)
+
+
+def _act(a: Tensor, nonlinearity: str) -> Tensor:
+    return torch.tanh(a) if nonlinearity == "tanh" else torch.relu(a)
+
+
+def _slope(h: Tensor, nonlinearity: str) -> Tensor:
+    """The derivative of the nonlinearity where its value is `h`."""
+    return 1 - h * h if nonlinearity == "tanh" else (h > 0).to(h.dtype)
 
 
 # The loops over time, for derivatives of any order. `_inplace.rnn` has the faster ones.
 
 
-def _run(a: Tensor, h0: Tensor, Wh: Tensor, steps: Steps) -> Tensor:
+def _run(a: Tensor, h0: Tensor, Wh: Tensor, steps: Steps, nonlinearity: str) -> Tensor:
     """h (r, H) of x Wx + b (r, H)."""
 
     def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
         (prev_h,), (a_t,), (Wh,) = state, rows, constants
-        h = torch.tanh(a_t + prev_h @ Wh)  # (n, H)
+        h = _act(a_t + prev_h @ Wh, nonlinearity)  # (n, H)
         return (h,), (h,)
 
     _, (h,) = over_time(step, (h0,), (a,), (Wh,), steps)
     return h
 
 
-def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, steps: Steps) -> Tensor:
+def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, steps: Steps, nonlinearity: str) -> Tensor:
     """da (r, H)."""
 
     def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
@@ -294,5 +330,6 @@ def _through_time(dh: Tensor, h: Tensor, Wh: Tensor, steps: Steps) -> Tensor:
         da = (dh_t + dprev_h) * slope_t  # (n, H)
         return (da @ Wh.T,), (da,)
 
-    _, (da,) = over_time(step, (torch.zeros_like(first_step(h, steps)),), (dh, _slope(h)), (Wh,), steps, reverse=True)
+    zeros, slope = torch.zeros_like(first_step(h, steps)), _slope(h, nonlinearity)
+    _, (da,) = over_time(step, (zeros,), (dh, slope), (Wh,), steps, reverse=True)
     return da

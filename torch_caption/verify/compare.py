@@ -47,7 +47,17 @@ CLASSES: dict[str, type[Function]] = {
     name: value for name, value in vars(functions).items() if isinstance(value, type) and issubclass(value, Function)
 }
 # Arguments of classes without a gradient.
-UNDIFFERENTIATED = {"y", "index", "indices", "batch_sizes", "R", "label_smoothing", "cache"}
+UNDIFFERENTIATED = {
+    "y",
+    "index",
+    "indices",
+    "batch_sizes",
+    "R",
+    "label_smoothing",
+    "nonlinearity",
+    "gate_order",
+    "cache",
+}
 LETTERS = "NTDHVL"
 # Finite differences need one evaluation per entry: the modes run on smaller sizes.
 SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
@@ -145,15 +155,22 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "temporal_affine": (normal(N, T, D), normal(D, H, scale=D**-0.5), normal(H)),
         "word_embedding": (y, normal(V, D)),
         "rnn_step": (normal(N, D), normal(N, H), *weights(1)),
+        "rnn_step, relu": (normal(N, D), normal(N, H), *weights(1), "relu"),
         "rnn": (normal(N, T, D), normal(N, H), *weights(1)),
         "rnn, lengths": (normal(N, T, D), normal(N, H), *weights(1), lengths),
+        "rnn, relu": (normal(N, T, D), normal(N, H), *weights(1), None, "relu"),
         "packed_rnn": (normal(r, D), normal(N, H), *weights(1), batch_sizes),
         "packed_rnn, index": (normal(V, D), normal(N, H), *weights(1), batch_sizes, index),
+        "packed_rnn, relu": (normal(r, D), normal(N, H), *weights(1), batch_sizes, None, "relu"),
         "lstm_step": (normal(N, D), normal(N, H), normal(N, H), *weights(4)),
+        "lstm_step, ifgo": (normal(N, D), normal(N, H), normal(N, H), *weights(4), "ifgo"),
         "lstm": (normal(N, T, D), normal(N, H), *weights(4)),
         "lstm, lengths and state": (normal(N, T, D), normal(N, H), *weights(4), lengths, normal(N, H), True),
         "packed_lstm": (normal(r, D), normal(N, H), *weights(4), batch_sizes),
-        "packed_lstm, index and state": (normal(V, D), normal(N, H), *weights(4), batch_sizes, index, normal(N, H)),
+        "packed_lstm, index and state": (
+            *(normal(V, D), normal(N, H), *weights(4), batch_sizes, index),
+            *(normal(N, H), True),
+        ),
         "dot_product_attention": (normal(N, H), normal(N, H, L)),
         "attention_lstm_step": (normal(N, D), normal(N, H), normal(N, H), *attention()),
         "attention_lstm": (normal(N, T, D), *attention()),
