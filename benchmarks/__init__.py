@@ -14,6 +14,8 @@ over the whole race; its quartiles stand beside it. What is shorter than a turn 
 of these is not timed.
 
     step.py       a training step of three shapes, in float32 and under autocast to bfloat16
+    layers.py     torch_caption.layers beside torch.nn's
+    modes.py      which modes of differentiation work, of both
     growth.py     with T, H, N and V
     decoding.py   greedy captions
     loading.py    batches from HDF5

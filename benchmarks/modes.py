@@ -119,7 +119,7 @@ def every(inputs: Inputs) -> tuple[int, ...]:
 
 
 def backward(call: Call, inputs: Inputs) -> Any:
-    return torch.autograd.grad(loss_of(call)(*inputs), inputs)
+    return _backward(call, *inputs)
 
 
 def batched_backward(call: Call, inputs: Inputs) -> Any:
@@ -292,8 +292,11 @@ def exported_with_dynamic_sizes(call: Call, inputs: Inputs) -> Any:
 
 
 def traced(call: Call, inputs: Inputs) -> Any:
-    values = tuple(x.detach() for x in inputs)
-    return make_fx(grad(loss_of(call), every(inputs)), tracing_mode="symbolic")(*values)(*values)
+    return make_fx(partial(_backward, call), tracing_mode="symbolic")(*inputs)(*inputs)
+
+
+def _backward(call: Call, *inputs: Tensor) -> Any:
+    return torch.autograd.grad(loss_of(call)(*inputs), inputs)
 
 
 def meta_device(call: Call, inputs: Inputs) -> Any:
@@ -388,9 +391,7 @@ def _loop(mode: str, name: str, inputs: Inputs) -> list[Tensor]:
     plain.__name__ = "plain"
     if mode == "export":
         return leaves(plain(*inputs))
-    if mode.startswith("make_fx"):
-        return leaves(func_grad(plain, inputs))
-    if mode.startswith("autocast"):
+    if mode.startswith(("make_fx", "autocast")):
         return leaves(backward(plain, inputs))
     return leaves(NOT_OF_A_LOOP.get(mode, MODES[mode])(plain, inputs))
 

@@ -12,12 +12,12 @@ from tyro.conf import arg
 from torch_caption.errors import ConfigError
 from torch_caption.io.text import flag_of
 
-Part = Literal["step", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"]
+Part = Literal["step", "layers", "modes", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"]
 Cell = Literal["rnn", "lstm"]
 THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 PARTS: tuple[Part, ...] = get_args(Part)
-BY_NAME_ALONE: tuple[Part, ...] = "distributed", "checkpoint"
-"""No comparison with a peer: measured where they are asked for, so that all the others take less than ten minutes."""
+BY_NAME_ALONE: tuple[Part, ...] = "layers", "modes", "distributed", "checkpoint"
+"""Measured where they are asked for, so that all the others take less than ten minutes."""
 DEFAULT: tuple[Part, ...] = tuple(part for part in PARTS if part not in BY_NAME_ALONE)
 CELLS: tuple[Cell, ...] = get_args(Cell)
 
@@ -31,7 +31,7 @@ class Options:
     """
 
     only: tuple[Part, ...] = DEFAULT
-    """The parts to measure; without it all comparisons with peers, which leaves out distributed and checkpoint."""
+    """The parts to measure; without it all comparisons with peers, which leaves out layers, modes, distributed and checkpoint."""
     cells: tuple[Cell, ...] = CELLS
     """The recurrent cells to measure."""
     quick: bool = False

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import checkpoint, decoding, distributed, epoch, gpu, growth, loading, machine, memory, step
+from benchmarks import checkpoint, decoding, distributed, epoch, gpu, growth, layers, loading, machine, memory, modes, step
 from benchmarks.options import Options, Part
 from benchmarks.tables import Table, paragraph
 
 MEASURES: dict[Part, Callable[[Options], Iterator[Table]]] = {
     "step": step.tables,
+    "layers": layers.tables,
+    "modes": modes.tables,
     "decoding": decoding.tables,
     "loading": loading.tables,
     "growth": growth.tables,

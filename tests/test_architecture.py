@@ -302,7 +302,7 @@ def test_no_other_module_uses_a_private_name(path):
 def test_every_private_name_has_a_test_of_its_own():
     used = private_names(INTERNALS.read_text(encoding="utf-8"))
     used |= {"is_functorch_wrapped_tensor", "is_batchedtensor", "is_legacy_batchedtensor", "get_unwrapped"}
-    used |= {"maybe_current_level", "has_static_value", "scan"}
+    used |= {"maybe_current_level", "has_static_value", "scan", "get_interpreter_stack"}
     tests = (ROOT / "tests" / "functions" / "test_torch_internals.py").read_text(encoding="utf-8")
     assert {name for name in used - {"_C", "_functorch", "_higher_order_ops"} if name.strip("_") not in tests} == set()
 

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.helpers.random_arguments import example
 from torch_caption.functions import Packing, lstm_step, packed_lstm
+from torch_caption.functions.packing import last_rows
 from torch_caption.verify.gradcheck import assert_agrees
 
 D, H = 4, 5  # of `example`
@@ -41,7 +42,8 @@ def test_packed_sequences_end_in_the_states_of_torch():
         return out.data, *(torch.cat([state[0], first[3:]]) for state, first in zip(last, (h0, c0), strict=True))
 
     def hand(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, c0: Tensor) -> tuple:
-        return packed_lstm(packed.pack(x), h0, Wx, Wh, b, packed.batch_sizes, c0=c0, return_state=True)
+        h, c = packed_lstm(packed.pack(x), h0, Wx, Wh, b, packed.batch_sizes, c0=c0, return_cells=True)
+        return h, last_rows(h0, h, packed.batch_sizes), last_rows(c0, c, packed.batch_sizes)
 
     args = example("lstm", N=4)
     args["c0"] = args["h0"].detach().flip(0).requires_grad_()

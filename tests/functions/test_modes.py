@@ -203,6 +203,21 @@ def hessian(case: Case, choose: Choose) -> None:
         assert_same(found, expected, [f"d{second} d{first}" for first in names for second in names])
 
 
+def forward_over_forward(case: Case, _: Choose) -> None:
+    """The second derivative along a direction, which torch gets wrong for a Function of its own."""
+
+    def twice(function: Callable) -> tuple[Tensor, ...]:
+        call, inputs = of_inputs(function, case.args)
+        along = tuple(random_like(x, 7) for x in inputs)
+
+        def once(*xs: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.jvp(call, xs, along)[1]
+
+        return torch.func.jvp(once, detached(inputs), along)[1]
+
+    assert_same(twice(case.hand), twice(case.auto))
+
+
 def functional_call(case: Case, _: Choose) -> None:
     """With the module's own parameters, and with others in their place."""
     module = Module(case)
@@ -324,7 +339,7 @@ def test_mode(check, label):
     check(CASES[label], FIRST)
 
 
-@every(jvp, hessian, functional_call)
+@every(jvp, hessian, forward_over_forward, functional_call)
 @pytest.mark.parametrize("label", FUNCTIONS)
 def test_mode_of_a_function(check, label):
     check(CASES[label], FIRST)

@@ -35,6 +35,19 @@ def test_is_functorch_wrapped_tensor():
     assert seen(look, lambda f: lambda x: torch.func.jvp(f, (x,), (x,)), X) == [True]
 
 
+def test_get_interpreter_stack():
+    look = internals.in_nested_forward_mode
+
+    def jvp(f):
+        return lambda x: torch.func.jvp(f, (x,), (x,))
+
+    assert not look()
+    assert seen(lambda _: look(), jvp, X) == [False]
+    assert seen(lambda _: look(), lambda f: torch.func.grad(lambda x: jvp(f)(x)[1]), X) == [False]
+    assert seen(lambda _: look(), lambda f: jvp(jvp(f)), X) == [True]
+    assert seen(lambda _: look(), lambda f: torch.func.jacfwd(torch.func.grad(torch.func.jacfwd(f))), X[0]) == [True]
+
+
 def test_is_batchedtensor():
     look = internals.is_mapped
     assert seen(look, torch.func.grad, X) == [False]

@@ -49,6 +49,7 @@ PACKED = [name for name in functions.__all__ if name.startswith("packed_")]
 STATES = {"h0": "N H", "c0": "N H"}
 OPTIONS = {
     "return_state": (False, True),
+    "return_cells": (False, True),
     "return_weights": (False, True),
     "nonlinearity": ("tanh", "relu"),
     "gate_order": ("ifog", "ifgo"),

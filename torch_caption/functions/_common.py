@@ -11,17 +11,28 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._torch_internals import in_forward_mode, is_mapped, is_mapped_by_autograd, is_traced, is_wrapped, unwrapped
+from ._torch_internals import (
+    in_forward_mode,
+    in_nested_forward_mode,
+    is_mapped,
+    is_mapped_by_autograd,
+    is_traced,
+    is_wrapped,
+    unwrapped,
+)
 
 
 def apply(function: type[Function], with_jvp: type[Function], *args: Any) -> Any:
     """Apply `with_jvp`, the subclass that adds forward mode, or plain `function` where torch.compile traces.
 
-    Dynamo refuses a Function that has a jvp once an input requires grad.
+    Dynamo refuses a Function that has a jvp once an input requires grad. Within nested forward mode torch takes the
+    tangents of a jvp as constants (pytorch/pytorch#197867): there its own derivatives of the forward are used.
     """
     if torch.compiler.is_compiling():
         return function.apply(*args)
     forward: Any = function.forward
+    if in_forward_mode() and in_nested_forward_mode():
+        return forward(*args)
     if not hasattr(forward, "__signature__"):  # which torch would take apart at every call, for 10 microseconds
         forward.__signature__ = inspect.signature(forward)
     return with_jvp.apply(*args)

@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 __all__ = [
     "has_static_value",
     "in_forward_mode",
+    "in_nested_forward_mode",
     "in_torch_func",
     "is_mapped",
     "is_mapped_by_autograd",
@@ -57,6 +58,12 @@ def in_torch_func() -> bool:
 def in_forward_mode() -> bool:
     """Whether a level of forward-mode differentiation is entered: any tensor may come with a tangent."""
     return forward_ad._current_level >= 0
+
+
+def in_nested_forward_mode() -> bool:
+    """Whether two levels of torch.func.jvp are active, or more: jacfwd of jacfwd, for example."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1
 
 
 def is_traced() -> bool:

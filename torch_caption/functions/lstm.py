@@ -20,7 +20,6 @@ from .packing import (
     check_packed,
     first_step,
     gather_rows,
-    last_rows,
     over_time,
     resize_rows,
     scatter_sum,
@@ -295,8 +294,8 @@ def packed_lstm(
     batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
     c0: Tensor | None = None,
-    return_state: bool = False,
-) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+    return_cells: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """`lstm` over sequences that are packed, step after step, longest first (see `packing`).
 
     Args:
@@ -310,11 +309,11 @@ def packed_lstm(
         index: (r,) integers, 0 <= index < R: the row of x that is the input of each packed row. The range is checked
             wherever values can be read, as in `lstm`.
         c0: (N, H), the cell states before the first step; None for zero.
-        return_state: return the last states too.
+        return_cells: return the cell states too.
 
     Returns:
-        h (r, H), dtype of x (the autocast dtype under autocast). With `return_state`, h and (last_h, last_c), (N, H)
-        each: the state after the last step of each sequence, h0 and c0 where it has none.
+        h (r, H), dtype of x (the autocast dtype under autocast). With `return_cells`, h and c (r, H): of both,
+        `packing.last_rows` takes the states after the last step of each sequence.
 
     Raises:
         IndexError: an index is out of range.
@@ -328,7 +327,7 @@ def packed_lstm(
     check_floats("packed_lstm", axes, h0=(h0, "N H"), c0=(c0, "N H"))
     batch_sizes, index = check_packed("packed_lstm", batch_sizes, index, axes, like=x)
     h, c = _apply(x, h0, Wx, Wh, b, c0, index, batch_sizes)
-    return (h, (last_rows(h0, h, batch_sizes), last_rows(c0, c, batch_sizes))) if return_state else h
+    return (h, c) if return_cells else h
 
 
 def _apply(

@@ -24,7 +24,7 @@ class RNNCell(nn.RNNCell):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         x, (h,) = _batched(self, input, [hx])
         weights = rnn_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return rnn_step(x, h, **weights, nonlinearity=self.nonlinearity).reshape(*input.shape[:-1], self.hidden_size)
+        return _as_given(input, rnn_step(x, h, **weights, nonlinearity=self.nonlinearity))
 
 
 class LSTMCell(nn.LSTMCell):
@@ -41,8 +41,7 @@ class LSTMCell(nn.LSTMCell):
         x, (h, c) = _batched(self, input, [None, None] if hx is None else list(hx))
         weights = rnn_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         next_h, next_c = lstm_step(x, h, c, **weights, gate_order="ifgo")
-        shape = *input.shape[:-1], self.hidden_size
-        return next_h.reshape(shape), next_c.reshape(shape)
+        return _as_given(input, next_h), _as_given(input, next_c)
 
 
 class GRUCell(nn.GRUCell):
@@ -58,7 +57,7 @@ class GRUCell(nn.GRUCell):
         """
         x, (h,) = _batched(self, input, [hx])
         weights = gru_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return gru_step(x, h, **weights).reshape(*input.shape[:-1], self.hidden_size)
+        return _as_given(input, gru_step(x, h, **weights))
 
 
 def _batched(cell: nn.RNNCellBase, x: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
@@ -84,6 +83,11 @@ def _batched(cell: nn.RNNCellBase, x: Tensor, states: list[Tensor | None]) -> tu
             raise RuntimeError(f"{owner}: Input batch size {_batch(x)} doesn't match {name} batch size {_batch(h)}")
         batched.append(h.reshape(-1, H))
     return x.reshape(-1, D), batched
+
+
+def _as_given(x: Tensor, h: Tensor) -> Tensor:
+    """h (N, H), or (H,) if x has no batch axis."""
+    return h if x.dim() == 2 else h.squeeze(0)
 
 
 def _batch(x: Tensor) -> str:
