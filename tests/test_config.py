@@ -30,6 +30,10 @@ def test_the_cells_are_those_of_the_flag() -> None:
         ({"lr": math.nan}, "--lr must be a positive number, not nan"),
         ({"clip": -1.0}, "--clip must be 0 or a positive number, not -1.0"),
         ({"dropout": 1.0}, "--dropout must be at least 0 and below 1, not 1.0"),
+        ({"num_layers": 0}, "--num-layers must be at least 1, not 0"),
+        ({"num_layers": 101}, "--num-layers must be at most 100, not 101"),
+        ({"num_layers": 2, "layer_dropout": 1.0}, "--layer-dropout must be at least 0 and below 1, not 1.0"),
+        ({"layer_dropout": 0.5}, "--layer-dropout needs --num-layers of at least 2"),
         ({"scheduled_sampling": 1.5}, "--scheduled-sampling must be from 0 to 1, not 1.5"),
         ({"objective": "scst"}, "--objective scst starts from a trained model: name it with --init-from"),
         (
@@ -68,6 +72,7 @@ def test_settings_of_a_checkpoint_are_those_that_were_saved() -> None:
         ({"data": None}, "the saved setting of --data cannot be None"),
         ({"out": 3}, "the saved setting of --out cannot be 3"),
         ({"tensorboard": 1}, "the saved setting of --tensorboard cannot be 1"),
+        ({"num_layers": 10**9}, "--num-layers must be at most 100, not 1000000000"),
         ({"max_length": 10**12}, "--max-length must be at most 1000, not 1000000000000"),
     ],
 )

@@ -18,7 +18,7 @@ from torch_caption.model.cells import CELLS
 
 LEARNING_RATES = {"xe": 2e-3, "scst": 2e-4}
 """Default peak learning rate of Adam for each objective."""
-MODEL_FIELDS = ("cell_type", "hidden_dim", "wordvec_dim", "tied", "dtype")
+MODEL_FIELDS = ("cell_type", "num_layers", "hidden_dim", "wordvec_dim", "tied", "dtype")
 """Settings that the weights of a model fix."""
 DATA_FIELDS = ("data", "pca_features", "max_length")
 """Settings of the data, which --init-from takes from the checkpoint by default."""
@@ -45,6 +45,8 @@ class TrainConfig:
 
     cell_type: Literal[tuple(CELLS)] = "rnn"  # type: ignore[valid-type]
     """The recurrent cell; attention is an LSTM that attends over the spatial feature grid at every step."""
+    num_layers: int = 1
+    """Recurrent layers; each after the first reads the hidden states of the one below."""
     hidden_dim: int = 256
     """H, the size of the hidden state."""
     wordvec_dim: int = 128
@@ -52,6 +54,8 @@ class TrainConfig:
     dropout: float = 0.4
     """Dropout probability on embeddings and on hidden states before the vocabulary layer. It raises the training loss
     above the validation loss."""
+    layer_dropout: float = 0.0
+    """Dropout probability on hidden states between layers."""
     feature_dropout: float = 0.2
     """Dropout probability on the image features."""
     tied: bool = False
@@ -134,9 +138,11 @@ class TrainConfig:
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{flag_of(name)} must be 0 or a positive number, not {getattr(self, name)}")
-        for name in ("dropout", "feature_dropout", "label_smoothing", "ema"):
+        for name in ("dropout", "layer_dropout", "feature_dropout", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{flag_of(name)} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.layer_dropout and self.num_layers == 1:
+            raise ConfigError("--layer-dropout needs --num-layers of at least 2")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ConfigError(f"--scheduled-sampling must be from 0 to 1, not {self.scheduled_sampling}")
         if self.objective == "scst":
@@ -149,14 +155,14 @@ class TrainConfig:
     def _check_sizes(self) -> None:
         at_least = {"hidden_dim": 1, "wordvec_dim": 1, "epochs": 1, "batch_size": 1, "max_length": 1, "workers": 0}
         at_least |= {"patience": 0, "score_images": 0, "max_train": 1, "threads": 1, "warm_up": 0}
-        at_least |= {"checkpoint_every": 0}
+        at_least |= {"checkpoint_every": 0, "num_layers": 1}
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{flag_of(name)} must be at least {least}, not {value}")
         check_length(self.max_length)
         sizes = dict.fromkeys(("hidden_dim", "wordvec_dim", "batch_size"), 2**31)  # torch counts bytes in 63 bits
-        for name, most in {"workers": 1000, "threads": 1000, **sizes}.items():
+        for name, most in {"workers": 1000, "threads": 1000, "num_layers": 100, **sizes}.items():
             value = getattr(self, name)
             if value is not None and value > most:
                 raise ConfigError(f"{flag_of(name)} must be at most {most}, not {value}")
@@ -182,7 +188,7 @@ class TrainConfig:
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `CaptioningRNN` that are settings: all but the vocabulary and `input_dim`."""
         names = ("wordvec_dim", "hidden_dim", "cell_type", "gradients", "dropout", "label_smoothing", "tied")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "num_layers", "layer_dropout")}
 
     def plain(self) -> dict[str, Any]:
         """The settings as plain values, for a checkpoint."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.saved_checkpoint import CONFIG, WORDS, D, make
+from tests.helpers.saved_checkpoint import CONFIG, WORDS, D, forged, make
 from torch_caption.checkpoints import format as checkpoints
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.errors import CheckpointError
@@ -32,6 +32,14 @@ def test_a_model_is_built_with_its_weights(tmp_path: Path, dtype: str) -> None:
     assert model.Wh.grad.norm() > 0
 
 
+def test_a_checkpoint_from_before_layers_has_one(tmp_path: Path) -> None:
+    settings = {name: value for name, value in CONFIG.plain().items() if name not in ("num_layers", "layer_dropout")}
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(forged(metadata={"config": settings}))
+    model = checkpoints.build_model(checkpoints.load(path))
+    assert (model.num_layers, model.layer_dropout) == (1, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -39,6 +47,7 @@ def test_a_model_is_built_with_its_weights(tmp_path: Path, dtype: str) -> None:
         ({"config": {"cell_type": "nonesuch"}}, "nonesuch"),
         ({"config": {"cell_type": "lstm"}}, "size mismatch"),
         ({"config": {"tied": True}}, "W_vocab"),
+        ({"config": {"num_layers": 2}}, "Wx_l2"),
         ({"config": {"dropout": 1.5}}, "dropout"),
         ({"input_dim": 10**30}, ""),
         ({"input_dim": 0}, ""),

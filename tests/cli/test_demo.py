@@ -141,14 +141,14 @@ def test_a_checkpoint_without_a_recipe_is_refused(tmp_path: Path) -> None:
 def test_the_model_of_a_checkpoint(tmp_path: Path) -> None:
     """With the recipe of the checkpoint and the explanation on the page."""
     made = explainer("lstm")
-    model = CaptioningRNN(made.vocabulary.word_to_idx, scenes.FEATURE_DIM, 8, 16, cell_type="lstm")
-    config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm", max_length=4)
+    model = CaptioningRNN(made.vocabulary.word_to_idx, scenes.FEATURE_DIM, 8, 16, cell_type="lstm", num_layers=2)
+    config = TrainConfig(wordvec_dim=8, hidden_dim=16, cell_type="lstm", max_length=4, num_layers=2)
     recipe = {"encoder": recipes.SCENES, "recipe": scenes.VERSION, "features": "vgg16_fc7"}
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
     saved = checkpoints.Checkpoint(weights, config, [*made.vocabulary.words], recipe, scenes.FEATURE_DIM)
     checkpoints.save(tmp_path / "x.safetensors", saved)
     loaded, about = open_explainer(DemoConfig(tmp_path / "x.safetensors", device="cpu"))
-    assert about == f"{tmp_path / 'x.safetensors'}: lstm, H = 16, 14 words, features by scenes.features"
+    assert about == f"{tmp_path / 'x.safetensors'}: lstm, 2 layers, H = 16, 14 words, features by scenes.features"
     picture = Image.new("RGB", (scenes.SIDE, scenes.SIDE), "white")
     features = torch.from_numpy(scenes.features(np.asarray(picture)))
     assert loaded(picture) == explain(model.eval(), made.vocabulary, features, replace(BEST_FIVE, max_length=4))

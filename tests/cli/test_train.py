@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from tests.helpers.command import refusal
+from tests.helpers.command import SMALL, refusal
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.__main__ import main
 from torch_caption.cli.train import train_config
@@ -61,6 +61,26 @@ def test_init_from_takes_data_and_sizes_of_the_checkpoint_alone() -> None:
         assert (config.max_length, config.batch_size, config.lr, config.highest_lr) == (6, 128, None, 2e-4)
     config, _ = train_config(["--init-from", "runs", "--max-length", "9", "--data", "other"])
     assert (config.max_length, config.data) == (9, "other")
+
+
+def test_layers_are_those_of_the_run_in_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained, resumed and continued; sampled with attention maps, and evaluated."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny(Path("tiny"), pictures=True, grids=True)
+    given = ["--data", "tiny", "--cell-type", "attention", "--num-layers", "3", "--layer-dropout", "0.1"]
+    assert main(["train", *SMALL, *given, "--epochs", "1", "--no-tensorboard"]) == 0
+    assert "model     attention, 3 layers, H 16, W 8, D 8 at " in capsys.readouterr().out
+    assert main(["train", "--resume", "--epochs", "2"]) == 0
+    config, _ = train_config(["--init-from", "runs"])
+    assert (config.num_layers, config.layer_dropout) == (3, 0.0)
+    assert main(["train", "--init-from", "runs", "--objective", "scst", "--epochs", "1", "--no-tensorboard"]) == 0
+    assert main(["sample", "--split", "val", "--images", "1", "--beam-size", "2", "--show-attention", "map.png"]) == 0
+    assert Path("map.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["evaluate", "--split", "val", "--meteor", "no"]) == 0
+    capsys.readouterr()
+    assert "has --num-layers 3, not 2" in refusal(["train", "--init-from", "runs", "--num-layers", "2"], capsys)
 
 
 @pytest.mark.usefixtures("in_folder")

@@ -317,8 +317,9 @@ def test_log_probabilities_are_the_models(cell_type: str) -> None:
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
-def test_which_parts_of_a_captioners_state_are_constant(cell_type: str) -> None:
-    model = captioner(cell_type)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_which_parts_of_a_captioners_state_are_constant(cell_type: str, num_layers: int) -> None:
+    model = captioner(cell_type, num_layers=num_layers)
     stepper = model.stepper(0)
     state = stepper.begin(images(cell_type, 3))
     before = [part.clone() for part in state]

@@ -247,10 +247,19 @@ def plain_loop(model: CaptioningRNN, features: Tensor, max_length: int) -> tuple
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
-@given(N=st.integers(0, 9), V=st.integers(4, 40), H=st.integers(1, 9), seed=st.integers(0, 999), table=st.booleans())
-def test_a_prepared_captioner_decodes_the_same(cell_type: str, N: int, V: int, H: int, seed: int, table: bool) -> None:
+@given(
+    N=st.integers(0, 9),
+    V=st.integers(4, 40),
+    H=st.integers(1, 9),
+    seed=st.integers(0, 999),
+    table=st.booleans(),
+    num_layers=st.integers(1, 3),
+)
+def test_a_prepared_captioner_decodes_the_same(
+    cell_type: str, N: int, V: int, H: int, seed: int, table: bool, num_layers: int
+) -> None:
     """Word by word in float64, with a table of words and without, whatever rows end when."""
-    model = captioner(cell_type, V=V, H=H)
+    model = captioner(cell_type, V=V, H=H, num_layers=num_layers)
     features = images(cell_type, N, seed)
     stepper = model.stepper(10**6 if table else 0)
     decoded = greedy(stepper, features, **CAPTIONER_IDS, max_length=12)
@@ -261,9 +270,10 @@ def test_a_prepared_captioner_decodes_the_same(cell_type: str, N: int, V: int, H
 
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
 @pytest.mark.parametrize("table", [0, 10**6])
-def test_a_prepared_step_takes_no_memory_of_its_own(cell_type: str, table: int) -> None:
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_prepared_step_takes_no_memory_of_its_own(cell_type: str, table: int, num_layers: int) -> None:
     n, V, H = 16, 300, 32
-    model = captioner(cell_type, V=V, H=H, dtype=torch.float32)
+    model = captioner(cell_type, V=V, H=H, dtype=torch.float32, num_layers=num_layers)
     stepper = model.stepper(table)
     state = stepper.begin(torch.randn(n, 5))
     words = torch.randint(2, V, (n,))
@@ -280,9 +290,10 @@ def test_a_prepared_step_takes_no_memory_of_its_own(cell_type: str, table: int) 
 
 
 @pytest.mark.parametrize("cell_type", CELLS)
-def test_a_prepared_captioner_in_half_precision(cell_type: str) -> None:
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_prepared_captioner_in_half_precision(cell_type: str, num_layers: int) -> None:
     """Under autocast and as a model of its own; the log-probabilities are float32."""
-    model = captioner(cell_type, dtype=torch.float32)
+    model = captioner(cell_type, dtype=torch.float32, num_layers=num_layers)
     features = images(cell_type, 5, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         under = greedy(model.stepper(0), features, **CAPTIONER_IDS, max_length=9)

@@ -102,11 +102,20 @@ def teacher_forced(stepper: Stepper, features: Tensor, words: Tensor, end: int) 
     return torch.stack(totals).detach()
 
 
-def captioner(cell_type: str, V: int = 23, D: int = 5, W: int = 4, H: int = 6, dtype: torch.dtype = torch.float64):
+def captioner(
+    cell_type: str,
+    V: int = 23,
+    D: int = 5,
+    W: int = 4,
+    H: int = 6,
+    dtype: torch.dtype = torch.float64,
+    num_layers: int = 1,
+) -> CaptioningRNN:
     """One whose captions end at different steps."""
     words = ["<NULL>", "<START>", "<END>", "<UNK>", *(f"w{k}" for k in range(4, V))]
     torch.manual_seed(1)
-    model = CaptioningRNN({word: k for k, word in enumerate(words)}, D, W, H, cell_type).to(dtype)
+    word_to_idx = {word: k for k, word in enumerate(words)}
+    model = CaptioningRNN(word_to_idx, D, W, H, cell_type, num_layers=num_layers).to(dtype)
     with torch.no_grad():
         model.W_embed.mul_(100)  # so that words matter
         model.W_vocab.mul_(6)

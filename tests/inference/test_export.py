@@ -32,12 +32,16 @@ T = 7
 PAGE_OUT = "captioner.onnx"  # what the page calls the file
 
 
-@pytest.fixture(params=ringed(CELLS, ["rnn"]), scope="module")
+MODELS = [*((cell_type, 1) for cell_type in CELLS), ("rnn", 2), ("attention", 3)]  # with numbers of layers
+
+
+@pytest.fixture(params=ringed(MODELS, [("rnn", 1), ("rnn", 2)]), scope="module")
 def model(request: pytest.FixtureRequest) -> CaptioningRNN:
     """Some of its captions end."""
-    model = captioner(request.param, dtype=torch.float32).eval()
+    cell_type, num_layers = request.param
+    model = captioner(cell_type, dtype=torch.float32, num_layers=num_layers).eval()
     with torch.no_grad():
-        while not (model.sample(pictures(request.param, 64), T) == 2).any():
+        while not (model.sample(pictures(cell_type, 64), T) == 2).any():
             model.b_vocab[2] += 1
     return model
 
@@ -47,7 +51,7 @@ def saved(model: CaptioningRNN, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A checkpoint of the model, with a word that JSON has to escape."""
     path = tmp_path_factory.mktemp("saved") / "best.safetensors"
     words = ["<NULL>", "<START>", "<END>", "<UNK>", 'l"jardinière"', *(f"w{k}" for k in range(5, 23))]
-    config = TrainConfig(wordvec_dim=4, hidden_dim=6, cell_type=model.cell_type)
+    config = TrainConfig(wordvec_dim=4, hidden_dim=6, cell_type=model.cell_type, num_layers=model.num_layers)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     manifest = {"encoder": "none"}
     checkpoints.save(path, checkpoints.Checkpoint(weights, config, words, manifest, 5))
@@ -142,7 +146,7 @@ print(len(json.loads(about["words.json"])), about["max_length.json"])
 
 def test_the_graph_makes_the_same_captions(model: CaptioningRNN) -> None:
     """In float64, of no images, without <UNK>, and of a model in training mode, whose dropout is off in the graph."""
-    double = captioner(model.cell_type).double().train()
+    double = captioner(model.cell_type, num_layers=model.num_layers).double().train()
     double.dropout = 0.5
     with torch.no_grad():
         double.b_vocab[3] += 3

@@ -15,9 +15,9 @@ def cell_type(request) -> str:
     return request.param
 
 
-@pytest.fixture
-def model(cell_type) -> CaptioningRNN:
-    return make(cell_type)
+@pytest.fixture(params=[1, 2], ids=["1 layer", "2 layers"])
+def model(request, cell_type) -> CaptioningRNN:
+    return make(cell_type, num_layers=request.param)
 
 
 @pytest.fixture

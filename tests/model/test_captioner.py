@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +177,19 @@ class AttentionLSTM(nn.LSTM):
 
 def torch_nn_loss(p: dict[str, Tensor], features: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """The captioner's loss by torch's own layers."""
+    image = (features.flatten(2).mT if "Wattn" in p else features) @ p["W_proj"] + p["b_proj"]
+    h = F.embedding(CAPTIONS[:, :-1], p["W_embed"])
+    for suffix in ("", "_l2"):
+        if f"Wx{suffix}" in p:
+            names = (name for name in ("Wx", "Wh", "b", "Wattn") if name in p)
+            h = torch_nn_layer({name: p[name + suffix] for name in names}, h, image)
+    logits, targets = (h @ p["W_vocab"] + p["b_vocab"]).flatten(0, 1), CAPTIONS[:, 1:].flatten()
+    loss = F.cross_entropy(logits, targets, ignore_index=NULL, reduction="sum", label_smoothing=label_smoothing)
+    return loss / N
+
+
+def torch_nn_layer(p: dict[str, Tensor], x: Tensor, state: Any) -> Tensor:
+    """The hidden states of x by torch's own layer, which begins at the image."""
     gates = p["Wx"].shape[1] // H
     kind = AttentionLSTM if "Wattn" in p else nn.LSTM if gates == 4 else nn.RNN
     order = [0, 1, 3, 2][:gates]  # torch's gates are i, f, g, o
@@ -186,16 +200,13 @@ def torch_nn_loss(p: dict[str, Tensor], features: Tensor, label_smoothing: float
     Wx = torch.cat([p[name] for name in ("Wx", "Wattn") if name in p])
     weights = {"weight_ih_l0": permuted(Wx).T, "weight_hh_l0": permuted(p["Wh"]).T, "bias_ih_l0": permuted(p["b"])}
     weights["bias_hh_l0"] = torch.zeros_like(p["b"])  # of two biases that are added, one is enough
-    state = (features.flatten(2).mT if "Wattn" in p else features) @ p["W_proj"] + p["b_proj"]
     if kind is not AttentionLSTM:
         state = state.unsqueeze(0)
     if kind is nn.LSTM:
         state = (state, torch.zeros_like(state))
     layer = kind(len(Wx), H, batch_first=True, dtype=torch.float64)
-    h, _ = functional_call(layer, weights, (F.embedding(CAPTIONS[:, :-1], p["W_embed"]), state))
-    logits, targets = (h @ p["W_vocab"] + p["b_vocab"]).flatten(0, 1), CAPTIONS[:, 1:].flatten()
-    loss = F.cross_entropy(logits, targets, ignore_index=NULL, reduction="sum", label_smoothing=label_smoothing)
-    return loss / N
+    h, _ = functional_call(layer, weights, (x, state))
+    return h
 
 
 def test_gradients_are_those_of_torch_nn(model, features):
@@ -283,16 +294,19 @@ def test_captions_without_an_end_have_max_length(features):
 # Attention -----------------------------------------------------------------------------------------------------------
 
 
-def test_attention_weights():
-    """Step by step, with the attention of the state before each word; rows and columns as the features have them."""
-    model, features = make("attention"), pictures("attention", seeded(1))
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_attention_weights(num_layers):
+    """Step by step, with the attention of the state before each word, of the last layer; rows and columns as the
+    features have them.
+    """
+    model, features = make("attention", num_layers=num_layers), pictures("attention", seeded(1))
     words = CAPTIONS[:, 1:]
     weights = model.attention(features, words)
     assert weights.shape == (N, T - 1, *GRID)
     assert not weights.requires_grad
     state = model.begin(features)
     for t in range(T - 1):
-        _, looked = functions.dot_product_attention(state[0], state[2].mT)
+        _, looked = functions.dot_product_attention(state[0], state[-1].mT)
         real = words[:, t] != NULL
         torch.testing.assert_close(weights[real, t], looked.reshape(N, *GRID)[real])
         assert not weights[~real, t].any()
@@ -385,7 +399,7 @@ def test_weights_multiply_each_words_part(model, features):
     assert model(features, CAPTIONS, weights=0 * ones).item() == 0
 
 
-EVERY_OPTION = {"dropout": 0.3, "label_smoothing": 0.1}
+EVERY_OPTION = {"dropout": 0.3, "label_smoothing": 0.1, "num_layers": 3, "layer_dropout": 0.4}
 
 
 @pytest.mark.parametrize("W", [W, H])

@@ -32,7 +32,7 @@ from torch_caption.model.cells import CELLS
 @pytest.mark.parametrize("path", [None, "weights of mine"])
 def test_params_round_trip(model, features, tmp_path, path):
     """As arrays, which are copies, or in a file written as named, with no ending added."""
-    params, other = model.params(), make(model.cell_type, seed=1)
+    params, other = model.params(), make(model.cell_type, seed=1, num_layers=model.num_layers)
     assert all(isinstance(value, np.ndarray) and value.dtype == np.float64 for value in params.values())
     params["b"][:] = 7
     assert not (model.b == 7).any()
@@ -127,7 +127,7 @@ def test_copied_pickled_and_saved(model, features):
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
         assert torch.equal(other(features, CAPTIONS), expected)
         assert other.W_proj is not model.W_proj
-    other = make(model.cell_type, seed=1)
+    other = make(model.cell_type, seed=1, num_layers=model.num_layers)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(features, CAPTIONS), expected)
     assert set(model.state_dict()) == set(model.params())
@@ -149,6 +149,9 @@ def test_copied_pickled_and_saved(model, features):
         ({"dropout": 1.0}, "^dropout must be at least 0 and below 1, but is 1.0$"),
         ({"dropout": -0.1}, "^dropout must be at least 0 and below 1, but is -0.1$"),
         ({"label_smoothing": 1.0}, "^label_smoothing must be at least 0 and below 1, but is 1.0$"),
+        ({"num_layers": 0}, "^CaptioningRNN: num_layers must be an integer of at least 1, but is 0$"),
+        ({"num_layers": 2, "layer_dropout": 1.0}, "^layer_dropout must be at least 0 and below 1, but is 1.0$"),
+        ({"layer_dropout": 0.1}, "^layer_dropout needs num_layers of at least 2: it is between layers$"),
     ],
 )
 def test_refused_options(options, message):

@@ -123,7 +123,8 @@ def open_explainer(config: DemoConfig) -> tuple[Explainer, str]:
     """
     opened = load(config.checkpoint, device=config.device, data=config.data, encoder_weights=config.weights)
     model, encoder = opened.model, str(opened.recipe["encoder"]).removeprefix("torch_caption.data.")
-    sizes = f"{model.cell_type}, H = {model.hidden_dim}, {model.vocab_size:,} words"
+    layers = f", {model.num_layers} layers" if model.num_layers > 1 else ""
+    sizes = f"{model.cell_type}{layers}, H = {model.hidden_dim}, {model.vocab_size:,} words"
     options = opened.options_for(config.decoding, flag_of)
     explainer = Explainer(model, opened.vocabulary, opened.recipe, opened.extractor, options)
     return explainer, f"{opened.path}: {sizes}, features by {encoder}"

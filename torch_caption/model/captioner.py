@@ -41,6 +41,10 @@ class CaptioningRNN(nn.Module):
     Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
     "attention" Wattn (H, 4H). They have torch's default device and dtype.
 
+    With several layers, layer k > 1 reads the hidden states of the one below instead of x, and has parameters of its
+    own, Wx_lk (H, GH), Wh_lk, b_lk and with "attention" Wattn_lk. All layers begin at h0, or attend to A; logits are
+    those of the last layer's h.
+
     Args:
         word_to_idx: ids of the words, including <NULL>; V is its size. Without <START> nothing can be decoded; without
             <END> every caption has the maximum length. An id of V or more is an error only if a caption contains it.
@@ -55,6 +59,9 @@ class CaptioningRNN(nn.Module):
         tied: tie the vocabulary layer's weight to the word vectors, W_vocab = W_embed^T (Press & Wolf 2017). There is
             then no W_vocab, and if H is not W there is W_out (H, W), which projects h to the width of a word vector:
             logits = h W_out W_embed^T + b_vocab.
+        num_layers: of the recurrence.
+        layer_dropout: the dropout probability on hidden states between layers in training. Those of the last layer have
+            `dropout`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -81,24 +88,33 @@ class CaptioningRNN(nn.Module):
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
         tied: bool = False,
+        num_layers: int = 1,
+        layer_dropout: float = 0.0,
     ):
         super().__init__()
         if NULL not in word_to_idx:
             raise ValueError(f"word_to_idx lacks {NULL}")
-        check_sizes("CaptioningRNN", input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim)
-        for name, share in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
+        sizes = {"input_dim": input_dim, "wordvec_dim": wordvec_dim, "hidden_dim": hidden_dim}
+        check_sizes("CaptioningRNN", **sizes, num_layers=num_layers)
+        shares = {"dropout": dropout, "label_smoothing": label_smoothing, "layer_dropout": layer_dropout}
+        for name, share in shares.items():
             if not 0 <= share < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, but is {share}")
+        if layer_dropout and num_layers == 1:
+            raise ValueError("layer_dropout needs num_layers of at least 2: it is between layers")
         self.cell_type = cell_type
         self.gradients = gradients
         self.input_dim, self.wordvec_dim, self.hidden_dim = input_dim, wordvec_dim, hidden_dim
         self.dropout = dropout
         self.label_smoothing = label_smoothing
         self.tied = tied
+        self.num_layers = num_layers
+        self.layer_dropout = layer_dropout
         self.null = word_to_idx[NULL]
         self.start, self.end, self.unk = (word_to_idx.get(word) for word in (START, END, UNK))
         self.word_to_idx = dict(word_to_idx)
-        self.cell = make_cell(cell_type, gradients)
+        self.cell = make_cell(cell_type, gradients, num_layers)
+        self._training_cell = make_cell(cell_type, gradients, num_layers, layer_dropout)
         V, D, W, H = len(word_to_idx), input_dim, wordvec_dim, hidden_dim
         self.vocab_size = V
         weights = {
@@ -173,8 +189,8 @@ class CaptioningRNN(nn.Module):
         if packed.sorted_indices is not None:  # a lookup of rows, as of word vectors in W_embed
             order = packed.sorted_indices.unsqueeze(0)
             image = self.cell.ops.word_embedding(order, image.flatten(1)).reshape(image.shape)
-        state = self.cell.begin(image)
-        h = self._drop(self.cell.packed(x, state, self.recurrent(), packed.batch_sizes, index))  # (r, H)
+        cell = self._training_cell if self.training else self.cell
+        h = self._drop(cell.packed(x, cell.begin(image), self.recurrent(), packed.batch_sizes, index))  # (r, H)
         y = packed.pack_integers(targets)
         part = real if weights is None else weights.detach() * real
         share = packed.pack_integers(part).to(self.b_vocab.dtype) / max(
@@ -222,7 +238,7 @@ class CaptioningRNN(nn.Module):
         return self._drop(x), index
 
     def recurrent(self) -> dict[str, Tensor]:
-        """The weights of the recurrence, Wx, Wh, b and with "attention" Wattn, by name."""
+        """The weights of the recurrence, Wx, Wh, b and with "attention" Wattn, of each layer, by name."""
         return {name: getattr(self, name) for name in self.cell.names}
 
     def begin(self, features: Tensor) -> State:
@@ -268,7 +284,7 @@ class CaptioningRNN(nn.Module):
 
     @torch.no_grad()
     def attention(self, features: Tensor, words: Tensor) -> Tensor:
-        """The attention weights at each word of given captions.
+        """The attention weights at each word of given captions; with several layers those of the last.
 
         Args:
             features: (N, D, L) or (N, D, a, a) floating-point.
@@ -286,9 +302,12 @@ class CaptioningRNN(nn.Module):
         check_tensor("CaptioningRNN", "words", words)
         starts = words.new_full((words.shape[0], 1), self.token_ids().start)
         inputs = torch.cat([starts, words], dim=1)[:, :-1]
-        x = self.cell.ops.word_embedding(inputs, self.W_embed)
-        A, lengths = self._project(features).mT, lengths_from_mask(words != self.null)
-        _, weights = self.cell.ops.attention_lstm(x, A, **self.recurrent(), lengths=lengths, return_weights=True)
+        h = self.cell.ops.word_embedding(inputs, self.W_embed)
+        lengths = lengths_from_mask(words != self.null)
+        *below, (_, (*_, A), last) = self.cell.layers(self.begin(features), self.recurrent())
+        for cell, state, weights in below:
+            h = cell.sequence(h, state, weights, lengths)
+        _, weights = self.cell.ops.attention_lstm(h, A.mT, **last, lengths=lengths, return_weights=True)
         return weights.reshape(*words.shape, *features.shape[2:])
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from types import ModuleType
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch_caption.functions import reference
 
 GRADIENTS: dict[str, ModuleType] = {"hand": functions, "auto": reference}
 
-Weights = Mapping[str, Tensor]  # by their names in `functions`
+Weights = Mapping[str, Tensor]  # by their names in `functions`; of a `Stack`, with the layer's number
 Views = tuple[Tensor, ...]  # of one tensor
 
 
@@ -37,10 +36,10 @@ class Cell:
         constant: how many tensors at the end of the state belong to the image: no step changes them.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("Wx", "Wh", "b")
-    gates: ClassVar[int]
-    attends: ClassVar[bool] = False
-    constant: ClassVar[int] = 0
+    names: tuple[str, ...] = ("Wx", "Wh", "b")
+    gates: int
+    attends: bool = False
+    constant: int = 0
 
     def __init__(self, gradients: str = "hand"):
         self.gradients = gradients
@@ -98,6 +97,10 @@ class Cell:
     ) -> Tensor:
         """The hidden states (r, H) of packed sequences: see `functions.packed_rnn`."""
         raise NotImplementedError
+
+    def layers(self, state: State, weights: Weights) -> list[tuple[Cell, State, Weights]]:
+        """Each layer's cell, its part of the state, and its weights, from the input up; a cell is one layer."""
+        return [(self, state, weights)]
 
 
 def check_sizes(owner: str, **sizes: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_caption.decoding import State
 from torch_caption.functions._inplace.lstm import step_ as lstm_step_
 from torch_caption.model.cell import GRADIENTS, Cell, Views, Weights
+from torch_caption.model.stack import Stack
 
 
 class RNNCell(Cell):
@@ -128,8 +129,10 @@ class AttentionCell(Cell):
 CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell, "attention": AttentionCell}
 
 
-def make_cell(cell_type: str, gradients: str = "hand") -> Cell:
+def make_cell(cell_type: str, gradients: str = "hand", num_layers: int = 1, layer_dropout: float = 0.0) -> Cell:
     """The cell of that name, with the derivatives of `torch_caption.functions` ("hand") or torch.autograd's ("auto").
+
+    Several layers are a `Stack`, with `layer_dropout` between them.
 
     Raises:
         ValueError: there is no such cell, or no such gradients.
@@ -138,4 +141,5 @@ def make_cell(cell_type: str, gradients: str = "hand") -> Cell:
         raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}, but is {gradients!r}")
     if cell_type not in CELLS:
         raise ValueError(f"cell_type must be one of {', '.join(CELLS)}, but is {cell_type!r}")
-    return CELLS[cell_type](gradients)
+    cell = CELLS[cell_type](gradients)
+    return cell if num_layers == 1 else Stack(cell, num_layers, layer_dropout)

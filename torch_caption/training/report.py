@@ -35,10 +35,12 @@ def opening(run: Path, config: TrainConfig, data: CocoData, model: CaptioningRNN
     train, val = data["train"], data["val"]
     weights = sum(p.numel() for p in model.parameters())
     print(f"data      {data.directory}: {len(train):,} training, {len(val):,} validation captions", flush=True)
+    layers = f", {config.num_layers} layers" if config.num_layers > 1 else ""
     positions = f" at {' x '.join(map(str, train.grid))} positions" if train.grid else ""
     print(
-        f"model     {config.cell_type}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}{positions}"
-        f", V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, on {model.device.type}"
+        f"model     {config.cell_type}{layers}, H {config.hidden_dim}, W {config.wordvec_dim}, D {train.feature_dim}"
+        f"{positions}, V {len(data.vocabulary):,}: {weights:,} weights, gradients by {_by(config)}, "
+        f"on {model.device.type}"
     )
     if config.init_from is not None:
         print(f"weights   of {config.init_from}")

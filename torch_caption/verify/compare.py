@@ -202,7 +202,7 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
     for cell in CELLS:
         made.append(_captioner_case(f"CaptioningRNN, {cell}", cell, sizes, normal, (y,)))
         label = f"CaptioningRNN, {cell}, every option"
-        options = {"tied": True, "label_smoothing": SMOOTHING}
+        options = {"tied": True, "label_smoothing": SMOOTHING, "num_layers": 2}
         made.append(_captioner_case(label, cell, sizes, normal, (y, inputs, parts), options))
     return made
 
