@@ -13,7 +13,7 @@ from tests.helpers.random_arguments import assert_same
 from torch_caption.verify import compare
 from torch_caption.verify.gradcheck import difference, gradients, leaves, needs_grad, of_inputs, random_like
 
-SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
+SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "P": 1, "V": 5, "L": 3}
 CASES = {case.label: case for case in compare.cases(SIZES)}
 SINGLE = {case.label: case for case in compare.cases(SIZES, torch.float32)}
 FUNCTIONS = [label for label in CASES if "Captioning" not in label]
@@ -34,6 +34,8 @@ PRODUCTS = {
     "rnn": (1 + T + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
     "lstm_step": (2 + 2, {"x": 1, "prev_h": 1, "prev_c": 0, "Wx": 1, "Wh": 1, "b": 0}),
     "lstm": (1 + T + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0}),
+    "projected_lstm_step": (3 + 3, {"x": 1, "prev_h": 1, "prev_c": 0, "Wx": 1, "Wh": 1, "Wr": 1, "b": 0}),
+    "projected_lstm": (1 + 2 * T + 2 * T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "Wr": 1, "b": 0}),
     "dot_product_attention": (2 + 1, {"prev_h": 1, "A": 0}),
     "attention_lstm_step": (
         *(1 + 2 + 2 + 2,),

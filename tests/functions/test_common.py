@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.helpers.random_arguments import FLOATS, example
+from tests.helpers.random_arguments import FLOATS, PACKED, example
 from torch_caption import functions
 from torch_caption.functions._common import autocast, readable, untransformed
 from torch_caption.functions._inplace.tanh import tanh_
@@ -23,6 +23,7 @@ INDICES = [
     ("temporal_affine_softmax_loss", "y", 6),
     ("rnn", "lengths", 4),
     ("lstm", "lengths", 4),
+    ("projected_lstm", "lengths", 4),
     ("attention_lstm", "lengths", 4),
 ]
 ARGUMENTS = [(function, name) for function in FLOATS for name in FLOATS[function]]
@@ -35,6 +36,7 @@ FREE = [
     ("word_embedding", "W", 1),
     ("rnn", "x", 1),
     ("lstm", "x", 1),
+    ("projected_lstm", "x", 1),
     ("attention_lstm", "x", 1),
     ("attention_lstm", "A", 2),
     ("attention_lstm_step", "A", 2),
@@ -49,7 +51,7 @@ def call(function: str, **changes: Any) -> Any:
 
 def arguments_of(function: str) -> dict[str, Tensor]:
     args = example(function)
-    return {**args, "lengths": torch.tensor([3, 1])} if function in ("rnn", "lstm", "attention_lstm") else args
+    return {**args, "lengths": torch.tensor([3, 1])} if f"packed_{function}" in PACKED else args
 
 
 def refuses(error: type[Exception], message: str) -> Any:
@@ -133,7 +135,7 @@ def test_a_wrong_shape_names_its_tensor(function, name):
         sharers = [other for other, spec in specs.items() if letter[-1] in spec and other != name]
         if len(sharers) > 1 or (name[0] not in "Wwb" and sharers and sharers[0][0] in "Wwb"):
             wrong.append(torch.cat([value, value.narrow(axis, 0, 1)], dim=axis))
-    sizes = {"N": 2, "T": 3, "D": 4, "H": 5, "M": 5, "V": 6, "L": 7}
+    sizes = {"N": 2, "T": 3, "D": 4, "H": 5, "M": 5, "P": 8, "V": 6, "L": 7}
     for tensor in wrong:
         if tensor.shape == value.shape or ((function, name) == ("affine", "x") and tensor.shape[-1] == sizes["D"]):
             continue

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.helpers.random_arguments import PACKED
 from tests.helpers.rings import ringed
 from torch_caption import functions
 from torch_caption.functions.packing import last_rows
@@ -30,7 +31,7 @@ OF_JIT_TRACE = pytest.mark.filterwarnings(
 )
 
 
-WIDTHS = {"D": 10, "H": 11, "V": 12, "L": 13}
+WIDTHS = {"D": 10, "H": 11, "V": 12, "L": 13, "P": 14}
 # N below, at and above T, where the program is traced; and where it is tried as well.
 TRACED = {"N < T": (3, 5), "N = T": (3, 3), "N > T": (4, 3)}
 TRIED = [(5, 7), (6, 6), (8, 4)]
@@ -47,7 +48,7 @@ def cases_of(N: int, T: int, dtype: torch.dtype = torch.float64) -> dict[str, co
 
 LABELS = list(cases_of(2, 2))
 FUNCTIONS = [label for label in LABELS if not label.startswith("Captioning")]
-LAYERS = [label for label in FUNCTIONS if label.partition(",")[0] in ("rnn", "lstm", "attention_lstm")]
+LAYERS = [label for label in FUNCTIONS if f"packed_{label.partition(',')[0]}" in PACKED]
 LOOPS = [*LAYERS, *(label for label in LABELS if label not in FUNCTIONS)]
 KINDS = [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, [False, True, False], strict=True)]
 KINDS += [(kind, sizes, not strict) for kind, sizes, strict in KINDS]

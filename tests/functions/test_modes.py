@@ -49,17 +49,17 @@ from torch_caption.verify.gradcheck import (
     random_like,
 )
 
-SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
+SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "P": 1, "V": 5, "L": 3}
 CASES = {case.label: case for case in compare.cases(SIZES)}
 SINGLE = {case.label: case for case in compare.cases(SIZES, torch.float32)}
 # Sizes of which none is another by chance, and then another batch.
-DISTINCT = {"N": 4, "T": 2, "D": 5, "H": 3, "V": 6, "L": 8}
+DISTINCT = {"N": 4, "T": 2, "D": 5, "H": 3, "P": 9, "V": 6, "L": 8}
 SMALLER = {case.label: case for case in compare.cases(DISTINCT)}
 LARGER = {case.label: case for case in compare.cases({**DISTINCT, "N": 7})}
 FUNCTIONS = [label for label in CASES if "Captioning" not in label]
 WITHOUT_OPTIONS = [label for label in CASES if "," not in label]
 QUICK = {"rnn", "dot_product_attention", "temporal_affine_softmax_loss"}  # of each kind the quickest
-WEIGHTS = {"w", "W", "b", "Wx", "Wh", "Wattn"}  # shared by all rows of a batch
+WEIGHTS = {"w", "W", "b", "Wx", "Wh", "Wr", "Wattn"}  # shared by all rows of a batch
 Choose = Callable[[list], Any]
 
 
@@ -462,7 +462,7 @@ def test_backward_under_an_autocast_that_began_later(label):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_cuda(dtype):
-    sizes = {"N": 8, "T": 16, "D": 32, "H": 64, "V": 500, "L": 49}
+    sizes = {"N": 8, "T": 16, "D": 32, "H": 64, "V": 500, "P": 16, "L": 49}
     for case in compare.cases(sizes, dtype, "cuda"):
         found = differences(case.hand, case.auto, case.args, case.names)
         assert [f"{case.label}: {d}" for d in found if not d.agrees] == []

@@ -43,7 +43,7 @@ from torch_caption.data.dataset import batches, open_data
 from torch_caption.model.dropout import dropout
 
 cpu, directory, out = torch.device("cpu"), Path({directory!r}), Path({out!r})
-sizes = dict(N=2, T=3, D=4, H=5, V=6, L=7)
+sizes = dict(N=2, T=3, D=4, H=5, P=8, V=6, L=7)
 for dtype in (torch.float64, torch.float32):
     for case in compare.cases(sizes, dtype):
         assert_agrees(case.hand, case.auto, case.args, case.names)

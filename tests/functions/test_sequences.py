@@ -15,17 +15,25 @@ from torch_caption import functions
 from torch_caption.functions import (
     LSTM,
     AttentionLSTM,
+    ProjectedLSTM,
     attention_lstm_step,
     dot_product_attention,
-    lstm,
     lstm_step,
+    projected_lstm_step,
     reference,
     rnn_step,
 )
 from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives, leaves
 
 N, T, H = 2, 3, 5  # of `example`
-LAYERS = {"rnn": {}, "lstm": {"return_state": True}, "attention_lstm": {"return_state": True, "return_weights": True}}
+LAYERS = {
+    "rnn": {},
+    "lstm": {"return_state": True},
+    "projected_lstm": {"return_state": True},
+    "attention_lstm": {"return_state": True, "return_weights": True},
+}
+
+WITH_CELL_STATE = ["lstm", "projected_lstm", "attention_lstm"]
 
 
 @pytest.fixture(params=LAYERS)
@@ -39,7 +47,7 @@ def state(N: int, H: int) -> Tensor:
 
 def with_options(layer: str, args: tuple, lengths: list[int] | None) -> tuple:
     """`args` with lengths and every option of the layer."""
-    options = {"rnn": 0, "lstm": 1, "attention_lstm": 2}[layer]
+    options = {"rnn": 0, "lstm": 1, "projected_lstm": 1, "attention_lstm": 2}[layer]
     states = [state(args[0].shape[0], args[-1].shape[0] // 4) for _ in range(options)]
     return (*args, lengths and torch.tensor(lengths), *states, *[True] * options)
 
@@ -61,7 +69,7 @@ def test_derivatives_of_every_option(layer, lengths):
     assert_derivatives(getattr(functions, layer), with_options(layer, args, lengths))
 
 
-@pytest.mark.parametrize("step", ["rnn_step", "lstm_step", "attention_lstm_step"])
+@pytest.mark.parametrize("step", ["rnn_step", "lstm_step", "projected_lstm_step", "attention_lstm_step"])
 def test_step_derivatives_of_distinct_sizes(step):
     assert_derivatives(getattr(functions, step), tuple(example(step, N=3, D=1, H=2, L=2).values()))
 
@@ -88,6 +96,14 @@ def lstm_steps(x: Tensor, h: Tensor, *weights: Tensor) -> tuple:
     return torch.stack(hs, 1), (h, c)
 
 
+def projected_lstm_steps(x: Tensor, h: Tensor, Wx: Tensor, Wh: Tensor, Wr: Tensor, b: Tensor) -> tuple:
+    hs, c = [], Wr.new_zeros(len(h), len(Wr))
+    for x_t in x.unbind(1):
+        h, c = projected_lstm_step(x_t, h, c, Wx, Wh, Wr, b)
+        hs.append(h)
+    return torch.stack(hs, 1), (h, c)
+
+
 def attention_lstm_steps(x: Tensor, A: Tensor, *weights: Tensor) -> tuple:
     h = c = A.mean(2)
     hs, attended = [], []
@@ -100,15 +116,21 @@ def attention_lstm_steps(x: Tensor, A: Tensor, *weights: Tensor) -> tuple:
 
 def test_a_sequence_is_steps(layer):
     """From a cell state of zero, or from the mean of A."""
-    steps = {"rnn": rnn_steps, "lstm": lstm_steps, "attention_lstm": attention_lstm_steps}[layer]
+    steps = {
+        "rnn": rnn_steps,
+        "lstm": lstm_steps,
+        "projected_lstm": projected_lstm_steps,
+        "attention_lstm": attention_lstm_steps,
+    }[layer]
     args = example(layer)
     assert_agrees(whole(layer), steps, tuple(args.values()), tuple(args))
 
 
-@pytest.mark.parametrize("layer", ["lstm", "attention_lstm"])
+@pytest.mark.parametrize("layer", WITH_CELL_STATE)
 def test_a_sequence_resumes_from_its_last_state(layer):
     """The state after each row's own last step, its first state where it has none."""
-    args, states = example(layer), {"h0": state(N, H), "c0": state(N, H)}
+    args = example(layer)
+    states = {"h0": args.get("h0", state(N, H)), "c0": state(N, H)}
     run = whole(layer)
     h, (last_h, last_c), *_ = run(**{**args, **states}, lengths=torch.tensor([2, 0]))
     assert torch.equal(last_h, torch.stack([h[0, 1], states["h0"][1]]))
@@ -147,32 +169,32 @@ def test_padding_has_no_effect(layer):
             torch.testing.assert_close(out[n, :length] if out.dim() == 3 else out[n], one[0])
 
 
-@pytest.mark.parametrize("layer", ["lstm", "attention_lstm"])
+@pytest.mark.parametrize("layer", WITH_CELL_STATE)
 @pytest.mark.parametrize("cache", [None, {}], ids=["plain", "in place"])
 def test_every_state_is_an_output_of_the_class(layer, cache):
     """The public functions return the last cell state alone; the gradients of all hold."""
     sizes = (2, 1, 1)
     attends = layer == "attention_lstm"
+    function = {"lstm": LSTM, "projected_lstm": ProjectedLSTM, "attention_lstm": AttentionLSTM}[layer]
+    step = getattr(reference, f"{layer}_step")
 
     def plain(x: Tensor, h: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
         *args, c = args
-        A, weights = (args[0], args[1:]) if attends else (None, args)
+        A, weights = ([args[0]], args[1:]) if attends else ([], args)
         hs, cs, attended = [], [], []
         for x_t in x.split(sizes):
             n = len(x_t)
             if attends:
-                attended.append(reference.dot_product_attention(h[:n], A[:n])[1])
-                h, c = reference.attention_lstm_step(x_t, h[:n], c[:n], A[:n], *weights)
-            else:
-                h, c = reference.lstm_step(x_t, h[:n], c[:n], *weights)
+                attended.append(reference.dot_product_attention(h[:n], A[0][:n])[1])
+            h, c = step(x_t, h[:n], c[:n], *(a[:n] for a in A), *weights)
             hs.append(h)
             cs.append(c)
         return tuple(map(torch.cat, (hs, cs, attended) if attends else (hs, cs)))
 
     def hand(*args: Tensor) -> tuple[Tensor, ...]:
-        return (AttentionLSTM if attends else LSTM).apply(*args, None, sizes, cache)
+        return function.apply(*args, None, sizes, cache)
 
-    args = {**example(layer), "h0": state(N, H)}
+    args = {"h0": state(N, H), **example(layer)}
     x = args.pop("x").detach()[0].repeat(2, 1)[: sum(sizes)].requires_grad_()
     args = {"x": x, "h0": args.pop("h0"), **args, "c0": state(N, H)}
     assert_agrees(hand, plain, tuple(args.values()), tuple(args))
@@ -192,6 +214,7 @@ def test_packed_and_padded_are_the_same(layer):
     assert_agrees(lambda *args: with_lengths(lengths, *args), padded, tuple(args.values()), tuple(args))
 
 
-def test_first_cell_state_is_zero():
-    args = tuple(example("lstm").values())
-    assert torch.equal(lstm(*args), lstm(*args, c0=torch.zeros(N, H, dtype=torch.float64)))
+@pytest.mark.parametrize("layer", ["lstm", "projected_lstm"])
+def test_first_cell_state_is_zero(layer):
+    args, run = example(layer), getattr(functions, layer)
+    assert torch.equal(run(**args), run(**args, c0=torch.zeros(N, H, dtype=torch.float64)))

@@ -32,6 +32,11 @@ FLOATS = {
     "rnn": {"x": "N T D", "h0": "N H", "Wx": "D H", "Wh": "H H", "b": "H"},
     "lstm_step": {"x": "N D", "prev_h": "N H", "prev_c": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"},
     "lstm": {"x": "N T D", "h0": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"},
+    "projected_lstm_step": {
+        **{"x": "N D", "prev_h": "N P", "prev_c": "N H"},
+        **{"Wx": "D 4H", "Wh": "P 4H", "Wr": "H P", "b": "4H"},
+    },
+    "projected_lstm": {"x": "N T D", "h0": "N P", "Wx": "D 4H", "Wh": "P 4H", "Wr": "H P", "b": "4H"},
     "dot_product_attention": {"prev_h": "N H", "A": "N H L"},
     "attention_lstm_step": {
         **{"x": "N D", "prev_h": "N H", "prev_c": "N H", "A": "N H L"},
@@ -60,7 +65,7 @@ LAYOUTS = (*DENSE, "expanded")
 
 
 # Distinct, so that no axis passes for another; T > 1, so that what comes back from the next step matters.
-SIZES = {"N": 2, "T": 3, "D": 4, "H": 5, "V": 6, "L": 7}
+SIZES = {"N": 2, "T": 3, "D": 4, "H": 5, "P": 8, "V": 6, "L": 7}
 
 
 def example(function: str, dtype: torch.dtype = torch.float64, **sizes: int) -> dict[str, Tensor]:

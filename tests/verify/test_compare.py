@@ -20,14 +20,14 @@ from torch_caption.verify import compare
 from torch_caption.verify.compare import CLASSES, broken, gradient_names
 from torch_caption.verify.gradcheck import MODES, differences, of_inputs
 
-SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
+SIZES = {"N": 2, "T": 3, "D": 3, "H": 2, "P": 1, "V": 5, "L": 3}
 FLAGS = [flag for letter, size in SIZES.items() for flag in (f"--{letter}", str(size))] + ["--repeat", "1"]
 
 
 @pytest.fixture
 def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """The command line: flags -> exit status, output, errors. Finite differences on the least sizes."""
-    monkeypatch.setattr(compare, "SMALL", {"N": 1, "T": 2, "D": 1, "H": 1, "V": 4, "L": 2})
+    monkeypatch.setattr(compare, "SMALL", {"N": 1, "T": 2, "D": 1, "H": 1, "P": 1, "V": 4, "L": 2})
 
     def call(*flags: str) -> tuple[int, str, str]:
         try:

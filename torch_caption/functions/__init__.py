@@ -17,6 +17,13 @@ from .attention import (
 from .embedding import WordEmbedding, word_embedding
 from .lstm import LSTM, LSTMStep, lstm, lstm_step, packed_lstm
 from .packing import Pack, Packing, Unpack
+from .projected_lstm import (
+    ProjectedLSTM,
+    ProjectedLSTMStep,
+    packed_projected_lstm,
+    projected_lstm,
+    projected_lstm_step,
+)
 from .rnn import RNN, RNNStep, packed_rnn, rnn, rnn_step
 from .softmax import (
     TemporalAffineSoftmaxLoss,
@@ -34,6 +41,8 @@ __all__ = [
     "LSTMStep",
     "Pack",
     "Packing",
+    "ProjectedLSTM",
+    "ProjectedLSTMStep",
     "RNNStep",
     "TemporalAffineSoftmaxLoss",
     "TemporalSoftmaxLoss",
@@ -47,7 +56,10 @@ __all__ = [
     "lstm_step",
     "packed_attention_lstm",
     "packed_lstm",
+    "packed_projected_lstm",
     "packed_rnn",
+    "projected_lstm",
+    "projected_lstm_step",
     "rnn",
     "rnn_step",
     "temporal_affine",

@@ -120,6 +120,62 @@ def packed_lstm(
     return (torch.cat(steps_h), torch.cat(steps_c)) if return_cells else torch.cat(steps_h)
 
 
+def projected_lstm_step(
+    x: Tensor, prev_h: Tensor, prev_c: Tensor, Wx: Tensor, Wh: Tensor, Wr: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    u, next_c = lstm_step(x, prev_h, prev_c, Wx, Wh, b)
+    return u @ Wr, next_c
+
+
+def projected_lstm(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    Wr: Tensor,
+    b: Tensor,
+    lengths: Tensor | None = None,
+    c0: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+    h, c = h0, x.new_zeros(x.shape[0], Wr.shape[0]) if c0 is None else c0
+    steps_h, steps_c = [h], [c]
+    for t in range(x.shape[1]):
+        h, c = projected_lstm_step(x[:, t], h, c, Wx, Wh, Wr, b)
+        steps_h.append(h)
+        steps_c.append(c)
+    hs, cs = torch.stack(steps_h, dim=1), torch.stack(steps_c, dim=1)  # (N, 1 + T, P), (N, 1 + T, H)
+    out = _blank(hs[:, 1:], lengths)
+    if not return_state:
+        return out
+    n = torch.arange(x.shape[0], device=x.device)
+    last = x.shape[1] if lengths is None else lengths.long()
+    return out, (hs[n, last], cs[n, last])
+
+
+def packed_projected_lstm(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    Wr: Tensor,
+    b: Tensor,
+    batch_sizes: int | Sequence[int],
+    index: Tensor | None = None,
+    c0: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+    x = x if index is None else x[index.long()]
+    h, c = h0, x.new_zeros(h0.shape[0], Wr.shape[0]) if c0 is None else c0
+    last_h, last_c, steps = h, c, [h0[:0]]
+    for x_t in _steps(x, batch_sizes, h0):
+        n = len(x_t)
+        h, c = projected_lstm_step(x_t, h[:n], c[:n], Wx, Wh, Wr, b)
+        last_h, last_c = torch.cat([h, last_h[n:]]), torch.cat([c, last_c[n:]])
+        steps.append(h)
+    return (torch.cat(steps), (last_h, last_c)) if return_state else torch.cat(steps)
+
+
 def dot_product_attention(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     N, H, *positions = A.shape
     scores = torch.einsum("nh,nhl->nl", prev_h, A.flatten(2)) / H**0.5

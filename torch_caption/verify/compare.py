@@ -58,9 +58,9 @@ UNDIFFERENTIATED = {
     "gate_order",
     "cache",
 }
-LETTERS = "NTDHVL"
+LETTERS = "NTDHPVL"
 # Finite differences need one evaluation per entry: the modes run on smaller sizes.
-SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
+SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "P": 1, "V": 5, "L": 3}
 SMOOTHING = 0.1  # label-smoothing factor
 
 
@@ -76,6 +76,8 @@ class CompareConfig:
     """Width of the input, of a word vector, of the image features."""
     H: int = 128
     """Hidden units."""
+    P: int = 32
+    """Width of a projected hidden state."""
     V: int = 1004
     """Vocabulary size."""
     L: int = 49
@@ -127,7 +129,7 @@ class Result:
 
 def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Case]:
     """Every function, then the captioner of each cell, with random arguments; weights are over sqrt(fan-in)."""
-    N, T, D, H, V, L = (sizes[letter] for letter in LETTERS)
+    N, T, D, H, P, V, L = (sizes[letter] for letter in LETTERS)
     generator = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -136,6 +138,12 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
 
     def weights(gates: int) -> tuple[Tensor, Tensor, Tensor]:
         return normal(D, gates * H, scale=D**-0.5), normal(H, gates * H, scale=H**-0.5), normal(gates * H)
+
+    def projected() -> tuple[Tensor, ...]:
+        return (
+            *(normal(D, 4 * H, scale=D**-0.5), normal(P, 4 * H, scale=P**-0.5)),
+            *(normal(H, P, scale=H**-0.5), normal(4 * H)),
+        )
 
     def attention() -> tuple[Tensor, ...]:
         Wx, Wh, b = weights(4)
@@ -169,6 +177,17 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "packed_lstm": (normal(r, D), normal(N, H), *weights(4), batch_sizes),
         "packed_lstm, index and state": (
             *(normal(V, D), normal(N, H), *weights(4), batch_sizes, index),
+            *(normal(N, H), True),
+        ),
+        "projected_lstm_step": (normal(N, D), normal(N, P), normal(N, H), *projected()),
+        "projected_lstm": (normal(N, T, D), normal(N, P), *projected()),
+        "projected_lstm, lengths and state": (
+            *(normal(N, T, D), normal(N, P), *projected(), lengths),
+            *(normal(N, H), True),
+        ),
+        "packed_projected_lstm": (normal(r, D), normal(N, P), *projected(), batch_sizes),
+        "packed_projected_lstm, index and state": (
+            *(normal(V, D), normal(N, P), *projected(), batch_sizes, index),
             *(normal(N, H), True),
         ),
         "dot_product_attention": (normal(N, H), normal(N, H, L)),
