@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.helpers.random_arguments import example
 from torch_caption.functions import Packing, lstm, packed_projected_lstm, projected_lstm
+from torch_caption.functions.packing import last_rows
 from torch_caption.verify.gradcheck import assert_agrees
 
 N, T, D, H, P = 2, 3, 7, 5, 4  # torch.nn projects to fewer dimensions alone
@@ -44,9 +45,10 @@ def test_the_sequence_is_that_of_torch(args):
 def test_packed_sequences_are_those_of_torch(args):
     packed = Packing.of(N, T, torch.tensor([3, 1]))
 
-    def hand(x: Tensor, *args: Tensor) -> tuple:
+    def hand(x: Tensor, h0: Tensor, *args: Tensor) -> tuple:
         *args, c0 = args
-        return packed_projected_lstm(packed.pack(x), *args, packed.batch_sizes, None, c0, True)
+        h, c = packed_projected_lstm(packed.pack(x), h0, *args, packed.batch_sizes, None, c0, True)
+        return h, last_rows(h0, h, packed.batch_sizes), last_rows(c0, c, packed.batch_sizes)
 
     assert_agrees(hand, lambda *args: of_torch(*args, lengths=[3, 1]), tuple(args.values()), tuple(args))
 

@@ -21,7 +21,6 @@ from .packing import (
     check_packed,
     first_step,
     gather_rows,
-    last_rows,
     over_time,
     resize_rows,
     scatter_sum,
@@ -320,8 +319,8 @@ def packed_projected_lstm(
     batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
     c0: Tensor | None = None,
-    return_state: bool = False,
-) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+    return_cells: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """`projected_lstm` over sequences that are packed, step after step, longest first (see `packing`).
 
     Args:
@@ -336,11 +335,11 @@ def packed_projected_lstm(
         index: (r,) integers, 0 <= index < R: the row of x that is the input of each packed row. The range is checked
             wherever values can be read, as in `projected_lstm`.
         c0: (N, H), the cell states before the first step; None for zero.
-        return_state: return the last states too.
+        return_cells: return the cell states too.
 
     Returns:
-        h (r, P), dtype of x (the autocast dtype under autocast). With `return_state`, h and (last_h, last_c), (N, P)
-        and (N, H): the state after the last step of each sequence, h0 and c0 where it has none.
+        h (r, P), dtype of x (the autocast dtype under autocast). With `return_cells`, h and c (r, H): of both,
+        `packing.last_rows` takes the states after the last step of each sequence.
 
     Raises:
         IndexError: an index is out of range.
@@ -353,7 +352,7 @@ def packed_projected_lstm(
     c0 = _cell_state("packed_projected_lstm", h0, c0, axes)
     batch_sizes, index = check_packed("packed_projected_lstm", batch_sizes, index, axes, like=x)
     h, c = _apply(x, h0, Wx, Wh, Wr, b, c0, index, batch_sizes)
-    return (h, (last_rows(h0, h, batch_sizes), last_rows(c0, c, batch_sizes))) if return_state else h
+    return (h, c) if return_cells else h
 
 
 def _apply(

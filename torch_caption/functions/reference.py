@@ -163,17 +163,17 @@ def packed_projected_lstm(
     batch_sizes: int | Sequence[int],
     index: Tensor | None = None,
     c0: Tensor | None = None,
-    return_state: bool = False,
-) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+    return_cells: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     x = x if index is None else x[index.long()]
     h, c = h0, x.new_zeros(h0.shape[0], Wr.shape[0]) if c0 is None else c0
-    last_h, last_c, steps = h, c, [h0[:0]]
+    steps_h, steps_c = [h[:0]], [c[:0]]
     for x_t in _steps(x, batch_sizes, h0):
         n = len(x_t)
         h, c = projected_lstm_step(x_t, h[:n], c[:n], Wx, Wh, Wr, b)
-        last_h, last_c = torch.cat([h, last_h[n:]]), torch.cat([c, last_c[n:]])
-        steps.append(h)
-    return (torch.cat(steps), (last_h, last_c)) if return_state else torch.cat(steps)
+        steps_h.append(h)
+        steps_c.append(c)
+    return (torch.cat(steps_h), torch.cat(steps_c)) if return_cells else torch.cat(steps_h)
 
 
 def dot_product_attention(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
