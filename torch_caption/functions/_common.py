@@ -163,8 +163,8 @@ def _fits(tensor: Tensor, spec: str, axes: dict[str, int]) -> bool:
     fits = True
     for letter, size in zip(letters, shape, strict=True):
         factor, symbol = _factor(letter)
-        if factor == 1:
-            axes.setdefault(symbol, size)
+        if symbol not in axes and (factor == 1 or size % factor == 0):
+            axes[symbol] = size // factor
         fits = fits and symbol in axes and size == factor * axes[symbol]
     return fits
 
