@@ -1,4 +1,4 @@
-"""The layers of torch_caption.layers against those of torch.nn: training, packed sequences, and the modes of torch.func.
+"""The layers of torch_caption.layers against those of torch.nn: training, packed sequences, the modes of torch.func.
 
 A ratio is the time of torch.nn over ours: above 1, ours is faster.
 """

@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -374,12 +373,12 @@ NOT_OF_A_LOOP = {"compile, full graph": backward, "compile, full graph, dynamic 
 
 
 def outcome(mode: str, name: str, source: Any) -> tuple[str, str]:
-    """"ok", "wrong" or "fails", and the difference or the error."""
+    """ "ok", "wrong" or "fails", and the difference or the error."""
     inputs = inputs_of(name)
     expected = _loop(mode, name, inputs)
     try:
         found = leaves(MODES[mode](call_of(module(name, source)), inputs))
-    except Exception as error:  # noqa: BLE001  # whatever a module says
+    except Exception as error:  # whatever a module says
         return "fails", f"{type(error).__name__}: {' '.join(str(error).split())}"
     error = max(_difference(*pair) for pair in zip(found, expected, strict=True))
     tolerance = 0.05 if mode.startswith("autocast") else TOLERANCE
@@ -420,4 +419,10 @@ def tables(options: Options) -> Iterator[Table]:
     for label, *_ in columns:
         notes += [f"{label}, {mode}: {cells[mode, label][0]}: {cells[mode, label][1][:160]}" for mode in failed[label]]
     heads = ("mode", *(label for label, *_ in columns))
-    yield Table("modes", f"modes of differentiation, N={N} T={T} D={D} H={H}, float64", tuple(map(Column, heads)), rows, tuple(notes))
+    yield Table(
+        "modes",
+        f"modes of differentiation, N={N} T={T} D={D} H={H}, float64",
+        tuple(map(Column, heads)),
+        rows,
+        tuple(notes),
+    )

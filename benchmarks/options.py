@@ -12,7 +12,9 @@ from tyro.conf import arg
 from torch_caption.errors import ConfigError
 from torch_caption.io.text import flag_of
 
-Part = Literal["step", "layers", "modes", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"]
+Part = Literal[
+    "step", "layers", "modes", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"
+]
 Cell = Literal["rnn", "lstm"]
 THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -31,7 +33,7 @@ class Options:
     """
 
     only: tuple[Part, ...] = DEFAULT
-    """The parts to measure; without it all comparisons with peers, which leaves out layers, modes, distributed and checkpoint."""
+    """The parts to measure; without it all but layers, modes, distributed and checkpoint."""
     cells: tuple[Cell, ...] = CELLS
     """The recurrent cells to measure."""
     quick: bool = False

@@ -9,7 +9,20 @@ from typing import Any
 
 import torch
 
-from benchmarks import checkpoint, decoding, distributed, epoch, gpu, growth, layers, loading, machine, memory, modes, step
+from benchmarks import (
+    checkpoint,
+    decoding,
+    distributed,
+    epoch,
+    gpu,
+    growth,
+    layers,
+    loading,
+    machine,
+    memory,
+    modes,
+    step,
+)
 from benchmarks.options import Options, Part
 from benchmarks.tables import Table, paragraph
 

@@ -14,7 +14,7 @@ from torch_caption import errors
 from torch_caption.errors import *  # noqa: F403 - its __all__
 
 if TYPE_CHECKING:
-    from torch_caption import functions
+    from torch_caption import functions, layers
     from torch_caption.data.vocabulary import Vocabulary
     from torch_caption.decoding import DecodingOptions
     from torch_caption.inference.captions import Caption
@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from torch_caption.model.captioner import CaptioningRNN
 
 __version__ = "0.1.0"
-__all__ = ["Caption", "Captioner", "CaptioningRNN", "DecodingOptions", "Vocabulary", "caption", "functions", "load"]
+__all__ = [
+    "Caption",
+    "Captioner",
+    "CaptioningRNN",
+    "DecodingOptions",
+    "Vocabulary",
+    "caption",
+    "functions",
+    "layers",
+    "load",
+]
 __all__ += errors.__all__
 
 _HOMES = {
@@ -37,8 +47,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "functions":
-        return import_module("torch_caption.functions")
+    if name in ("functions", "layers"):
+        return import_module(f"torch_caption.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

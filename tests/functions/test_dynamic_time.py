@@ -12,10 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.helpers.random_arguments import PACKED
 from tests.helpers.rings import ringed
-from torch_caption import functions
+from torch_caption import functions, layers
 from torch_caption.functions.packing import last_rows
-from torch_caption.model.cells import CELLS
-from torch_caption.model.recurrent import Recurrent
 from torch_caption.verify import compare
 from torch_caption.verify.gradcheck import difference, leaves, needs_grad
 
@@ -31,6 +29,7 @@ OF_JIT_TRACE = pytest.mark.filterwarnings(
 )
 
 
+NAMES = ("RNN", "LSTM", "GRU")  # of layers
 WIDTHS = {"D": 10, "H": 11, "V": 12, "L": 13, "P": 14}
 # N below, at and above T, where the program is traced; and where it is tried as well.
 TRACED = {"N < T": (3, 5), "N = T": (3, 3), "N > T": (4, 3)}
@@ -139,40 +138,61 @@ def test_make_fx_with_symbolic_sizes(label, sizes):
         assert_equal(traced(*other.args), everything(other.auto, other.args))
 
 
-@pytest.mark.parametrize("cell", ringed(CELLS, {"rnn"}))
-def test_a_layer_is_exported_with_a_static_batch_and_then_a_symbolic_one(cell):
+@pytest.mark.parametrize("name", ringed(NAMES, {"LSTM"}))
+def test_a_layer_is_exported_with_a_static_batch_and_then_a_symbolic_one(name):
     """In one process: nothing of the first trace, such as a guard on its batch of 5, is in the second program."""
-
-    def inputs(N: int, T: int) -> tuple[Tensor, Tensor | None]:
-        begin = torch.randn(N, 9, 6, dtype=torch.float64) if CELLS[cell].attends else None
-        return torch.randn(N, T, 4, dtype=torch.float64), begin
-
-    layer = Recurrent(4, 6, cell).double()
-    for batch in ({}, {0: Dim.AUTO}):
-        shapes = ({**batch, 1: Dim.AUTO}, batch if CELLS[cell].attends else None)
-        program = torch.export.export(layer, inputs(5, 3), dynamic_shapes=shapes).module()
-        for N, T in [(5, 3), (5, 2), (5, 5), (5, 8), *(TRIED if batch else [])]:
-            given = inputs(N, T)
-            assert_equal(program(*given), layer(*given))
+    layer = getattr(layers, name)(4, 6, num_layers=2, bidirectional=True, dtype=torch.float64)
+    for batch in ({}, {1: Dim.AUTO}):
+        shapes = ({**batch, 0: Dim.AUTO},)
+        program = torch.export.export(layer, (inputs(3, 5),), dynamic_shapes=shapes).module()
+        for T, N in [(3, 5), (2, 5), (5, 5), (8, 5), *((T, N) for N, T in (TRIED if batch else []))]:
+            x = inputs(T, N)
+            assert_equal(leaves(program(x)), leaves(layer(x)))
 
 
-@pytest.mark.parametrize("cell", ringed(CELLS, {"rnn", "attention"}))
-def test_make_fx_takes_the_parameters_of_a_layer(cell):
+@pytest.mark.parametrize("name", ringed(NAMES, {"GRU"}))
+def test_a_layer_is_exported_with_lengths(name):
+    layer = getattr(layers, name)(4, 6, bidirectional=True, dtype=torch.float64)
+
+    class WithLengths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Any:
+            return self.layer(x, lengths=lengths)
+
+    def args(T: int, N: int) -> tuple[Tensor, Tensor]:
+        return inputs(T, N), torch.arange(N) % (T + 1)
+
+    shapes = ({0: Dim.AUTO, 1: Dim.AUTO}, {0: Dim.AUTO})
+    program = torch.export.export(WithLengths(), args(3, 5), dynamic_shapes=shapes).module()
+    for N, T in TRIED:
+        assert_equal(leaves(program(*args(T, N))), leaves(WithLengths()(*args(T, N))))
+
+
+@pytest.mark.parametrize("name", ringed(NAMES, {"RNN"}))
+def test_make_fx_takes_the_parameters_of_a_layer(name):
     """And a state before the first step that is learned. make_fx gives them symbolic sizes: outputs and gradients."""
 
-    def everything(parameters: dict[str, Tensor], x: Tensor, begin: Tensor) -> tuple[Tensor, ...]:
-        h = torch.func.functional_call(layer, parameters, (x, begin))
-        return h, *torch.autograd.grad(h.sum(), [*parameters.values(), begin])
+    def everything(parameters: dict[str, Tensor], x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        hx = states if name == "LSTM" else states[0]
+        outs = leaves(torch.func.functional_call(layer, parameters, (x, hx)))
+        return *outs, *torch.autograd.grad(sum(out.sum() for out in outs), [*parameters.values(), *states])
 
-    def inputs(N: int, T: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        begin = torch.randn(N, 9, 6, dtype=torch.float64) if CELLS[cell].attends else torch.randn(N, 6).double()
-        return dict(layer.named_parameters()), torch.randn(N, T, 4, dtype=torch.float64), nn.Parameter(begin)
+    def given(T: int, N: int) -> tuple:
+        states = [nn.Parameter(torch.randn(1, N, 6, dtype=torch.float64)) for _ in range(2 if name == "LSTM" else 1)]
+        return dict(layer.named_parameters()), inputs(T, N), *states
 
-    layer = Recurrent(4, 6, cell).double()
-    traced = make_fx(everything, tracing_mode="symbolic")(*inputs(3, 5))
+    layer = getattr(layers, name)(4, 6, dtype=torch.float64)
+    traced = make_fx(everything, tracing_mode="symbolic")(*given(3, 5))
     for N, T in [(3, 5), *TRIED]:
-        given = inputs(N, T)
-        assert_equal(traced(*given), everything(*given))
+        args = given(T, N)
+        assert_equal(traced(*args), everything(*args))
+
+
+def inputs(T: int, N: int) -> Tensor:
+    return torch.randn(T, N, 4, dtype=torch.float64)
 
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")  # torch's own
@@ -202,11 +222,10 @@ def trace_with_jit(call: Any, args: tuple) -> Any:
 
 
 @OF_JIT_TRACE
-@pytest.mark.parametrize("cell", CELLS)
-def test_jit_trace_refuses_a_loop_over_time(cell):
-    x, begin = torch.randn(5, 3, 4), torch.randn(5, 9, 6) if CELLS[cell].attends else torch.randn(5, 6)
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_trace_refuses_a_loop_over_time(name):
     with pytest.raises(RuntimeError, match=r"torch.jit.trace cannot record a loop over T time steps: use torch.export"):
-        trace_with_jit(Recurrent(4, 6, cell), (x, begin))
+        trace_with_jit(getattr(layers, name)(4, 6), (torch.randn(3, 5, 4),))
 
 
 @OF_JIT_TRACE

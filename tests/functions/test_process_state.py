@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,22 +128,23 @@ def test_the_default_dtype_is_that_of_no_result(directory, tmp_path):
 
 def test_modules_are_made_on_the_default_device_in_the_default_dtype():
     """As torch.nn's do: it is how a model is made on a GPU, or of its sizes alone."""
+    from torch_caption import layers
     from torch_caption.model.captioner import CaptioningRNN
     from torch_caption.model.cells import CELLS
-    from torch_caption.model.recurrent import Recurrent
 
     words = {"<NULL>": 0, "<START>": 1, "<END>": 2}
     before = torch.get_default_dtype()
-    for cell in CELLS:
+    made = [partial(getattr(layers, name), 3, 4) for name in layers.__all__]
+    for make in [*made, *(partial(CaptioningRNN, words, 3, 4, 5, cell) for cell in CELLS)]:
         with torch.device("meta"):
-            made = [Recurrent(3, 4, cell), CaptioningRNN(words, 3, 4, 5, cell)]
-        assert all(p.is_meta for module in made for p in module.parameters())
+            module = make()
+        assert all(p.is_meta for p in module.parameters())
         try:
             torch.set_default_dtype(torch.float64)
-            made = [Recurrent(3, 4, cell), CaptioningRNN(words, 3, 4, 5, cell)]
+            module = make()
         finally:
             torch.set_default_dtype(before)
-        assert {p.dtype for module in made for p in module.parameters()} == {torch.float64}
+        assert {p.dtype for p in module.parameters()} == {torch.float64}
 
 
 # What the functions leave alone --------------------------------------------------------------------------------------

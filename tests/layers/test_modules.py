@@ -179,7 +179,8 @@ def test_weights_that_are_no_parameters(name: str, kind: str) -> None:
     assert_as_torch(name, module)
     if kind == "computed":
         call(name, module).sum().backward()
-        assert source.grad is not None and source.grad != 0
+        assert source.grad is not None
+        assert source.grad != 0
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
@@ -236,9 +237,7 @@ def test_replicas_of_data_parallel(name: str) -> None:
         setattr(replica, key, 2 * p)
     call(name, replica).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
-    torch.testing.assert_close(
-        call(name, replica), expected(name, replica), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(call(name, replica), expected(name, replica), rtol=0, atol=1e-12)
     assert_as_torch(name, module)
 
 
@@ -333,7 +332,8 @@ def test_the_packed_output_has_the_order_of_the_input(name: str) -> None:
     packed = pack_sequence([input_of(name)[:n, 0] for n in (1, 3, 2)], enforce_sorted=False)
     out, _ = new(name)(packed)
     assert isinstance(out, PackedSequence)
-    assert out.sorted_indices is packed.sorted_indices and out.batch_sizes is packed.batch_sizes
+    assert out.sorted_indices is packed.sorted_indices
+    assert out.batch_sizes is packed.batch_sizes
     _, lengths = pad_packed_sequence(out)
     assert lengths.tolist() == [1, 3, 2]
 

@@ -13,11 +13,11 @@ from torch_caption.model.captioner import CaptioningRNN
 
 pytest.importorskip("opacus", reason="requirements-dev.txt is not installed")
 
-from opacus.grad_sample import GradSampleModule  # noqa: E402
-from opacus.tests.dp_layers import dp_rnn_test as of_outputs  # noqa: E402
-from opacus.tests.grad_samples import dp_rnn_test as of_samples  # noqa: E402
+from opacus.grad_sample import GradSampleModule
+from opacus.tests.dp_layers import dp_rnn_test as of_outputs
+from opacus.tests.grad_samples import dp_rnn_test as of_samples
 
-from torch_caption.model.opacus import register_with_opacus  # noqa: E402
+from torch_caption.model.opacus import register_with_opacus
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.filterwarnings("ignore:.*Full backward hook is firing")]
 OURS = {"DPRNN": layers.RNN, "DPGRU": layers.GRU, "DPLSTM": layers.LSTM}

@@ -22,9 +22,7 @@ TOLERANCE = 1e-10
 
 def samples(name: str, training: bool) -> list[ModuleInput]:
     (info,) = (info for info in module_db if info.name == f"nn.{name}")
-    return list(
-        info.module_inputs_func(info, device="cpu", dtype=torch.float64, requires_grad=True, training=training)
-    )
+    return list(info.module_inputs_func(info, device="cpu", dtype=torch.float64, requires_grad=True, training=training))
 
 
 def pair(name: str, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:

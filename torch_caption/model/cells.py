@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_caption.decoding import State
+from torch_caption.functions._inplace.gru import step_ as gru_step_
 from torch_caption.functions._inplace.lstm import step_ as lstm_step_
 from torch_caption.model.cell import GRADIENTS, Cell, Views, Weights
 from torch_caption.model.stack import Stack
@@ -74,6 +75,44 @@ def lstm_views(a: Tensor) -> Views:
     return a, a[:, : 3 * (a.shape[1] // 4)], *a.chunk(4, dim=1)
 
 
+class GRUCell(Cell):
+    """The GRU; its state is (h,)."""
+
+    names = (*Cell.names, "bn")
+    gates = 3
+
+    def weights(self, input_dim: int, hidden_dim: int) -> dict[str, Tensor]:
+        """As `Cell.weights`, and bn (H,), zero."""
+        return {**super().weights(input_dim, hidden_dim), "bn": torch.zeros(hidden_dim)}
+
+    def begin(self, image: Tensor) -> State:
+        return (image,)
+
+    def step(self, x: Tensor, state: State, weights: Weights) -> State:
+        return (self.ops.gru_step(x, *state, **weights),)
+
+    def views(self, a: Tensor) -> Views:
+        """a (n, 3H) itself, its first two blocks, memory for h Wh_n + bn (n, H), and each block."""
+        H = a.shape[1] // 3
+        return a, a[:, : 2 * H], a.new_empty(a.shape[0], H), *a.chunk(3, dim=1)
+
+    def step_(self, views: Views, state: State, weights: Weights) -> None:
+        (_, rz, u, *gates), (h,), H = views, state, state[0].shape[1]
+        torch.addmm(weights["bn"], h, weights["Wh"][:, 2 * H :], out=u)
+        rz.addmm_(h, weights["Wh"][:, : 2 * H])
+        gru_step_(rz, (u, *gates), h, h, torch.tanh_)
+
+    def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
+        (h0,) = state
+        return self.ops.gru(x, h0, **weights, lengths=lengths)
+
+    def packed(
+        self, x: Tensor, state: State, weights: Weights, batch_sizes: int | Sequence[int], index: Tensor | None = None
+    ) -> Tensor:
+        (h0,) = state
+        return self.ops.packed_gru(x, h0, **weights, batch_sizes=batch_sizes, index=index)
+
+
 class AttentionCell(Cell):
     """An LSTM that attends to the image at each step; its state is (h, c, A), and h and c begin at the mean of A.
 
@@ -126,7 +165,7 @@ class AttentionCell(Cell):
         return self.ops.packed_attention_lstm(x, A.mT, **weights, batch_sizes=batch_sizes, index=index, h0=h0, c0=c0)
 
 
-CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell, "attention": AttentionCell}
+CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "lstm": LSTMCell, "gru": GRUCell, "attention": AttentionCell}
 
 
 def make_cell(cell_type: str, gradients: str = "hand", num_layers: int = 1, layer_dropout: float = 0.0) -> Cell:
