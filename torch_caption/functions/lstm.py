@@ -24,6 +24,7 @@ from .packing import (
     resize_rows,
     scatter_sum,
     shifted_states,
+    states_product,
     steps_of,
 )
 
@@ -160,16 +161,16 @@ class LSTM(Function):
         x, h0, Wx, Wh, b, c0, index, h, c = ctx.saved_tensors
         need_x, need_h0, need_Wx, need_Wh, need_b, need_c0, *_ = ctx.needs_input_grad
         steps = steps_of(ctx.batch_sizes, h0)
-        prev_h, prev_c = shifted_states(h0, h, steps), shifted_states(c0, c, steps)  # (r, H)
         fast = ctx.cache is not None and may_overwrite(dh, dc)
         if fast:
-            da, dprev_c = through_time_(dh, dc, prev_c, Wh, steps, **ctx.cache)
+            da, dprev_c = through_time_(dh, dc, c0, c, Wh, steps, **ctx.cache)
         else:
+            prev_h, prev_c = shifted_states(h0, h, steps), shifted_states(c0, c, steps)  # (r, H)
             gates = gates_of(gather_rows(x @ Wx + b, index) + prev_h @ Wh)
             da, dprev_c = _through_time(dh, dc, prev_c, Wh, steps, gates, torch.tanh(c))
         dh0 = resize_rows(first_step(da, steps) @ Wh.T, h0.shape[0]) if need_h0 else None
         dc0 = resize_rows(dprev_c, h0.shape[0]) if need_c0 else None
-        dWh = prev_h.T @ da if need_Wh else None
+        dWh = states_product(h0, h, da, steps) if need_Wh else None
         db = da.sum(0) if need_b else None
         da = scatter_sum(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
         dx = da @ Wx.T if need_x else None

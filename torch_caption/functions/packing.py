@@ -304,6 +304,17 @@ def shifted_states(h0: Tensor, h: Tensor, steps: Steps) -> Tensor:
     return cat_steps([state.narrow(0, 0, n) for state, n in zip(before, steps, strict=False)], like=h)
 
 
+def states_product(h0: Tensor, h: Tensor, da: Tensor, steps: Steps) -> Tensor:
+    """The states before each step, transposed, times da (r, M): the gradient (H, M) of a recurrent weight.
+
+    Where all sequences have all steps, without a copy of the states.
+    """
+    if isinstance(steps, Uniform) or not steps or steps[0] != steps[-1]:
+        return shifted_states(h0, h, steps).T @ da
+    n, r = steps[0], da.shape[0]
+    return h0.narrow(0, 0, n).T @ da.narrow(0, 0, n) + h.narrow(0, 0, r - n).T @ da.narrow(0, n, r - n)
+
+
 def last_rows(first: Tensor, h: Tensor, batch_sizes: BatchSizes) -> Tensor:
     """The state after the last step of each sequence, (N, H), in the order of the sequences.
 

@@ -24,6 +24,7 @@ from .packing import (
     resize_rows,
     scatter_sum,
     shifted_states,
+    states_product,
     steps_of,
 )
 
@@ -147,7 +148,7 @@ class RNN(Function):
         fast = ctx.cache is not None and may_overwrite(dh)
         da = (through_time_ if fast else _through_time)(dh, h, Wh, steps, ctx.nonlinearity)  # (r, H)
         dh0 = resize_rows(first_step(da, steps) @ Wh.T, h0.shape[0]) if need_h0 else None
-        dWh = shifted_states(h0, h, steps).T @ da if need_Wh else None
+        dWh = states_product(h0, h, da, steps) if need_Wh else None
         db = da.sum(0) if need_b else None
         da = scatter_sum(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, H)
         dx = da @ Wx.T if need_x else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..packing import Steps, first_step, zip_steps
+from ..packing import Steps, split_steps, zip_steps
 from .tanh import tanh_, tanh_slope
 
 
@@ -82,16 +82,28 @@ def run_(
 
 
 def through_time_(
-    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, steps: Steps, gates: Tensor, tanh_c: Tensor
+    dh: Tensor, dc: Tensor, c0: Tensor, c: Tensor, Wh: Tensor, steps: Steps, gates: Tensor, tanh_c: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`_through_time` in place. All steps write to one da; what comes back through time is added to a copy of dh, since
-    an incoming gradient must not change."""
-    da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
+    """`_through_time` in place, of c (r, H) and c0 (N, H). All steps write to one da; other memory is that of a step:
+    new memory for all of them costs more than their arithmetic."""
+    da = torch.empty_like(gates)
     next_da, dprev_c = None, None
-    rows = zip_steps(steps, da, *da.chunk(4, 1), gates, *gates.chunk(4, 1), dh, dc, prev_c, tanh_c)
-    for da_t, *da_parts, gates_t, i, f, o, g, dh_t, dc_t, prev_c_t, tanh_c_t in reversed(rows):
-        if next_da is not None:
-            dh_t[: len(next_da)].addmm_(next_da, Wh.T)
-        dprev_c = step_backward_(dh_t, dc_t, dprev_c, prev_c_t, gates_t, (i, f, o, g), tanh_c_t, da_t, da_parts)
+    rows = zip_steps(steps, da, *da.chunk(4, 1), gates, *gates.chunk(4, 1), dh, dc, tanh_c)
+    before = [c0, *split_steps(c, steps)]
+    for (da_t, *da_parts, gates_t, i, f, o, g, dh_t, dc_t, tanh_c_t), prev_c in reversed(
+        [*zip(rows, before, strict=False)]
+    ):
+        dnext_h = dh_t if next_da is None else add_to_leading_rows(dh_t, next_da, Wh.T)
+        parts = (i, f, o, g)
+        dprev_c = step_backward_(dnext_h, dc_t, dprev_c, prev_c[: len(da_t)], gates_t, parts, tanh_c_t, da_t, da_parts)
         next_da = da_t
-    return da, first_step(prev_c, steps) if dprev_c is None else dprev_c
+    return da, c0[:0] if dprev_c is None else dprev_c
+
+
+def add_to_leading_rows(x: Tensor, factor: Tensor, w: Tensor) -> Tensor:
+    """x (n, H) + [factor w; 0], where factor has at most n rows."""
+    if len(factor) == len(x):
+        return torch.addmm(x, factor, w)
+    out = x.clone(memory_format=torch.contiguous_format)
+    out[: len(factor)].addmm_(factor, w)
+    return out

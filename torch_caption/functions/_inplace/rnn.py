@@ -18,12 +18,18 @@ def run_(a: Tensor, h0: Tensor, Wh: Tensor, steps: Steps, nonlinearity: str) -> 
 
 
 def through_time_(dh: Tensor, h: Tensor, Wh: Tensor, steps: Steps, nonlinearity: str) -> Tensor:
-    """`_through_time` in place: da begins as a copy of dh, since an incoming gradient must not change."""
+    """`_through_time` in place: da begins as a copy of dh, since an incoming gradient must not change. Slopes are
+    computed for each step, since new memory for all of them costs more."""
     da = dh.clone(memory_format=torch.contiguous_format)
-    slope = tanh_slope(h) if nonlinearity == "tanh" else (h > 0).to(h.dtype)
+    slope = tanh_slope if nonlinearity == "tanh" else relu_slope
     next_da = None
-    for da_t, slope_t in reversed(zip_steps(steps, da, slope)):
+    for da_t, h_t in reversed(zip_steps(steps, da, h)):
         if next_da is not None:
             da_t[: len(next_da)].addmm_(next_da, Wh.T)
-        next_da = da_t.mul_(slope_t)
+        next_da = da_t.mul_(slope(h_t))
     return da
+
+
+def relu_slope(h: Tensor) -> Tensor:
+    """The derivative of relu where its value is `h`."""
+    return (h > 0).to(h.dtype)
