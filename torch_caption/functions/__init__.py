@@ -15,6 +15,7 @@ from .attention import (
     packed_attention_lstm,
 )
 from .embedding import WordEmbedding, word_embedding
+from .gru import GRU, GRUStep, gru, gru_step, packed_gru
 from .lstm import LSTM, LSTMStep, lstm, lstm_step, packed_lstm
 from .packing import Pack, Packing, Unpack
 from .projected_lstm import (
@@ -33,11 +34,13 @@ from .softmax import (
 )
 
 __all__ = [
+    "GRU",
     "LSTM",
     "RNN",
     "Affine",
     "AttentionLSTM",
     "DotProductAttention",
+    "GRUStep",
     "LSTMStep",
     "Pack",
     "Packing",
@@ -52,9 +55,12 @@ __all__ = [
     "attention_lstm",
     "attention_lstm_step",
     "dot_product_attention",
+    "gru",
+    "gru_step",
     "lstm",
     "lstm_step",
     "packed_attention_lstm",
+    "packed_gru",
     "packed_lstm",
     "packed_projected_lstm",
     "packed_rnn",

@@ -176,6 +176,40 @@ def packed_projected_lstm(
     return (torch.cat(steps_h), torch.cat(steps_c)) if return_cells else torch.cat(steps_h)
 
 
+def gru_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, bn: Tensor) -> Tensor:
+    ax_r, ax_z, ax_n = (x @ Wx + b).chunk(3, dim=1)
+    ah_r, ah_z, ah_n = (prev_h @ Wh).chunk(3, dim=1)
+    r, z = torch.sigmoid(ax_r + ah_r), torch.sigmoid(ax_z + ah_z)
+    n = torch.tanh(ax_n + r * (ah_n + bn))
+    return (1 - z) * n + z * prev_h
+
+
+def gru(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, bn: Tensor, lengths: Tensor | None = None) -> Tensor:
+    h, steps = h0, [h0]
+    for t in range(x.shape[1]):
+        h = gru_step(x[:, t], h, Wx, Wh, b, bn)
+        steps.append(h)
+    return _blank(torch.stack(steps, dim=1)[:, 1:], lengths)
+
+
+def packed_gru(
+    x: Tensor,
+    h0: Tensor,
+    Wx: Tensor,
+    Wh: Tensor,
+    b: Tensor,
+    bn: Tensor,
+    batch_sizes: int | Sequence[int],
+    index: Tensor | None = None,
+) -> Tensor:
+    x = x if index is None else x[index.long()]
+    h, steps = h0, [h0[:0]]
+    for x_t in _steps(x, batch_sizes, h0):
+        h = gru_step(x_t, h[: len(x_t)], Wx, Wh, b, bn)
+        steps.append(h)
+    return torch.cat(steps)
+
+
 def dot_product_attention(prev_h: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     N, H, *positions = A.shape
     scores = torch.einsum("nh,nhl->nl", prev_h, A.flatten(2)) / H**0.5
