@@ -41,8 +41,8 @@ from torch_caption.verify.gradcheck import assert_derivatives, difference
 
 def test_names_and_shapes(cell_type):
     G = CELLS[cell_type].gates
-    attention = {"Wattn": (H, G * H)} if CELLS[cell_type].attends else {}
-    assert {name: tuple(p.shape) for name, p in make(cell_type).named_parameters()} == attention | {
+    own = {name: shape for name, shape in {"bn": (H,), "Wattn": (H, G * H)}.items() if name in CELLS[cell_type].names}
+    assert {name: tuple(p.shape) for name, p in make(cell_type).named_parameters()} == own | {
         "W_proj": (D, H),
         "b_proj": (H,),
         "W_embed": (V, W),
@@ -181,7 +181,7 @@ def torch_nn_loss(p: dict[str, Tensor], features: Tensor, label_smoothing: float
     h = F.embedding(CAPTIONS[:, :-1], p["W_embed"])
     for suffix in ("", "_l2"):
         if f"Wx{suffix}" in p:
-            names = (name for name in ("Wx", "Wh", "b", "Wattn") if name in p)
+            names = (name for name in ("Wx", "Wh", "b", "bn", "Wattn") if name in p)
             h = torch_nn_layer({name: p[name + suffix] for name in names}, h, image)
     logits, targets = (h @ p["W_vocab"] + p["b_vocab"]).flatten(0, 1), CAPTIONS[:, 1:].flatten()
     loss = F.cross_entropy(logits, targets, ignore_index=NULL, reduction="sum", label_smoothing=label_smoothing)
@@ -191,8 +191,8 @@ def torch_nn_loss(p: dict[str, Tensor], features: Tensor, label_smoothing: float
 def torch_nn_layer(p: dict[str, Tensor], x: Tensor, state: Any) -> Tensor:
     """The hidden states of x by torch's own layer, which begins at the image."""
     gates = p["Wx"].shape[1] // H
-    kind = AttentionLSTM if "Wattn" in p else nn.LSTM if gates == 4 else nn.RNN
-    order = [0, 1, 3, 2][:gates]  # torch's gates are i, f, g, o
+    kind = AttentionLSTM if "Wattn" in p else {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}[gates]
+    order = [0, 1, 3, 2] if gates == 4 else range(gates)  # torch's gates are i, f, g, o
 
     def permuted(w: Tensor) -> Tensor:
         return torch.cat([w.chunk(gates, dim=-1)[k] for k in order], dim=-1)
@@ -200,6 +200,8 @@ def torch_nn_layer(p: dict[str, Tensor], x: Tensor, state: Any) -> Tensor:
     Wx = torch.cat([p[name] for name in ("Wx", "Wattn") if name in p])
     weights = {"weight_ih_l0": permuted(Wx).T, "weight_hh_l0": permuted(p["Wh"]).T, "bias_ih_l0": permuted(p["b"])}
     weights["bias_hh_l0"] = torch.zeros_like(p["b"])  # of two biases that are added, one is enough
+    if "bn" in p:
+        weights["bias_hh_l0"] = torch.cat([torch.zeros_like(p["b"][: 2 * H]), p["bn"]])
     if kind is not AttentionLSTM:
         state = state.unsqueeze(0)
     if kind is nn.LSTM:

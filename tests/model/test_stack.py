@@ -32,7 +32,7 @@ def make_stack(cell_type: str, randn: Callable[..., Tensor]) -> tuple[Cell, dict
 def of_layer(weights: Weights, k: int) -> dict[str, Tensor]:
     """The weights of layer k, counted from 1, by their names in the functions."""
     suffix = f"_l{k}" if k > 1 else ""
-    return {name: weights[name + suffix] for name in ("Wx", "Wh", "b", "Wattn") if name + suffix in weights}
+    return {name: weights[name + suffix] for name in ("Wx", "Wh", "b", "bn", "Wattn") if name + suffix in weights}
 
 
 def one_by_one(
@@ -54,7 +54,7 @@ def test_names_and_shapes(cell_type):
     G, names = CELLS[cell_type].gates, CELLS[cell_type].names
     cell = make_cell(cell_type, num_layers=2)
     weights = cell.weights(D, H)
-    shapes = {"Wx": (D, G * H), "Wh": (H, G * H), "b": (G * H,), "Wattn": (H, G * H)}
+    shapes = {"Wx": (D, G * H), "Wh": (H, G * H), "b": (G * H,), "bn": (H,), "Wattn": (H, G * H)}
     expected = {name: shapes[name] for name in names}
     expected |= {f"{name}_l2": shape for name, shape in expected.items()} | {"Wx_l2": (H, G * H)}
     assert {name: tuple(w.shape) for name, w in weights.items()} == expected

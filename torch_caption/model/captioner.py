@@ -29,7 +29,7 @@ class CaptioningRNN(nn.Module):
 
         h0     = features W_proj + b_proj      (N, D) -> (N, H)
         x      = W_embed[words]                (N, T) -> (N, T, W)
-        h      = rnn or lstm of x from h0      (N, T, W) -> (N, T, H)
+        h      = rnn, lstm or gru of x from h0 (N, T, W) -> (N, T, H)
         logits = h W_vocab + b_vocab           (N, T, H) -> (N, T, V)
 
     With "attention" the features are a grid, D numbers at each of L spatial positions, and every position is projected:
@@ -38,8 +38,8 @@ class CaptioningRNN(nn.Module):
         h      = attention_lstm of x over A    (N, T, W) -> (N, T, H)
 
     Parameters have cs231n's names, shapes and initial values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
-    Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn" and 4 for "lstm" and "attention", and with
-    "attention" Wattn (H, 4H). They have torch's default device and dtype.
+    Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn", 3 for "gru" and 4 for "lstm" and
+    "attention"; with "gru" also bn (H,), and with "attention" Wattn (H, 4H). They have torch's default device and dtype.
 
     With several layers, layer k > 1 reads the hidden states of the one below instead of x, and has parameters of its
     own, Wx_lk (H, GH), Wh_lk, b_lk and with "attention" Wattn_lk. All layers begin at h0, or attend to A; logits are
@@ -51,7 +51,7 @@ class CaptioningRNN(nn.Module):
         input_dim: D, the width of the features.
         wordvec_dim: W.
         hidden_dim: H.
-        cell_type: "rnn", "lstm" or "attention".
+        cell_type: a name in `cells.CELLS`.
         gradients: "hand" for the derivatives of `torch_caption.functions`, "auto" for torch.autograd's, of the same
             model through `torch_caption.functions.reference`.
         dropout: the dropout probability on word vectors and hidden states in training (Zaremba et al. 2014).
