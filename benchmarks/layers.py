@@ -6,8 +6,9 @@ A ratio is the time of torch.nn over ours: above 1, ours is faster.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ def training(name: str, shape: Shape, x: Tensor, lengths: Tensor | None) -> list
         h = out.data if isinstance(out, PackedSequence) else out
         return torch.autograd.grad(h.sum(), (inputs, *layer.parameters()))
 
-    return [Contender(label, lambda layer=layer: step(layer)) for label, layer in made.items()]
+    return [Contender(label, partial(step, layer)) for label, layer in made.items()]
 
 
 # The modes of torch.func ---------------------------------------------------------------------------------------------
@@ -136,8 +137,8 @@ def modes_table(quick: bool, effort: Effort) -> Table:
     return Table("layers", title, (Column("what"), *TIMES), tuple(rows))
 
 
-def _loss(layer: nn.Module, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    out: Tensor = functional_call(layer, weights, (x,))[0]
+def _loss(layer: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    out: Tensor = functional_call(layer, dict(weights), (x,))[0]
     return out.square().sum()
 
 
@@ -147,13 +148,13 @@ def per_sample(made: dict[str, nn.Module], x: Tensor) -> list[Contender]:
         single = grad(lambda weights, x: _loss(layer, weights, x.unsqueeze(1)))
         return tuple(vmap(single, (None, 1))(weights, x).values())
 
-    return [Contender(label, lambda layer=layer: run(layer)) for label, layer in made.items()]
+    return [Contender(label, partial(run, layer)) for label, layer in made.items()]
 
 
 def per_sample_opacus(ours: nn.Module, x: Tensor) -> list[Contender]:
     with contextlib.suppress(ImportError):
-        from opacus.grad_sample import GradSampleModule
-        from opacus.layers import DPLSTM
+        from opacus.grad_sample import GradSampleModule  # type: ignore[import-untyped]
+        from opacus.layers import DPLSTM  # type: ignore[import-untyped]
 
         theirs = DPLSTM(x.shape[2], x.shape[2])
         theirs.load_state_dict(ours.state_dict())
@@ -164,7 +165,7 @@ def per_sample_opacus(ours: nn.Module, x: Tensor) -> list[Contender]:
             sampled(x)[0].square().sum().backward()
             return tuple(p.grad_sample for p in sampled.parameters())
 
-        return [per_sample({OURS: ours})[0], Contender("Opacus", opacus)]
+        return [per_sample({OURS: ours}, x)[0], Contender("Opacus", opacus)]
     return []
 
 
@@ -245,7 +246,7 @@ def overhead(name: str, N: int, T: int, H: int) -> list[Contender]:
     layer = new_layers(name, H)[OURS]
     packed: Callable[..., Tensor] = getattr(functions, f"packed_{name.lower()}")
     weights_of = {"RNN": rnn_weights, "LSTM": lstm_weights, "GRU": gru_weights}[name]
-    weights = {key: w.detach().clone().requires_grad_() for key, w in weights_of(*layer.parameters()).items()}
+    weights = [w.detach().clone().requires_grad_() for w in weights_of(*layer.parameters())]
     h0 = torch.zeros(N, H)
 
     def by_layer() -> tuple[Tensor, ...]:
@@ -253,7 +254,7 @@ def overhead(name: str, N: int, T: int, H: int) -> list[Contender]:
         return torch.autograd.grad(out.sum(), (x, *layer.parameters()))[:1]
 
     def by_function() -> tuple[Tensor, ...]:
-        h = packed(x.reshape(T * N, H), h0, **weights, batch_sizes=T)
-        return torch.autograd.grad(h.sum(), (x, *weights.values()))[:1]
+        h = packed(x.reshape(T * N, H), h0, *weights, T)
+        return torch.autograd.grad(h.sum(), (x, *weights))[:1]
 
     return [Contender("layer", by_layer), Contender("function", by_function)]

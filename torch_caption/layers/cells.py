@@ -23,8 +23,8 @@ class RNNCell(nn.RNNCell):
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         x, (h,) = _batched(self, input, [hx])
-        weights = rnn_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return _as_given(input, rnn_step(x, h, **weights, nonlinearity=self.nonlinearity))
+        Wx, Wh, b = rnn_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return _as_given(input, rnn_step(x, h, Wx, Wh, b, self.nonlinearity))
 
 
 class LSTMCell(nn.LSTMCell):
@@ -39,8 +39,8 @@ class LSTMCell(nn.LSTMCell):
             ValueError: another number of axes.
         """
         x, (h, c) = _batched(self, input, [None, None] if hx is None else list(hx))
-        weights = rnn_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        next_h, next_c = lstm_step(x, h, c, **weights, gate_order="ifgo")
+        Wx, Wh, b = rnn_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        next_h, next_c = lstm_step(x, h, c, Wx, Wh, b, gate_order="ifgo")
         return _as_given(input, next_h), _as_given(input, next_c)
 
 
@@ -56,8 +56,8 @@ class GRUCell(nn.GRUCell):
             ValueError: another number of axes.
         """
         x, (h,) = _batched(self, input, [hx])
-        weights = gru_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return _as_given(input, gru_step(x, h, **weights))
+        Wx, Wh, b, bn = gru_weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return _as_given(input, gru_step(x, h, Wx, Wh, b, bn))
 
 
 def _batched(cell: nn.RNNCellBase, x: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor]]:

@@ -6,11 +6,11 @@ All sequences run packed, step after step (see `functions.packing`): of a tensor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, invert_permutation
+from torch.nn.utils.rnn import PackedSequence
 
 from torch_caption.functions import Pack, Packing, packed_gru, packed_lstm, packed_projected_lstm, packed_rnn
 from torch_caption.functions._common import apply, check_lengths, zero_padding
@@ -143,13 +143,14 @@ class _Recurrent(nn.RNNBase):
         order = packed.sorted_indices
         if order is None:
             return self._layers(x, states, packed)
-        h, states = self._layers(x, tuple(part.index_select(1, order) for part in states), packed)
-        return h, tuple(part.index_select(1, invert_permutation(order)) for part in states)
+        h, last = self._layers(x, tuple(part.index_select(1, order) for part in states), packed)
+        inverse = torch.argsort(order)
+        return h, tuple(part.index_select(1, inverse) for part in last)
 
     def _layers(self, x: Tensor, states: States, packed: Packing) -> tuple[Tensor, States]:
         """The hidden states (r, H) of the last layer, and the last states, of packed x (r, D)."""
         mirror = _mirror(packed, x.device) if self.bidirectional else None
-        last = []
+        last: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             if layer and self.training and self.dropout:
                 x = nn.functional.dropout(x, self.dropout)
@@ -167,13 +168,10 @@ class _Recurrent(nn.RNNBase):
         """The states (r, H) after each step of the layer and direction `suffix`, of packed x (r, D)."""
         raise NotImplementedError
 
-    def _weights(self, suffix: str) -> tuple[Tensor | None, ...]:
-        """weight_ih, weight_hh, bias_ih, bias_hh of a layer and direction."""
-        biases = ("bias_ih", "bias_hh")
-        return tuple(
-            getattr(self, name + suffix) if self.bias or name not in biases else None
-            for name in ("weight_ih", "weight_hh", *biases)
-        )
+    def _weights(self, suffix: str) -> list[Any]:
+        """weight_ih, weight_hh, bias_ih, bias_hh of a layer and direction; without biases None in their places."""
+        weights = [getattr(self, f"weight_{part}{suffix}") for part in ("ih", "hh")]
+        return weights + [getattr(self, f"bias_{part}{suffix}") if self.bias else None for part in ("ih", "hh")]
 
 
 class RNN(_Recurrent):
@@ -201,15 +199,15 @@ class RNN(_Recurrent):
         modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
         if nonlinearity not in modes:
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-        options = {"batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
+        options: dict[str, Any] = {"batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
         super().__init__(
             modes[nonlinearity], input_size, hidden_size, num_layers, bias, **options, device=device, dtype=dtype
         )
         self.nonlinearity = nonlinearity
 
     def _run(self, x: Tensor, first: States, batch_sizes: BatchSizes, suffix: str) -> States:
-        weights = rnn_weights(*self._weights(suffix))
-        return (packed_rnn(x, *first, **weights, batch_sizes=batch_sizes, nonlinearity=self.nonlinearity),)
+        (h0,), (Wx, Wh, b) = first, rnn_weights(*self._weights(suffix))
+        return (packed_rnn(x, h0, Wx, Wh, b, batch_sizes, nonlinearity=self.nonlinearity),)
 
 
 class GRU(_Recurrent):
@@ -233,11 +231,12 @@ class GRU(_Recurrent):
             TypeError: an argument is of another type.
             ValueError: a size or the dropout probability is out of its range.
         """
-        options = {"batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
+        options: dict[str, Any] = {"batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
         super().__init__("GRU", input_size, hidden_size, num_layers, bias, **options, device=device, dtype=dtype)
 
     def _run(self, x: Tensor, first: States, batch_sizes: BatchSizes, suffix: str) -> States:
-        return (packed_gru(x, *first, **gru_weights(*self._weights(suffix)), batch_sizes=batch_sizes),)
+        (h0,), (Wx, Wh, b, bn) = first, gru_weights(*self._weights(suffix))
+        return (packed_gru(x, h0, Wx, Wh, b, bn, batch_sizes),)
 
 
 class LSTM(_Recurrent):
@@ -263,7 +262,7 @@ class LSTM(_Recurrent):
             TypeError: an argument is of another type.
             ValueError: a size or the dropout probability is out of its range.
         """
-        options = {"batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
+        options: dict[str, Any] = {"batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
         options["proj_size"] = proj_size
         super().__init__("LSTM", input_size, hidden_size, num_layers, bias, **options, device=device, dtype=dtype)
 
@@ -277,11 +276,11 @@ class LSTM(_Recurrent):
         return states
 
     def _run(self, x: Tensor, first: States, batch_sizes: BatchSizes, suffix: str) -> States:
-        (h0, c0), weights = first, lstm_weights(*self._weights(suffix))
-        options = {"batch_sizes": batch_sizes, "c0": c0, "return_cells": True}
+        (h0, c0), (Wx, Wh, b) = first, lstm_weights(*self._weights(suffix))
         if not self.proj_size:
-            return packed_lstm(x, h0, **weights, **options)
-        return packed_projected_lstm(x, h0, **weights, Wr=getattr(self, f"weight_hr{suffix}").T, **options)
+            return cast(States, packed_lstm(x, h0, Wx, Wh, b, batch_sizes, c0=c0, return_cells=True))
+        Wr = getattr(self, f"weight_hr{suffix}").T
+        return cast(States, packed_projected_lstm(x, h0, Wx, Wh, Wr, b, batch_sizes, c0=c0, return_cells=True))
 
 
 def _mirror(packed: Packing, device: torch.device) -> Callable[[Tensor], Tensor]:

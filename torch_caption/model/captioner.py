@@ -39,7 +39,7 @@ class CaptioningRNN(nn.Module):
 
     Parameters have cs231n's names, shapes and initial values: W_proj (D, H), b_proj (H,), W_embed (V, W), Wx (W, GH),
     Wh (H, GH), b (GH,), W_vocab (H, V), b_vocab (V,), with G = 1 for "rnn", 3 for "gru" and 4 for "lstm" and
-    "attention"; with "gru" also bn (H,), and with "attention" Wattn (H, 4H). They have torch's default device and dtype.
+    "attention"; "gru" also has bn (H,), and "attention" Wattn (H, 4H). They have torch's default device and dtype.
 
     With several layers, layer k > 1 reads the hidden states of the one below instead of x, and has parameters of its
     own, Wx_lk (H, GH), Wh_lk, b_lk and with "attention" Wattn_lk. All layers begin at h0, or attend to A; logits are

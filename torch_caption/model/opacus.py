@@ -20,7 +20,7 @@ def register_with_opacus() -> None:
     Raises:
         ModuleNotFoundError: Opacus is not installed.
     """
-    from opacus.grad_sample import register_grad_sampler
+    from opacus.grad_sample import register_grad_sampler  # type: ignore[import-untyped]
 
     sampled = [getattr(layers, name) for name in layers.__all__]
     register_grad_sampler([*sampled, CaptioningRNN])(per_sample_gradients)
@@ -37,15 +37,15 @@ def per_sample_gradients(module: nn.Module, inputs: list[Tensor], dout: Tensor) 
     Returns:
         by parameter, (N, ...).
     """
-    weights = {f"module.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+    parameters: dict[str, Any] = {f"module.{name}": p for name, p in module.named_parameters() if p.requires_grad}
     call = _WithoutHooks(module)
 
     def loss(weights: dict[str, Tensor], dout: Tensor, *inputs: Tensor) -> Tensor:
         out: Any = functional_call(call, weights, inputs)
         return ((out if isinstance(out, Tensor) else out[0]) * dout).sum()
 
-    gradients = vmap(grad(loss), (None, *[0] * (1 + len(inputs))), randomness="different")(weights, dout, *inputs)
-    return {p: gradients[name] for name, p in weights.items()}  # type: ignore[misc]
+    gradients = vmap(grad(loss), (None, *[0] * (1 + len(inputs))), randomness="different")(parameters, dout, *inputs)
+    return {p: gradients[name] for name, p in parameters.items()}
 
 
 class _WithoutHooks(nn.Module):
