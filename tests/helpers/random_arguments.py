@@ -109,6 +109,7 @@ def arguments(
     if function.endswith("loss"):
         masks = [integers(2, N, T, dtype=torch.bool), torch.zeros(N, T).bool(), torch.ones(N, T).bool(), floats("N T")]
         args += [integers(V, N, T), draw(st.sampled_from(masks)), draw(st.sampled_from([0.0, 0.1, 1.0]))]
+        args.append(draw(st.sampled_from(["mean", "none"])))
     if not any(map(needs_grad, args)):
         next(arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()).requires_grad_()
     return tuple(args)

@@ -47,7 +47,7 @@ CLASSES: dict[str, type[Function]] = {
     name: value for name, value in vars(functions).items() if isinstance(value, type) and issubclass(value, Function)
 }
 # Arguments of classes without a gradient.
-UNDIFFERENTIATED = {"y", "index", "indices", "batch_sizes", "R", "label_smoothing", "cache"}
+UNDIFFERENTIATED = {"y", "index", "indices", "batch_sizes", "R", "label_smoothing", "reduction", "cache"}
 LETTERS = "NTDHVL"
 # Finite differences need one evaluation per entry: the modes run on smaller sizes.
 SMALL = {"N": 2, "T": 3, "D": 3, "H": 2, "V": 5, "L": 3}
@@ -169,6 +169,7 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "temporal_softmax_loss": (normal(N, T, V), y, mask),
         "temporal_softmax_loss, weights": (normal(N, T, V), y, normal(N, T)),
         "temporal_softmax_loss, smoothed": (normal(N, T, V), y, normal(N, T), SMOOTHING),
+        "temporal_softmax_loss, rows": (normal(N, T, V), y, normal(N, T), SMOOTHING, "none"),
         "temporal_affine_softmax_loss": (normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y, mask),
         "temporal_affine_softmax_loss, weights": (
             *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
@@ -177,6 +178,10 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "temporal_affine_softmax_loss, smoothed": (
             *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
             *(mask, SMOOTHING),
+        ),
+        "temporal_affine_softmax_loss, rows": (
+            *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
+            *(mask, 0.0, "none"),
         ),
     }
     made = [_function_case(label, args) for label, args in arguments.items()]
