@@ -180,17 +180,20 @@ def test_index_out_of_range_is_named(function, name, high, past):
     what = {"x": "W has 6 rows", "y": "there are 6 logits", "lengths": "x has 3 timesteps"}[name]
     where = ", ".join(map(str, place))
     message = f"{function}: {name}[{where}] is {value}, but {what} (0 to {high - 1})"
+    wrong = {name: indices} | ({"mask": torch.ones(indices.shape, dtype=torch.bool)} if name == "y" else {})
     with refuses(IndexError, message):
-        call(function, **{name: indices})
+        call(function, **wrong)
     with refuses(IndexError, message), torch.no_grad():
-        call(function, **{name: indices})
+        call(function, **wrong)
 
 
 @pytest.mark.parametrize("function", ["temporal_softmax_loss", "temporal_affine_softmax_loss"])
-def test_word_under_an_empty_mask_is_checked_too(function):
+def test_a_word_of_weight_zero_is_checked_too(function):
+    """Whose gradient by the weight needs its logit; a word under a boolean mask is not."""
     words = torch.full((2, 3), 6)
     with pytest.raises(IndexError, match=r"y\[0, 0\] is 6"):
-        call(function, y=words, mask=torch.zeros(2, 3, dtype=torch.bool))
+        call(function, y=words, mask=torch.zeros(2, 3, dtype=torch.float64))
+    assert call(function, y=words, mask=torch.zeros(2, 3, dtype=torch.bool)) == 0
 
 
 @pytest.mark.parametrize("function", ["temporal_softmax_loss", "temporal_affine_softmax_loss"])

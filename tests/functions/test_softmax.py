@@ -99,6 +99,62 @@ def test_smoothing_is_a_number(function):
         getattr(functions, function)(*example(function).values(), torch.tensor(0.1))
 
 
+@pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize("weighted", [False, True], ids=["mask", "weights"])
+def test_without_a_reduction_each_word_has_its_loss(function, weighted):
+    args = example(function, N=4)
+    args["mask"] = torch.randn(4, 3, dtype=torch.float64) if weighted else args["mask"]
+    call = getattr(functions, function)
+    rows = call(**args, reduction="none")
+    x = args["x"] if "x" in args else F.linear(args["h"], args["w"].T, args["b"])
+    expected = F.cross_entropy(x.flatten(0, 1), args["y"].flatten(), reduction="none").reshape(4, 3) * args["mask"]
+    torch.testing.assert_close(rows, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(rows.sum(1).mean(), call(**args), rtol=1e-13, atol=1e-13)
+    assert not weighted or rows.lt(0).any()
+
+
+@pytest.mark.parametrize("function", LOSSES)
+def test_a_masked_word_passes_no_gradient_that_is_not_finite(function):
+    """Its loss is 0, whose logarithm has an infinite gradient."""
+    args = {**example(function), "mask": MASKS["some"]}
+    inputs = [arg for arg in args.values() if arg.requires_grad]
+    for create_graph in (False, True):
+        grads = []
+        for module in (functions, reference):
+            rows = getattr(module, function)(**args, reduction="none")
+            dloss = rows.detach().reciprocal()
+            assert dloss.isinf().any()
+            grads.append(torch.autograd.grad(rows, inputs, dloss, create_graph=create_graph))
+        for k, (hand, auto) in enumerate(zip(*grads, strict=True)):
+            assert difference(f"gradient {k}", hand, auto).agrees
+
+
+@pytest.mark.parametrize("function", LOSSES)
+def test_refused_reduction(function):
+    with pytest.raises(ValueError, match=rf"^{function}: reduction must be mean or none, but is 'sum'$"):
+        getattr(functions, function)(*example(function).values(), reduction="sum")
+
+
+@pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_masked_word_may_have_any_id(function, reduction):
+    """As torch.nn's ignore_index, -100, does, in every mode; a word that counts, and one that is weighted, may not."""
+    args = {**example(function), "mask": MASKS["some"]}
+    padded = args | {"y": torch.where(args["mask"], args["y"], torch.tensor([[9, -100, 9], [-100, 99, -1]]))}
+    call = getattr(functions, function)
+    for compute in (call, torch.compile(call, fullgraph=True, backend="aot_eager"), getattr(reference, function)):
+        found, expected = (compute(**given, reduction=reduction) for given in (padded, args))
+        assert torch.equal(found, expected)
+        inputs = [arg for arg in args.values() if arg.requires_grad]
+        grads = [torch.autograd.grad(loss.sum(), inputs) for loss in (found, expected)]
+        assert all(map(torch.equal, *grads))
+    padded["y"][0, 0] = -100
+    with pytest.raises(IndexError, match=rf"^{function}: y\[0, 0\] is -100, but there are 6 logits"):
+        call(**padded, reduction=reduction)
+    with pytest.raises(IndexError, match=rf"^{function}: y\[0, 0\] is -100, but there are 6 logits"):
+        call(**padded | {"mask": args["mask"].double()}, reduction=reduction)
+
+
 def large_logits(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of +-1e4 as bfloat16 rounds them, so that every dtype has the same; right and wrong words among them."""
     signs = torch.tensor([[1, -1, -1, 1], [-1, -1, -1, -1], [1, 1, -1, 1]])
@@ -193,15 +249,16 @@ def test_masked_logits_may_be_nan(function):
 
 
 @pytest.mark.parametrize("s", [0.0, 0.1])
-def test_logits_and_their_gradient_are_never_held_together(s):
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_logits_and_their_gradient_are_never_held_together(s, reduction):
     N, T, H, V = 4, 8, 3, 512
     args = example("temporal_affine_softmax_loss", N=N, T=T, H=H, V=V)
     scores = int(args["mask"].count_nonzero()) * V * 8  # bytes, of the words that count; h, w and b are smaller
     with Watch(scores) as forward:
-        loss = temporal_affine_softmax_loss(**args, label_smoothing=s)
+        loss = temporal_affine_softmax_loss(**args, label_smoothing=s, reduction=reduction).sum()
     with Watch(scores) as backward:
         loss.backward()
-    assert (forward.most_alive, backward.most_alive) == (1, 0)
+    assert (forward.most_alive, backward.most_alive) == (1, 0 if reduction == "mean" else 1)
     with Watch(scores) as oracle:
         reference.temporal_affine_softmax_loss(**args).backward()
     assert oracle.most_alive > 2  # the count can fail
@@ -210,36 +267,40 @@ def test_logits_and_their_gradient_are_never_held_together(s):
 @pytest.mark.parametrize(
     ("rows", "mask", "s"), [(0, "some", 0.0), (1, "weights", 0.1), (2, "some", 0.1), (5, "weights", 0.0)]
 )
-def test_chunks_of_any_size_give_the_same(monkeypatch, rows, mask, s):
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_chunks_of_any_size_give_the_same(monkeypatch, rows, mask, s, reduction):
     """No more scores are alive than a chunk of them, or than a row where a row is larger than a chunk."""
     N, T, H, V = 3, 4, 1, 64  # w is as large as one row of scores
     args = example("temporal_affine_softmax_loss", N=N, T=T, H=H, V=V)
     args["mask"] = args["mask"] if mask == "some" else args["mask"] * torch.rand(N, T, dtype=torch.float64)
     monkeypatch.setattr(inplace, "CHUNK", rows * V * 8 or 1)
-    args["label_smoothing"] = s
+    args |= {"label_smoothing": s, "reduction": reduction}
     assert_agrees(temporal_affine_softmax_loss, reference.temporal_affine_softmax_loss, tuple(args.values()))
     for least, alive in ((max(rows, 1), 1), (max(rows, 1) + 1, 0)):
         if least > 1:
             with Watch(least * V * 8) as watch:
-                temporal_affine_softmax_loss(**args).backward()
+                temporal_affine_softmax_loss(**args).sum().backward()
             assert watch.most_alive == alive
 
 
-def test_at_most_64_mebibytes_of_logits_are_held():
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_at_most_64_mebibytes_of_logits_are_held(reduction):
     args = example("temporal_affine_softmax_loss", N=1, T=2050, H=1, V=4096)
     args["mask"] = torch.ones_like(args["mask"])
     for least, alive in ((2**26, 1), (2**26 + 1, 0)):
         with Watch(least) as watch:
-            temporal_affine_softmax_loss(**args).backward()
+            temporal_affine_softmax_loss(**args, reduction=reduction).sum().backward()
         assert watch.most_alive == alive
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, -2.5])
-def test_a_loss_may_be_scaled_and_its_backward_repeated(scale):
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_loss_may_be_scaled_and_its_backward_repeated(scale, reduction):
     args = example("temporal_affine_softmax_loss", N=3, V=50)
     inputs = [arg for arg in args.values() if arg.requires_grad]
-    loss = scale * temporal_affine_softmax_loss(**args)
-    expected = torch.autograd.grad(scale * reference.temporal_affine_softmax_loss(**args), inputs)
+    args["reduction"] = reduction
+    loss = scale * temporal_affine_softmax_loss(**args).sum()
+    expected = torch.autograd.grad(scale * reference.temporal_affine_softmax_loss(**args).sum(), inputs)
     for _ in range(2):
         grads = torch.autograd.grad(loss, inputs, retain_graph=True)
         for k, (grad, auto) in enumerate(zip(grads, expected, strict=True)):

@@ -59,6 +59,7 @@ OPTIONS = {
     "nonlinearity": ("tanh", "relu"),
     "gate_order": ("ifog", "ifgo"),
     "label_smoothing": (0.0, 0.1, 1.0),
+    "reduction": ("mean", "none"),
 }
 DENSE = ("contiguous", "transposed", "strided")  # gradcheck perturbs entries, which must not share memory
 LAYOUTS = (*DENSE, "expanded")

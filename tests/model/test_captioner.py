@@ -100,6 +100,90 @@ def test_padding_changes_nothing(model, features):
         assert torch.equal(model(features, CAPTIONS.to(dtype)), model(features, CAPTIONS))
 
 
+def test_minus_100_is_padding(model, features):
+    """Also between words, and in every mode; not as the first word."""
+    captions, ignored = CAPTIONS.clone(), CAPTIONS.clone()
+    captions[2, 2], ignored[2, 2] = NULL, -100
+    ignored[:, 1:][captions[:, 1:] == NULL] = -100
+    expected = model(features, captions)
+    assert torch.equal(model(features, ignored), expected)
+    assert torch.equal(model(features, ignored.to(torch.int16)), expected)
+    meta = model.to("meta")(features.to("meta"), ignored.to("meta"))
+    assert meta.shape == ()
+    ignored[0, 0] = -100
+    with pytest.raises(IndexError, match=r"^CaptioningRNN: captions\[0, 0\] is -100, but there are 8 words"):
+        make(model.cell_type)(features, ignored)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_of_the_captions(model, features, weighted):
+    """Those of each caption alone, whose mean is the loss; a caption without words has none."""
+    captions = CAPTIONS.clone()
+    captions[1, 1:] = NULL
+    weights = torch.randn(N, T - 1, generator=seeded(3), dtype=torch.float64) if weighted else None
+    losses = model(features, captions, weights=weights, reduction="none")
+    alone = [
+        model(features[n : n + 1], captions[n : n + 1], weights=None if weights is None else weights[n : n + 1])
+        for n in range(N)
+    ]
+    assert losses.shape == (N,)
+    torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(losses.mean(), model(features, captions, weights=weights), rtol=1e-13, atol=1e-13)
+    assert losses[1] == 0
+    assert model(features[:0], CAPTIONS[:0], reduction="none").shape == (0,)
+
+
+def test_losses_of_the_captions_have_gradients(cell_type, features):
+    """Weighted in any way, those of the reference; as the sum of the gradients of each caption."""
+    dlosses = torch.randn(N, generator=seeded(4), dtype=torch.float64)
+    found = []
+    for gradients in ("hand", "auto"):
+        model = make(cell_type, gradients=gradients, **EVERY_OPTION)
+        torch.manual_seed(5)
+        losses = model(features, CAPTIONS, reduction="none")
+        names, params = zip(*model.named_parameters(), strict=True)
+        found.append((losses, *torch.autograd.grad(losses, params, dlosses)))
+    for name, hand, auto in zip(("losses", *names), *found, strict=True):
+        assert difference(name, hand, auto).agrees, difference(name, hand, auto)
+
+
+class Unhooked(nn.Module):
+    """A captioner without the hooks of GradSampleModule."""
+
+    def __init__(self, model: CaptioningRNN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor, captions: Tensor) -> Tensor:
+        return self.model.forward(features, captions)
+
+
+def grad_sampler(model: CaptioningRNN, inputs: list[Tensor], dlosses: Tensor) -> dict[nn.Parameter, Tensor]:
+    """The gradients of each caption, for opacus: its own sampler is for modules of one input."""
+    params = {f"model.{name}": p for name, p in model.named_parameters()}
+
+    def loss(params: dict[str, Tensor], feature: Tensor, caption: Tensor, dloss: Tensor) -> Tensor:
+        return dloss * functional_call(Unhooked(model), params, (feature.unsqueeze(0), caption.unsqueeze(0)))
+
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))(params, *inputs, dlosses)
+    return {p: grads[name] for name, p in params.items()}
+
+
+@pytest.mark.filterwarnings("ignore")  # of opacus
+def test_gradients_of_each_caption_by_opacus(model, features):
+    """GradSampleModule needs a loss of each row, whose gradients tell the rows apart."""
+    opacus = pytest.importorskip("opacus", reason="opacus is not installed")
+    params = dict(model.named_parameters())
+    alone = [model(features[n : n + 1], CAPTIONS[n : n + 1]) for n in range(N)]
+    expected = [torch.autograd.grad(loss, [*params.values()]) for loss in alone]
+    opacus.grad_sample.register_grad_sampler(CaptioningRNN)(grad_sampler)
+    sampled = opacus.GradSampleModule(model, loss_reduction="mean")
+    sampled(features, CAPTIONS, reduction="none").mean().backward()
+    for n, grads in enumerate(expected):
+        for (name, p), grad in zip(params.items(), grads, strict=True):
+            assert difference(f"d{name} of {n}", p.grad_sample[n], grad).agrees
+
+
 def test_captions_without_words_have_no_loss(model, features):
     for captions in (CAPTIONS[:, :1], torch.full((N, T), NULL)):
         loss = model(features, captions)

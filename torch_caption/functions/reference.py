@@ -278,19 +278,28 @@ def packed_attention_lstm(
     return torch.cat(steps)
 
 
-def temporal_softmax_loss(x: Tensor, y: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def temporal_softmax_loss(
+    x: Tensor, y: Tensor, mask: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    y = torch.where(mask, y, 0) if mask.dtype == torch.bool else y
     x = x if x.dtype == torch.float64 else x.float()
     log_p = torch.log_softmax(x, dim=-1)
     right = log_p.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)  # (N, T)
     expected = (1 - label_smoothing) * right + label_smoothing * log_p.mean(dim=-1) if label_smoothing else right
     weighted = torch.where(mask, expected, 0) if mask.dtype == torch.bool else expected * mask
-    return -weighted.sum() / max(x.shape[0], 1)
+    return -weighted if reduction == "none" else -weighted.sum() / max(x.shape[0], 1)
 
 
 def temporal_affine_softmax_loss(
-    h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor, label_smoothing: float = 0.0
+    h: Tensor,
+    w: Tensor,
+    b: Tensor,
+    y: Tensor,
+    mask: Tensor,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
 ) -> Tensor:
-    return temporal_softmax_loss(temporal_affine(h, w, b), y, mask, label_smoothing)
+    return temporal_softmax_loss(temporal_affine(h, w, b), y, mask, label_smoothing, reduction)
 
 
 def _steps(x: Tensor, batch_sizes: int | Sequence[int], h0: Tensor) -> tuple[Tensor, ...]:

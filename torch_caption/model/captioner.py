@@ -18,10 +18,14 @@ from torch_caption.decoding import Alternatives, Decoded, DecodingOptions, State
 from torch_caption.functions._common import autocast, check_floats, check_tensor
 from torch_caption.functions.embedding import check_words, distinct_words
 from torch_caption.functions.packing import Packing, lengths_from_mask
+from torch_caption.functions.softmax import check_reduction
 from torch_caption.model.cell import check_sizes
 from torch_caption.model.cells import make_cell
 from torch_caption.model.dropout import dropout
 from torch_caption.model.stepper import InferenceStepper
+
+IGNORED = -100
+"""In captions the same as <NULL>: the id that torch.nn's losses ignore by default."""
 
 
 class CaptioningRNN(nn.Module):
@@ -148,7 +152,12 @@ class CaptioningRNN(nn.Module):
         return self.cell.constant
 
     def forward(
-        self, features: Tensor, captions: Tensor, inputs: Tensor | None = None, weights: Tensor | None = None
+        self,
+        features: Tensor,
+        captions: Tensor,
+        inputs: Tensor | None = None,
+        weights: Tensor | None = None,
+        reduction: str = "mean",
     ) -> Tensor:
         """The loss of captions under the model: negative log-likelihood in nats, summed over time, mean over N.
 
@@ -156,18 +165,20 @@ class CaptioningRNN(nn.Module):
 
         Args:
             features: (N, D) floating-point; (N, D, L) or (N, D, a, a) for "attention".
-            captions: (N, T) integers, each beginning with <START>; T is at least 1.
+            captions: (N, T) integers, each beginning with <START>; T is at least 1. After it, -100 is <NULL>.
             inputs: (N, T-1) integers, the input tokens; by default captions[:, :-1], which is teacher forcing.
             weights: (N, T-1) floating-point factors of the loss of each word; constants, without a gradient.
+            reduction: "mean", or "none" for the loss of each caption, (N,).
 
         Returns:
-            a differentiable scalar.
+            a differentiable scalar, or (N,).
 
         Raises:
             IndexError: a word id is out of range.
             TypeError: a dtype or device does not fit.
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, or there is no such reduction.
         """
+        check_reduction("CaptioningRNN", reduction)
         image = self._project(features)
         N = features.shape[0]
         given = {"captions": captions, "inputs": inputs, "weights": weights}
@@ -176,6 +187,8 @@ class CaptioningRNN(nn.Module):
                 check_tensor("CaptioningRNN", name, x)
         if captions.dim() != 2 or captions.shape[0] != N or captions.shape[1] < 1:
             raise ValueError(f"captions must be ({N}, T) with T >= 1, but are {tuple(captions.shape)}")
+        start, words = captions[:, :1], captions[:, 1:]
+        captions = torch.cat([start, words.masked_fill(words == IGNORED, self.null)], dim=1)
         check_words("CaptioningRNN", "captions", captions, self.W_embed, "there are {high} words")
         targets = captions[:, 1:]
         for name, x in {"inputs": inputs, "weights": weights}.items():
@@ -193,15 +206,16 @@ class CaptioningRNN(nn.Module):
         h = self._drop(cell.packed(x, cell.begin(image), self.recurrent(), packed.batch_sizes, index))  # (r, H)
         y = packed.pack_integers(targets)
         part = real if weights is None else weights.detach() * real
-        share = packed.pack_integers(part).to(self.b_vocab.dtype) / max(
-            N, 1
-        )  # (r,), of each word in the mean over the batch
+        share = packed.pack_integers(part).to(self.b_vocab.dtype)  # (r,), of each word in the loss
+        if reduction == "mean":
+            share = share / max(N, 1)
         h, w = self._vocabulary_layer(h)
         smoothing = self.label_smoothing if self.training else 0.0
         # The loss treats the packed rows as one sequence.
-        return self.cell.ops.temporal_affine_softmax_loss(
-            h.unsqueeze(0), w, self.b_vocab, y.unsqueeze(0), share.unsqueeze(0), smoothing
+        loss = self.cell.ops.temporal_affine_softmax_loss(
+            h.unsqueeze(0), w, self.b_vocab, y.unsqueeze(0), share.unsqueeze(0), smoothing, reduction
         )
+        return loss if reduction == "mean" else packed.unpack(loss.mT).sum((1, 2))  # (r, 1) -> (N, T-1, 1) -> (N,)
 
     def _vocabulary_layer(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The input of the vocabulary layer from h (n, H), and the weight of that layer.

@@ -54,6 +54,7 @@ UNDIFFERENTIATED = {
     "batch_sizes",
     "R",
     "label_smoothing",
+    "reduction",
     "nonlinearity",
     "gate_order",
     "cache",
@@ -210,6 +211,7 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "temporal_softmax_loss": (normal(N, T, V), y, mask),
         "temporal_softmax_loss, weights": (normal(N, T, V), y, normal(N, T)),
         "temporal_softmax_loss, smoothed": (normal(N, T, V), y, normal(N, T), SMOOTHING),
+        "temporal_softmax_loss, rows": (normal(N, T, V), y, normal(N, T), SMOOTHING, "none"),
         "temporal_affine_softmax_loss": (normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y, mask),
         "temporal_affine_softmax_loss, weights": (
             *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
@@ -218,6 +220,10 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "temporal_affine_softmax_loss, smoothed": (
             *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
             *(mask, SMOOTHING),
+        ),
+        "temporal_affine_softmax_loss, rows": (
+            *(normal(N, T, H), normal(H, V, scale=H**-0.5), normal(V), y),
+            *(mask, 0.0, "none"),
         ),
     }
     made = [_function_case(label, args) for label, args in arguments.items()]

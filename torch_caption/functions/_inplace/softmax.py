@@ -20,41 +20,47 @@ def cached_gradients(ctx: Any, dloss: Tensor) -> list[Tensor | None]:
     gradients = ctx.cache.pop("gradients", None)
     if gradients is None:
         h, w, b, y, mask = ctx.saved_tensors
-        _, *gradients = loss_and_gradients_(h, w, b, y, mask, ctx.label_smoothing, ctx.needs_input_grad[:3])
+        needed = ctx.needs_input_grad[:3]
+        _, *gradients = rows_and_gradients_(h, w, b, y, mask, ctx.label_smoothing, needed, batch_size(y))
     if dloss.device.type == "cpu" and dloss == 1:
         return gradients
     return [None if d is None else d.mul_(dloss) for d in gradients]
 
 
-def loss_and_gradients_(
-    h: Tensor, w: Tensor, b: Tensor, y: Tensor, mask: Tensor, s: float, needed: Sequence[bool]
+def rows_and_gradients_(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, weights: Tensor, s: float, needed: Sequence[bool], over: int = 1
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss, and for dloss = 1 the gradients dh, dw and db that are needed, of the rows that the mask selects."""
-    weights = mask.reshape(-1).to(at_least_float32(h[:0]).dtype) / batch_size(y)  # (r,)
-    if mask.all():
-        loss, dh, dw, db = sum_of_chunks_(flatten_rows(h), w, b, y.reshape(-1), weights, s, needed)
-        return loss, None if dh is None else dh.reshape(h.shape), dw, db
+    """weights * nll / over (N, T), and those of the gradients dh, dw and db of its sum that are needed.
+
+    Nothing is computed of rows of weight 0.
+    """
+    N, T = y.shape
+    weights = weights.reshape(-1).to(at_least_float32(h[:0]).dtype) / over  # (r,)
+    if weights.all():
+        rows, dh, dw, db = rows_of_chunks_(flatten_rows(h), w, b, y.reshape(-1), weights, s, needed)
+        return rows.reshape(N, T), None if dh is None else dh.reshape(h.shape), dw, db
     selected = weights.nonzero().squeeze(1)
-    y, weights = y.reshape(-1).index_select(0, selected), weights.index_select(0, selected)
-    loss, dh, dw, db = sum_of_chunks_(flatten_rows(h).index_select(0, selected), w, b, y, weights, s, needed)
+    y, own = y.reshape(-1).index_select(0, selected), weights.index_select(0, selected)
+    rows, dh, dw, db = rows_of_chunks_(flatten_rows(h).index_select(0, selected), w, b, y, own, s, needed)
+    rows = torch.zeros_like(weights).index_copy_(0, selected, rows)
     if dh is not None:
         zeros = flatten_rows(torch.zeros_like(h, memory_format=torch.contiguous_format))
         dh = zeros.index_copy_(0, selected, dh).reshape(h.shape)
-    return loss, dh, dw, db
+    return rows.reshape(N, T), dh, dw, db
 
 
-def sum_of_chunks_(
+def rows_of_chunks_(
     h: Tensor, w: Tensor, b: Tensor, y: Tensor, weights: Tensor, s: float, needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """sum_r weights * nll and its gradients, from as many rows at a time as `CHUNK` allows."""
+    """weights * nll (r,) and the gradients of its sum, from as many rows at a time as `CHUNK` allows."""
     dh, dw, db = (x.new_empty(x.shape) if need else None for x, need in zip((h, w, b), needed, strict=True))
-    loss = weights.new_zeros(())
-    rows_at_once = max(1, CHUNK // (w.shape[1] * loss.element_size()))
+    rows = torch.empty_like(weights)
+    rows_at_once = max(1, CHUNK // (w.shape[1] * rows.element_size()))
     for k in range(0, max(len(y), 1), rows_at_once):
         chunk = slice(k, k + rows_at_once)
         dh_k = None if dh is None else dh[chunk]
-        loss += add_chunk_(h[chunk], w, b, y[chunk], weights[chunk], s, dh_k, dw, db, add=k > 0)
-    return loss, dh, dw, db
+        rows[chunk] = add_chunk_(h[chunk], w, b, y[chunk], weights[chunk], s, dh_k, dw, db, add=k > 0)
+    return rows, dh, dw, db
 
 
 def add_chunk_(
@@ -69,12 +75,12 @@ def add_chunk_(
     db: Tensor | None,
     add: bool,
 ) -> Tensor:
-    """sum_r weights * nll of a chunk of rows. Its dh is written, its dw and db are written or, if `add`, added."""
+    """weights * nll (r,) of a chunk of rows. Its dh is written, its dw and db are written or, if `add`, added."""
     weights = weights.unsqueeze(1)  # (r, 1)
     x = logits(h, w, b)  # (r, V)
-    loss = (nll_and_gradient_(x, y.unsqueeze(1), s) * weights).sum()
+    rows = (nll_and_gradient_(x, y.unsqueeze(1), s) * weights).squeeze(1)
     if dh is None and dw is None and db is None:
-        return loss
+        return rows
     x.mul_(weights)
     if db is not None:
         db.copy_(x.sum(0) + db if add else x.sum(0))
@@ -87,7 +93,7 @@ def add_chunk_(
             h.T.contiguous() if V >= 8 * H else h.T
         )  # a transposed factor is read slower; many columns repay the copy
         dw.addmm_(left, dx, beta=float(add))
-    return loss
+    return rows
 
 
 def nll_and_gradient_(x: Tensor, y: Tensor, s: float) -> Tensor:
