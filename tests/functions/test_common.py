@@ -23,6 +23,7 @@ INDICES = [
     ("temporal_affine_softmax_loss", "y", 6),
     ("rnn", "lengths", 4),
     ("lstm", "lengths", 4),
+    ("gru", "lengths", 4),
     ("attention_lstm", "lengths", 4),
 ]
 ARGUMENTS = [(function, name) for function in FLOATS for name in FLOATS[function]]
@@ -35,6 +36,7 @@ FREE = [
     ("word_embedding", "W", 1),
     ("rnn", "x", 1),
     ("lstm", "x", 1),
+    ("gru", "x", 1),
     ("attention_lstm", "x", 1),
     ("attention_lstm", "A", 2),
     ("attention_lstm_step", "A", 2),
@@ -49,7 +51,7 @@ def call(function: str, **changes: Any) -> Any:
 
 def arguments_of(function: str) -> dict[str, Tensor]:
     args = example(function)
-    return {**args, "lengths": torch.tensor([3, 1])} if function in ("rnn", "lstm", "attention_lstm") else args
+    return {**args, "lengths": torch.tensor([3, 1])} if function in ("rnn", "lstm", "gru", "attention_lstm") else args
 
 
 def refuses(error: type[Exception], message: str) -> Any:

@@ -46,7 +46,7 @@ def cases_of(N: int, T: int, dtype: torch.dtype = torch.float64) -> dict[str, co
 
 LABELS = list(cases_of(2, 2))
 FUNCTIONS = [label for label in LABELS if not label.startswith("Captioning")]
-LAYERS = [label for label in FUNCTIONS if label.partition(",")[0] in ("rnn", "lstm", "attention_lstm")]
+LAYERS = [label for label in FUNCTIONS if label.partition(",")[0] in ("rnn", "lstm", "gru", "attention_lstm")]
 LOOPS = [*LAYERS, *(label for label in LABELS if label not in FUNCTIONS)]
 KINDS = [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, [False, True, False], strict=True)]
 KINDS += [(kind, sizes, not strict) for kind, sizes, strict in KINDS]
@@ -95,7 +95,9 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(
     ("label", "how"),
-    alternating(KINDS, {"rnn, lengths", "lstm, lengths and state", "attention_lstm, lengths and state"}),
+    alternating(
+        KINDS, {"rnn, lengths", "lstm, lengths and state", "gru, lengths", "attention_lstm, lengths and state"}
+    ),
 )
 def test_an_exported_program_holds_for_every_batch_and_time(label, how):
     kind, sizes, strict = how
@@ -106,7 +108,7 @@ def test_an_exported_program_holds_for_every_batch_and_time(label, how):
         assert_equal(program(*other.args), other.hand(*other.args))
 
 
-@pytest.mark.parametrize("label", ringed(LAYERS, {"rnn", "lstm", "attention_lstm"}))
+@pytest.mark.parametrize("label", ringed(LAYERS, {"rnn", "lstm", "gru", "attention_lstm"}))
 def test_an_exported_program_has_gradients(label):
     case, other = cases_of(4, 3)[label], cases_of(5, 7)[label]
     program = exported(case, "AUTO").module()

@@ -17,6 +17,7 @@ from torch_caption.functions import (
     AttentionLSTM,
     attention_lstm_step,
     dot_product_attention,
+    gru_step,
     lstm,
     lstm_step,
     reference,
@@ -25,7 +26,12 @@ from torch_caption.functions import (
 from torch_caption.verify.gradcheck import assert_agrees, assert_derivatives, leaves
 
 N, T, H = 2, 3, 5  # of `example`
-LAYERS = {"rnn": {}, "lstm": {"return_state": True}, "attention_lstm": {"return_state": True, "return_weights": True}}
+LAYERS = {
+    "rnn": {},
+    "lstm": {"return_state": True},
+    "gru": {},
+    "attention_lstm": {"return_state": True, "return_weights": True},
+}
 
 
 @pytest.fixture(params=LAYERS)
@@ -39,7 +45,7 @@ def state(N: int, H: int) -> Tensor:
 
 def with_options(layer: str, args: tuple, lengths: list[int] | None) -> tuple:
     """`args` with lengths and every option of the layer."""
-    options = {"rnn": 0, "lstm": 1, "attention_lstm": 2}[layer]
+    options = {"rnn": 0, "lstm": 1, "gru": 0, "attention_lstm": 2}[layer]
     states = [state(args[0].shape[0], args[-1].shape[0] // 4) for _ in range(options)]
     return (*args, lengths and torch.tensor(lengths), *states, *[True] * options)
 
@@ -61,7 +67,7 @@ def test_derivatives_of_every_option(layer, lengths):
     assert_derivatives(getattr(functions, layer), with_options(layer, args, lengths))
 
 
-@pytest.mark.parametrize("step", ["rnn_step", "lstm_step", "attention_lstm_step"])
+@pytest.mark.parametrize("step", ["rnn_step", "lstm_step", "gru_step", "attention_lstm_step"])
 def test_step_derivatives_of_distinct_sizes(step):
     assert_derivatives(getattr(functions, step), tuple(example(step, N=3, D=1, H=2, L=2).values()))
 
@@ -72,12 +78,17 @@ def test_a_thousand_steps(layer, lengths):
     assert_agrees(getattr(functions, layer), getattr(reference, layer), with_options(layer, args, lengths))
 
 
-def rnn_steps(x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
-    hs = []
-    for x_t in x.unbind(1):
-        h = rnn_step(x_t, h, *weights)
-        hs.append(h)
-    return torch.stack(hs, 1)
+def h_steps(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Of a layer whose state is h alone."""
+
+    def steps(x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
+        hs = []
+        for x_t in x.unbind(1):
+            h = step(x_t, h, *weights)
+            hs.append(h)
+        return torch.stack(hs, 1)
+
+    return steps
 
 
 def lstm_steps(x: Tensor, h: Tensor, *weights: Tensor) -> tuple:
@@ -100,7 +111,12 @@ def attention_lstm_steps(x: Tensor, A: Tensor, *weights: Tensor) -> tuple:
 
 def test_a_sequence_is_steps(layer):
     """From a cell state of zero, or from the mean of A."""
-    steps = {"rnn": rnn_steps, "lstm": lstm_steps, "attention_lstm": attention_lstm_steps}[layer]
+    steps = {
+        "rnn": h_steps(rnn_step),
+        "lstm": lstm_steps,
+        "gru": h_steps(gru_step),
+        "attention_lstm": attention_lstm_steps,
+    }[layer]
     args = example(layer)
     assert_agrees(whole(layer), steps, tuple(args.values()), tuple(args))
 

@@ -29,6 +29,8 @@ FLOATS = {
     "rnn": {"x": "N T D", "h0": "N H", "Wx": "D H", "Wh": "H H", "b": "H"},
     "lstm_step": {"x": "N D", "prev_h": "N H", "prev_c": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"},
     "lstm": {"x": "N T D", "h0": "N H", "Wx": "D 4H", "Wh": "H 4H", "b": "4H"},
+    "gru_step": {"x": "N D", "prev_h": "N H", "Wx": "D 3H", "Wh": "H 3H", "b": "3H", "bn": "H"},
+    "gru": {"x": "N T D", "h0": "N H", "Wx": "D 3H", "Wh": "H 3H", "b": "3H", "bn": "H"},
     "dot_product_attention": {"prev_h": "N H", "A": "N H L"},
     "attention_lstm_step": {
         **{"x": "N D", "prev_h": "N H", "prev_c": "N H", "A": "N H L"},
@@ -41,7 +43,8 @@ FLOATS = {
     "temporal_softmax_loss": {"x": "N T V"},
     "temporal_affine_softmax_loss": {"h": "N T H", "w": "H V", "b": "V"},
 }
-PACKED = {"packed_rnn": 0, "packed_lstm": 1, "packed_attention_lstm": 2}  # how many first states are optional
+# How many first states are optional.
+PACKED = {"packed_rnn": 0, "packed_lstm": 1, "packed_gru": 0, "packed_attention_lstm": 2}
 DENSE = ("contiguous", "transposed", "strided")  # gradcheck perturbs entries, which must not share memory
 LAYOUTS = (*DENSE, "expanded")
 
@@ -124,10 +127,8 @@ def packed_arguments(draw: st.DrawFn, function: str) -> tuple:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     index = torch.randint(0, 3, (r,), generator=generator) if draw(st.booleans()) else None
     specs = FLOATS[function.removeprefix("packed_")]
-    attends, G = "A" in specs, int(specs["b"][:-1] or 1)
-    beside = [(N, H, L)] if attends else [(N, H)]  # A, or h0
-    weights = [(D, G * H), (H, G * H), *[(H, G * H)] * attends, (G * H,)]
-    shapes = [(r if index is None else 3, D), *beside, *weights]
+    rest = [spec for name, spec in specs.items() if name != "x"]  # A or h0, and the weights
+    shapes = [(r if index is None else 3, D), *(shape_of(spec, {"N": N, "D": D, "H": H, "L": L}) for spec in rest)]
     args: list = [tensor(generator, shape, draw(st.sampled_from(LAYOUTS))) for shape in shapes]
     for arg in draw(st.sets(st.sampled_from(args), min_size=1)):
         arg.requires_grad_()

@@ -113,9 +113,7 @@ def gru_step(x: Tensor, prev_h: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, bn: T
     return (1 - z) * n + z * prev_h
 
 
-def gru(
-    x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, bn: Tensor, lengths: Tensor | None = None
-) -> Tensor:
+def gru(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor, bn: Tensor, lengths: Tensor | None = None) -> Tensor:
     h, steps = h0, [h0]
     for t in range(x.shape[1]):
         h = gru_step(x[:, t], h, Wx, Wh, b, bn)
