@@ -24,6 +24,7 @@ INDICES = [
     ("rnn", "lengths", 4),
     ("lstm", "lengths", 4),
     ("projected_lstm", "lengths", 4),
+    ("gru", "lengths", 4),
     ("attention_lstm", "lengths", 4),
 ]
 ARGUMENTS = [(function, name) for function in FLOATS for name in FLOATS[function]]
@@ -37,6 +38,7 @@ FREE = [
     ("rnn", "x", 1),
     ("lstm", "x", 1),
     ("projected_lstm", "x", 1),
+    ("gru", "x", 1),
     ("attention_lstm", "x", 1),
     ("attention_lstm", "A", 2),
     ("attention_lstm_step", "A", 2),

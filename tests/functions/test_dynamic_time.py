@@ -96,7 +96,9 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(
     ("label", "how"),
-    alternating(KINDS, {"rnn, lengths", "lstm, lengths and state", "attention_lstm, lengths and state"}),
+    alternating(
+        KINDS, {"rnn, lengths", "lstm, lengths and state", "gru, lengths", "attention_lstm, lengths and state"}
+    ),
 )
 def test_an_exported_program_holds_for_every_batch_and_time(label, how):
     kind, sizes, strict = how
@@ -107,7 +109,7 @@ def test_an_exported_program_holds_for_every_batch_and_time(label, how):
         assert_equal(program(*other.args), other.hand(*other.args))
 
 
-@pytest.mark.parametrize("label", ringed(LAYERS, {"rnn", "lstm", "attention_lstm"}))
+@pytest.mark.parametrize("label", ringed(LAYERS, {"rnn", "lstm", "gru", "attention_lstm"}))
 def test_an_exported_program_has_gradients(label):
     case, other = cases_of(4, 3)[label], cases_of(5, 7)[label]
     program = exported(case, "AUTO").module()

@@ -59,7 +59,7 @@ LARGER = {case.label: case for case in compare.cases({**DISTINCT, "N": 7})}
 FUNCTIONS = [label for label in CASES if "Captioning" not in label]
 WITHOUT_OPTIONS = [label for label in CASES if "," not in label]
 QUICK = {"rnn", "dot_product_attention", "temporal_affine_softmax_loss"}  # of each kind the quickest
-WEIGHTS = {"w", "W", "b", "Wx", "Wh", "Wr", "Wattn"}  # shared by all rows of a batch
+WEIGHTS = {"w", "W", "b", "bn", "Wx", "Wh", "Wr", "Wattn"}  # shared by all rows of a batch
 Choose = Callable[[list], Any]
 
 
@@ -361,7 +361,9 @@ def test_make_fx(label):
     traced_by_make_fx(CASES[label], FIRST)
 
 
-@pytest.mark.parametrize("label", ringed(FUNCTIONS, {"affine", "packed_rnn", "packed_lstm", "packed_attention_lstm"}))
+@pytest.mark.parametrize(
+    "label", ringed(FUNCTIONS, {"affine", "packed_rnn", "packed_lstm", "packed_gru", "packed_attention_lstm"})
+)
 def test_export(label):
     exported(CASES[label], FIRST)
 

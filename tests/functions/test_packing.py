@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers.random_arguments import LAYOUTS, example, tensor
+from tests.helpers.random_arguments import FLOATS, LAYOUTS, example, shape_of, tensor
 from torch_caption import functions
 from torch_caption.functions.packing import (
     Pack,
@@ -160,11 +160,11 @@ INCREASING = "batch_sizes must not increase, from at most N = 2 to 0 or more, bu
         ({"index": torch.ones(4)}, TypeError, "index must hold integers, but is float32"),
     ],
 )
-@pytest.mark.parametrize("function", ["packed_rnn", "packed_lstm"])
+@pytest.mark.parametrize("function", ["packed_rnn", "packed_lstm", "packed_gru"])
 def test_wrong_batch_sizes_and_indices_are_refused(function, changes, error, message):
-    width = 12 if function == "packed_lstm" else 3
-    args = {"x": torch.ones(4, 2), "h0": torch.ones(2, 3), "Wx": torch.ones(2, width), "Wh": torch.ones(3, width)}
-    args |= {"b": torch.ones(width), "batch_sizes": (2, 2)}
+    specs = FLOATS[function.removeprefix("packed_")]
+    args = {name: torch.ones(shape_of(spec, {"N": 2, "T": 2, "D": 2, "H": 3})) for name, spec in specs.items()}
+    args |= {"x": torch.ones(4, 2), "batch_sizes": (2, 2)}
     getattr(functions, function)(**args)
     with pytest.raises(error) as raised:
         getattr(functions, function)(**{**args, **changes})

@@ -197,7 +197,7 @@ def test_no_function_changes_a_setting(function):
 def test_threads_may_read_and_set_the_precision_while_others_compute():
     """Nothing is raised, no setting is lost, and the results are those of one thread."""
     cases: list[Callable[[], list[Tensor]]] = []
-    for function in ("rnn", "lstm", "attention_lstm", "temporal_affine_softmax_loss"):
+    for function in ("rnn", "lstm", "gru", "attention_lstm", "temporal_affine_softmax_loss"):
 
         def compute(function: str = function) -> list[Tensor]:
             args = example(function, torch.float32, **LARGE)

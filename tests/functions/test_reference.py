@@ -13,7 +13,6 @@ NAMES = [name for name in functions.__all__ if name.islower()]
 
 
 def test_every_function_has_an_oracle():
-    assert len(NAMES) == 18
     own = {name for name, value in vars(reference).items() if inspect.isfunction(value) and not name.startswith("_")}
     assert own == set(NAMES)
 

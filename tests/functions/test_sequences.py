@@ -18,6 +18,7 @@ from torch_caption.functions import (
     ProjectedLSTM,
     attention_lstm_step,
     dot_product_attention,
+    gru_step,
     lstm_step,
     projected_lstm_step,
     reference,
@@ -30,6 +31,7 @@ LAYERS = {
     "rnn": {},
     "lstm": {"return_state": True},
     "projected_lstm": {"return_state": True},
+    "gru": {},
     "attention_lstm": {"return_state": True, "return_weights": True},
 }
 
@@ -47,7 +49,7 @@ def state(N: int, H: int) -> Tensor:
 
 def with_options(layer: str, args: tuple, lengths: list[int] | None) -> tuple:
     """`args` with lengths and every option of the layer."""
-    options = {"rnn": 0, "lstm": 1, "projected_lstm": 1, "attention_lstm": 2}[layer]
+    options = {"rnn": 0, "lstm": 1, "projected_lstm": 1, "gru": 0, "attention_lstm": 2}[layer]
     states = [state(args[0].shape[0], args[-1].shape[0] // 4) for _ in range(options)]
     return (*args, lengths and torch.tensor(lengths), *states, *[True] * options)
 
@@ -69,7 +71,7 @@ def test_derivatives_of_every_option(layer, lengths):
     assert_derivatives(getattr(functions, layer), with_options(layer, args, lengths))
 
 
-@pytest.mark.parametrize("step", ["rnn_step", "lstm_step", "projected_lstm_step", "attention_lstm_step"])
+@pytest.mark.parametrize("step", ["rnn_step", "lstm_step", "projected_lstm_step", "gru_step", "attention_lstm_step"])
 def test_step_derivatives_of_distinct_sizes(step):
     assert_derivatives(getattr(functions, step), tuple(example(step, N=3, D=1, H=2, L=2).values()))
 
@@ -80,12 +82,17 @@ def test_a_thousand_steps(layer, lengths):
     assert_agrees(getattr(functions, layer), getattr(reference, layer), with_options(layer, args, lengths))
 
 
-def rnn_steps(x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
-    hs = []
-    for x_t in x.unbind(1):
-        h = rnn_step(x_t, h, *weights)
-        hs.append(h)
-    return torch.stack(hs, 1)
+def h_steps(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Of a layer whose state is h alone."""
+
+    def steps(x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
+        hs = []
+        for x_t in x.unbind(1):
+            h = step(x_t, h, *weights)
+            hs.append(h)
+        return torch.stack(hs, 1)
+
+    return steps
 
 
 def lstm_steps(x: Tensor, h: Tensor, *weights: Tensor) -> tuple:
@@ -117,9 +124,10 @@ def attention_lstm_steps(x: Tensor, A: Tensor, *weights: Tensor) -> tuple:
 def test_a_sequence_is_steps(layer):
     """From a cell state of zero, or from the mean of A."""
     steps = {
-        "rnn": rnn_steps,
+        "rnn": h_steps(rnn_step),
         "lstm": lstm_steps,
         "projected_lstm": projected_lstm_steps,
+        "gru": h_steps(gru_step),
         "attention_lstm": attention_lstm_steps,
     }[layer]
     args = example(layer)

@@ -37,6 +37,8 @@ FLOATS = {
         **{"Wx": "D 4H", "Wh": "P 4H", "Wr": "H P", "b": "4H"},
     },
     "projected_lstm": {"x": "N T D", "h0": "N P", "Wx": "D 4H", "Wh": "P 4H", "Wr": "H P", "b": "4H"},
+    "gru_step": {"x": "N D", "prev_h": "N H", "Wx": "D 3H", "Wh": "H 3H", "b": "3H", "bn": "H"},
+    "gru": {"x": "N T D", "h0": "N H", "Wx": "D 3H", "Wh": "H 3H", "b": "3H", "bn": "H"},
     "dot_product_attention": {"prev_h": "N H", "A": "N H L"},
     "attention_lstm_step": {
         **{"x": "N D", "prev_h": "N H", "prev_c": "N H", "A": "N H L"},

@@ -11,7 +11,7 @@ import torch
 from torch_caption import layers
 from torch_caption.model.captioner import CaptioningRNN
 
-pytest.importorskip("opacus", reason="requirements-dev.txt is not installed")
+pytest.importorskip("opacus", reason="requirements-opacus.txt is not installed")
 
 from opacus.grad_sample import GradSampleModule
 from opacus.tests.dp_layers import dp_rnn_test as of_outputs
@@ -67,7 +67,7 @@ def test_a_captioner(cell: str) -> None:
     features = torch.randn(4, 3, *([6] if cell == "attention" else []), dtype=torch.float64)
     captions = torch.tensor([[1, 4, 5, 2], [1, 4, 2, 0], [1, 2, 0, 0], [1, 5, 5, 5]])
     sampled = GradSampleModule(model, loss_reduction="sum")
-    sampled(features, captions, None, None, "none").sum().backward()
+    sampled(features, captions, reduction="none").sum().backward()
     for k in range(4):
         alone = torch.autograd.grad(model.forward(features[k : k + 1], captions[k : k + 1]), [*model.parameters()])
         for p, wanted in zip(model.parameters(), alone, strict=True):

@@ -39,17 +39,19 @@ class GRUStep(Function):
         n      = tanh(a_n)                     a_n = ax_n + r * u
         next_h = n + z * (prev_h - n)          (N, H), which is (1 - z) n + z prev_h
 
-    Backward. n reaches the loss through next_h alone, and u and r through n; sigmoid' = s (1 - s), tanh' = 1 - tanh^2:
+    Backward. n and z reach the loss through next_h alone, u and r through n; sigmoid' = s (1 - s), tanh' = 1 - tanh^2:
 
-        da_n   = dnext_h * (1 - z) * (1 - n^2)
-        da_z   = dnext_h * (prev_h - n) * z (1 - z)
-        da_r   = da_n * u * r (1 - r)
-        du     = da_n * r
-        direct = dnext_h * z                   to prev_h, past the gates
+        dn   = dnext_h * (1 - z)               (N, H)
+        da_n = dn * (1 - n^2)
+        da_z = dn * z * (prev_h - n)           the gradient of z is dnext_h * (prev_h - n)
+        du   = da_n * r
+        da_r = du * u * (1 - r)                the gradient of r is da_n * u
 
-    Only in the block of n do the gradients of ax and ah differ: ah_n is multiplied by r. With dax = [da_r da_z da_n] and
-    dah = [da_r da_z du] (N, 3H) the rest is that of two affine layers:
+    The gradients of ax and ah differ in the block of n alone: r multiplies ah_n and not ax_n. With
+    dax = [da_r da_z da_n] and dah = [da_r da_z du] (N, 3H) the rest is that of two affine layers, beside what reaches
+    prev_h past the gates:
 
+        direct  = dnext_h * z                  (N, H)
         dx      = dax Wx^T                     (N, 3H)(3H, D) -> (N, D)
         dprev_h = direct + dah Wh^T            (N, 3H)(3H, H) -> (N, H)
         dWx     = x^T dax                      (D, N)(N, 3H) -> (D, 3H)
@@ -57,9 +59,9 @@ class GRUStep(Function):
         db      = sum_n dax                    (3H,)
         dbn     = sum_n du                     (H,)
 
-    In the code both are parts of one tensor, da = [du da_r da_z da_n] (N, 4H): dax is its last 3H columns, and its
-    first 3H are dah with the block of n in front. The products with dah therefore take Wh in this order, and dWh comes
-    out in it (`n_first`, `n_last`).
+    The code has both in one tensor, da = [du da_r da_z da_n] (N, 4H): its last 3H columns are dax, and its first 3H are
+    dah with the block of n in front. The product with dah takes Wh in this order (`n_first`), and dWh comes out in it
+    (`n_last`).
 
     The backward computes the gates again: saved as outputs without a gradient they would be constants to a second
     derivative, which would then be wrong.
@@ -120,12 +122,12 @@ class GRU(Function):
         h_t  = step(ax_t, ah_t, h_{t-1}[:n_t])  as in GRUStep, (n_t, H)
 
     Backward, through time. h_t reaches the loss through its own output and, in the rows that are present at t + 1,
-    through that step, past its gates and through them. From t = T down to 1, with GRUStep's formulas:
+    through that step. From t = T down to 1, with GRUStep's formulas:
 
-        dnext_h = dh_t + [direct_{t+1} + dah_{t+1} Wh^T; 0]  (n_t, H), the 0s for rows that end here; dh_T where t is T
-        du_t, dax_t, dah_t, direct_t = GRUStep's
+        dnext_h = dh_t + [dprev_h_{t+1}; 0]    (n_t, H), the 0s for rows that end here; dh_T where t is T
+        du_t, dax_t, dah_t, dprev_h_t = GRUStep's
 
-        dh_0 = [direct_1 + dah_1 Wh^T; 0]      (N, H), the 0s for sequences without a step
+        dh_0 = [dprev_h_1; 0]                  (N, H), the 0s for sequences without a step
 
     All steps share the weights, so their gradients sum over batch and time, one product over r rows:
 
@@ -171,15 +173,14 @@ class GRU(Function):
         need_x, need_h0, need_Wx, need_Wh, need_b, need_bn, *_ = ctx.needs_input_grad
         steps = steps_of(ctx.batch_sizes, h0)
         prev_h = shifted_states(h0, h, steps)  # (r, H)
-        Wh_n = n_first(Wh)
         fast = ctx.cache is not None and may_overwrite(dh)
         if fast:
-            da, direct = through_time_(dh, prev_h, Wh_n, steps, **ctx.cache)
+            da, dprev_h = through_time_(dh, prev_h, n_first(Wh), steps, **ctx.cache)
         else:
             gates = gates_of(gather_rows(x @ Wx + b, index), prev_h @ Wh, bn)
-            da, direct = _through_time(dh, prev_h, Wh_n, steps, gates)
+            da, dprev_h = _through_time(dh, prev_h, n_first(Wh), steps, gates)
         du, dax, dah = parts_of(da)
-        dh0 = resize_rows(direct + first_step(dah, steps) @ Wh_n.T, h0.shape[0]) if need_h0 else None
+        dh0 = resize_rows(dprev_h, h0.shape[0]) if need_h0 else None
         dWh = n_last(prev_h.T @ dah) if need_Wh else None
         db = dax.sum(0) if need_b else None
         dbn = du.sum(0) if need_bn else None
@@ -342,10 +343,11 @@ def step(ax: Tensor, ah: Tensor, bn: Tensor, prev_h: Tensor) -> Tensor:
 def step_backward(dnext_h: Tensor, prev_h: Tensor, gates: Any) -> tuple[Tensor, Tensor]:
     """da = [du da_r da_z da_n] (N, 4H) and direct (N, H): the formulas of GRUStep."""
     u, r, z, n = gates
-    da_n = dnext_h * (1 - z) * (1 - n * n)
-    da_z = dnext_h * (prev_h - n) * z * (1 - z)
-    da_r = da_n * u * r * (1 - r)
+    dn = dnext_h * (1 - z)
+    da_n = dn * (1 - n * n)
+    da_z = dn * z * (prev_h - n)
     du = da_n * r
+    da_r = du * u * (1 - r)
     return torch.cat([du, da_r, da_z, da_n], dim=-1), dnext_h * z
 
 
@@ -392,14 +394,14 @@ def _run(ax: Tensor, h0: Tensor, Wh: Tensor, bn: Tensor, steps: Steps) -> Tensor
 
 
 def _through_time(dh: Tensor, prev_h: Tensor, Wh: Tensor, steps: Steps, gates: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """da (r, 4H), and direct (n_1, H) of the first step; Wh with the block of n in front."""
+    """da (r, 4H), and dprev_h (n_1, H) of the first step; Wh with the block of n in front."""
 
     def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
-        (dprev_h, direct), (dh_t, prev_h_t, *gates_t), (Wh,) = state, rows, constants
-        da, direct = step_backward(dh_t + direct + dprev_h, prev_h_t, gates_t)
+        (dprev_h,), (dh_t, prev_h_t, *gates_t), (Wh,) = state, rows, constants
+        da, direct = step_backward(dh_t + dprev_h, prev_h_t, gates_t)
         _, _, dah = parts_of(da)
-        return (dah @ Wh.T, direct), (da,)
+        return (direct + dah @ Wh.T,), (da,)
 
-    zeros = (torch.zeros_like(first_step(prev_h, steps)), torch.zeros_like(first_step(prev_h, steps)))
-    (_, direct), (da,) = over_time(body, zeros, (dh, prev_h, *gates), (Wh,), steps, reverse=True)
-    return da, direct
+    zeros = (torch.zeros_like(first_step(prev_h, steps)),)
+    (dprev_h,), (da,) = over_time(body, zeros, (dh, prev_h, *gates), (Wh,), steps, reverse=True)
+    return da, dprev_h

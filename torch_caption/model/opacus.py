@@ -15,7 +15,7 @@ def register_with_opacus() -> None:
     """Let `opacus.GradSampleModule` hold recurrent layers of `torch_caption.layers` and `CaptioningRNN`.
 
     Of a layer it supports a tensor as the only argument, not a PackedSequence, and the gradients of its outputs, not of
-    its last states. A captioner is called with features, captions and reduction="none" as positional arguments.
+    its last states. A captioner is called as `model(features, captions, reduction="none")`.
 
     Raises:
         ModuleNotFoundError: Opacus is not installed.

@@ -1,7 +1,7 @@
 """The step of `gru` and its loops over time, in place.
 
-u and the gates are side by side in one tensor, [u r z n] (r, 4H). x Wx + b stands in its last three blocks and bn in its
-first, so one product of prev_h with Wh, its block of n in front, adds to the first three: to u, a_r and a_z.
+u and the gates are side by side in one tensor, [u r z n] (r, 4H). It begins with bn and x Wx + b, so that one product
+of prev_h with Wh, whose block of n is in front, adds what is missing to the first three blocks: u, a_r and a_z.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..packing import Steps, first_step, gather_rows, zip_steps
+from ..packing import Steps, first_step, gather_rows, split_steps, zip_steps
 from .tanh import tanh_, tanh_slope
 
 
@@ -30,19 +30,18 @@ def step_(
     torch.lerp(n, prev_h, z, out=h)
 
 
-def step_backward_(dnext_h: Tensor, prev_h: Tensor, gates: Sequence[Tensor], da: Sequence[Tensor]) -> Tensor:
-    """`step_backward` in place: the four parts of da are written, direct (n, H) is returned.
+def step_backward_(dnext_h: Tensor, prev_h: Tensor, gates: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """`step_backward` in place: `parts` (n, H) each, du, da_r, da_z and da_n, are written, direct (n, H) is returned.
 
-    Each part is multiplied together in its own buffer. What is written as x - x * y is x (1 - y), rounded once.
+    Each is multiplied together in its own buffer. x (1 - y) is x - x y, rounded once.
     """
-    (u, r, z, n), (du, da_r, da_z, da_n) = gates, da
-    direct = dnext_h * z
+    (u, r, z, n), (du, da_r, da_z, da_n) = gates, parts
     dn = torch.addcmul(dnext_h, dnext_h, z, value=-1)
-    torch.mul(dn, z, out=da_z).mul_(prev_h - n)
     torch.mul(dn, tanh_slope(n), out=da_n)
+    torch.mul(dn, z, out=da_z).mul_(prev_h - n)
     torch.mul(da_n, r, out=du)
     torch.addcmul(du, du, r, value=-1, out=da_r).mul_(u)
-    return direct
+    return dnext_h * z
 
 
 def run_(
@@ -78,12 +77,11 @@ def through_time_(dh: Tensor, prev_h: Tensor, Wh: Tensor, steps: Steps, gates: T
     """`_through_time` in place. All steps write to one da; what comes back through time is added to a copy of dh, since
     an incoming gradient must not change."""
     da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
-    Wh_T, dah = Wh.T.contiguous(), da[:, : 3 * prev_h.shape[1]]
-    next_dah, direct = dah, None
-    rows = zip_steps(steps, dh, prev_h, dah, *da.chunk(4, 1), *gates.chunk(4, 1))
-    for dh_t, prev_h_t, dah_t, du, da_r, da_z, da_n, *gates_t in reversed(rows):
-        if direct is not None:
-            dh_t[: len(direct)].add_(direct.addmm_(next_dah, Wh_T))
-        direct = step_backward_(dh_t, prev_h_t, gates_t, (du, da_r, da_z, da_n))
-        next_dah = dah_t
-    return da, first_step(prev_h, steps) if direct is None else direct
+    Wh_T = Wh.T.contiguous()  # MKL multiplies few rows by a transposed matrix at half the speed
+    dprev_h = torch.zeros_like(first_step(prev_h, steps))
+    rows = zip_steps(steps, dh, prev_h, da[:, : 3 * prev_h.shape[1]], *da.chunk(4, 1), *gates.chunk(4, 1))
+    previous_dh = [dprev_h, *split_steps(dh, steps)]  # dh_{t-1} of step t, and dprev_h of the first
+    for prev_dh, (dh_t, prev_h_t, dah_t, *parts) in reversed([*zip(previous_dh, rows, strict=False)]):
+        direct = step_backward_(dh_t, prev_h_t, gates=parts[4:], parts=parts[:4])
+        prev_dh[: len(dah_t)].add_(direct.addmm_(dah_t, Wh_T))
+    return da, dprev_h
