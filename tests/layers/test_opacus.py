@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unittest
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,3 +74,11 @@ def test_a_captioner(cell: str) -> None:
         alone = torch.autograd.grad(model.forward(features[k : k + 1], captions[k : k + 1]), [*model.parameters()])
         for p, wanted in zip(model.parameters(), alone, strict=True):
             torch.testing.assert_close(p.grad_sample[k], wanted, rtol=0, atol=1e-12)
+
+
+def test_the_recipe_of_the_page() -> None:
+    """With the blocks before it."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "layers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```py(?:thon)?\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert any("GradSampleModule" in block for block in blocks)
+    exec(compile("\n".join(blocks), "layers.md", "exec"), {})
