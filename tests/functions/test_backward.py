@@ -37,7 +37,7 @@ PRODUCTS = {
     "projected_lstm_step": (3 + 3, {"x": 1, "prev_h": 1, "prev_c": 0, "Wx": 1, "Wh": 1, "Wr": 1, "b": 0}),
     "projected_lstm": (1 + 2 * T + 2 * T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "Wr": 1, "b": 0}),
     "gru_step": (2 + 2, {"x": 1, "prev_h": 1, "Wx": 1, "Wh": 1, "b": 0, "bn": 0}),
-    "gru": (1 + T + T, {"x": 1, "h0": 0, "Wx": 1, "Wh": 1, "b": 0, "bn": 0}),
+    "gru": (1 + T + T - 1, {"x": 1, "h0": 1, "Wx": 1, "Wh": 1, "b": 0, "bn": 0}),
     "dot_product_attention": (2 + 1, {"prev_h": 1, "A": 0}),
     "attention_lstm_step": (
         *(1 + 2 + 2 + 2,),

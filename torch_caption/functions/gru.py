@@ -60,8 +60,8 @@ class GRUStep(Function):
         dbn     = sum_n du                     (H,)
 
     The code has both in one tensor, da = [du da_r da_z da_n] (N, 4H): its last 3H columns are dax, and its first 3H are
-    dah with the block of n in front. The product with dah takes Wh in this order (`n_first`), and dWh comes out in it
-    (`n_last`).
+    dah with the block of n in front. `n_first` puts Wh into this order for the product with dah, and `n_last` puts the
+    product that is dWh into that of Wh.
 
     The backward computes the gates again: saved as outputs without a gradient they would be constants to a second
     derivative, which would then be wrong.
@@ -122,12 +122,12 @@ class GRU(Function):
         h_t  = step(ax_t, ah_t, h_{t-1}[:n_t])  as in GRUStep, (n_t, H)
 
     Backward, through time. h_t reaches the loss through its own output and, in the rows that are present at t + 1,
-    through that step. From t = T down to 1, with GRUStep's formulas:
+    through that step, past its gates and through them. From t = T down to 1, with GRUStep's formulas:
 
-        dnext_h = dh_t + [dprev_h_{t+1}; 0]    (n_t, H), the 0s for rows that end here; dh_T where t is T
-        du_t, dax_t, dah_t, dprev_h_t = GRUStep's
+        dnext_h = dh_t + [direct_{t+1} + dah_{t+1} Wh^T; 0]  (n_t, H), the 0s for rows that end here; dh_T where t is T
+        du_t, dax_t, dah_t, direct_t = GRUStep's
 
-        dh_0 = [dprev_h_1; 0]                  (N, H), the 0s for sequences without a step
+        dh_0 = [direct_1 + dah_1 Wh^T; 0]      (N, H), the 0s for sequences without a step
 
     All steps share the weights, so their gradients sum over batch and time, one product over r rows:
 
@@ -173,14 +173,15 @@ class GRU(Function):
         need_x, need_h0, need_Wx, need_Wh, need_b, need_bn, *_ = ctx.needs_input_grad
         steps = steps_of(ctx.batch_sizes, h0)
         prev_h = shifted_states(h0, h, steps)  # (r, H)
+        Wh_n = n_first(Wh)
         fast = ctx.cache is not None and may_overwrite(dh)
         if fast:
-            da, dprev_h = through_time_(dh, prev_h, n_first(Wh), steps, **ctx.cache)
+            da, direct = through_time_(dh, prev_h, Wh_n, steps, **ctx.cache)
         else:
             gates = gates_of(gather_rows(x @ Wx + b, index), prev_h @ Wh, bn)
-            da, dprev_h = _through_time(dh, prev_h, n_first(Wh), steps, gates)
+            da, direct = _through_time(dh, prev_h, Wh_n, steps, gates)
         du, dax, dah = parts_of(da)
-        dh0 = resize_rows(dprev_h, h0.shape[0]) if need_h0 else None
+        dh0 = resize_rows(direct + first_step(dah, steps) @ Wh_n.T, h0.shape[0]) if need_h0 else None
         dWh = n_last(prev_h.T @ dah) if need_Wh else None
         db = dax.sum(0) if need_b else None
         dbn = du.sum(0) if need_bn else None
@@ -394,14 +395,14 @@ def _run(ax: Tensor, h0: Tensor, Wh: Tensor, bn: Tensor, steps: Steps) -> Tensor
 
 
 def _through_time(dh: Tensor, prev_h: Tensor, Wh: Tensor, steps: Steps, gates: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """da (r, 4H), and dprev_h (n_1, H) of the first step; Wh with the block of n in front."""
+    """da (r, 4H), and direct (n_1, H) of the first step; Wh with the block of n in front."""
 
     def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
-        (dprev_h,), (dh_t, prev_h_t, *gates_t), (Wh,) = state, rows, constants
-        da, direct = step_backward(dh_t + dprev_h, prev_h_t, gates_t)
+        (gated, direct), (dh_t, prev_h_t, *gates_t), (Wh,) = state, rows, constants
+        da, direct = step_backward(dh_t + direct + gated, prev_h_t, gates_t)
         _, _, dah = parts_of(da)
-        return (direct + dah @ Wh.T,), (da,)
+        return (dah @ Wh.T, direct), (da,)
 
-    zeros = (torch.zeros_like(first_step(prev_h, steps)),)
-    (dprev_h,), (da,) = over_time(body, zeros, (dh, prev_h, *gates), (Wh,), steps, reverse=True)
-    return da, dprev_h
+    zeros = (torch.zeros_like(first_step(prev_h, steps)), torch.zeros_like(first_step(prev_h, steps)))
+    (_, direct), (da,) = over_time(body, zeros, (dh, prev_h, *gates), (Wh,), steps, reverse=True)
+    return da, direct

@@ -78,10 +78,11 @@ def through_time_(dh: Tensor, prev_h: Tensor, Wh: Tensor, steps: Steps, gates: T
     an incoming gradient must not change."""
     da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
     Wh_T = Wh.T.contiguous()  # MKL multiplies few rows by a transposed matrix at half the speed
-    dprev_h = torch.zeros_like(first_step(prev_h, steps))
     rows = zip_steps(steps, dh, prev_h, da[:, : 3 * prev_h.shape[1]], *da.chunk(4, 1), *gates.chunk(4, 1))
-    previous_dh = [dprev_h, *split_steps(dh, steps)]  # dh_{t-1} of step t, and dprev_h of the first
+    previous_dh = [None, *split_steps(dh, steps)]  # dh_{t-1} of step t; what the first returns to h0 is the caller's
+    direct = first_step(dh, steps)
     for prev_dh, (dh_t, prev_h_t, dah_t, *parts) in reversed([*zip(previous_dh, rows, strict=False)]):
         direct = step_backward_(dh_t, prev_h_t, gates=parts[4:], parts=parts[:4])
-        prev_dh[: len(dah_t)].add_(direct.addmm_(dah_t, Wh_T))
-    return da, dprev_h
+        if prev_dh is not None:
+            prev_dh[: len(dah_t)].add_(direct.addmm_(dah_t, Wh_T))
+    return da, direct
