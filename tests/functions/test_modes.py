@@ -487,6 +487,8 @@ def check_random(check: Callable, function: str, data: st.DataObject, **limits: 
     case = Case(function, hand, auto, data.draw(arguments(function, **limits)), names)
     if check in (per_sample_gradients, hessian) and function.endswith("loss"):
         assume(case.args[0].numel())  # torch maps no arithmetic of scalars over nothing
+    if check is autocast:
+        assume("relu" not in case.args)  # near 0 its slope depends on the rounding
     check(case, lambda options: data.draw(st.sampled_from(options)))
 
 

@@ -140,6 +140,10 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
     def weights(gates: int) -> tuple[Tensor, Tensor, Tensor]:
         return normal(D, gates * H, scale=D**-0.5), normal(H, gates * H, scale=H**-0.5), normal(gates * H)
 
+    def of_relu() -> tuple[Tensor, Tensor, Tensor]:
+        Wx, Wh, b = weights(1)
+        return Wx, Wh, (b.detach() + 1).requires_grad_()  # most units are active
+
     def projected() -> tuple[Tensor, ...]:
         return (
             *(normal(D, 4 * H, scale=D**-0.5), normal(P, 4 * H, scale=P**-0.5)),
@@ -164,13 +168,13 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "temporal_affine": (normal(N, T, D), normal(D, H, scale=D**-0.5), normal(H)),
         "word_embedding": (y, normal(V, D)),
         "rnn_step": (normal(N, D), normal(N, H), *weights(1)),
-        "rnn_step, relu": (normal(N, D), normal(N, H), *weights(1), "relu"),
+        "rnn_step, relu": (normal(N, D), normal(N, H), *of_relu(), "relu"),
         "rnn": (normal(N, T, D), normal(N, H), *weights(1)),
         "rnn, lengths": (normal(N, T, D), normal(N, H), *weights(1), lengths),
-        "rnn, relu": (normal(N, T, D), normal(N, H), *weights(1), None, "relu"),
+        "rnn, relu": (normal(N, T, D), normal(N, H), *of_relu(), None, "relu"),
         "packed_rnn": (normal(r, D), normal(N, H), *weights(1), batch_sizes),
         "packed_rnn, index": (normal(V, D), normal(N, H), *weights(1), batch_sizes, index),
-        "packed_rnn, relu": (normal(r, D), normal(N, H), *weights(1), batch_sizes, None, "relu"),
+        "packed_rnn, relu": (normal(r, D), normal(N, H), *of_relu(), batch_sizes, None, "relu"),
         "lstm_step": (normal(N, D), normal(N, H), normal(N, H), *weights(4)),
         "lstm_step, ifgo": (normal(N, D), normal(N, H), normal(N, H), *weights(4), "ifgo"),
         "lstm": (normal(N, T, D), normal(N, H), *weights(4)),
