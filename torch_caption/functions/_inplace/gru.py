@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..packing import Steps, first_step, gather_rows, split_steps, zip_steps
+from ..packing import Steps, first_step, gather_rows, zip_steps
 from .tanh import tanh_, tanh_slope
 
 
@@ -28,20 +28,6 @@ def step_(
     rz.sigmoid_()
     tanh(n.addcmul_(r, u))
     torch.lerp(n, prev_h, z, out=h)
-
-
-def step_backward_(dnext_h: Tensor, prev_h: Tensor, gates: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
-    """`step_backward` in place: `parts` (n, H) each, du, da_r, da_z and da_n, are written, direct (n, H) is returned.
-
-    Each is multiplied together in its own buffer. x (1 - y) is x - x y, rounded once.
-    """
-    (u, r, z, n), (du, da_r, da_z, da_n) = gates, parts
-    dn = torch.addcmul(dnext_h, dnext_h, z, value=-1)
-    torch.mul(dn, tanh_slope(n), out=da_n)
-    torch.mul(dn, z, out=da_z).mul_(prev_h - n)
-    torch.mul(da_n, r, out=du)
-    torch.addcmul(du, du, r, value=-1, out=da_r).mul_(u)
-    return dnext_h * z
 
 
 def run_(
@@ -74,15 +60,24 @@ def run_(
 
 
 def through_time_(dh: Tensor, prev_h: Tensor, Wh: Tensor, steps: Steps, gates: Tensor) -> tuple[Tensor, Tensor]:
-    """`_through_time` in place. All steps write to one da; what comes back through time is added to a copy of dh, since
-    an incoming gradient must not change."""
+    """`_through_time` in place.
+
+    Each part of da is dnext_h times a factor that no other step changes: da begins as these factors, of all steps at
+    once, and each step multiplies its own by its dnext_h. What comes back through time is added to a copy of dh, since
+    an incoming gradient must not change.
+    """
     da, dh = torch.empty_like(gates), dh.clone(memory_format=torch.contiguous_format)
+    (u, r, z, n), (du, da_r, da_z, da_n) = gates.chunk(4, 1), da.chunk(4, 1)
+    dn = 1 - z
+    torch.mul(dn, tanh_slope(n), out=da_n)
+    torch.sub(prev_h, n, out=da_z).mul_(z).mul_(dn)
+    torch.mul(da_n, r, out=du)
+    torch.addcmul(du, du, r, value=-1, out=da_r).mul_(u)
     Wh_T = Wh.T.contiguous()  # MKL multiplies few rows by a transposed matrix at half the speed
-    rows = zip_steps(steps, dh, prev_h, da[:, : 3 * prev_h.shape[1]], *da.chunk(4, 1), *gates.chunk(4, 1))
-    previous_dh = [None, *split_steps(dh, steps)]  # dh_{t-1} of step t; what the first returns to h0 is the caller's
-    direct = first_step(dh, steps)
-    for prev_dh, (dh_t, prev_h_t, dah_t, *parts) in reversed([*zip(previous_dh, rows, strict=False)]):
-        direct = step_backward_(dh_t, prev_h_t, gates=parts[4:], parts=parts[:4])
-        if prev_dh is not None:
-            prev_dh[: len(dah_t)].add_(direct.addmm_(dah_t, Wh_T))
-    return da, direct
+    direct, next_dah, H = None, da, dh.shape[1]
+    for dh_t, dah_t, da_t, z_t in reversed(zip_steps(steps, dh, da[:, : 3 * H], da.unflatten(1, (4, H)), z)):
+        if direct is not None:
+            dh_t[: len(direct)].add_(direct.addmm_(next_dah, Wh_T))
+        da_t.mul_(dh_t.unsqueeze(1))
+        direct, next_dah = dh_t * z_t, dah_t
+    return da, first_step(dh, steps) if direct is None else direct
