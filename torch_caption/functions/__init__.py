@@ -1,8 +1,8 @@
 """Functions whose every derivative is written by hand: backward, forward mode, and what follows from them.
 
 Each public function checks its arguments and calls one `torch.autograd.Function`. The derivation of a gradient stands
-in the docstring of its class. Names are cs231n's: N batch, T time, D input, H hidden, V vocabulary; weights are
-(in, out), as in `x @ Wx`.
+in the docstring of its class. Names are cs231n's: N batch, T time, D input, H hidden, V vocabulary, and P for a
+projection of the hidden state; weights are (in, out), as in `x @ Wx`.
 """
 
 from .affine import Affine, affine, temporal_affine
