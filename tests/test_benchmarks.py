@@ -17,7 +17,7 @@ import torch
 from benchmarks import agreement, assignment, decoding, distributed, gpu, loading, memory, peers, step, timing, workload
 from benchmarks.__main__ import main
 from benchmarks.agreement import Disagreement
-from benchmarks.options import PARTS, Options
+from benchmarks.options import BY_NAME_ALONE, PARTS, Options
 from benchmarks.tables import Column, Table
 from benchmarks.timing import Contender, Effort
 from benchmarks.workload import IDS, Shape
@@ -374,8 +374,8 @@ def test_a_failed_child_process_is_named(monkeypatch):
 
 
 def test_options_default_to_every_comparison():
-    assert {*Options().only, "distributed", "checkpoint"} == set(PARTS)
-    assert len(Options().only) == len(PARTS) - 2
+    assert {*Options().only, *BY_NAME_ALONE} == set(PARTS)
+    assert len(Options().only) == len(PARTS) - len(BY_NAME_ALONE)
     assert Options(quick=True).small().compile_seconds == 0
 
 

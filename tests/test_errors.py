@@ -52,6 +52,7 @@ OF_PYTHON = {"Exception", "ValueError", "TypeError", "RuntimeError", "Arithmetic
 # Whose arguments come from code and not from a user: there Python's own exceptions are the contract.
 LIBRARY = {
     "functions": "autograd functions",
+    "layers": "nn.Modules, with the types of torch.nn",
     "model": "nn.Modules",
     "decoding": "functions over tensors",
     "metrics.scores": "functions over captions",

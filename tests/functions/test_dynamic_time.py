@@ -170,7 +170,8 @@ def test_a_layer_is_exported_with_lengths(name):
     shapes = ({0: Dim.AUTO, 1: Dim.AUTO}, {0: Dim.AUTO})
     program = torch.export.export(WithLengths(), args(3, 5), dynamic_shapes=shapes).module()
     for N, T in TRIED:
-        assert_equal(leaves(program(*args(T, N))), leaves(WithLengths()(*args(T, N))))
+        tried = args(T, N)
+        assert_equal(leaves(program(*tried)), leaves(WithLengths()(*tried)))
 
 
 @pytest.mark.parametrize("name", ringed(NAMES, {"RNN"}))
