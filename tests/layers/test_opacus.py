@@ -65,7 +65,7 @@ def test_per_sample_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_captioner(cell: str) -> None:
     register_with_opacus()
     words = {word: k for k, word in enumerate(["<NULL>", "<START>", "<END>", "<UNK>", "a", "dog"])}
-    model = CaptioningRNN(words, 3, 4, 5, cell, dropout=0.0).double()
+    model = CaptioningRNN(words, 3, 4, 5, cell, num_layers=2).double()
     features = torch.randn(4, 3, *([6] if cell == "attention" else []), dtype=torch.float64)
     captions = torch.tensor([[1, 4, 5, 2], [1, 4, 2, 0], [1, 2, 0, 0], [1, 5, 5, 5]])
     sampled = GradSampleModule(model, loss_reduction="sum")

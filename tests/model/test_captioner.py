@@ -147,43 +147,6 @@ def test_losses_of_the_captions_have_gradients(cell_type, features):
         assert difference(name, hand, auto).agrees, difference(name, hand, auto)
 
 
-class Unhooked(nn.Module):
-    """A captioner without the hooks of GradSampleModule."""
-
-    def __init__(self, model: CaptioningRNN):
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: Tensor, captions: Tensor) -> Tensor:
-        return self.model.forward(features, captions)
-
-
-def grad_sampler(model: CaptioningRNN, inputs: list[Tensor], dlosses: Tensor) -> dict[nn.Parameter, Tensor]:
-    """The gradients of each caption, for opacus: its own sampler is for modules of one input."""
-    params = {f"model.{name}": p for name, p in model.named_parameters()}
-
-    def loss(params: dict[str, Tensor], feature: Tensor, caption: Tensor, dloss: Tensor) -> Tensor:
-        return dloss * functional_call(Unhooked(model), params, (feature.unsqueeze(0), caption.unsqueeze(0)))
-
-    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))(params, *inputs, dlosses)
-    return {p: grads[name] for name, p in params.items()}
-
-
-@pytest.mark.filterwarnings("ignore")  # of opacus
-def test_gradients_of_each_caption_by_opacus(model, features):
-    """GradSampleModule needs a loss of each row, whose gradients tell the rows apart."""
-    opacus = pytest.importorskip("opacus", reason="opacus is not installed")
-    params = dict(model.named_parameters())
-    alone = [model(features[n : n + 1], CAPTIONS[n : n + 1]) for n in range(N)]
-    expected = [torch.autograd.grad(loss, [*params.values()]) for loss in alone]
-    opacus.grad_sample.register_grad_sampler(CaptioningRNN)(grad_sampler)
-    sampled = opacus.GradSampleModule(model, loss_reduction="mean")
-    sampled(features, CAPTIONS, reduction="none").mean().backward()
-    for n, grads in enumerate(expected):
-        for (name, p), grad in zip(params.items(), grads, strict=True):
-            assert difference(f"d{name} of {n}", p.grad_sample[n], grad).agrees
-
-
 def test_captions_without_words_have_no_loss(model, features):
     for captions in (CAPTIONS[:, :1], torch.full((N, T), NULL)):
         loss = model(features, captions)
