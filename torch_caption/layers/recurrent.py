@@ -60,8 +60,8 @@ class _Recurrent(nn.RNNBase):
             sizes = tuple(input.batch_sizes.tolist())
             packed = Packing(sizes[0], len(sizes), sizes, input.sorted_indices)
             self.check_input(input.data, input.batch_sizes)
-            h, states = self._sorted(input.data, self._initial(input.data, hx, sizes[0], batched=True), packed)
-            return input._replace(data=h), self._of(states)
+            h, states = self._in_order(input.data, self._initial(input.data, hx, sizes[0], batched=True), packed)
+            return input._replace(data=h), self._as_hx(states)
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._owner}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -74,12 +74,12 @@ class _Recurrent(nn.RNNBase):
         check_lengths(self._owner, lengths, {"N": N, "T": T}, like=x)
         packed = Packing.of(N, T, lengths)
         first = self._initial(x, hx, N, batched)
-        h, states = self._sorted(packed.pack(zero_padding(x, packed.padding)), first, packed)
+        h, states = self._in_order(packed.pack(zero_padding(x, packed.padding)), first, packed)
         out = zero_padding(packed.unpack(h), packed.padding)
         out = out if self.batch_first else out.transpose(0, 1)
         if not batched:
             out, states = out.squeeze(0 if self.batch_first else 1), tuple(part.squeeze(1) for part in states)
-        return out, self._of(states)
+        return out, self._as_hx(states)
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """As in `nn.RNNBase`, with the weights that the layer has now."""
@@ -109,11 +109,11 @@ class _Recurrent(nn.RNNBase):
         """The width of each state."""
         return (self.hidden_size,)
 
-    def _given(self, hx: Any) -> States:
+    def _as_states(self, hx: Any) -> States:
         """`hx` as a tuple of states."""
         return (hx,)
 
-    def _of(self, states: States) -> Any:
+    def _as_hx(self, states: States) -> Any:
         """A tuple of states as it is returned."""
         return states[0]
 
@@ -126,7 +126,7 @@ class _Recurrent(nn.RNNBase):
         rows, widths = self.num_layers * len(self._directions), self._widths()
         if hx is None:
             return tuple(x.new_zeros(rows, N, width) for width in widths)
-        states = self._given(hx)
+        states = self._as_states(hx)
         axes = 3 if batched else 2
         if any(state.dim() != axes for state in states):
             got = ", ".join(f"{state.dim()}-D" for state in states)
@@ -138,7 +138,7 @@ class _Recurrent(nn.RNNBase):
             self.check_hidden_size(state, (rows, N, width), f"Expected {name} size {{}}, got {{}}")
         return states
 
-    def _sorted(self, x: Tensor, states: States, packed: Packing) -> tuple[Tensor, States]:
+    def _in_order(self, x: Tensor, states: States, packed: Packing) -> tuple[Tensor, States]:
         """`_layers` of states in the order of the caller's sequences."""
         order = packed.sorted_indices
         if order is None:
@@ -269,10 +269,10 @@ class LSTM(_Recurrent):
     def _widths(self) -> tuple[int, ...]:
         return self.proj_size or self.hidden_size, self.hidden_size
 
-    def _given(self, hx: Any) -> States:
+    def _as_states(self, hx: Any) -> States:
         return tuple(hx)
 
-    def _of(self, states: States) -> Any:
+    def _as_hx(self, states: States) -> Any:
         return states
 
     def _run(self, x: Tensor, first: States, batch_sizes: BatchSizes, suffix: str) -> States:
