@@ -50,7 +50,6 @@ FUNCTIONS = [label for label in LABELS if not label.startswith("Captioning")]
 LAYERS = [label for label in FUNCTIONS if f"packed_{label.partition(',')[0]}" in PACKED]
 LOOPS = [*LAYERS, *(label for label in LABELS if label not in FUNCTIONS)]
 KINDS = [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, [False, True, False], strict=True)]
-KINDS += [(kind, sizes, not strict) for kind, sizes, strict in KINDS]
 
 
 def alternating(choices: list, inner: set[str]) -> list:

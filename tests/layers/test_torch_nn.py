@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -104,6 +104,7 @@ def sequences(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 @pytest.mark.parametrize("name", ["RNN", "RNN relu", "LSTM", "LSTM projected", "GRU"])
+@settings(max_examples=20)  # of up to half a second each
 @given(sequences(), st.booleans(), st.integers(0, 2**31))
 def test_random_sequences(name: str, drawn: tuple, has_hx: bool, seed: int) -> None:
     """Padded, packed and with `lengths`: outputs, states and all gradients."""
