@@ -53,13 +53,13 @@ KINDS = [*zip(["AUTO", "DYNAMIC", "Dim"], TRACED, [False, True, False], strict=T
 
 
 def alternating(choices: list, inner: set[str]) -> list:
-    """Each label of a loop with each of the choices, each other label with one of them, in turn.
+    """Each function with a loop with each of the choices, each other label with one of them, in turn.
 
     In the inner ring are the first choice of the labels of `inner`, and one out of three of those without a loop.
     """
-    others = [label for label in LABELS if label not in LOOPS]
-    pairs = [(label, choice, choice is choices[0] and label in inner) for label in LOOPS for choice in choices]
-    pairs += [(label, choices[k % len(choices)], k % 3 == 0) for k, label in enumerate(others)]
+    others = [label for label in LABELS if label not in LAYERS]
+    pairs = [(label, choice, choice is choices[0] and label in inner) for label in LAYERS for choice in choices]
+    pairs += [(label, choices[k % len(choices)], k % 3 == 0 and label not in LOOPS) for k, label in enumerate(others)]
     return [
         pytest.param(label, choice, marks=() if quick else pytest.mark.exhaustive) for label, choice, quick in pairs
     ]
