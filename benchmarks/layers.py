@@ -6,7 +6,8 @@ A ratio is the time of torch.nn over ours: above 1, ours is faster.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -125,8 +126,8 @@ def modes_table(quick: bool, effort: Effort) -> Table:
     made = new_layers("LSTM", H)
     rows = []
     for what, contenders in {
-        "per-sample gradients, against vmap(grad) of nn.LSTM": per_sample(made, x),
-        "per-sample gradients, against Opacus' DPLSTM": per_sample_opacus(made[OURS], x),
+        "per-sample gradients, against a loop of nn.LSTM": per_sample(made, x),
+        "per-sample gradients, against Opacus' DPLSTM": per_sample_opacus(made, x),
         "jvp, against two backwards of nn.LSTM": directional(made, x),
         f"{models} stacked models by vmap, against a loop of nn.LSTM": ensemble(H, x, models),
         "a Hessian of a small model, against two backwards a row": hessians(),
@@ -143,29 +144,44 @@ def _loss(layer: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def per_sample(made: dict[str, nn.Module], x: Tensor) -> list[Contender]:
-    def run(layer: nn.Module) -> tuple[Tensor, ...]:
-        weights = {name: p.detach() for name, p in layer.named_parameters()}
-        single = grad(lambda weights, x: _loss(layer, weights, x.unsqueeze(1)))
+    """`vmap` of `grad`, which fails for nn.LSTM; there a loop over samples."""
+    ours, theirs = made[OURS], made[TORCH]
+
+    def mapped() -> tuple[Tensor, ...]:
+        weights = {name: p.detach() for name, p in ours.named_parameters()}
+        single = grad(lambda weights, x: _loss(ours, weights, x.unsqueeze(1)))
         return tuple(vmap(single, (None, 1))(weights, x).values())
 
-    return [Contender(label, partial(run, layer)) for label, layer in made.items()]
+    def loop() -> tuple[Tensor, ...]:
+        samples = x.split(1, dim=1)
+        grads = [torch.autograd.grad(theirs(x_n)[0].square().sum(), list(theirs.parameters())) for x_n in samples]
+        return tuple(map(torch.stack, zip(*grads, strict=True)))
+
+    return [Contender(OURS, mapped), Contender(TORCH, loop)]
 
 
-def per_sample_opacus(ours: nn.Module, x: Tensor) -> list[Contender]:
+def per_sample_opacus(made: dict[str, nn.Module], x: Tensor) -> list[Contender]:
+    """The norm of each sample's gradient, which differential privacy clips."""
     with contextlib.suppress(ImportError):
         from opacus.grad_sample import GradSampleModule  # type: ignore[import-untyped]
         from opacus.layers import DPLSTM  # type: ignore[import-untyped]
 
         theirs = DPLSTM(x.shape[2], x.shape[2])
-        theirs.load_state_dict(ours.state_dict())
+        theirs.load_state_dict(made[OURS].state_dict())
         sampled = GradSampleModule(theirs, batch_first=False, loss_reduction="sum")
+        ours = per_sample(made, x)[0]
 
-        def opacus() -> tuple[Tensor, ...]:
+        def norms(gradients: Iterable[Tensor]) -> tuple[Tensor]:
+            return (sum(g.flatten(1).square().sum(1) for g in gradients),)  # type: ignore[return-value]
+
+        def opacus() -> tuple[Tensor]:
             sampled.zero_grad(set_to_none=True)
-            sampled(x)[0].square().sum().backward()
-            return tuple(p.grad_sample for p in sampled.parameters())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, of a backward hook where no input requires grad
+                sampled(x)[0].square().sum().backward()
+            return norms(p.grad_sample for p in sampled.parameters())
 
-        return [per_sample({OURS: ours}, x)[0], Contender("Opacus", opacus)]
+        return [Contender(OURS, lambda: norms(ours.run())), Contender("Opacus", opacus)]
     return []
 
 

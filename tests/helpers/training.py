@@ -27,7 +27,6 @@ SMALL: dict[str, Any] = {  # settings of a run that takes a second
 EVERY_OPTION: dict[str, Any] = {
     "tied": True,
     "num_layers": 2,
-    "layer_dropout": 0.2,
     "label_smoothing": 0.1,
     "scheduled_sampling": 0.5,
     "ema": 0.9,
