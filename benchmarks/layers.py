@@ -23,7 +23,7 @@ from benchmarks.tables import Column, Table
 from benchmarks.timing import QUICK, Contender, Effort, race
 from benchmarks.workload import new_lengths
 from torch_caption import functions, layers
-from torch_caption.layers.weights import gru_weights, lstm_weights, rnn_weights
+from torch_caption.layers.weights import gru_weights, rnn_weights
 
 NAMES = ("RNN", "GRU", "LSTM")
 OURS, TORCH = "ours", "torch.nn"
@@ -261,7 +261,8 @@ def overhead(name: str, N: int, T: int, H: int) -> list[Contender]:
     x = torch.randn(T, N, H, generator=torch.Generator().manual_seed(0)).requires_grad_()
     layer = new_layers(name, H)[OURS]
     packed: Callable[..., Tensor] = getattr(functions, f"packed_{name.lower()}")
-    weights_of = {"RNN": rnn_weights, "LSTM": lstm_weights, "GRU": gru_weights}[name]
+    weights_of = gru_weights if name == "GRU" else rnn_weights
+    options = {"gate_order": "ifgo"} if name == "LSTM" else {}
     weights = [w.detach().clone().requires_grad_() for w in weights_of(*layer.parameters())]
     h0 = torch.zeros(N, H)
 
@@ -270,7 +271,7 @@ def overhead(name: str, N: int, T: int, H: int) -> list[Contender]:
         return torch.autograd.grad(out.sum(), (x, *layer.parameters()))[:1]
 
     def by_function() -> tuple[Tensor, ...]:
-        h = packed(x.reshape(T * N, H), h0, *weights, T)
+        h = packed(x.reshape(T * N, H), h0, *weights, T, **options)
         return torch.autograd.grad(h.sum(), (x, *weights))[:1]
 
     return [Contender("layer", by_layer), Contender("function", by_function)]

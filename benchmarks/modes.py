@@ -25,7 +25,7 @@ from benchmarks.options import Options
 from benchmarks.tables import Column, Table
 from torch_caption import layers
 from torch_caption.functions import reference
-from torch_caption.layers.weights import gru_weights, lstm_weights, rnn_weights
+from torch_caption.layers.weights import gru_weights, ifog_weights, rnn_weights
 from torch_caption.verify.gradcheck import leaves, random_like
 
 jvp: Any = torch.func.jvp  # whose types say that they return a tuple of two or three
@@ -63,7 +63,7 @@ def call_of(made: nn.Module) -> Call:
 
 def plain_loop(name: str) -> Call:
     """The same function as a loop over `functions.reference`'s steps, which are plain torch."""
-    weights_of = {"RNN": rnn_weights, "LSTM": lstm_weights, "GRU": gru_weights}[name.removesuffix("Cell")]
+    weights_of = {"RNN": rnn_weights, "LSTM": ifog_weights, "GRU": gru_weights}[name.removesuffix("Cell")]
     step = getattr(reference, f"{name.removesuffix('Cell').lower()}_step")
     states = 2 if name.startswith("LSTM") else 1
 

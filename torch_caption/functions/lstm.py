@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._common import apply, autocast, check_choice, check_floats, check_lengths, may_overwrite, new_cache, zero_padding
-from ._inplace.lstm import run_, through_time_
+from ._inplace.lstm import in_gate_order, run_, through_time_
 from .packing import (
     BatchSizes,
     Constants,
@@ -27,6 +27,8 @@ from .packing import (
     states_product,
     steps_of,
 )
+
+GATE_ORDERS = ("ifog", "ifgo")
 
 
 class LSTMStep(Function):
@@ -144,15 +146,18 @@ class LSTM(Function):
         c0: Tensor,
         index: Tensor | None,
         batch_sizes: BatchSizes,
+        gate_order: str,
         cache: dict[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         a = gather_rows(torch.addmm(b, x, Wx), index)  # (r, 4H)
         steps = steps_of(batch_sizes, h0)
-        return _run(a, h0, c0, Wh, steps) if cache is None else run_(a, h0, c0, Wh, steps, cache)
+        if cache is None:
+            return _run(a, h0, c0, Wh, steps, gate_order)
+        return run_(a, h0, c0, Wh, steps, gate_order, cache)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.batch_sizes, ctx.cache = inputs
+        *tensors, ctx.batch_sizes, ctx.gate_order, ctx.cache = inputs
         ctx.save_for_backward(*tensors, *output)
         ctx.save_for_forward(*tensors, *output)
 
@@ -163,11 +168,11 @@ class LSTM(Function):
         steps = steps_of(ctx.batch_sizes, h0)
         fast = ctx.cache is not None and may_overwrite(dh, dc)
         if fast:
-            da, dprev_c = through_time_(dh, dc, c0, c, Wh, steps, **ctx.cache)
+            da, dprev_c = through_time_(dh, dc, c0, c, Wh, steps, ctx.gate_order, **ctx.cache)
         else:
             prev_h, prev_c = shifted_states(h0, h, steps), shifted_states(c0, c, steps)  # (r, H)
-            gates = gates_of(gather_rows(x @ Wx + b, index) + prev_h @ Wh)
-            da, dprev_c = _through_time(dh, dc, prev_c, Wh, steps, gates, torch.tanh(c))
+            gates = gates_of(gather_rows(x @ Wx + b, index) + prev_h @ Wh, ctx.gate_order)
+            da, dprev_c = _through_time(dh, dc, prev_c, Wh, steps, gates, torch.tanh(c), ctx.gate_order)
         dh0 = resize_rows(first_step(da, steps) @ Wh.T, h0.shape[0]) if need_h0 else None
         dc0 = resize_rows(dprev_c, h0.shape[0]) if need_c0 else None
         dWh = states_product(h0, h, da, steps) if need_Wh else None
@@ -175,7 +180,7 @@ class LSTM(Function):
         da = scatter_sum(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
         dx = da @ Wx.T if need_x else None
         dWx = x.T @ da if need_Wx else None
-        return dx, dh0, dWx, dWh, db, dc0, None, None, None
+        return dx, dh0, dWx, dWh, db, dc0, None, None, None, None
 
 
 class LSTMWithJVP(LSTM):
@@ -195,11 +200,11 @@ class LSTMWithJVP(LSTM):
         steps = steps_of(ctx.batch_sizes, h0)
         prev_h, prev_c = shifted_states(h0, h, steps), shifted_states(c0, c, steps)
         direct = gather_rows(tx @ Wx + x @ tWx + tb, index) + prev_h @ tWh  # (r, 4H)
-        gates = gates_of(gather_rows(x @ Wx + b, index) + prev_h @ Wh)
+        gates = gates_of(gather_rows(x @ Wx + b, index) + prev_h @ Wh, ctx.gate_order)
 
         def step(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
             (tprev_h, tprev_c), (direct_t, prev_c_t, *gates_t, tanh_c_t), (Wh,) = state, rows, constants
-            tangents = step_jvp(direct_t + tprev_h @ Wh, tprev_c, prev_c_t, gates_t, tanh_c_t)
+            tangents = step_jvp(direct_t + tprev_h @ Wh, tprev_c, prev_c_t, gates_t, tanh_c_t, ctx.gate_order)
             return tangents, tangents
 
         th, tc = over_time(step, (th0, tc0), (direct, prev_c, *gates, torch.tanh(c)), (Wh,), steps)[1]
@@ -231,7 +236,7 @@ def lstm_step(
     x, prev_h, prev_c, Wx, Wh, b = autocast(x, prev_h, prev_c, Wx, Wh, b)
     states = {"prev_h": (prev_h, "N H"), "prev_c": (prev_c, "N H")}
     check_floats("lstm_step", {}, x=(x, "N D"), **states, Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"))
-    check_choice("lstm_step", "gate_order", gate_order, ("ifog", "ifgo"))
+    check_choice("lstm_step", "gate_order", gate_order, GATE_ORDERS)
     return apply(LSTMStep, LSTMStepWithJVP, x, prev_h, prev_c, Wx, Wh, b, gate_order)
 
 
@@ -244,6 +249,7 @@ def lstm(
     lengths: Tensor | None = None,
     c0: Tensor | None = None,
     return_state: bool = False,
+    gate_order: str = "ifog",
 ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
     """An LSTM over a sequence.
 
@@ -258,6 +264,7 @@ def lstm(
             read: their range is then not checked, and all T steps are computed, with the same result.
         c0: (N, H), the cell state before the first step; None for zero.
         return_state: return the last state too.
+        gate_order: as in `lstm_step`.
 
     Returns:
         h (N, T, H), dtype of x (the autocast dtype under autocast); zero past the end of each sequence. With
@@ -267,7 +274,7 @@ def lstm(
     Raises:
         IndexError: a length is out of range.
         TypeError: a dtype or device differs, or a value is not a tensor of the right kind.
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or `gate_order` is another.
     """
     x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
     axes: dict[str, int] = {}
@@ -275,10 +282,10 @@ def lstm(
     (c0,) = (torch.zeros_like(h0),) if c0 is None else autocast(c0)
     check_floats("lstm", axes, h0=(h0, "N H"), c0=(c0, "N H"))
     check_lengths("lstm", lengths, axes, like=x)
+    check_choice("lstm", "gate_order", gate_order, GATE_ORDERS)
     packed = Packing.of(axes["N"], axes["T"], lengths)
     x = packed.pack(zero_padding(x, packed.padding))
-    state = packed.sort(h0), packed.sort(c0)
-    h, c = _apply(x, state[0], Wx, Wh, b, state[1], None, packed.batch_sizes)
+    h, c = _apply(x, packed.sort(h0), Wx, Wh, b, packed.sort(c0), None, packed.batch_sizes, gate_order)
     out = zero_padding(packed.unpack(h), packed.padding)
     if not return_state:
         return out
@@ -296,6 +303,7 @@ def packed_lstm(
     index: Tensor | None = None,
     c0: Tensor | None = None,
     return_cells: bool = False,
+    gate_order: str = "ifog",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`lstm` over sequences that are packed, step after step, longest first (see `packing`).
 
@@ -311,6 +319,7 @@ def packed_lstm(
             wherever values can be read, as in `lstm`.
         c0: (N, H), the cell states before the first step; None for zero.
         return_cells: return the cell states too.
+        gate_order: as in `lstm_step`.
 
     Returns:
         h (r, H), dtype of x (the autocast dtype under autocast). With `return_cells`, h and c (r, H): of both,
@@ -319,7 +328,7 @@ def packed_lstm(
     Raises:
         IndexError: an index is out of range.
         TypeError: a dtype or device differs, or a value is not a tensor of the right kind.
-        ValueError: a shape or `batch_sizes` does not fit.
+        ValueError: a shape or `batch_sizes` does not fit, or `gate_order` is another.
     """
     x, h0, Wx, Wh, b = autocast(x, h0, Wx, Wh, b)
     axes: dict[str, int] = {}
@@ -327,7 +336,8 @@ def packed_lstm(
     (c0,) = (torch.zeros_like(h0),) if c0 is None else autocast(c0)
     check_floats("packed_lstm", axes, h0=(h0, "N H"), c0=(c0, "N H"))
     batch_sizes, index = check_packed("packed_lstm", batch_sizes, index, axes, like=x)
-    h, c = _apply(x, h0, Wx, Wh, b, c0, index, batch_sizes)
+    check_choice("packed_lstm", "gate_order", gate_order, GATE_ORDERS)
+    h, c = _apply(x, h0, Wx, Wh, b, c0, index, batch_sizes, gate_order)
     return (h, c) if return_cells else h
 
 
@@ -340,20 +350,16 @@ def _apply(
     c0: Tensor,
     index: Tensor | None,
     batch_sizes: BatchSizes,
+    gate_order: str,
 ) -> tuple[Tensor, Tensor]:
-    return apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, index, batch_sizes, new_cache(x, h0, Wx, Wh, b, c0, index))
+    cache = new_cache(x, h0, Wx, Wh, b, c0, index)
+    return apply(LSTM, LSTMWithJVP, x, h0, Wx, Wh, b, c0, index, batch_sizes, gate_order, cache)
 
 
 def gates_of(a: Tensor, gate_order: str = "ifog") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """i, f, o, g (..., H) of the pre-activations (..., 4H)."""
-    a_i, a_f, a_o, a_g = _ordered(a.chunk(4, dim=-1), gate_order)
+    a_i, a_f, a_o, a_g = in_gate_order(a.chunk(4, dim=-1), gate_order)
     return torch.sigmoid(a_i), torch.sigmoid(a_f), torch.sigmoid(a_o), torch.tanh(a_g)
-
-
-def _ordered(parts: Sequence[Tensor], gate_order: str) -> Sequence[Tensor]:
-    """Four parts of a, which are in the gate order, as i, f, o, g; or the reverse, which is the same exchange."""
-    i, f, o, g = parts
-    return parts if gate_order == "ifog" else (i, f, g, o)
 
 
 def step(a: Tensor, prev_c: Tensor, gate_order: str = "ifog") -> tuple[Tensor, Tensor]:
@@ -373,7 +379,7 @@ def step_backward(
     da_f = dc * prev_c * f * (1 - f)
     da_o = dnext_h * tanh_c * o * (1 - o)
     da_g = dc * i * (1 - g * g)
-    return torch.cat([*_ordered((da_i, da_f, da_o, da_g), gate_order)], dim=-1), dc * f
+    return torch.cat([*in_gate_order((da_i, da_f, da_o, da_g), gate_order)], dim=-1), dc * f
 
 
 def step_jvp(
@@ -381,7 +387,7 @@ def step_jvp(
 ) -> tuple[Tensor, Tensor]:
     """Tangents of next_h and next_c (N, H), from those of the pre-activations (N, 4H) and of prev_c."""
     i, f, o, g = gates
-    ta_i, ta_f, ta_o, ta_g = _ordered(ta.chunk(4, dim=-1), gate_order)
+    ta_i, ta_f, ta_o, ta_g = in_gate_order(ta.chunk(4, dim=-1), gate_order)
     ti, tf, to = ta_i * i * (1 - i), ta_f * f * (1 - f), ta_o * o * (1 - o)
     tg = ta_g * (1 - g * g)
     tnext_c = tf * prev_c + f * tprev_c + ti * g + i * tg
@@ -400,12 +406,12 @@ def last_state(first: Tensor, h: Tensor, lengths: Tensor | None) -> Tensor:
 # The loops over time, for derivatives of any order. `_inplace.lstm` has the faster ones.
 
 
-def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
+def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, steps: Steps, gate_order: str) -> tuple[Tensor, Tensor]:
     """h and c (r, H) of x Wx + b (r, 4H)."""
 
     def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
         (prev_h, prev_c), (a_t,), (Wh,) = state, rows, constants
-        state = step(a_t + prev_h @ Wh, prev_c)  # (n, H) each
+        state = step(a_t + prev_h @ Wh, prev_c, gate_order)  # (n, H) each
         return state, state
 
     _, (h, c) = over_time(body, (h0, c0), (a,), (Wh,), steps)
@@ -413,13 +419,20 @@ def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, steps: Steps) -> tuple[T
 
 
 def _through_time(
-    dh: Tensor, dc: Tensor, prev_c: Tensor, Wh: Tensor, steps: Steps, gates: Sequence[Tensor], tanh_c: Tensor
+    dh: Tensor,
+    dc: Tensor,
+    prev_c: Tensor,
+    Wh: Tensor,
+    steps: Steps,
+    gates: Sequence[Tensor],
+    tanh_c: Tensor,
+    gate_order: str,
 ) -> tuple[Tensor, Tensor]:
     """da (r, 4H), and dprev_c (n_1, H) of the first step."""
 
     def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
         (dprev_h, dprev_c), (dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t), (Wh,) = state, rows, constants
-        da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t)
+        da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t, gate_order)
         return (da @ Wh.T, dprev_c), (da,)
 
     zeros = (torch.zeros_like(first_step(prev_c, steps)), torch.zeros_like(first_step(prev_c, steps)))

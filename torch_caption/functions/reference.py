@@ -82,11 +82,12 @@ def lstm(
     lengths: Tensor | None = None,
     c0: Tensor | None = None,
     return_state: bool = False,
+    gate_order: str = "ifog",
 ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
     h, c = h0, torch.zeros_like(h0) if c0 is None else c0
     steps_h, steps_c = [h], [c]
     for t in range(x.shape[1]):
-        h, c = lstm_step(x[:, t], h, c, Wx, Wh, b)
+        h, c = lstm_step(x[:, t], h, c, Wx, Wh, b, gate_order)
         steps_h.append(h)
         steps_c.append(c)
     hs, cs = torch.stack(steps_h, dim=1), torch.stack(steps_c, dim=1)  # (N, 1 + T, H)
@@ -108,13 +109,14 @@ def packed_lstm(
     index: Tensor | None = None,
     c0: Tensor | None = None,
     return_cells: bool = False,
+    gate_order: str = "ifog",
 ) -> Tensor | tuple[Tensor, Tensor]:
     x = x if index is None else x[index.long()]
     h, c = h0, torch.zeros_like(h0) if c0 is None else c0
     steps_h, steps_c = [h0[:0]], [c[:0]]
     for x_t in _steps(x, batch_sizes, h0):
         n = len(x_t)
-        h, c = lstm_step(x_t, h[:n], c[:n], Wx, Wh, b)
+        h, c = lstm_step(x_t, h[:n], c[:n], Wx, Wh, b, gate_order)
         steps_h.append(h)
         steps_c.append(c)
     return (torch.cat(steps_h), torch.cat(steps_c)) if return_cells else torch.cat(steps_h)

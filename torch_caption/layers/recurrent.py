@@ -16,7 +16,7 @@ from torch_caption.functions import Pack, Packing, packed_gru, packed_lstm, pack
 from torch_caption.functions._common import apply, check_lengths, zero_padding
 from torch_caption.functions.packing import BatchSizes, PackWithJVP, last_rows
 
-from .weights import gru_weights, lstm_weights, rnn_weights
+from .weights import gru_weights, ifog_weights, rnn_weights
 
 States = tuple[Tensor, ...]
 """(h,), or (h, c) of an LSTM."""
@@ -276,11 +276,13 @@ class LSTM(_Recurrent):
         return states
 
     def _run(self, x: Tensor, first: States, batch_sizes: BatchSizes, suffix: str) -> States:
-        (h0, c0), (Wx, Wh, b) = first, lstm_weights(*self._weights(suffix))
+        h0, c0 = first
+        options: dict[str, Any] = {"batch_sizes": batch_sizes, "c0": c0, "return_cells": True}
         if not self.proj_size:
-            return cast(States, packed_lstm(x, h0, Wx, Wh, b, batch_sizes, c0=c0, return_cells=True))
-        Wr = getattr(self, f"weight_hr{suffix}").T
-        return cast(States, packed_projected_lstm(x, h0, Wx, Wh, Wr, b, batch_sizes, c0=c0, return_cells=True))
+            Wx, Wh, b = rnn_weights(*self._weights(suffix))
+            return cast(States, packed_lstm(x, h0, Wx, Wh, b, **options, gate_order="ifgo"))
+        Wx, Wh, b = ifog_weights(*self._weights(suffix))
+        return cast(States, packed_projected_lstm(x, h0, Wx, Wh, getattr(self, f"weight_hr{suffix}").T, b, **options))
 
 
 def _mirror(packed: Packing, device: torch.device) -> Callable[[Tensor], Tensor]:

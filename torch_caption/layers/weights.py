@@ -1,4 +1,4 @@
-"""torch.nn's weights as those of `functions`: views, except where gates or biases are put together.
+"""torch.nn's weights as those of `functions`: views, except for a sum of biases and the gates of a projected LSTM.
 
 torch.nn's weights are (out, in) with two biases, which are None where a module has none. Those of `functions` are
 (in, out) with one bias.
@@ -13,15 +13,15 @@ from torch import Tensor
 def rnn_weights(
     weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Wx, Wh and b; of an LSTM with the gates in torch's order i, f, g, o."""
+    """Wx, Wh and b; of an LSTM with the gates in torch.nn's order, ifgo."""
     b = weight_hh.new_zeros(weight_hh.shape[0]) if bias_ih is None or bias_hh is None else bias_ih + bias_hh
     return weight_ih.T, weight_hh.T, b
 
 
-def lstm_weights(
+def ifog_weights(
     weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Wx, Wh and b of an LSTM, the gates in the order i, f, o, g: one copy for all steps of a call."""
+    """Wx, Wh and b of an LSTM with the gates in the order ifog: one copy for all steps of a call."""
     biases = (None if bias is None else _ifog(bias) for bias in (bias_ih, bias_hh))
     return rnn_weights(_ifog(weight_ih), _ifog(weight_hh), *biases)
 

@@ -57,7 +57,7 @@ class LSTMCell(Cell):
     def step_(self, views: Views, state: State, weights: Weights) -> None:
         (a, ifo, *gates), (h, c) = views, state
         a.addmm_(h, weights["Wh"])
-        lstm_step_(ifo, gates, prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
+        lstm_step_((ifo,), gates, prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0 = state
@@ -152,7 +152,7 @@ class AttentionCell(Cell):
         logits = torch.bmm(A, h.unsqueeze(2)).mul_(h.shape[1] ** -0.5)  # (N, L, 1)
         attn = torch.bmm(torch.softmax(logits, 1).mT, A).squeeze(1)
         a.addmm_(h, weights["Wh"]).addmm_(attn, weights["Wattn"])
-        lstm_step_(ifo, gates, prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh_)
+        lstm_step_((ifo,), gates, prev_c=c, h=h, c=c, tanh_c=h, tanh=torch.tanh)
 
     def sequence(self, x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> Tensor:
         h0, c0, A = state

@@ -179,6 +179,7 @@ def cases(sizes: Mapping[str, int], dtype: torch.dtype = torch.float64, device: 
         "lstm_step, ifgo": (normal(N, D), normal(N, H), normal(N, H), *weights(4), "ifgo"),
         "lstm": (normal(N, T, D), normal(N, H), *weights(4)),
         "lstm, lengths and state": (normal(N, T, D), normal(N, H), *weights(4), lengths, normal(N, H), True),
+        "lstm, ifgo": (normal(N, T, D), normal(N, H), *weights(4), None, None, False, "ifgo"),
         "packed_lstm": (normal(r, D), normal(N, H), *weights(4), batch_sizes),
         "packed_lstm, index and state": (
             *(normal(V, D), normal(N, H), *weights(4), batch_sizes, index),

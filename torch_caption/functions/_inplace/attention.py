@@ -30,7 +30,7 @@ def run_(
         n = len(a_t)
         attend_(prev_h[:n], A[:n], weights_t, attn_t)
         a_t.addmm_(prev_h[:n], Wh).addmm_(attn_t, Wattn)
-        step_(ifo_t, gates_t, prev_c[:n], h_t, c_t, tanh_c_t)
+        step_((ifo_t,), gates_t, prev_c[:n], h_t, c_t, tanh_c_t)
         prev_h, prev_c = h_t, c_t
     cache.update(gates=a, tanh_c=tanh_c, attn=attn)
     return h, c, weights

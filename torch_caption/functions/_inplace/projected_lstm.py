@@ -20,7 +20,7 @@ def run_(
     for a_t, ifo_t, i_t, f_t, o_t, g_t, h_t, c_t, tanh_c_t in zip_steps(steps, a, ifo, i, f, o, g, h, c, tanh_c):
         n = len(a_t)
         a_t.addmm_(prev_h[:n], Wh)
-        step_(ifo_t, (i_t, f_t, o_t, g_t), prev_c[:n], u[:n], c_t, tanh_c_t)
+        step_((ifo_t,), (i_t, f_t, o_t, g_t), prev_c[:n], u[:n], c_t, tanh_c_t)
         prev_h, prev_c = torch.mm(u[:n], Wr, out=h_t), c_t
     cache.update(gates=a, tanh_c=tanh_c)
     return h, c
