@@ -1,7 +1,7 @@
 """What users do with modules of torch.nn: copies, parametrizations, pruning, shared weights, replicas, processes.
 
 The tests of torch.nn's own recurrent modules (test_nn.py, test_modules.py, test_pruning.py, test_packed_sequence.py in
-torch's repository) that do not concern cuDNN have a counterpart here or in test_torch_nn.py.
+torch's repository) that do not concern cuDNN have a counterpart here, in test_torch_nn.py or test_torch_behaviour.py.
 """
 
 from __future__ import annotations
@@ -373,8 +373,10 @@ def test_dropout(name: str) -> None:
 
 def test_what_only_an_lstm_has() -> None:
     for name in ("RNN", "GRU"):
-        with pytest.raises(TypeError, match="proj_size"):
+        with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
             new(name, proj_size=2)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'projection'"):
+            new(name, projection=2)
     with pytest.raises(ValueError, match="proj_size has to be smaller"):
         new("LSTM", proj_size=H)
     with pytest.raises(ValueError, match="nonlinearity"):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from torch_caption.functions import gru_step, lstm_step, rnn_step
 
-from .weights import gru_weights, rnn_weights
+from .weights import check_device, gru_weights, rnn_weights
 
 
 class RNNCell(nn.RNNCell):
@@ -16,8 +16,8 @@ class RNNCell(nn.RNNCell):
         """The next hidden state (N, H), or (H,), of x (N, D), or (D,), and of hx, zero if None.
 
         Raises:
-            RuntimeError: a size does not fit, or the nonlinearity is unknown.
-            TypeError: a dtype or device differs.
+            RuntimeError: a size or device does not fit, or the nonlinearity is unknown.
+            TypeError: a dtype differs.
             ValueError: another number of axes.
         """
         if self.nonlinearity not in ("tanh", "relu"):
@@ -34,8 +34,8 @@ class LSTMCell(nn.LSTMCell):
         """The next hidden and cell states, (N, H) or (H,) each, of x (N, D), or (D,), and of hx, zeros if None.
 
         Raises:
-            RuntimeError: a size does not fit.
-            TypeError: a dtype or device differs.
+            RuntimeError: a size or device does not fit.
+            TypeError: a dtype differs.
             ValueError: another number of axes.
         """
         x, (h, c) = _batched(self, input, [None, None] if hx is None else list(hx))
@@ -51,8 +51,8 @@ class GRUCell(nn.GRUCell):
         """The next hidden state (N, H), or (H,), of x (N, D), or (D,), and of hx, zero if None.
 
         Raises:
-            RuntimeError: a size does not fit.
-            TypeError: a dtype or device differs.
+            RuntimeError: a size or device does not fit.
+            TypeError: a dtype differs.
             ValueError: another number of axes.
         """
         x, (h,) = _batched(self, input, [hx])
@@ -71,6 +71,7 @@ def _batched(cell: nn.RNNCellBase, x: Tensor, states: list[Tensor | None]) -> tu
         raise ValueError(f"{owner}: Expected input to be 1D or 2D, got {x.dim()}D instead")
     if x.shape[-1] != D:
         raise RuntimeError(f"{owner}: input has inconsistent input_size: got {x.shape[-1]} expected {D}")
+    check_device(x, cell.weight_ih, "parameter")
     batched = []
     for k, state in enumerate(states):
         name = "hidden" if len(states) == 1 else f"hx[{k}]"
@@ -81,8 +82,14 @@ def _batched(cell: nn.RNNCellBase, x: Tensor, states: list[Tensor | None]) -> tu
             raise RuntimeError(f"{owner}: {name} has inconsistent hidden_size: got {h.shape[-1]}, expected {H}")
         if h.shape[:-1] != x.shape[:-1]:
             raise RuntimeError(f"{owner}: Input batch size {_batch(x)} doesn't match {name} batch size {_batch(h)}")
-        batched.append(h.reshape(-1, H))
-    return x.reshape(-1, D), batched
+        check_device(x, h, "hidden")
+        batched.append(_rows(h))
+    return _rows(x), batched
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(1, D) of x (D,)."""
+    return x if x.dim() == 2 else x.unsqueeze(0)
 
 
 def _as_given(x: Tensor, h: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch_caption.functions import Pack, Packing, packed_gru, packed_lstm, pack
 from torch_caption.functions._common import apply, check_lengths, zero_padding
 from torch_caption.functions.packing import BatchSizes, PackWithJVP, last_rows
 
-from .weights import gru_weights, ifog_weights, rnn_weights
+from .weights import check_device, gru_weights, ifog_weights, rnn_weights
 
 States = tuple[Tensor, ...]
 """(h,), or (h, c) of an LSTM."""
@@ -50,8 +50,8 @@ class _Recurrent(nn.RNNBase):
 
         Raises:
             IndexError: a length is out of range.
-            RuntimeError: a size does not fit.
-            TypeError: `lengths` are not integers, or a device differs.
+            RuntimeError: a size or device does not fit, or T is 0.
+            TypeError: `lengths` are not integers or on another device, or the dtype of a state differs.
             ValueError: another number of axes, another dtype, or `lengths` with a PackedSequence or without a batch.
         """
         if isinstance(input, PackedSequence):
@@ -71,6 +71,8 @@ class _Recurrent(nn.RNNBase):
         self.check_input(x, None)
         x = x if self.batch_first else x.transpose(0, 1)
         N, T, _ = x.shape
+        if T == 0:
+            raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._owner}")
         check_lengths(self._owner, lengths, {"N": N, "T": T}, like=x)
         packed = Packing.of(N, T, lengths)
         first = self._initial(x, hx, N, batched)
@@ -96,6 +98,7 @@ class _Recurrent(nn.RNNBase):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
             )
+        check_device(input, cast(Tensor, weight), "parameter")
 
     @property
     def _owner(self) -> str:
@@ -136,6 +139,7 @@ class _Recurrent(nn.RNNBase):
         for k, (state, width) in enumerate(zip(states, widths, strict=True)):
             name = "hidden" if len(states) == 1 else f"hidden[{k}]"
             self.check_hidden_size(state, (rows, N, width), f"Expected {name} size {{}}, got {{}}")
+            check_device(x, state, "hidden")
         return states
 
     def _in_order(self, x: Tensor, states: States, packed: Packing) -> tuple[Tensor, States]:
@@ -189,13 +193,16 @@ class RNN(_Recurrent):
         bidirectional: bool = False,
         device: Any = None,
         dtype: Any = None,
+        *,
+        proj_size: int | None = None,
     ) -> None:
         """Take the arguments of `torch.nn.RNN`.
 
         Raises:
             TypeError: an argument is of another type.
-            ValueError: a size, the dropout probability or the nonlinearity is out of its range.
+            ValueError: a size, the dropout probability or the nonlinearity is out of its range; `proj_size`.
         """
+        _refuse_projection(proj_size)
         modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
         if nonlinearity not in modes:
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
@@ -224,13 +231,16 @@ class GRU(_Recurrent):
         bidirectional: bool = False,
         device: Any = None,
         dtype: Any = None,
+        *,
+        proj_size: int | None = None,
     ) -> None:
         """Take the arguments of `torch.nn.GRU`.
 
         Raises:
             TypeError: an argument is of another type.
-            ValueError: a size or the dropout probability is out of its range.
+            ValueError: a size or the dropout probability is out of its range; `proj_size`.
         """
+        _refuse_projection(proj_size)
         options: dict[str, Any] = {"batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
         super().__init__("GRU", input_size, hidden_size, num_layers, bias, **options, device=device, dtype=dtype)
 
@@ -283,6 +293,16 @@ class LSTM(_Recurrent):
             return cast(States, packed_lstm(x, h0, Wx, Wh, b, **options, gate_order="ifgo"))
         Wx, Wh, b = ifog_weights(*self._weights(suffix))
         return cast(States, packed_projected_lstm(x, h0, Wx, Wh, getattr(self, f"weight_hr{suffix}").T, b, **options))
+
+
+def _refuse_projection(proj_size: int | None) -> None:
+    """Of an RNN or GRU.
+
+    Raises:
+        ValueError: `proj_size` is given.
+    """
+    if proj_size is not None:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
 def _mirror(packed: Packing, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -10,6 +10,17 @@ import torch
 from torch import Tensor
 
 
+def check_device(x: Tensor, other: Tensor, name: str) -> None:
+    """Of weights ("parameter") and states ("hidden").
+
+    Raises:
+        RuntimeError: another device than that of x, as in torch.nn.
+    """
+    if x.device != other.device:
+        found = f"found input tensor at {x.device} and {name} tensor at {other.device}"
+        raise RuntimeError(f"Input and {name} tensors are not at the same device, {found}")
+
+
 def rnn_weights(
     weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
 ) -> tuple[Tensor, ...]:
