@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from ._common import apply, autocast, check_floats, check_lengths, flatten_rows, may_overwrite, new_cache, zero_padding
 from ._inplace.attention import run_, through_time_
-from .lstm import gates_of, last_state, step, step_backward, step_jvp
+from .lstm import gates_of, last_state, slopes_of, step, step_backward, step_jvp
 from .packing import (
     BatchSizes,
     Constants,
@@ -167,14 +167,16 @@ class AttentionLSTM(Function):
         N, steps = h0.shape[0], steps_of(ctx.batch_sizes, h0)
         prev_h, prev_c = shifted_states(h0, h, steps), shifted_states(c0, c, steps)  # (r, H)
         fast = ctx.cache is not None and may_overwrite(dh, dc, dweights)
-        through_time = dh, dc, dweights, prev_c, A, Wh, Wattn, steps, weights
         if fast:
             attn, gates, tanh_c = (ctx.cache[name] for name in ("attn", "gates", "tanh_c"))
-            da, dattn, ds, dprev_h, dprev_c = through_time_(*through_time, gates, tanh_c)
+            da, dattn, ds, dprev_h, dprev_c = through_time_(
+                dh, dc, dweights, prev_c, A, Wh, Wattn, steps, weights, gates, tanh_c
+            )
         else:
             attn = _weighted_sums(weights, A, steps)
             gates = gates_of(gather_rows(x @ Wx + b, index) + prev_h @ Wh + attn @ Wattn)
-            da, dattn, ds, dprev_h, dprev_c = _through_time(*through_time, gates, torch.tanh(c))
+            slopes = slopes_of(prev_c, gates, torch.tanh(c))
+            da, dattn, ds, dprev_h, dprev_c = _through_time(dh, dc, dweights, A, Wh, Wattn, steps, weights, slopes)
         dh0 = resize_rows(dprev_h, N) if need_h0 else None
         dc0 = resize_rows(dprev_c, N) if need_c0 else None
         dA = _outer_sums(((dattn, weights), (prev_h * _scale(A), ds)), steps, N) if need_A else None
@@ -518,28 +520,26 @@ def _through_time(
     dh: Tensor,
     dc: Tensor,
     dweights: Tensor,
-    prev_c: Tensor,
     A: Tensor,
     Wh: Tensor,
     Wattn: Tensor,
     steps: Steps,
     weights: Tensor,
-    gates: Sequence[Tensor],
-    tanh_c: Tensor,
+    slopes: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """da (r, 4H), dattn (r, H), ds (r, L), and dprev_h and dprev_c (n_1, H) of the first step."""
 
     def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
         (dprev_h, dprev_c), (A, Wh, Wattn) = state, constants
-        dh_t, dc_t, dweights_t, prev_c_t, weights_t, *gates_t, tanh_c_t = rows
+        dh_t, dc_t, dweights_t, weights_t, *slopes_t = rows
         A_t = resize_rows(A, dh_t.shape[0])
-        da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t)
+        da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, slopes_t)
         dattn = da @ Wattn.T
         ds = _attention_backward(dattn, dweights_t, A_t, weights_t)
         dprev_h = da @ Wh.T + _weighted_sum(ds, A_t) * _scale(A)
         return (dprev_h, dprev_c), (da, dattn, ds)
 
-    zeros = (torch.zeros_like(first_step(prev_c, steps)), torch.zeros_like(first_step(prev_c, steps)))
-    sequences = dh, dc, dweights, prev_c, weights, *gates, tanh_c
+    zeros = (torch.zeros_like(first_step(dh, steps)), torch.zeros_like(first_step(dc, steps)))
+    sequences = dh, dc, dweights, weights, *slopes
     (dprev_h, dprev_c), (da, dattn, ds) = over_time(body, zeros, sequences, (A, Wh, Wattn), steps, reverse=True)
     return da, dattn, ds, dprev_h, dprev_c

@@ -81,7 +81,8 @@ class LSTMStep(Function):
         x, prev_h, prev_c, Wx, Wh, b, next_c = ctx.saved_tensors
         need_x, need_prev_h, need_prev_c, need_Wx, need_Wh, need_b, _ = ctx.needs_input_grad
         gates = gates_of(x @ Wx + prev_h @ Wh + b, ctx.gate_order)
-        da, dprev_c = step_backward(dnext_h, dnext_c, prev_c, gates, torch.tanh(next_c), ctx.gate_order)
+        slopes = slopes_of(prev_c, gates, torch.tanh(next_c))
+        da, dprev_c = step_backward(dnext_h, dnext_c, slopes, ctx.gate_order)
         dx = da @ Wx.T if need_x else None
         dprev_h = da @ Wh.T if need_prev_h else None
         dWx = x.T @ da if need_Wx else None
@@ -172,10 +173,10 @@ class LSTM(Function):
         else:
             prev_h, prev_c = shifted_states(h0, h, steps), shifted_states(c0, c, steps)  # (r, H)
             gates = gates_of(gather_rows(x @ Wx + b, index) + prev_h @ Wh, ctx.gate_order)
-            da, dprev_c = _through_time(dh, dc, prev_c, Wh, steps, gates, torch.tanh(c), ctx.gate_order)
+            da, dprev_c = _through_time(dh, dc, Wh, steps, slopes_of(prev_c, gates, torch.tanh(c)), ctx.gate_order)
         dh0 = resize_rows(first_step(da, steps) @ Wh.T, h0.shape[0]) if need_h0 else None
         dc0 = resize_rows(dprev_c, h0.shape[0]) if need_c0 else None
-        dWh = states_product(h0, h, da, steps) if need_Wh else None
+        dWh = (states_product(h0, h, da, steps) if fast else prev_h.T @ da) if need_Wh else None
         db = da.sum(0) if need_b else None
         da = scatter_sum(da, index, x.shape[0]) if need_x or need_Wx else da  # (R, 4H)
         dx = da @ Wx.T if need_x else None
@@ -369,17 +370,21 @@ def step(a: Tensor, prev_c: Tensor, gate_order: str = "ifog") -> tuple[Tensor, T
     return o * torch.tanh(next_c), next_c
 
 
+def slopes_of(prev_c: Tensor, gates: Any, tanh_c: Tensor) -> tuple[Tensor, ...]:
+    """The factors (N, H) of LSTMStep's backward that no gradient is in: a sequence computes those of all its steps at
+    once."""
+    i, f, o, g = gates
+    return o * (1 - tanh_c * tanh_c), g * i * (1 - i), prev_c * f * (1 - f), tanh_c * o * (1 - o), i * (1 - g * g), f
+
+
 def step_backward(
-    dnext_h: Tensor, dnext_c: Tensor, prev_c: Tensor, gates: Any, tanh_c: Tensor, gate_order: str = "ifog"
+    dnext_h: Tensor, dnext_c: Tensor, slopes: Sequence[Tensor], gate_order: str = "ifog"
 ) -> tuple[Tensor, Tensor]:
     """da (N, 4H) and dprev_c (N, H): the formulas of LSTMStep."""
-    i, f, o, g = gates
-    dc = dnext_c + dnext_h * o * (1 - tanh_c * tanh_c)
-    da_i = dc * g * i * (1 - i)
-    da_f = dc * prev_c * f * (1 - f)
-    da_o = dnext_h * tanh_c * o * (1 - o)
-    da_g = dc * i * (1 - g * g)
-    return torch.cat([*in_gate_order((da_i, da_f, da_o, da_g), gate_order)], dim=-1), dc * f
+    of_h, of_i, of_f, of_o, of_g, f = slopes
+    dc = dnext_c + dnext_h * of_h
+    da = in_gate_order((dc * of_i, dc * of_f, dnext_h * of_o, dc * of_g), gate_order)
+    return torch.cat([*da], dim=-1), dc * f
 
 
 def step_jvp(
@@ -419,22 +424,15 @@ def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, steps: Steps, gate_order
 
 
 def _through_time(
-    dh: Tensor,
-    dc: Tensor,
-    prev_c: Tensor,
-    Wh: Tensor,
-    steps: Steps,
-    gates: Sequence[Tensor],
-    tanh_c: Tensor,
-    gate_order: str,
+    dh: Tensor, dc: Tensor, Wh: Tensor, steps: Steps, slopes: Sequence[Tensor], gate_order: str
 ) -> tuple[Tensor, Tensor]:
     """da (r, 4H), and dprev_c (n_1, H) of the first step."""
 
     def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
-        (dprev_h, dprev_c), (dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t), (Wh,) = state, rows, constants
-        da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t, gate_order)
+        (dprev_h, dprev_c), (dh_t, dc_t, *slopes_t), (Wh,) = state, rows, constants
+        da, dprev_c = step_backward(dh_t + dprev_h, dc_t + dprev_c, slopes_t, gate_order)
         return (da @ Wh.T, dprev_c), (da,)
 
-    zeros = (torch.zeros_like(first_step(prev_c, steps)), torch.zeros_like(first_step(prev_c, steps)))
-    (_, dprev_c), (da,) = over_time(body, zeros, (dh, dc, prev_c, *gates, tanh_c), (Wh,), steps, reverse=True)
+    zeros = (torch.zeros_like(first_step(dh, steps)), torch.zeros_like(first_step(dc, steps)))
+    (_, dprev_c), (da,) = over_time(body, zeros, (dh, dc, *slopes), (Wh,), steps, reverse=True)
     return da, dprev_c

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from ._common import apply, autocast, check_floats, check_lengths, may_overwrite, new_cache, zero_padding
 from ._inplace.projected_lstm import run_, through_time_
-from .lstm import gates_of, last_state, step, step_backward, step_jvp
+from .lstm import gates_of, last_state, slopes_of, step, step_backward, step_jvp
 from .packing import (
     BatchSizes,
     Constants,
@@ -76,7 +76,7 @@ class ProjectedLSTMStep(Function):
         o = gates[2]
         du = dnext_h @ Wr.T
         dWr = (o * tanh_c).T @ dnext_h if need_Wr else None
-        da, dprev_c = step_backward(du, dnext_c, prev_c, gates, tanh_c)
+        da, dprev_c = step_backward(du, dnext_c, slopes_of(prev_c, gates, tanh_c))
         dx = da @ Wx.T if need_x else None
         dprev_h = da @ Wh.T if need_prev_h else None
         dWx = x.T @ da if need_Wx else None
@@ -178,7 +178,7 @@ class ProjectedLSTM(Function):
             o = gates.chunk(4, dim=1)[2]
         else:
             gates, tanh_c = gates_of(gather_rows(x @ Wx + b, index) + prev_h @ Wh), torch.tanh(c)
-            dnext_h, da, dprev_c = _through_time(dh, dc, prev_c, Wh, Wr, steps, gates, tanh_c)
+            dnext_h, da, dprev_c = _through_time(dh, dc, Wh, Wr, steps, slopes_of(prev_c, gates, tanh_c))
             o = gates[2]
         dh0 = resize_rows(first_step(da, steps) @ Wh.T, h0.shape[0]) if need_h0 else None
         dc0 = resize_rows(dprev_c, h0.shape[0]) if need_c0 else None
@@ -401,24 +401,16 @@ def _run(a: Tensor, h0: Tensor, c0: Tensor, Wh: Tensor, Wr: Tensor, steps: Steps
 
 
 def _through_time(
-    dh: Tensor,
-    dc: Tensor,
-    prev_c: Tensor,
-    Wh: Tensor,
-    Wr: Tensor,
-    steps: Steps,
-    gates: Sequence[Tensor],
-    tanh_c: Tensor,
+    dh: Tensor, dc: Tensor, Wh: Tensor, Wr: Tensor, steps: Steps, slopes: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dnext_h (r, P), da (r, 4H), and dprev_c (n_1, H) of the first step."""
 
     def body(state: Rows, rows: Rows, constants: Constants) -> tuple[Rows, Rows]:
-        (dprev_h, dprev_c), (dh_t, dc_t, prev_c_t, *gates_t, tanh_c_t), (Wh, Wr) = state, rows, constants
+        (dprev_h, dprev_c), (dh_t, dc_t, *slopes_t), (Wh, Wr) = state, rows, constants
         dnext_h = dh_t + dprev_h
-        da, dprev_c = step_backward(dnext_h @ Wr.T, dc_t + dprev_c, prev_c_t, gates_t, tanh_c_t)
+        da, dprev_c = step_backward(dnext_h @ Wr.T, dc_t + dprev_c, slopes_t)
         return (da @ Wh.T, dprev_c), (dnext_h, da)
 
-    zeros = torch.zeros_like(first_step(dh, steps)), torch.zeros_like(first_step(prev_c, steps))
-    sequences = (dh, dc, prev_c, *gates, tanh_c)
-    (_, dprev_c), (dnext_h, da) = over_time(body, zeros, sequences, (Wh, Wr), steps, reverse=True)
+    zeros = torch.zeros_like(first_step(dh, steps)), torch.zeros_like(first_step(dc, steps))
+    (_, dprev_c), (dnext_h, da) = over_time(body, zeros, (dh, dc, *slopes), (Wh, Wr), steps, reverse=True)
     return dnext_h, da, dprev_c
