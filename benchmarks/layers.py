@@ -6,8 +6,10 @@ A ratio is the time of torch.nn over ours: above 1, ours is faster.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -55,15 +57,34 @@ def shapes(quick: bool) -> list[Shape]:
 def tables(options: Options) -> Iterator[Table]:
     """Training of each layer, then the modes of torch.func, then the layer over its function."""
     effort = QUICK if options.quick else Effort(options.seconds, least=2, patience=PATIENCE)
+    measure = trained if options.quick else _in_new_process(trained)
     for name in NAMES:
-        rows = []
-        for shape in shapes(options.quick):
-            x, lengths = new_input(shape)
-            rows.append((*_columns(shape), *_raced(training(name, shape, x, lengths), effort, f"{name} {shape}")))
+        rows = [(*_columns(shape), *measure(name, shape, effort)) for shape in shapes(options.quick)]
         heads = (*(Column(letter, "d") for letter in "NTH"), Column("layers", "d"), Column("directions", "d"))
         yield Table("layers", f"{name}, forward and backward", (*heads, Column("input"), *TIMES), tuple(rows))
     yield modes_table(options.quick, effort)
     yield overhead_table(options.quick, effort)
+
+
+def trained(name: str, shape: Shape, effort: Effort) -> tuple[float, float, float]:
+    """Times of forward and backward."""
+    return _raced(training(name, shape, *new_input(shape)), effort, f"{name} {shape}")
+
+
+def _in_new_process(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, each call in a process of its own with as many threads.
+
+    The time of packed torch.nn layers depends on what was freed before: glibc returns a large block to the system until
+    a larger one was freed, and their backward makes one for each step. After other rows it is a third.
+    """
+
+    def call(*args: Any) -> Any:
+        threads = torch.get_num_threads()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
+            return executor.submit(function, *args).result()
+
+    return call
 
 
 def _columns(shape: Shape) -> tuple[Any, ...]:
@@ -126,7 +147,8 @@ def modes_table(quick: bool, effort: Effort) -> Table:
     made = new_layers("LSTM", H)
     rows = []
     for what, contenders in {
-        "per-sample gradients, against a loop of nn.LSTM": per_sample(made, x),
+        "per-sample gradients, against a loop of nn.LSTM": per_sample(made, x)[:2],
+        "per-sample gradients, against vmap of nn.LSTM": per_sample(made, x)[::2],
         "per-sample gradients, against Opacus' DPLSTM": per_sample_opacus(made, x),
         "jvp, against two backwards of nn.LSTM": directional(made, x),
         f"{models} stacked models by vmap, against a loop of nn.LSTM": ensemble(H, x, models),
@@ -144,20 +166,23 @@ def _loss(layer: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def per_sample(made: dict[str, nn.Module], x: Tensor) -> list[Contender]:
-    """`vmap` of `grad`, which fails for nn.LSTM; there a loop over samples."""
-    ours, theirs = made[OURS], made[TORCH]
+    """`vmap` of `grad`, a loop over samples, and `vmap` of `grad` of nn.LSTM, which in float32 is a loop too."""
+    theirs = made[TORCH]
 
-    def mapped() -> tuple[Tensor, ...]:
-        weights = {name: p.detach() for name, p in ours.named_parameters()}
-        single = grad(lambda weights, x: _loss(ours, weights, x.unsqueeze(1)))
-        return tuple(vmap(single, (None, 1))(weights, x).values())
+    def mapped(layer: nn.Module) -> tuple[Tensor, ...]:
+        weights = {name: p.detach() for name, p in layer.named_parameters()}
+        single = grad(lambda weights, x: _loss(layer, weights, x))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of an operator without a batching rule
+            return tuple(vmap(single, (None, 1))(weights, x).values())
 
     def loop() -> tuple[Tensor, ...]:
         samples = x.split(1, dim=1)
         grads = [torch.autograd.grad(theirs(x_n)[0].square().sum(), list(theirs.parameters())) for x_n in samples]
         return tuple(map(torch.stack, zip(*grads, strict=True)))
 
-    return [Contender(OURS, mapped), Contender(TORCH, loop)]
+    mapped_theirs = Contender("vmap of torch.nn", partial(mapped, theirs))
+    return [Contender(OURS, partial(mapped, made[OURS])), Contender(TORCH, loop), mapped_theirs]
 
 
 def per_sample_opacus(made: dict[str, nn.Module], x: Tensor) -> list[Contender]:
@@ -172,7 +197,7 @@ def per_sample_opacus(made: dict[str, nn.Module], x: Tensor) -> list[Contender]:
         ours = per_sample(made, x)[0]
 
         def norms(gradients: Iterable[Tensor]) -> tuple[Tensor]:
-            return (sum(g.flatten(1).square().sum(1) for g in gradients),)  # type: ignore[return-value]
+            return (torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0),)
 
         def opacus() -> tuple[Tensor]:
             sampled.zero_grad(set_to_none=True)
