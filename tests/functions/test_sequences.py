@@ -185,6 +185,7 @@ def test_every_state_is_an_output_of_the_class(layer, cache):
     attends = layer == "attention_lstm"
     function = {"lstm": LSTM, "projected_lstm": ProjectedLSTM, "attention_lstm": AttentionLSTM}[layer]
     step = getattr(reference, f"{layer}_step")
+    options = ("ifog",) if layer == "lstm" else ()
 
     def plain(x: Tensor, h: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
         *args, c = args
@@ -200,7 +201,7 @@ def test_every_state_is_an_output_of_the_class(layer, cache):
         return tuple(map(torch.cat, (hs, cs, attended) if attends else (hs, cs)))
 
     def hand(*args: Tensor) -> tuple[Tensor, ...]:
-        return function.apply(*args, None, sizes, cache)
+        return function.apply(*args, None, sizes, *options, cache)
 
     args = {"h0": state(N, H), **example(layer)}
     x = args.pop("x").detach()[0].repeat(2, 1)[: sum(sizes)].requires_grad_()
