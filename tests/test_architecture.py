@@ -37,6 +37,8 @@ MAY_IMPORT = {
         *("checkpoints", "config", "data", "decoding", "encoders", "errors", "io", "model", "plots", "scenes"),
     },
     "cs231n": {"data", "errors", "functions", "io", "model"},
+    "cs231n_pytorch": {"cs231n", "data", "functions"},
+    "eecs498": {"data", "functions"},
     "training": {
         *("checkpoints", "config", "data", "decoding", "errors", "functions", "inference"),
         *("io", "metrics", "model", "plots", "scenes"),

@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "caption photographs, or images of a split",
     "evaluate": "score captions of a split against reference captions",
     "prepare": "prepare a data directory from photographs and their captions",
+    "check": "check solutions of the assignment, and name their mistakes",
     "compare": "compare hand-derived with automatic gradients",
     "export": "write a captioner to one file, as ONNX or for torch.export",
     "demo": "serve a page that captions pictures",
