@@ -163,7 +163,7 @@ def _fits(tensor: Tensor, spec: str, axes: dict[str, int]) -> bool:
     fits = True
     for letter, size in zip(letters, shape, strict=True):
         factor, symbol = _factor(letter)
-        if symbol not in axes and (factor == 1 or size % factor == 0):
+        if symbol not in axes and size % factor == 0:
             axes[symbol] = size // factor
         fits = fits and symbol in axes and size == factor * axes[symbol]
     return fits
@@ -198,7 +198,6 @@ def _misfit(function: str, tensors: dict[str, tuple[Tensor, str]], axes: dict[st
     """The error for shapes that do not agree."""
     for suspect in _suspects(tensors):
         bound, others = dict(axes), [tensors[name] for name in tensors if name != suspect]
-        _bind(others, bound)
         if all(_fits(*other, bound) for other in others):
             return _wrong_shape(function, suspect, *tensors[suspect], bound)
     # Several are wrong: the first one, by the shapes of the weights.
