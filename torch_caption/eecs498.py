@@ -255,7 +255,8 @@ class CaptioningRNN(nn.Module):
         """h0 (N, H), or for attention A (N, H, a, a)."""
         features = self.image_encoder(images)
         if isinstance(self.cell, AttentionLSTM):
-            return functions.temporal_affine(features.movedim(1, -1), self.W_proj, self.b_proj).movedim(-1, 1)
+            grid = functions.temporal_affine(features.flatten(2).mT, self.W_proj, self.b_proj)  # (N, a a, H)
+            return grid.mT.reshape(len(features), -1, *features.shape[2:])
         features = features.mean((2, 3)) if features.dim() == 4 else features
         return functions.affine(features, self.W_proj, self.b_proj)
 

@@ -34,7 +34,7 @@ def test_the_formats_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert suites[0].get("failures") == "0"
     failed = {(case.get("classname"), case.get("name")) for case in suites[1] if case.find("failure") is not None}
     assert ("rnn_step", "db") in failed
-    rows = list(csv.DictReader(files["csv"].open(newline="")))
+    rows = list(csv.DictReader(files["csv"].read_text(encoding="utf-8").splitlines()))
     assert {row["status"] for row in rows if row["path"] == str(SOLUTION)} == {"ok"}
     assert [row["tensor"] for row in rows if row["function"] == "rnn_step" and row["status"] == "wrong"] == ["db"]
 

@@ -69,11 +69,11 @@ def check_function(mine: Callable, reference: Callable, args: Sequence[Any], nam
         whether all outputs and gradients agree to 1e-9 of their largest entry.
 
     Raises:
-        Exception: whatever one of the functions raises.
+        Exception: what one of the functions raises.
     """
     inputs = _named(reference, args, names)
     found, expected = (_by_autograd(function, inputs) for function in (mine, reference))
-    return _printed(mine, inputs, found, expected, ())
+    return _printed(mine, "the reference", inputs, found, expected)
 
 
 def check_backward(forward: Callable, backward: Callable, args: Sequence[Any], names: Sequence[str] = ()) -> bool:
@@ -90,7 +90,7 @@ def check_backward(forward: Callable, backward: Callable, args: Sequence[Any], n
         whether all gradients agree: with autograd to 1e-9 of their largest entry, with differences to 1e-6.
 
     Raises:
-        Exception: whatever one of the functions raises.
+        Exception: what one of the functions raises.
     """
     inputs = _named(forward, args, names)
     numpy = not any(isinstance(value, Tensor) for value in args)
@@ -116,12 +116,12 @@ def check_backward(forward: Callable, backward: Callable, args: Sequence[Any], n
         return float(sum((detached(out).double() * dout).sum() for out, dout in zip(outs, before, strict=True)))
 
     expected = {f"d{name}": _differences(value, inputs, name) for name in floats}
-    correct = _printed(backward, inputs, found, expected, changed, OF_DIFFERENCES)
+    correct = _printed(backward, "central differences", inputs, found, expected, changed, OF_DIFFERENCES)
     if numpy:
         return correct
     automatic = _by_autograd(lambda *values: forward(*values)[:-1], inputs)
     same = {name: automatic[name] for name in found}
-    return _printed(backward, inputs, found, same, (), title="against autograd") and correct
+    return _printed(backward, "autograd", inputs, found, same) and correct
 
 
 def _named(function: Callable, args: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
@@ -178,21 +178,19 @@ def _differences(value: Callable[[Mapping[str, Any]], float], inputs: Mapping[st
 
 def _printed(
     function: Callable,
+    other: str,
     inputs: Mapping[str, Any],
     found: Results,
     expected: Results,
-    changed: Sequence[str],
+    changed: Sequence[str] = (),
     tolerance: float = CORRECT,
-    title: str = "",
 ) -> bool:
     """Whether all agree, which is printed with what differs."""
-    name = " ".join(filter(None, (getattr(function, "__name__", "function"), title)))
+    name = getattr(function, "__name__", "function")
     exercise = Exercise(name, dict.fromkeys(_arrays(inputs), ""), {}, ())
-    case = Case("as given", {}, inputs)
-    findings = [
-        *findings_of(Evidence(exercise, [case], [found], [expected], tolerance=tolerance)),
-        *(Finding(name, key, "wrong", diagnosis=(f"The function modifies {key} in place.",)) for key in changed),
-    ]
-    report = Report(name, "functions", tuple(findings))
+    evidence = Evidence(exercise, [Case("as given", {}, inputs)], [found], [expected], tolerance=tolerance)
+    findings = findings_of(evidence)
+    findings += [Finding(name, key, "wrong", diagnosis=(f"The function modifies {key} in place.",)) for key in changed]
+    report = Report(f"{name} against {other}", "", tuple(findings))
     print(table(report.plain()))
     return report.passed

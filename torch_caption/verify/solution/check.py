@@ -167,11 +167,11 @@ def _general(evidence: Evidence, name: str) -> list[str]:
     if name not in evidence.general.wrong:
         special = [case.name for case, right in zip(evidence.cases, correct, strict=True) if not right]
         return [f"{name} is wrong in a special case only: {'; '.join(special)}."]
-    said = [detect(evidence.general, name)]
+    sentences = [detect(evidence.general, name)]
     single = [right for case, right in zip(evidence.cases, correct, strict=True) if case.sizes.get("N") == 1]
     if single and all(single):
-        said.append("It is correct for N = 1 alone.")
-    return said
+        sentences.append("It is correct for N = 1 alone.")
+    return sentences
 
 
 def _in_place(exercise: Exercise, name: str) -> Finding:

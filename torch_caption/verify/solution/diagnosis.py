@@ -115,7 +115,7 @@ def explain(
     Args:
         names: of the tensors.
         known: mistakes that were found in functions which this exercise uses.
-        settled: functions that were checked before, where no more are looked for.
+        settled: functions that were checked before, where no more are searched.
     """
     settled = set(settled)
     possible = [m for m in MISTAKES if m.function in evidence.exercise.uses]
@@ -321,18 +321,18 @@ def where(name: str, found: Tensor, expected: Tensor, case: Case) -> str:
     wrong = (found.double() - expected.double()).abs() > CLOSE * expected.double().abs().max()
     if not wrong.any():
         return ""
-    said = []
+    parts = []
     if expected.dim() >= 2 and expected.shape[0] == sizes.get("N"):
-        said.append(_listed("rows", wrong.flatten(1).any(1)))
+        parts.append(_listed("rows", wrong.flatten(1).any(1)))
     if expected.dim() == 3 and expected.shape[1] == sizes.get("T"):
-        said.append(_listed("time steps", wrong.transpose(0, 1).flatten(1).any(1)))
+        parts.append(_listed("time steps", wrong.transpose(0, 1).flatten(1).any(1)))
     if expected.shape[-1:] == (4 * sizes.get("H", 0),):
         gates = wrong.unflatten(-1, (4, sizes["H"])).movedim(-2, 0).flatten(1).any(1)
         if not gates.all():
-            said.append(
+            parts.append(
                 "the columns of gate " + ", ".join(g for g, bad in zip("ifog", gates.tolist(), strict=True) if bad)
             )
-    parts = [part for part in said if part]
+    parts = [part for part in parts if part]
     share = f"{int(wrong.sum())} of {wrong.numel()} entries of {name} are wrong"
     return f"{share}: {'; '.join(parts)}." if parts else f"{share}."
 

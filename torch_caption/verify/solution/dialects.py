@@ -112,7 +112,7 @@ class Solution:
                 return self._run(exercise, case)
         except (Missing, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever a student's code raises
+        except Exception as error:  # any, of a student
             raise Raised(error, self.folder) from error
 
     def _run(self, exercise: Exercise, case: Case) -> Results:
@@ -317,5 +317,5 @@ def _imported(file: Path, folder: Path) -> ModuleType:
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
-    except Exception as error:  # whatever a student's file raises
+    except Exception as error:  # any, of a student
         raise Raised(error, folder) from error

@@ -1,4 +1,4 @@
-"""What a solution is asked for: the assignment's functions, and inputs on which mistakes show.
+"""What a solution must have: the assignment's functions, and inputs on which mistakes show.
 
 All values are float64 tensors here; `dialects` converts them to what a solution takes.
 """

@@ -16,15 +16,17 @@ COLUMNS = ("path", "function", "tensor", "status", "absolute", "relative", "shap
 
 
 def table(report: Report) -> str:
-    """Lines for a terminal: a function whose tensors are all correct has one."""
-    lines = [f"{report['path']}: {report['dialect'] or 'not imported'}"]
+    """Lines for a terminal: a function whose tensors are all correct has one, a wrong tensor one of its own."""
+    lines = [": ".join(filter(None, (report["path"], report["dialect"])))]
     for function, group in groupby(report["findings"], key=lambda finding: finding["function"]):
         findings = list(group)
         if all(finding["status"] == "ok" for finding in findings):
             lines.append(f"  {function:<28} ok       {', '.join(finding['tensor'] for finding in findings)}")
             continue
         lines.append(f"  {function}")
-        lines += [f"    {_line(finding)}".rstrip() for finding in findings]
+        correct = [finding["tensor"] for finding in findings if finding["status"] == "ok"]
+        lines += [f"    {'ok':<8} {', '.join(correct)}"] if correct else []
+        lines += [f"    {_line(finding)}".rstrip() for finding in findings if finding["status"] != "ok"]
         lines += [f"    {line}" for line in _diagnoses(findings)]
     return "\n".join(lines)
 
@@ -47,9 +49,9 @@ def _line(finding: Mapping[str, Any]) -> str:
     if status == "wrong" and finding.get("case"):
         shape = "x".join(map(str, finding["shape"])) or "scalar"
         errors = f"max error {finding['absolute']:.1e}, relative {finding['relative']:.1e}"
-        return f"{tensor:<26} wrong    {errors}, {shape}, case: {finding['case']}"
-    place = f" at {finding['where']}" if finding.get("where") else ""
-    return f"{tensor:<26} {status}{place}"
+        return f"{'wrong':<8} {tensor:<17} {errors}, {shape}, case: {finding['case']}"
+    place = f"at {finding['where']}" if finding.get("where") else ""
+    return f"{status:<8} {' '.join(filter(None, (tensor, place)))}"
 
 
 def junit(reports: Sequence[Report]) -> str:
