@@ -54,10 +54,10 @@ def main(args: Sequence[str], prog: str) -> None:
         reports = list(tqdm(waiting, desc="checking", total=total, disable=not is_interactive() or total == 1))
     print("\n\n".join(map(report.table, reports)))
     if options.json:
-        options.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8", newline="\n")
     if options.junit:
-        options.junit.write_text(report.junit(reports), encoding="utf-8")
+        options.junit.write_text(report.junit(reports), encoding="utf-8", newline="\n")
     if options.csv:
-        options.csv.write_text(report.comma_separated(reports), encoding="utf-8")
+        options.csv.write_text(report.comma_separated(reports), encoding="utf-8", newline="\n")
     if not all(found["passed"] for found in reports):
         sys.exit(1)

@@ -72,7 +72,7 @@ def _ended(path: Path, sentence: str) -> dict[str, Any]:
 def main(args: list[str]) -> None:
     """In the process of its own: check, and write the report as JSON."""
     path, out, seed, memory = Path(args[0]), Path(args[1]), int(args[2]), float(args[3])
-    with contextlib.suppress(ImportError):
+    if sys.platform != "win32":
         import resource
 
         limit = int(memory * 2**30)
@@ -84,4 +84,4 @@ def main(args: list[str]) -> None:
             report = check(path, seed).plain()
     except InputError as error:
         report = {"error": str(error)}
-    out.write_text(json.dumps(report), encoding="utf-8")
+    out.write_text(json.dumps(report), encoding="utf-8", newline="\n")
