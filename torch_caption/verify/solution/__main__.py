@@ -1,8 +1,8 @@
-"""The process in which one solution is checked (`process.main`); `torch-caption check` starts it."""
+"""The process in which one solution is checked (`process.report_to_file`); `torch-caption check` starts it."""
 
 import sys
 
-from torch_caption.verify.solution.process import main
+from torch_caption.verify.solution.process import report_to_file
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    report_to_file(sys.argv[1:])

@@ -69,7 +69,7 @@ def _ended(path: Path, sentence: str) -> dict[str, Any]:
     return {"path": str(path), "dialect": "", "findings": [finding], "passed": False}
 
 
-def main(args: list[str]) -> None:
+def report_to_file(args: list[str]) -> None:
     """In the process of its own: check, and write the report as JSON."""
     path, out, seed, memory = Path(args[0]), Path(args[1]), int(args[2]), float(args[3])
     if sys.platform != "win32":
