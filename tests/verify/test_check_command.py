@@ -39,6 +39,25 @@ def test_the_formats_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["tensor"] for row in rows if row["function"] == "rnn_step" and row["status"] == "wrong"] == ["db"]
 
 
+def test_another_shape_and_nan_are_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """JSON has neither infinity nor NaN."""
+    wrong = tmp_path / "wrong.py"
+    source = SOLUTION.read_text(encoding="utf-8")
+    source = source.replace("np.sum(dtanh, axis=0)", "dtanh").replace("np.dot(dtanh, Wx.T)", "np.nan * x")
+    wrong.write_text(source, encoding="utf-8")
+    with pytest.raises(SystemExit, match="1"):
+        main(["check", str(wrong), "--json", str(tmp_path / "out.json")])
+    assert "no finite error, 3x6" in capsys.readouterr().out
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    (report,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    found = {(f["function"], f["tensor"]): f["absolute"] for f in report["findings"]}
+    assert found["rnn_step", "db"] is None
+    assert found["rnn_step", "dx"] is None
+
+
 def test_a_correct_solution_has_status_0(capsys: pytest.CaptureFixture[str]):
     assert main(["check", str(SOLUTION)]) == 0
     assert "wrong" not in capsys.readouterr().out

@@ -6,6 +6,7 @@ diagnosis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Finding:
         tensor: an output, such as next_h, or a gradient, such as dWh; empty where the whole function is missing or
             raised.
         status: ok, wrong, raised or missing.
-        absolute, relative: the largest error, and that over the largest entry of the correct tensor.
+        absolute, relative: the largest error, and that over the largest entry of the correct tensor; infinite where
+            the shape differs or an entry is NaN.
         shape: of the tensor that was found.
         diagnosis: sentences.
         formula: the line of the derivation that a mistake breaks.
@@ -68,8 +70,11 @@ class Report:
         return all(finding.status == "ok" for finding in self.findings)
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "passed": self.passed}
+        """For JSON, which has no infinity: an error that is not finite is None."""
+        plain = asdict(self)
+        for finding in plain["findings"]:
+            finding |= {name: None for name in ("absolute", "relative") if not math.isfinite(finding[name])}
+        return {**plain, "passed": self.passed}
 
 
 def check(path: Path, seed: int = 0) -> Report:

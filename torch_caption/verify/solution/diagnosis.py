@@ -203,10 +203,8 @@ def _shape(evidence: Evidence, name: str, found: Pairs, expected: Pairs) -> str:
         return ""
     if found[0].dim() == 2 and _of_all(found, expected, lambda f: f.T):
         return f"{name} is transposed."
-    axes = {2: ("n", "h"), 3: ("n", "t", "h")}
     for axis in range(found[0].dim()):
-        label = axes.get(found[0].dim(), ())
-        if label and _of_all(found, expected, lambda f, axis=axis: f.sum(axis)):  # type: ignore[misc]
+        if _of_all(found, expected, lambda f, axis=axis: f.sum(axis)):  # type: ignore[misc]
             return f"{name} is not summed over axis {axis}."
     for axis in range(expected[0].dim()):
         if _of_all(expected, found, lambda e, axis=axis: e.sum(axis)):  # type: ignore[misc]

@@ -258,7 +258,7 @@ def read(path: Path) -> Solution:
     """The solution in a file, or in all files of a folder that define one of the assignment's names.
 
     Raises:
-        InputError: there is no file with such a name in it, or one has a syntax error.
+        InputError: no file defines one of the names, or one has a syntax error.
         Raised: a file raised when it was imported.
     """
     files = [path] if path.is_file() else sorted(path.rglob("*.py"))

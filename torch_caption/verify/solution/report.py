@@ -48,7 +48,9 @@ def _line(finding: Mapping[str, Any]) -> str:
     status, tensor = finding["status"], finding["tensor"]
     if status == "wrong" and finding.get("case"):
         shape = "x".join(map(str, finding["shape"])) or "scalar"
-        errors = f"max error {finding['absolute']:.1e}, relative {finding['relative']:.1e}"
+        errors = "no finite error"  # another shape, or NaN
+        if finding["absolute"] is not None:
+            errors = f"max error {finding['absolute']:.1e}, relative {finding['relative']:.1e}"
         return f"{'wrong':<8} {tensor:<17} {errors}, {shape}, case: {finding['case']}"
     place = f"at {finding['where']}" if finding.get("where") else ""
     return f"{status:<8} {' '.join(filter(None, (tensor, place)))}"
