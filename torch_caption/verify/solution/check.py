@@ -100,7 +100,7 @@ def check_solution(solution: Solution, seed: int = 0) -> list[Finding]:
     for exercise in solution.exercises():
         found, mistakes = _check(solution, exercise, known, settled, seed)
         findings += found
-        known += mistakes
+        known += [mistake for mistake in dict.fromkeys(mistakes) if mistake not in known]
         if all(finding.status in ("ok", "wrong") for finding in found):
             settled |= {*exercise.uses}
     return findings

@@ -134,7 +134,7 @@ def _of_sequence(function: str) -> tuple[Mistake, ...]:
         ),
         *_of(
             *(function, "dx_t = da_t Wx^T"),
-            ("dxs.insert(0, dx)", "dxs.append(dx)", "dx is in reverse order of time."),
+            ("dxs[t] = dx", "dxs[T - 1 - t] = dx", "dx is in reverse order of time."),
         ),
         *(
             mistake

@@ -98,12 +98,12 @@ def rnn_forward(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tup
 def rnn_backward(dh: Tensor, caches: Any) -> Any:
     T = len(caches)
     dprev_h = zeros_like(dh[:, 0])
-    dxs: list[Tensor] = []
+    dxs = [zeros_like(caches[0][0])] * T
     dWx, dWh, db = zeros_like(caches[0][2]), zeros_like(caches[0][3]), 0 * dh[0, 0]
     for t in reversed(range(T)):
         dnext_h = dh[:, t] + dprev_h
         dx, dprev_h, dWx_t, dWh_t, db_t = rnn_step_backward(dnext_h, caches[t])
-        dxs.insert(0, dx)
+        dxs[t] = dx
         dWx = dWx + dWx_t
         dWh = dWh + dWh_t
         db = db + db_t
@@ -162,13 +162,13 @@ def lstm_forward(x: Tensor, h0: Tensor, Wx: Tensor, Wh: Tensor, b: Tensor) -> tu
 def lstm_backward(dh: Tensor, caches: Any) -> Any:
     T = len(caches)
     dprev_h, dprev_c = zeros_like(dh[:, 0]), zeros_like(dh[:, 0])
-    dxs: list[Tensor] = []
+    dxs = [zeros_like(caches[0][0])] * T
     dWx, dWh, db = zeros_like(caches[0][3]), zeros_like(caches[0][4]), 0 * caches[0][3][0]
     for t in reversed(range(T)):
         dnext_h = dh[:, t] + dprev_h
         dnext_c = dprev_c
         dx, dprev_h, dprev_c, dWx_t, dWh_t, db_t = lstm_step_backward(dnext_h, dnext_c, caches[t])
-        dxs.insert(0, dx)
+        dxs[t] = dx
         dWx = dWx + dWx_t
         dWh = dWh + dWh_t
         db = db + db_t
