@@ -150,10 +150,11 @@ def test_functions_import_torch_alone():
         assert {part(name) for name in imports(path) if name.startswith("torch_caption")} <= {"functions"}
 
 
-def test_torchvision_has_one_importer():
-    importers = {module for module, path in MODULES.items() if any(n.startswith("torchvision") for n in imports(path))}
-    assert importers == {"torch_caption.encoders.torchvision_encoder"}
-    scripts = [path for path in ROOT.glob("*.py") if any(n.startswith("torchvision") for n in imports(path))]
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_library_of_image_models_has_one_importer(library):
+    importers = {module for module, path in MODULES.items() if any(n.startswith(library) for n in imports(path))}
+    assert importers == {f"torch_caption.encoders.{library}_backbones"}
+    scripts = [path for path in ROOT.glob("*.py") if any(n.startswith(library) for n in imports(path))]
     assert scripts == []
 
 

@@ -9,13 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import photo_folder
 from tests.helpers.tiny_data import write_tiny
 from torch_caption.data.dataset import open_data
 from torch_caption.data.projection import Projection
 from torch_caption.data.recipe import record
 from torch_caption.encoders import extractor as recipes
-from torch_caption.encoders.torchvision_encoder import IMAGENET, Encoded, Transform
+from torch_caption.encoders.encoder import Encoded
+from torch_caption.encoders.registry import BACKBONES
+from torch_caption.encoders.torchvision_backbones import torchvision
+from torch_caption.encoders.transform import IMAGENET, Transform
 from torch_caption.errors import DataError
+from torch_caption.io.images import load_image
+from torch_caption.prepare.prepare import prepare
 
 
 @pytest.mark.parametrize("size", [(90, 60), (61, 90), (64, 64), (400, 300)])
@@ -29,6 +35,43 @@ def test_the_visible_part_of_a_picture_is_what_the_transform_keeps(size, transfo
     again = np.asarray(seen.resize((transform.crop, transform.crop), Image.Resampling.BILINEAR)) / 255
     assert np.abs(again - kept).max() < 0.03  # a pixel of the smallest picture is 0.016
     assert recipes.visible({"transform": "none"}, picture) is picture  # as of a scene
+
+
+FAST = ("efficientnet_lite0", "mobilenet_v2")
+EVERY = [*BACKBONES, "timm:resnet18", "timm:vit_tiny_patch16_224"]
+
+
+@pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.exhaustive) for name in EVERY]
+)
+def test_features_of_a_new_photograph_are_those_of_its_row(name, grid, tmp_path):
+    """For every encoder: what `prepare` writes is what `sample` computes from the recipe."""
+    if name.startswith("timm:"):
+        torchvision()
+        pytest.importorskip("timm")
+    photos = photo_folder.write(tmp_path)
+    images = [f"train={photos.images}"]
+    annotations = (f"train={photos.annotations['val']}",)
+    prepare(
+        photos.config(
+            tmp_path / "out",
+            encoder=name,
+            images=images,
+            annotations=annotations,
+            grid=grid,
+            pca=2,
+            grid_dtype="float32",
+        )
+    )
+    data = open_data(tmp_path / "out", pca=False, grids=grid)
+    split = data["train"]
+    extractor = recipes.feature_extractor(data.recipe)
+    prepared = [extractor.prepare(load_image(split.image_path(row))) for row in range(split.num_images)]
+    made, stored = extractor.make(prepared), split.features_of(range(split.num_images))
+    assert made.shape == stored.shape
+    assert made.dim() == (4 if grid else 2)
+    torch.testing.assert_close(made, stored, rtol=0, atol=1e-5 * float(stored.abs().max()))
 
 
 def test_a_recorded_recipe_has_no_path_of_this_machine(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import photo_folder, small_encoder
 from tests.helpers.photo_folder import Photos
-from torch_caption.encoders import torchvision_encoder as features
+from torch_caption.encoders import registry
 
 
 @pytest.fixture
@@ -20,6 +20,5 @@ def photos(tmp_path: Path) -> Photos:
 @pytest.fixture(autouse=True, scope="module")
 def _small_encoder() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "build", features.build)  # restored afterwards
-        small_encoder.install()
+        patch.setitem(registry.BACKBONES, "resnet18", small_encoder.Small())
         yield

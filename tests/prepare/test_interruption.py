@@ -38,10 +38,10 @@ def run_and_kill(args: list[str], out: Path, after: int) -> None:
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from tests.helpers import small_encoder; small_encoder.install()\n"
         "from torch_caption.__main__ import main; from torch_caption.prepare import encoding\n"
-        "from torch_caption.encoders import torchvision_encoder as features; encoding.SAVE_SECONDS = 0\n"
-        "encode = features.Encoder.encode\n"
+        "from torch_caption.encoders.encoder import Encoder; encoding.SAVE_SECONDS = 0\n"
+        "encode = Encoder.encode\n"
         "import time\n"
-        "features.Encoder.encode = lambda *a, **k: (time.sleep(0.2), encode(*a, **k))[1]\n"
+        "Encoder.encode = lambda *a, **k: (time.sleep(0.2), encode(*a, **k))[1]\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     process = subprocess.Popen(

@@ -21,7 +21,7 @@ from torch_caption.data.dataset import open_data
 from torch_caption.data.projection import Projection
 from torch_caption.data.vocabulary import SPECIAL, Vocabulary
 from torch_caption.encoders import pca
-from torch_caption.encoders import torchvision_encoder as features
+from torch_caption.encoders.encoder import build
 from torch_caption.io.images import load_image
 from torch_caption.prepare import encoding, prepare
 
@@ -58,7 +58,7 @@ def test_the_directory_has_cs231ns_layout(photos, tmp_path, capsys):
 
 def test_features_are_those_of_the_encoder(photos, tmp_path):
     prepare.prepare(photos.config(tmp_path / "out", grid=True, grid_dtype="float32"))
-    encoder = features.build("resnet18", "random", seed=0)
+    encoder = build("resnet18", "random", seed=0)
     for split, count in SPLITS.items():
         vectors = stored(tmp_path / "out" / f"{split}2014_vgg16_fc7.h5")
         grids = stored(tmp_path / "out" / f"{split}2014_grid.h5")
@@ -99,7 +99,7 @@ def test_projections_are_fitted_on_train(photos, tmp_path, enough, monkeypatch):
 def test_the_manifest_records_how_features_were_made(photos, tmp_path):
     prepare.prepare(photos.config(tmp_path / "out", pca=4, grid=True))
     data = open_data(tmp_path / "out")
-    manifest, encoder = data.manifest, features.build("resnet18", "random", seed=0)
+    manifest, encoder = data.manifest, build("resnet18", "random", seed=0)
     assert {key: manifest[key] for key in encoder.recipe} == encoder.recipe
     assert manifest["projections"] == {"vector": "pca.npz"}
     assert manifest["grid_shape"] == [CHANNELS, 7, 7]
@@ -248,7 +248,7 @@ def test_a_truncated_jpeg_is_omitted_unless_it_is_allowed(photos, tmp_path, caps
     assert capsys.readouterr().err == f"warning: {path}: truncated; the missing part is grey\n"
     data = open_data(tmp_path / "out")["train"]
     assert data.num_images == SPLITS["train"]
-    encoder = features.build("resnet18", "random", seed=0)
+    encoder = build("resnet18", "random", seed=0)
     picture = load_image(path, truncated=lambda line: None)
     vector = encoder.encode(torch.stack([encoder.prepare(picture)])).vectors[0]
     torch.testing.assert_close(data.features_of([2])[0], vector, rtol=0, atol=1e-4 * float(vector.abs().max()))

@@ -13,8 +13,9 @@ from tests.helpers.photo_folder import error_of, stored
 from torch_caption.__main__ import main
 from torch_caption.data.dataset import open_data
 from torch_caption.data.projection import Projection
-from torch_caption.encoders import pca
-from torch_caption.encoders import torchvision_encoder as features
+from torch_caption.encoders import pca, registry
+from torch_caption.encoders.torchvision_backbones import TorchvisionBackbone
+from torch_caption.encoders.weights import file_sha256
 
 
 @pytest.fixture
@@ -51,13 +52,13 @@ def test_weights_are_recorded_with_the_transform_of_caffe_or_the_one_given(
     course, tmp_path, monkeypatch, transform, channels
 ):
     """With resnet18 in place of VGG-16, which has half a gigabyte."""
-    build, weights = features.build, tmp_path / "caffe.pt"
-    torch.save(features._model("resnet18").state_dict(), weights)
-    monkeypatch.setattr(features, "build", lambda name, *args, **options: build("resnet18", *args, **options))
+    small, weights = TorchvisionBackbone("resnet18", "layer4"), tmp_path / "caffe.pt"
+    torch.save(small.model().state_dict(), weights)
+    monkeypatch.setitem(registry.BACKBONES, "vgg16", small)
     assert main(["prepare", "--recover-pca", str(course), "--weights", str(weights), "--transform", transform]) == 0
     recipe = open_data(course).recipe
     assert recipe["transform"]["channels"] == channels
-    assert recipe["weights"]["sha256"] == features.file_sha256(weights)
+    assert recipe["weights"]["sha256"] == file_sha256(weights)
 
 
 def test_both_kinds_of_features_are_required(course, capsys):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from torch_caption.data.projection import Projection
 from torch_caption.data.recipe import PROJECTED
-from torch_caption.encoders import torchvision_encoder
-from torch_caption.encoders.registry import ENCODERS
-from torch_caption.encoders.torchvision_encoder import Encoder
+from torch_caption.encoders.encoder import Encoder, from_recipe
+from torch_caption.encoders.registry import is_encoder
+from torch_caption.encoders.transform import LARGEST
 from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
 from torch_caption.io.text import shown
@@ -41,7 +41,7 @@ def is_one(recipe: Mapping[str, Any]) -> bool:
     if not isinstance(encoder, str) or not isinstance(kind, str | None):
         return False
     projected = kind != "vgg16_fc7_pca" or "projection" in recipe
-    return encoder == SCENES or (encoder in ENCODERS and kind in ("vgg16_fc7", *PROJECTED) and projected)
+    return encoder == SCENES or (is_encoder(encoder) and kind in ("vgg16_fc7", *PROJECTED) and projected)
 
 
 def feature_extractor(
@@ -66,7 +66,7 @@ def feature_extractor(
         if recipe.get("recipe") != scenes.VERSION:
             raise DataError(f"features of scenes {recipe.get('recipe')}; this version has scenes {scenes.VERSION}")
         return _Scenes(recipe.get("features") == "grid")
-    encoder = ENCODERS[recipe["encoder"]].from_recipe(recipe, weights=weights, near=near, device=device)
+    encoder = from_recipe(recipe, weights=weights, near=near, device=device)
     grid = recipe["features"] == "grid"
     half = grid and recipe.get("grid_dtype") == "float16"
     return _Photographs(encoder, grid, _projection(recipe.get("projection")), half)
@@ -83,7 +83,7 @@ def visible(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
     if not isinstance(transform, Mapping) or not {"resize", "crop"} <= transform.keys():
         return picture
     sizes = crop, resize = transform["crop"], transform["resize"]
-    if any(type(size) is not int for size in sizes) or not 1 <= crop <= resize <= torchvision_encoder.LARGEST:
+    if any(type(size) is not int for size in sizes) or not 1 <= crop <= resize <= LARGEST:
         raise DataError(f"the recipe's transform has resize {shown(resize)} and crop {shown(crop)}; prepare it again")
     side = min(picture.size) * crop / resize
     left, top = ((length - side) / 2 for length in picture.size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from tqdm import tqdm
 from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders.extractor import FeatureExtractor
+from torch_caption.encoders.stream import stream
 from torch_caption.errors import ImageError
 from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import is_picture, is_url, load_image
 
-BATCH = 16
 SHOWN = 1024  # maximum side in pixels of a picture in a gallery
 
 
@@ -124,26 +125,32 @@ def read(
         failed: called with the name and the error of each unreadable one.
         truncated: as in `load_image`.
     """
+
+    def ready(source: str | Path | Image.Image) -> tuple[Tensor, Image.Image | None]:
+        picture = load_image(source, allow_private=allow_private, truncated=truncated)
+        prepared = extractor.prepare(picture)
+        if not keep:
+            return prepared, None
+        picture.thumbnail((SHOWN, SHOWN))
+        return prepared, picture
+
+    names = [
+        f"image {number}" if isinstance(source, Image.Image) else str(source) for number, source in enumerate(sources)
+    ]
     kept: list[str] = []
     pictures: list[Image.Image | None] = []
     made: list[Tensor] = []
-    prepared: list[Tensor] = []
-    for number, source in enumerate(
-        tqdm(sources, desc="photographs", unit="photo", delay=1, leave=False, disable=not is_interactive())
+    hidden = not is_interactive()
+    with (
+        tqdm(total=len(sources), desc="photographs", unit="photo", delay=1, leave=False, disable=hidden) as bar,
+        closing(stream(sources, ready)) as batches,
     ):
-        name = f"image {number}" if isinstance(source, Image.Image) else str(source)
-        try:
-            picture = load_image(source, allow_private=allow_private, truncated=truncated)
-        except ImageError as error:
-            failed(name, error)
-            continue
-        prepared.append(extractor.prepare(picture))
-        kept.append(name)
-        picture.thumbnail((SHOWN, SHOWN))
-        pictures.append(picture if keep else None)
-        if len(prepared) == BATCH:
-            made.append(extractor.make(prepared))
-            prepared = []
-    if prepared:
-        made.append(extractor.make(prepared))
+        for batch in batches:
+            for index, error in batch.failed.items():
+                failed(names[index], error)
+            if batch.read:
+                made.append(extractor.make([prepared for prepared, _ in batch.read.values()]))
+                kept += [names[index] for index in batch.read]
+                pictures += [picture for _, picture in batch.read.values()]
+            bar.update(batch.stop - bar.n)
     return Photographs(vocabulary, torch.cat(made), kept, pictures) if made else None

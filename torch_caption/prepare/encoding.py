@@ -23,10 +23,12 @@ from torch_caption.data import file_names
 from torch_caption.data.caption_files import Photograph
 from torch_caption.data.projection import Projection
 from torch_caption.encoders import pca
-from torch_caption.encoders.torchvision_encoder import EncodedBatch, Encoder, stream
-from torch_caption.errors import DataError
+from torch_caption.encoders.encoder import Encoder
+from torch_caption.encoders.stream import stream
+from torch_caption.errors import DataError, ImageError
 from torch_caption.io.exits import is_interactive, one_line
 from torch_caption.io.files import replace_text
+from torch_caption.io.images import load_image
 from torch_caption.io.text import printable
 from torch_caption.prepare.rows import RowFile
 
@@ -179,15 +181,14 @@ class Encoding:
         """Encode the split, or as many photographs as the PCA of the grids needs."""
         wanted, start = self._wanted, self.progress.done.get(split, 0)
         enough = self._enough if self._to_fit else len(photographs)
-        batches = stream(
-            self._encoder,
-            [photograph.path for photograph in photographs],
-            start=start,
-            batch_size=wanted.batch_size,
-            workers=wanted.workers,
-            grids=wanted.grid,
-            truncated=(lambda line: report(f"warning: {line}")) if wanted.truncated else None,
-        )
+        truncated = (lambda line: report(f"warning: {line}")) if wanted.truncated else None
+
+        def read(photograph: Photograph) -> torch.Tensor:
+            if photograph.path is None:
+                raise ImageError("no such file")
+            return self._encoder.prepare(load_image(photograph.path, truncated=truncated))
+
+        batches = stream(photographs, read, start=start, batch_size=wanted.batch_size, workers=wanted.workers)
         with ExitStack() as stack:
             vectors = stack.enter_context(self.vectors(split))
             grids = stack.enter_context(self.grids(split)) if wanted.grid else None
@@ -197,10 +198,13 @@ class Encoding:
             stack.enter_context(closing(batches))
             saved = time.monotonic()
             for batch in batches:
-                for index in batch.failed:
-                    batch.failed[index] += file_names.hint(photographs[index].nearest)
-                    report(f"left out  {printable(photographs[index].file_name)}: {batch.failed[index]}")
-                self._keep(split, batch, vectors, grids)
+                failed = {index: _reason(photographs[index], error) for index, error in batch.failed.items()}
+                for index, reason in failed.items():
+                    report(f"left out  {printable(photographs[index].file_name)}: {reason}")
+                if batch.read:
+                    self._keep(torch.stack([*batch.read.values()]), vectors, grids)
+                self.progress.done[split] = batch.stop
+                self.progress.failed.setdefault(split, {}).update({str(k): v for k, v in failed.items()})
                 bar.update(batch.stop - bar.n)
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     self._save(vectors, grids)
@@ -209,17 +213,15 @@ class Encoding:
                     break
             self._save(vectors, grids)
 
-    def _keep(self, split: str, batch: EncodedBatch, vectors: RowFile, grids: RowFile | None) -> None:
-        if batch.encoded is not None:
-            vectors.append(batch.encoded.vectors.numpy())
-            if grids is not None and batch.encoded.grids is not None:
-                grid = batch.encoded.grids
-                grids.append(self._stored(grid if self.projection is None else self.projection(grid), grids.dtype))
-        self.progress.done[split] = batch.stop
-        self.progress.failed.setdefault(split, {}).update({str(k): v for k, v in batch.failed.items()})
+    def _keep(self, pictures: torch.Tensor, vectors: RowFile, grids: RowFile | None) -> None:
+        encoded = self._encoder.encode(pictures, grids=grids is not None)
+        vectors.append(encoded.vectors.numpy())
+        if grids is not None and encoded.grids is not None:
+            grid = encoded.grids if self.projection is None else self.projection(encoded.grids)
+            grids.append(self._stored(grid, grids.dtype))
 
     def _stored(self, grid: torch.Tensor, dtype: np.dtype) -> np.ndarray:
-        if dtype == np.float16 and float(grid.abs().max()) > np.finfo(np.float16).max:
+        if dtype == np.float16 and float(grid.abs().max()) > float(np.finfo(np.float16).max):
             raise DataError(f"a grid contains {float(grid.abs().max()):g}, beyond float16; use --grid-dtype float32")
         return grid.numpy().astype(dtype)
 
@@ -249,3 +251,8 @@ class Encoding:
         self.progress.fitted = True
         self.progress.save(self.folder)
         self._raw.unlink()
+
+
+def _reason(photograph: Photograph, error: ImageError) -> str:
+    """Why a photograph is omitted, without its name."""
+    return str(error).removeprefix(f"{printable(photograph.path)}: ") + file_names.hint(photograph.nearest)

@@ -45,9 +45,10 @@ from torch_caption.data.caption_files import Photograph
 from torch_caption.data.projection import Projection
 from torch_caption.data.tokenizer import TOKENIZERS, is_unspaced
 from torch_caption.data.vocabulary import NULL, SPECIAL, Vocabulary
-from torch_caption.encoders import pca, torchvision_encoder
-from torch_caption.encoders.registry import ENCODERS
-from torch_caption.encoders.torchvision_encoder import Encoder
+from torch_caption.encoders import pca, registry
+from torch_caption.encoders.encoder import Encoder, build, caffe_vgg16
+from torch_caption.encoders.stream import BATCH
+from torch_caption.encoders.weights import Weights, short
 from torch_caption.errors import ConfigError, DataError
 from torch_caption.io.exits import is_interactive
 from torch_caption.io.files import replace_text
@@ -84,12 +85,16 @@ class PrepareConfig:
     allow_truncated: Annotated[bool, FlagCreatePairsOff] = False
     """Accept truncated JPEGs, with a warning; the missing part is grey. By default they are omitted."""
 
-    encoder: Literal[tuple(ENCODERS)] = "resnet50"  # type: ignore[valid-type]
-    """Image encoder."""
+    encoder: Annotated[str | None, arg(metavar="NAME")] = None
+    """Image encoder: efficientnet_lite2, the default where the package of its weights is installed; efficientnet_lite0;
+    of torchvision vgg16, resnet18, resnet50 (else the default), resnet101, mobilenet_v2, regnet_y_400mf or vit_b_16;
+    any of timm's as timm:NAME."""
     weights: Annotated[str, arg(metavar="default|random|FILE")] = "default"
-    """Weights of the encoder: torchvision's best (downloaded once), random ones, or a file with a state dict."""
+    """Weights of the encoder: published ones (installed, or downloaded once), random ones, or a file with a state
+    dict."""
     transform: Literal["auto", "imagenet", "caffe"] = "auto"
-    """Preprocessing: that of torchvision's weights, imagenet for others (auto); resized to 256, cropped to 224 and
+    """Preprocessing: that of the encoder's published weights, imagenet for other weights of torchvision's (auto);
+    resized to 256, cropped to 224 and
     normalised (imagenet); in blue, green, red for Caffe's VGG-16 (caffe), the default of --recover-pca."""
     pca: Annotated[float | None, arg(metavar="K")] = None
     """Project the vectors onto this number of principal components of train; below 1, onto the smallest number that
@@ -116,7 +121,7 @@ class PrepareConfig:
     seed: int = 0
     """Seed of this division and of random weights."""
 
-    batch_size: int = torchvision_encoder.BATCH
+    batch_size: int = BATCH
     """Photographs per batch."""
     workers: int = 2
     """Threads that read photographs."""
@@ -190,8 +195,12 @@ def prepare(config: PrepareConfig) -> Path:
     captions = encode_captions(splits, config)
     splits = caption_files.locate(splits, folders)
     _report_captions(splits, captions, config)
-    encoder = ENCODERS[config.encoder].build(
-        config.encoder, config.weights, transform=config.transform, device=config.computes_on, seed=config.seed
+    encoder = build(
+        config.encoder or registry.default(),
+        config.weights,
+        transform=config.transform,
+        device=config.computes_on,
+        seed=config.seed,
     )
     print(f"encoder   {encoder.name}, {_label(encoder.weights)}, on {config.computes_on}", flush=True)
     settings = _settings(config, encoder, splits, captions)
@@ -486,7 +495,7 @@ def _manifest(
         "annotations": [printable(Path(file).name) for file in (*config.annotations, *config.splits)],
         "tokenizer": config.tokenizer,
         "words": {"max_words": config.max_words, "min_count": None if config.vocabulary else config.min_count},
-        "versions": {"torch_caption": __version__, **ENCODERS[config.encoder].versions()},
+        "versions": {"torch_caption": __version__, **encoder.versions},
         "settings": encoding.progress.settings,
     }
     return manifest
@@ -512,8 +521,8 @@ def _write_json(path: Path, content: Mapping[str, Any], indent: int | None) -> N
 # Messages
 
 
-def _label(weights: torchvision_encoder.Weights) -> str:
-    return f"{weights.name} (SHA-256 {torchvision_encoder.short(weights.sha256)})"
+def _label(weights: Weights) -> str:
+    return f"{weights.name} (SHA-256 {short(weights.sha256)})"
 
 
 def _warn_of_script(splits: Mapping[str, list[Photograph]], config: PrepareConfig) -> None:
@@ -577,10 +586,10 @@ def recover_pca(config: PrepareConfig, directory: Path) -> Path:
     )
     found = pca.recover(full, projected)
     if config.weights == "default":
-        recipe = torchvision_encoder.caffe_vgg16()
+        recipe = caffe_vgg16()
     else:
         transform = "caffe" if config.transform == "auto" else config.transform
-        recipe = torchvision_encoder.build("vgg16", config.weights, transform=transform).recipe
+        recipe = build("vgg16", config.weights, transform=transform).recipe
     dim, count = found.projection.components.shape
     found.projection.save(directory / VECTOR_PCA)
     manifest |= recipe | {

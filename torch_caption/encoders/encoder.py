@@ -1,0 +1,198 @@
+"""From photographs to features.
+
+    encoder = build("efficientnet_lite2")
+    batch = torch.stack([encoder.prepare(load_image("photo.jpg"))])
+    encoder.encode(batch).vectors                        # (1, 1280)
+
+The `recipe` of an encoder describes it in plain values: `from_recipe` builds the same encoder again if it finds weights
+with the same SHA-256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from torch_caption.encoders.backbone import Backbone
+from torch_caption.encoders.registry import backbone
+from torch_caption.encoders.transform import CAFFE, IMAGENET, Transform
+from torch_caption.encoders.weights import Weights, find, short, values_sha256
+from torch_caption.errors import EncoderError
+
+TRANSFORMS = ("auto", "imagenet", "caffe")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features of a batch, float32 on the CPU: vectors (N, D), and optionally grids (N, F, a, a)."""
+
+    vectors: Tensor
+    grids: Tensor | None
+
+
+class Encoder:
+    """A backbone with its weights and its transform.
+
+    Attributes:
+        name: the backbone's.
+        weights, transform: of the backbone.
+    """
+
+    def __init__(
+        self, backbone: Backbone, model: nn.Module, weights: Weights, transform: Transform, device: torch.device
+    ) -> None:
+        self.name = backbone.name
+        self.weights = weights
+        self.transform = transform
+        self._backbone = backbone
+        # In channels_last, convolutions are a third faster on a CPU.
+        self._model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._device = device
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """A description in plain values."""
+        return _recipe(self._backbone, self.weights, self.transform)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that the features depend on."""
+        return self._backbone.versions()
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """The input of the network (3, h, w) float32, from a picture in RGB."""
+        return self.transform(picture)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Tensor, *, grids: bool = True) -> Encoded:
+        """The features of prepared pictures (N, 3, h, w).
+
+        Raises:
+            EncoderError: a feature is non-finite, because of invalid weights.
+        """
+        x = pictures.to(self._device, memory_format=torch.channels_last)
+        vector, grid = self._backbone.features(self._model, x)
+        if not (vector.isfinite().all() and (not grids or grid.isfinite().all())):
+            raise EncoderError(
+                f"{self.name} with the weights {self.weights.name} computes non-finite features: "
+                "the weights are invalid or incomplete; name others with --weights"
+            )
+        return Encoded(vector.cpu().contiguous(), grid.cpu().contiguous() if grids else None)
+
+
+def build(
+    name: str,
+    weights: str | Path = "default",
+    *,
+    transform: str = "auto",
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> Encoder:
+    """An encoder.
+
+    Args:
+        name: one of `registry.BACKBONES`, or timm:NAME.
+        weights: "default", published ones: in an installed package, or downloaded once; "random", initialised by the
+            seed; or a file with a state dict of the library's names. Weights of unused layers may be missing.
+        transform: "auto" is that of published weights, identified by name or content, and the library's for others,
+            for torchvision IMAGENET; "imagenet" is IMAGENET; "caffe" is the one of Caffe's VGG-16.
+
+    Raises:
+        EncoderError: there is no such encoder or file, or the weights do not fit or cannot be downloaded.
+    """
+    if transform not in TRANSFORMS:
+        raise EncoderError(f"no transform {transform!r}; choose one of {', '.join(TRANSFORMS)}")
+    return _build(backbone(name), weights, transform, torch.device(device), seed)
+
+
+def _build(
+    backbone: Backbone,
+    weights: str | Path,
+    transform: str,
+    device: torch.device,
+    seed: int = 0,
+    entry: str | None = None,
+) -> Encoder:
+    """As `build`; `entry` is the name of the default weights."""
+    if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = backbone.model()
+        label = Weights("random", values_sha256(model), seed=seed)
+    elif weights == "default":
+        model = backbone.model()
+        label = backbone.load_default(model, entry)
+    else:
+        path = Path(weights)
+        if not path.is_file():
+            raise EncoderError(f"{path}: there is no such file of weights")
+        model = backbone.model()
+        label = backbone.load_file(model, path)
+    fixed = {"imagenet": IMAGENET, "caffe": CAFFE}
+    published = label.name if label.path is None and label.name != "random" else None
+    return Encoder(backbone, model, label, fixed.get(transform) or backbone.transform(published), device)
+
+
+def caffe_vgg16() -> dict[str, Any]:
+    """The recipe of cs231n's own features: fc7 of Caffe's VGG-16, whose weights torchvision does not have."""
+    return _recipe(backbone("vgg16"), Weights("VGG_ILSVRC_16_layers"), CAFFE)
+
+
+def _recipe(backbone: Backbone, weights: Weights, transform: Transform) -> dict[str, Any]:
+    return {
+        "encoder": backbone.name,
+        "layers": {"vector": backbone.vector, "grid": backbone.grid},
+        "weights": asdict(weights),
+        "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(transform).items()},
+    }
+
+
+def from_recipe(
+    recipe: Mapping[str, Any],
+    *,
+    weights: Path | None = None,
+    near: Sequence[Path] = (),
+    device: str | torch.device = "cpu",
+) -> Encoder:
+    """The encoder of a recipe, with the same weights: `weights`, or found by the recipe.
+
+    Args:
+        near: folders to search for the file of weights, after its previous path.
+
+    Raises:
+        EncoderError: the recipe is invalid, or the weights are not found or differ.
+    """
+    try:
+        name, label = recipe["encoder"], Weights(**recipe["weights"])
+        settings = dict(recipe["transform"])
+        transform = Transform(**settings | {k: tuple(settings[k]) for k in ("mean", "std")})
+        label.check()
+        transform.check()
+    except EncoderError as error:
+        raise EncoderError(f"not a recipe of features: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise EncoderError(f"not a recipe of features: {type(error).__name__} {error}") from None
+    own = backbone(name)
+    source: str | Path
+    if weights is not None:
+        source = weights
+    elif label.name == "random":
+        source = "random"
+    elif label.path is None and label.sha256 is not None:
+        source = "default"
+    else:
+        source = find(own.name, label, (*near, Path(), *own.folders()))
+    encoder = _build(own, source, "auto", torch.device(device), label.seed or 0, label.name)
+    if label.sha256 is not None and encoder.weights.sha256 != label.sha256:
+        raise EncoderError(
+            f"{source}: not the weights of the features: SHA-256 {short(encoder.weights.sha256)}, "
+            f"but those of {label.name} have {short(label.sha256)}"
+        )
+    encoder.transform = transform
+    return encoder
