@@ -31,6 +31,7 @@ from torch_caption.data.dataset import open_data
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.decoding import DecodingOptions
 from torch_caption.inference.captions import caption_images
+from torch_caption.inference.load import load
 from torch_caption.metrics import java
 from torch_caption.metrics import scores as metrics
 from torch_caption.training import trainer
@@ -237,6 +238,26 @@ def test_two_models_on_the_same_images(
     assert re.search(row, capsys.readouterr().out)
     same = run(dataclasses.replace(config, against=config.checkpoint))
     assert {dataclasses.astuple(gain) for gain in same.differences.values()} == {(0.0, 0.0)}
+
+
+def test_several_models_are_an_ensemble(
+    config: EvaluateConfig, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (str(folder / "runs" / f"tiny-lstm-{k}") for k in (1, 2))
+    args = ["--meteor", "no", "--beam-size", "1", "--against"]
+    assert main(["evaluate", first, first, *args, first]) == 0
+    same = capsys.readouterr().out
+    paths = [Path(run, "best.safetensors") for run in (first, second)]
+    assert same.startswith(f"model       {paths[0]} + {paths[0]}, greedy\n")
+    assert "+0.0000  +0.0000 to +0.0000" in same
+    assert main(["evaluate", first, second, *args, first, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["checkpoint"] == f"{paths[0]} + {paths[1]}"
+    ensemble = load([first, second], device="cpu")
+    captions = caption_images(ensemble.model, ensemble.open_data()["val"], range(12))
+    references = run(config).references.captions
+    expected = metrics.score({idx: texts[0].text for idx, texts in captions.items()}, references, SCORES)
+    assert found["scores"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("change", ["names", "captions", "count"])

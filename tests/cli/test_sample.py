@@ -12,6 +12,7 @@ import h5py
 import pytest
 from PIL import Image
 
+from tests.cli.conftest import train
 from tests.helpers.command import refusal
 from tests.helpers.tiny_data import write_tiny
 from torch_caption import plots
@@ -69,6 +70,41 @@ def test_the_n_best_captions_of_beam_search_have_scores(capsys: pytest.CaptureFi
         for caption in image["captions"]:
             words = len(caption["caption"].split()) + caption["ended"]
             assert caption["score"] == pytest.approx(caption["log_prob"] / words)
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize(
+    "method", [[], ["--beam-size", "3"], ["--samples", "2", "--top-k", "4", "--seed", "5"]], ids=" ".join
+)
+def test_an_ensemble_of_a_run_with_itself(method: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Photographs may follow --checkpoint."""
+    args = ["--images", "11", "4", *method]
+    alone = sample(sample_config(["--checkpoint", "runs", *args]))
+    capsys.readouterr()
+    both = sample(sample_config(["--checkpoint", "runs/tiny-lstm-1", "--checkpoint", "runs", *args]))
+    path = Path("runs", "tiny-lstm-1", "best.safetensors")
+    assert capsys.readouterr().out.startswith(f"{path} + {path}, test of tiny\n")
+    assert [[c.text for c in image.captions] for image in both] == [[c.text for c in image.captions] for image in alone]
+    config = sample_config(["--checkpoint", "a", "dog.jpg", "--checkpoint", "b"])
+    assert ([*map(str, config.checkpoint)], config.photographs) == (["a", "b"], ("dog.jpg",))
+
+
+def test_vectors_and_grids_are_an_ensemble(
+    attending: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path, "--data", str(attending / "grids"), "--epochs", "8", "--cell-type", "lstm")
+    args = ["sample", "--checkpoint", "runs", "--checkpoint", str(attending / "runs"), "--images", "3", "5"]
+    args += ["--data", str(attending / "grids")]
+    assert main([*args, "--beam-size", "3", "--gallery", "g.png", "--references"]) == 0
+    assert "ref         a green star\n" in capsys.readouterr().out
+    line = "error: --show-attention: an ensemble has no attention of its own; name one checkpoint\n"
+    assert refusal([*args, "--show-attention", "x.png"], capsys) == line
+    write_tiny(tmp_path / "short", wordings=1)
+    train(tmp_path, "--data", "short", "--epochs", "1")
+    line = refusal(["sample", "--checkpoint", "runs", "--checkpoint", str(attending / "runs")], capsys)
+    ours, theirs = Path("runs", "short-rnn-1"), attending / "runs" / "grids-attention-1"
+    assert f"{theirs / 'best.safetensors'}: not the vocabulary of {ours / 'best.safetensors'}: " in line
 
 
 @pytest.mark.usefixtures("in_folder")
@@ -151,6 +187,8 @@ def test_attention_that_cannot_be_shown_is_one_line(
         (["--avoid", "dgo"], "--avoid: the vocabulary has no word 'dgo'"),
         (["--data", "bare", "--gallery", "x.png"], "--gallery: bare has no pictures of test"),
         (["--json", "missing/x.json"], "missing"),
+        (["--checkpoint", "runs", "runs"], "runs: is a run, not photographs; an ensemble is `--checkpoint A --che"),
+        (["--checkpoint", "runs", "runs/tiny-lstm-1"], "runs/tiny-lstm-1: is a run, not photographs; "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -111,7 +111,7 @@ def test_features_of_real_photographs_are_those_of_training(kind: str, shared_da
     extractor = recipes.feature_extractor(record(out, data.manifest, file), device="cpu")
     names = [data["train"].image_path(idx) for idx in range(data["train"].num_images)]
     found = photographs.read(
-        [str(name) for name in names], extractor, data.vocabulary, failed=lambda source, _: pytest.fail(source)
+        [str(name) for name in names], [extractor], data.vocabulary, failed=lambda source, _: pytest.fail(source)
     )
     ours = found.features_of(range(len(names)))
     with h5py.File(file) as content:

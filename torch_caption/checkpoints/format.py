@@ -201,8 +201,7 @@ def check_fits(
         feature_dim: the width of the data's features.
         recipe: of the features; entries that it or the checkpoint lacks are not compared.
     """
-    if tuple(checkpoint.words) != vocabulary.words:
-        raise CheckpointError(f"{path}: not the vocabulary of {data}: {_difference(checkpoint, vocabulary)}")
+    check_vocabulary(checkpoint, vocabulary, path=path, data=data)
     width = checkpoint.input_dim
     if width != feature_dim:
         raise CheckpointError(f"{path}: trained on features of width {width}, but those of {data} have {feature_dim}")
@@ -215,6 +214,22 @@ def check_fits(
             )
     if not _same_projection(checkpoint.manifest.get("projection"), recipe.get("projection")):
         raise CheckpointError(f"{path}: trained on features of another projection than those of {data}")
+
+
+def check_vocabulary(checkpoint: Checkpoint, vocabulary: Vocabulary, *, path: object, data: object) -> None:
+    """Raise CheckpointError unless these are the words that the model was trained with, in the same order."""
+    if tuple(checkpoint.words) != vocabulary.words:
+        raise CheckpointError(f"{path}: not the vocabulary of {data}: {_difference(checkpoint, vocabulary)}")
+
+
+def same_recipe(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two recipes of features are equal in every entry and array."""
+    (arrays, rest), (others, other_rest) = _split(ours, ""), _split(theirs, "")
+    return (
+        rest == other_rest
+        and arrays.keys() == others.keys()
+        and all(torch.equal(x, others[name]) for name, x in arrays.items())
+    )
 
 
 def _made_by(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Score a model's captions of a split: `python -m torch_caption evaluate CHECKPOINT`.
+"""Score a model's captions of a split: `python -m torch_caption evaluate CHECKPOINT...`.
 
 Captions depend only on the features of the images; only the scorer uses the reference captions, all of each image.
 """
@@ -54,8 +54,8 @@ PRINTED, SHOWN = 3, 8  # number of the best and of the worst captions
 class EvaluateConfig:
     """Score a model's captions of a split's images against the reference captions."""
 
-    checkpoint: Annotated[Positional[Path | None], arg(metavar="[CHECKPOINT]")] = None
-    """Checkpoint, run or folder of runs; the default is the last run in `runs`."""
+    checkpoint: Annotated[Positional[tuple[Path, ...]], arg(metavar="[CHECKPOINT...]")] = ()
+    """Checkpoint, run or folder of runs; the default is the last run in `runs`. Several caption as an ensemble."""
     data: Annotated[str | None, arg(metavar="STR")] = None
     """`scenes` or a directory in cs231n's layout; the default is the training data."""
     split: str = "val"
@@ -145,12 +145,12 @@ class Evaluated:
     """A model's captions and their scores.
 
     Attributes:
-        path: the model's checkpoint.
+        name: of the model, its checkpoint.
         captions: the image's row -> the model's caption.
         scores, intervals: the scores, and their 95 % bootstrap intervals over the images.
     """
 
-    path: Path
+    name: str
     captions: dict[int, Caption]
     scores: Scores[int]
     intervals: dict[str, Interval]
@@ -189,7 +189,7 @@ def run(config: EvaluateConfig) -> Evaluation:
             match.
     """
     config.check()
-    captioner = load(config.checkpoint, device=config.device)
+    captioner = load(config.checkpoint or None, device=config.device)
     data = captioner.open_data(config.data)
     split = data[config.split]
     rival = None if config.against is None else load(config.against, device=config.device)
@@ -206,7 +206,11 @@ def run(config: EvaluateConfig) -> Evaluation:
     if rival is not None:
         other = rival.open_data(config.data)
         _check_tokenizer(config, other, other[config.split])
-        _check_same(split, other[config.split], f"--against {rival.path}: {data.directory} and {other.directory}")
+        if not split.same_images(other[config.split]):
+            raise ConfigError(
+                f"--against {rival.name}: {data.directory} and {other.directory}, the data of the two models, differ "
+                f"in the images of {split.name}"
+            )
     first = _evaluate(config, captioner, split, references)
     second, differences = None, {}
     if rival is not None:
@@ -224,26 +228,6 @@ def _check_tokenizer(config: EvaluateConfig, data: CocoData, split: Split) -> No
             f"--tokenizer {config.tokenizer}: the captions of {data.directory} consist of characters, which other "
             "tokens of references would not match; use --tokenizer characters"
         )
-
-
-def _check_same(split: Split, other: Split, which: str) -> None:
-    """Raise ConfigError unless the rows of two splits are the same images: by their names, else by their captions; with
-    different vocabularies by the lengths of the captions, which do not depend on <UNK>."""
-    images = range(split.num_images)
-    named = all(s.file_name(i) for s in (split, other) for i in range(s.num_images))
-    if split.num_images != other.num_images:
-        same = False
-    elif named:
-        same = all(split.file_name(i) == other.file_name(i) for i in images)
-    else:
-        key = Split.references if split.vocabulary.words == other.vocabulary.words else _lengths
-        same = all(key(split, i) == key(other, i) for i in images)
-    if not same:
-        raise ConfigError(f"{which}, the data of the two models, differ in the images of {split.name}")
-
-
-def _lengths(split: Split, idx: int) -> list[int]:
-    return [len(caption.split()) for caption in split.references(idx)]
 
 
 def read_references(config: EvaluateConfig, data: CocoData, split: Split) -> References:
@@ -311,7 +295,7 @@ def _evaluate(config: EvaluateConfig, captioner: Captioner, split: Split, refere
         [name for name in metrics.METRICS if {"METEOR": by_meteor, "CIDEr": weighs}.get(name, True)],
         config.tokenizer,
     )
-    return Evaluated(captioner.path, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
+    return Evaluated(captioner.name, captions, scores, scores.interval(draws=config.draws, seed=config.seed))
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
@@ -341,14 +325,14 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
     decoding = f"beam search, {config.decoding.beam_size} wide" if method == "beam" else method
     length = sum(len(text.split()) for text in texts) / len(texts)
     lines = [
-        f"model       {first.path}, {decoding}",
+        f"model       {first.name}, {decoding}",
         f"images      {images} of {split.name} of {data.directory}",
         f"references  {count:,}, {count / len(texts):.1f} an image, from {references.source}{wordless}",
         f"captions    {len(set(texts)):,} different ones, {length:.1f} words on average",
         f"tokens      {_TOKENS[config.tokenizer]}",
     ]
     if evaluation.second is not None:
-        lines.insert(1, f"against     {evaluation.second.path}")
+        lines.insert(1, f"against     {evaluation.second.name}")
     return "\n".join([*lines, "", *_scores(evaluation), "", *_extremes(first)])
 
 
@@ -389,7 +373,7 @@ def _extremes(evaluated: Evaluated) -> list[str]:
 def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Evaluation) -> dict[str, Any]:
     first, second = evaluation.first, evaluation.second
     plain: dict[str, Any] = {
-        "checkpoint": str(first.path),
+        "checkpoint": first.name,
         "data": str(data.directory),
         "split": split.name,
         "images": len(first.captions),
@@ -402,7 +386,7 @@ def _plain(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
     }
     if second is not None:
         plain["against"] = {
-            "checkpoint": str(second.path),
+            "checkpoint": second.name,
             "scores": second.scores.overall,
             "differences": {name: [gain.low, gain.high] for name, gain in evaluation.differences.items()},
         }

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from PIL import Image
 from tqdm import tqdm
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from torch_caption import plots
+from torch_caption.checkpoints import run_folder as runs
 from torch_caption.cli.decoding_flags import check_decoding
 from torch_caption.data.dataset import CocoData, Split
 from torch_caption.data.tokenizer import readable
@@ -43,8 +44,8 @@ class SampleConfig:
     """Photographs to caption: files, folders, http(s) URLs; the default is images of a split."""
     recursive: Annotated[bool, FlagCreatePairsOff] = False
     """Include subfolders."""
-    checkpoint: Annotated[Path | None, arg(metavar="PATH")] = None
-    """Checkpoint, run or folder of runs; the default is the last run in `runs`."""
+    checkpoint: Annotated[tuple[Path, ...], UseAppendAction, arg(metavar="PATH")] = ()
+    """Checkpoint, run or folder of runs; the default is the last run in `runs`. Several caption as an ensemble."""
     data: Annotated[str | None, arg(metavar="STR")] = None
     """`scenes` or a directory in cs231n's layout; the default is the training data. For photographs: a directory with
     the recipe of the features, if the checkpoint has none."""
@@ -89,6 +90,9 @@ class SampleConfig:
         for name, given in of_a_split.items():
             if self.photographs and given:
                 raise ConfigError(f"--{name} is for the images of a split, not for photographs")
+        for name in self.photographs:
+            if not is_url(name) and any((Path(name) / file).is_file() for file in (runs.BEST, runs.POINTER)):
+                raise ConfigError(f"{name}: is a run, not photographs; an ensemble is `--checkpoint A --checkpoint B`")
         if self.recursive and not self.photographs:
             raise ConfigError("--recursive is for a folder of photographs: name one")
 
@@ -135,7 +139,7 @@ def run(config: SampleConfig) -> list[CaptionedImage]:
     """
     config.check()
     recipe_of = config.data if config.photographs else None
-    captioner = load(config.checkpoint, device=config.device, data=recipe_of, encoder_weights=config.weights)
+    captioner = load(config.checkpoint or None, device=config.device, data=recipe_of, encoder_weights=config.weights)
     _check_files(config)
     subject = (_photographs if config.photographs else _images)(config, captioner)
     split, images = subject.split, subject.images
@@ -147,7 +151,7 @@ def run(config: SampleConfig) -> list[CaptionedImage]:
         CaptionedImage(idx, split.image_name(idx), captions[idx], split.references(idx) if config.references else [])
         for idx in images
     ]
-    _report(config, captioner.path, subject, captioned)
+    _report(config, captioner.name, subject, captioned)
     if config.show_attention is not None:
         _draw_attention(captioner.model, subject, captioned, config.show_attention)
     return captioned
@@ -171,9 +175,8 @@ def _photographs(config: SampleConfig, captioner: Captioner) -> Subject:
     can be read.
 
     Raises:
-        UsageError, InputError: no photograph can be read, or `Captioner.extractor` raises an error.
+        UsageError, InputError: no photograph can be read, or `Captioner.read` raises an error.
     """
-    extractor = captioner.extractor
     errors: dict[str, ImageError] = {}
     sources, lacking = _sources(config)
 
@@ -182,10 +185,8 @@ def _photographs(config: SampleConfig, captioner: Captioner) -> Subject:
         if len(sources) > 1:
             _print_line(f"error: {errors[name]}")
 
-    found = photographs.read(
+    found = captioner.read(
         sources,
-        extractor,
-        captioner.vocabulary,
         allow_private=config.allow_private,
         keep=any(_pictures(config).values()),
         failed=fail,
@@ -195,7 +196,6 @@ def _photographs(config: SampleConfig, captioner: Captioner) -> Subject:
         if len(sources) == 1:
             raise errors[sources[0]]
         raise ConfigError(f"none of the {len(sources)} photographs can be captioned")
-    captioner.check_width(found.feature_dim)
     failed = {name: str(error) for name, error in errors.items()}
     return Subject(found, [*range(found.num_images)], captioner.recipe, None, failed)
 
@@ -242,13 +242,13 @@ def _some(folder: Path, paths: list[str]) -> str:
     return ", ".join(names) + (f" and {len(paths) - SOME:,} more" if len(paths) > SOME else "")
 
 
-def _report(config: SampleConfig, path: Path, subject: Subject, captioned: list[CaptionedImage]) -> None:
+def _report(config: SampleConfig, name: str, subject: Subject, captioned: list[CaptionedImage]) -> None:
     data, split = subject.data, subject.split
-    plain = _plain(path, subject, captioned)
+    plain = _plain(name, subject, captioned)
     if config.format == "json":
         print(json_text(plain, indent=2, encoding=sys.stdout.encoding))
     else:
-        print(f"{path}, {split.name} of {data.directory}" if data else f"{path}")
+        print(f"{name}, {split.name} of {data.directory}" if data else name)
         print(_table(captioned, config.references, named=data is None))
     if config.json is not None:
         config.json.write_text(json_text(plain, indent=2) + "\n", encoding="utf-8", newline="\n")
@@ -283,6 +283,8 @@ def _visible(subject: Subject, index: int) -> Image.Image | None:
 
 def _check_attention(captioner: Captioner, split: Split) -> None:
     """Raise ConfigError unless there are attention weights over rows and columns."""
+    if len(captioner.members) > 1:
+        raise ConfigError("--show-attention: an ensemble has no attention of its own; name one checkpoint")
     if not captioner.model.cell.attends:
         raise ConfigError(
             f"--show-attention: {captioner.path} has the cell {captioner.model.cell_type}, which has no attention; "
@@ -309,10 +311,10 @@ def _table(captioned: list[CaptionedImage], references: bool, *, named: bool) ->
     return "\n".join(lines)
 
 
-def _plain(path: Path, subject: Subject, captioned: list[CaptionedImage]) -> dict[str, Any]:
+def _plain(name: str, subject: Subject, captioned: list[CaptionedImage]) -> dict[str, Any]:
     failed = [{"name": name, "error": error} for name, error in subject.failed.items()]
     return {
-        "checkpoint": str(path),
+        "checkpoint": name,
         "split": subject.split.name,
         "images": [
             {

@@ -79,7 +79,10 @@ class Split(Dataset[Batch]):
         feature_dim: D.
         tokenizer: of the captions, a name in `torch_caption.data.tokenizer.TOKENIZERS`.
         grid: the shape of the spatial positions, (a, a) or (L,); () for one vector per image.
+        others: splits of the same images for the further members of an ensemble, each with the features of its member.
     """
+
+    others: Sequence[Split] = ()
 
     def __init__(
         self,
@@ -146,6 +149,23 @@ class Split(Dataset[Batch]):
             self._check_image(int(outside[0]))
         return self._rows(idx)
 
+    def features_of_each(self, image_idxs: Sequence[int]) -> list[Tensor]:
+        """`features_of` of this split and of `others`; a split that several members share is read once."""
+        parts = (self, *self.others)
+        features = {part: part.features_of(image_idxs) for part in dict.fromkeys(parts)}
+        return [features[part] for part in parts]
+
+    def same_images(self, other: Split) -> bool:
+        """Whether the rows of both splits are the same images: by their names, else by their captions; with different
+        vocabularies by the lengths of the captions, which do not depend on <UNK>."""
+        if self.num_images != other.num_images:
+            return False
+        images = range(self.num_images)
+        if all(split.file_name(i) for split in (self, other) for i in images):
+            return all(self.file_name(i) == other.file_name(i) for i in images)
+        key = Split.references if self.vocabulary.words == other.vocabulary.words else _lengths
+        return all(key(self, i) == key(other, i) for i in images)
+
     def references(self, image_idx: int) -> list[str]:
         """The captions of one image as text, in the order of the rows; [] if it has none.
 
@@ -210,6 +230,10 @@ class Split(Dataset[Batch]):
         """The rows sorted by image, and the first index of each image; one more entry ends the last image."""
         idxs, order = torch.sort(self.image_idxs, stable=True)
         return order, torch.searchsorted(idxs, torch.arange(self.num_images + 1, device="cpu")).tolist()
+
+
+def _lengths(split: Split, image_idx: int) -> list[int]:
+    return [len(caption.split()) for caption in split.references(image_idx)]
 
 
 def below(folder: Path, name: str) -> Path | None:

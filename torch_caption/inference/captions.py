@@ -16,6 +16,7 @@ from torch_caption.data.tokenizer import readable
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.decoding import DecodingOptions
 from torch_caption.model.captioner import CaptioningRNN
+from torch_caption.model.ensemble import Ensemble
 
 BATCH = {"greedy": 256, "beam": 64, "sampling": 1}
 """Images per batch. A sampled caption depends on its batch, so each image is its own batch."""
@@ -40,7 +41,7 @@ class Caption:
 
 
 def caption_images(
-    model: CaptioningRNN,
+    model: CaptioningRNN | Ensemble,
     split: Split,
     image_idxs: Iterable[int],
     options: DecodingOptions | None = None,
@@ -66,27 +67,40 @@ def caption_images(
     captions: dict[int, list[Caption]] = {}
     remaining = iter(image_idxs)
     while batch := list(islice(remaining, batch_size or BATCH[options.resolve()])):
-        found = _decode(model, split.vocabulary, split.features_of(batch), options, (seed, split.name, *batch))
+        found = _decode(model, split.vocabulary, split.features_of_each(batch), options, (seed, split.name, *batch))
         captions |= zip(batch, found, strict=True)
     return captions
 
 
 def caption_features(
-    model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, options: DecodingOptions, *, seed: int = 0
+    model: CaptioningRNN | Ensemble,
+    vocabulary: Vocabulary,
+    features: Tensor,
+    options: DecodingOptions,
+    *,
+    seed: int = 0,
 ) -> list[list[Caption]]:
     """The captions of each row of features (N, D) or (N, D, a, a), as `caption_images`."""
     batches = features.split(BATCH[options.resolve()])
-    found = [_decode(model, vocabulary, batch, options, (seed, row)) for row, batch in enumerate(batches)]
+    found = [_decode(model, vocabulary, [batch], options, (seed, row)) for row, batch in enumerate(batches)]
     return [captions for batch in found for captions in batch]
 
 
 def _decode(
-    model: CaptioningRNN, vocabulary: Vocabulary, features: Tensor, options: DecodingOptions, seeds: Sequence[object]
+    model: CaptioningRNN | Ensemble,
+    vocabulary: Vocabulary,
+    features: Sequence[Tensor],
+    options: DecodingOptions,
+    seeds: Sequence[object],
 ) -> list[list[Caption]]:
-    """The captions of each row of features."""
+    """The captions of each row of features: one tensor, or one for each member of an ensemble."""
     method = options.resolve()
     generator = torch.Generator(model.device).manual_seed(_mix(*seeds)) if method == "sampling" else None
-    decoded = model.decode(features.to(model.device, model.dtype), options, generator)
+    first, *others = features
+    if isinstance(model, Ensemble):
+        decoded = model.decode(features if others else first, options, generator)
+    else:
+        decoded = model.decode(first.to(model.device, model.dtype), options, generator)
     parts = (decoded.words, decoded.log_probs, decoded.scores, decoded.lengths, decoded.ended)
     return [
         [

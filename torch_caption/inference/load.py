@@ -2,6 +2,7 @@
 
 captioner = load("runs")                             # the best checkpoint of the last run
 print(captioner.caption("dog.jpg"))
+print(load(["runs/a", "runs/b"]).caption("dog.jpg")) # an ensemble
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from torch_caption.decoding import DecodingOptions
 from torch_caption.decoding.filters import excluded
 from torch_caption.encoders import extractor as recipes
 from torch_caption.encoders.extractor import FeatureExtractor
-from torch_caption.errors import ConfigError, ImageError
+from torch_caption.errors import ConfigError, DataError, ImageError
 from torch_caption.inference import photographs
 from torch_caption.inference.captions import Caption, caption_features, caption_images
+from torch_caption.inference.photographs import Photographs
 from torch_caption.io.program import typed
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
+from torch_caption.model.ensemble import Ensemble
 from torch_caption.scenes import dataset as scenes
 
 Picture = str | Path | Image.Image
@@ -46,7 +49,11 @@ class Captioner:
         checkpoint: its content.
         model: in `eval()`, on its device.
         vocabulary: of the model.
+        members: the captioners of an ensemble; of one model, only itself.
     """
+
+    members: Sequence[Captioner]
+    _makers: Sequence[Captioner]  # for each member the first one with the same features
 
     def __init__(
         self,
@@ -61,6 +68,12 @@ class Captioner:
         self.model: CaptioningRNN = checkpoints.build_model(checkpoint, path).to(device).eval()
         self.vocabulary = Vocabulary(tuple(checkpoint.words))
         self._data, self._encoder_weights = data, encoder_weights
+        self.members = self._makers = (self,)
+
+    @property
+    def name(self) -> str:
+        """The path of the checkpoint; of an ensemble, those of its members."""
+        return " + ".join(str(member.path) for member in self.members)
 
     @overload
     def caption(  # type: ignore[overload-overlap]  # a str is also a sequence of str
@@ -126,13 +139,27 @@ class Captioner:
                 )
         if not sources:
             return []
-        found = photographs.read(
-            sources, self.extractor, self.vocabulary, allow_private=allow_private, failed=_raise_error
-        )
+        found = self.read(sources, allow_private=allow_private, failed=_raise_error)
         assert found is not None
-        self.check_width(found.feature_dim)
         captions = caption_images(self.model, found, range(found.num_images), options, seed=seed)
         return [*captions.values()]
+
+    def read(self, sources: Sequence[Picture], **arguments: Any) -> Photographs | None:
+        """The pictures that can be read, with features for this model; None if there are none.
+
+        Args:
+            arguments: as of `photographs.read`.
+
+        Raises:
+            ConfigError: the model has no recipe of its features, or another width than its recipe.
+            UsageError, InputError: as in `extractor`.
+        """
+        extractors = [maker.extractor for maker in self._makers]
+        found = photographs.read(sources, extractors, self.vocabulary, **arguments)
+        if found is not None:
+            for member, part in zip(self.members, (found, *found.others), strict=True):
+                member.check_width(part.feature_dim)
+        return found
 
     def options_for(self, options: DecodingOptions, spelling: Callable[[str], str] = str) -> DecodingOptions:
         """The options for this model, with the maximum length of its training as default.
@@ -143,7 +170,8 @@ class Captioner:
         Raises:
             ConfigError: they contradict each other or that length, or a word is not in the vocabulary.
         """
-        options = dataclasses.replace(options, max_length=options.max_length or self.checkpoint.config.max_length)
+        longest = max(member.checkpoint.config.max_length for member in self.members)
+        options = dataclasses.replace(options, max_length=options.max_length or longest)
         options.resolve(spelling)
         excluded(self.model.token_ids(), options, spelling("avoid"))
         return options
@@ -204,8 +232,51 @@ class Captioner:
             )
 
 
+class EnsembleCaptioner(Captioner):
+    """Several trained models as one: see `Ensemble`. The members may have different cells, sizes and features.
+
+    Attributes:
+        path, checkpoint, recipe, extractor: of the first member.
+        model: the `Ensemble`; it decodes only: there is no attention and no explanation.
+
+    Raises:
+        CheckpointError: the vocabularies differ.
+    """
+
+    model: Ensemble  # type: ignore[assignment]  # it has of a CaptioningRNN what captions need
+
+    def __init__(self, members: Sequence[Captioner]) -> None:
+        first = members[0]
+        for member in members[1:]:
+            checkpoints.check_vocabulary(member.checkpoint, first.vocabulary, path=member.path, data=first.path)
+        self.path, self.checkpoint, self.vocabulary = first.path, first.checkpoint, first.vocabulary
+        self._data, self._encoder_weights = first._data, first._encoder_weights
+        self.members = members
+        self._makers = [next(maker for maker in members if _same_features(maker, member)) for member in members]
+        self.model = Ensemble([member.model for member in members])
+
+    def open_data(self, directory: str | None = None, **settings: Any) -> CocoData:
+        """The data of the first member; `others` of its splits have the features of the further ones.
+
+        Raises:
+            InputError: as for one model, or the images of the members' data differ.
+        """
+        opened = {maker: maker.open_data(directory, **settings) for maker in dict.fromkeys(self._makers)}
+        first, *others = (opened[maker] for maker in self._makers)
+        common = [name for name in first.splits if all(name in other.splits for other in others)]
+        for name in common:
+            for other in others:
+                if other.directory != first.directory and not first[name].same_images(other[name]):
+                    raise DataError(
+                        f"{first.directory} and {other.directory}, the data of an ensemble, differ in the images of "
+                        f"{name}; name one directory with --data"
+                    )
+            first[name].others = [other[name] for other in others]
+        return dataclasses.replace(first, splits={name: first[name] for name in common})
+
+
 def load(
-    path: str | Path | None = None,
+    path: str | Path | Sequence[str | Path] | None = None,
     *,
     device: str = "auto",
     data: str | None = None,
@@ -214,21 +285,31 @@ def load(
     """Open a trained model.
 
     Args:
-        path: a checkpoint, a run's folder, or a folder of runs, of which the last is used; by default `runs`.
+        path: a checkpoint, a run's folder, or a folder of runs, of which the last is used; by default `runs`. A
+            sequence of several is an ensemble.
         device: "auto" uses a GPU if there is one; "cpu" or "cuda".
         data: a data directory with the recipe of the features, if the checkpoint has none.
         encoder_weights: a file with the encoder's weights, if they are not found by the recipe.
 
     Raises:
-        CheckpointError: there is none, or it cannot be used.
-        ConfigError: a GPU is requested and there is none.
+        CheckpointError: there is none, it cannot be used, or the vocabularies of several differ.
+        ConfigError: a GPU is requested and there is none, or `path` is empty.
     """
+    if path is not None and not isinstance(path, str | Path):
+        if not path:
+            raise ConfigError("no checkpoint is named")
+        members = [load(one, device=device, data=data, encoder_weights=encoder_weights) for one in path]
+        return EnsembleCaptioner(members) if len(members) > 1 else members[0]
     found = runs.find_checkpoint(None if path is None else Path(path), TrainConfig.out)
     weights = None if encoder_weights is None else Path(encoder_weights)
     return Captioner(checkpoints.load(found), found, choose_device(device), data=data, encoder_weights=weights)
 
 
-def caption(picture: Picture, checkpoint: str | Path | None = None, options: DecodingOptions | None = None) -> Caption:
+def caption(
+    picture: Picture,
+    checkpoint: str | Path | Sequence[str | Path] | None = None,
+    options: DecodingOptions | None = None,
+) -> Caption:
     """`load(checkpoint).caption(picture, options)`. For several pictures call `load` once."""
     return load(checkpoint).caption(picture, options)
 
@@ -260,6 +341,14 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _same_features(one: Captioner, other: Captioner) -> bool:
+    pairs = [
+        (captioner.checkpoint.config.data, captioner.model.cell.attends, captioner.checkpoint.input_dim)
+        for captioner in (one, other)
+    ]
+    return pairs[0] == pairs[1] and checkpoints.same_recipe(one.checkpoint.manifest, other.checkpoint.manifest)
 
 
 def _raise_error(name: str, error: ImageError) -> None:

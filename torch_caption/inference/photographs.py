@@ -107,7 +107,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def read(
     sources: Sequence[str | Path | Image.Image],
-    extractor: FeatureExtractor,
+    extractors: Sequence[FeatureExtractor],
     vocabulary: Vocabulary,
     *,
     allow_private: bool = False,
@@ -115,20 +115,22 @@ def read(
     failed: Callable[[str, ImageError], None],
     truncated: Callable[[str], object] | None = None,
 ) -> Photographs | None:
-    """The photographs that can be read, with their features; None if there are none.
+    """The photographs that can be read, with their features; None if there are none. `others` are those of the further
+    extractors.
 
     Args:
         sources: files, http(s) URLs and Pillow images.
-        extractor: of the model's recipe.
+        extractors: of the model's recipe; of an ensemble, that of each member. A repeated one is used once.
         allow_private: as in `load_image`.
         keep: keep the pictures, for galleries.
         failed: called with the name and the error of each unreadable one.
         truncated: as in `load_image`.
     """
+    makers = [*dict.fromkeys(extractors)]
 
-    def ready(source: str | Path | Image.Image) -> tuple[Tensor, Image.Image | None]:
+    def ready(source: str | Path | Image.Image) -> tuple[list[Tensor], Image.Image | None]:
         picture = load_image(source, allow_private=allow_private, truncated=truncated)
-        prepared = extractor.prepare(picture)
+        prepared = [maker.prepare(picture) for maker in makers]
         if not keep:
             return prepared, None
         picture.thumbnail((SHOWN, SHOWN))
@@ -139,18 +141,23 @@ def read(
     ]
     kept: list[str] = []
     pictures: list[Image.Image | None] = []
-    made: list[Tensor] = []
+    made: dict[FeatureExtractor, list[Tensor]] = {maker: [] for maker in makers}
     hidden = not is_interactive()
     with (
         tqdm(total=len(sources), desc="photographs", unit="photo", delay=1, leave=False, disable=hidden) as bar,
-        closing(stream(sources, ready)) as batches,
+        closing(stream(sources, ready)) as found,
     ):
-        for batch in batches:
+        for batch in found:
             for index, error in batch.failed.items():
                 failed(names[index], error)
-            if batch.read:
-                made.append(extractor.make([prepared for prepared, _ in batch.read.values()]))
-                kept += [names[index] for index in batch.read]
-                pictures += [picture for _, picture in batch.read.values()]
+            for position, maker in enumerate(makers if batch.read else ()):
+                made[maker].append(maker.make([prepared[position] for prepared, _ in batch.read.values()]))
+            kept += [names[index] for index in batch.read]
+            pictures += [picture for _, picture in batch.read.values()]
             bar.update(batch.stop - bar.n)
-    return Photographs(vocabulary, torch.cat(made), kept, pictures) if made else None
+    if not kept:
+        return None
+    splits = {maker: Photographs(vocabulary, torch.cat(parts), kept, pictures) for maker, parts in made.items()}
+    first, *others = (splits[extractor] for extractor in extractors)
+    first.others = others
+    return first
