@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "check solutions of the assignment, and name their mistakes",
     "compare": "compare hand-derived with automatic gradients",
     "export": "write a captioner to one file, as ONNX or for torch.export",
+    "share": "write a folder with a model and its description, for publishing",
     "demo": "serve a page that captions pictures",
     "check-data": "check a data directory",
     "download": "download cs231n's data and check it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch_caption.checkpoints import hub
 from torch_caption.errors import CheckpointError
 from torch_caption.io import files
 from torch_caption.io.program import typed
@@ -77,14 +78,18 @@ def _not_a_run(file: Path) -> str:
     return f"{file}: is a file, not a run; {', and '.join(advice)}"
 
 
-def find_checkpoint(named: Path | None, out: str | Path) -> Path:
-    """A named checkpoint, the best one of a run, or of the last run of a folder, by default `out`.
+def find_checkpoint(named: str | Path | None, out: str | Path) -> Path:
+    """A named checkpoint, the best one of a run, of the last run of a folder, by default `out`, or of a repository
+    (`hub`).
 
     Raises:
-        CheckpointError: there is no such run.
+        ConfigError, CheckpointError: there is no such run, or as `hub.download`.
     """
     if named is None:
         return find(out) / BEST
+    if isinstance(named, str) and named.startswith(hub.PREFIX):
+        return hub.download(named, BEST)
+    named = Path(named)
     if named.is_dir():
         return (find(named) if (named / POINTER).is_file() else named) / BEST
     return named

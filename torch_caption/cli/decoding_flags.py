@@ -15,3 +15,9 @@ def check_decoding(options: DecodingOptions) -> None:
     if options.max_length is None:
         options = dataclasses.replace(options, max_length=LONGEST)
     options.resolve(flag_of)
+
+
+def described(options: DecodingOptions) -> str:
+    """The method of decoding in words."""
+    method = options.resolve()
+    return f"beam search, {options.beam_size} wide" if method == "beam" else method

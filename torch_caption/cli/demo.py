@@ -61,8 +61,8 @@ POLICY = (
 class DemoConfig:
     """Serve a web page that captions pictures with a trained model."""
 
-    checkpoint: Annotated[Positional[Path | None], arg(metavar="[CHECKPOINT]")] = None
-    """Checkpoint, run or folder of runs; the default is the last run in `runs`."""
+    checkpoint: Annotated[Positional[str | None], arg(metavar="[CHECKPOINT]")] = None
+    """Checkpoint, run, folder of runs or hf://OWNER/NAME; the default is the last run in `runs`."""
     data: Annotated[str | None, arg(metavar="DIR")] = None
     """Data directory with the recipe of the features, if the checkpoint has none."""
     weights: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from torch_caption import plots
-from torch_caption.cli.decoding_flags import check_decoding
+from torch_caption.cli.decoding_flags import check_decoding, described
 from torch_caption.data import caption_files, file_names
 from torch_caption.data import manifest as manifests
 from torch_caption.data.caption_files import Photograph
@@ -54,8 +54,9 @@ PRINTED, SHOWN = 3, 8  # number of the best and of the worst captions
 class EvaluateConfig:
     """Score a model's captions of a split's images against the reference captions."""
 
-    checkpoint: Annotated[Positional[tuple[Path, ...]], arg(metavar="[CHECKPOINT...]")] = ()
-    """Checkpoint, run or folder of runs; the default is the last run in `runs`. Several caption as an ensemble."""
+    checkpoint: Annotated[Positional[tuple[str, ...]], arg(metavar="[CHECKPOINT...]")] = ()
+    """Checkpoint, run, folder of runs or hf://OWNER/NAME; the default is the last run in `runs`. Several caption as an
+    ensemble."""
     data: Annotated[str | None, arg(metavar="STR")] = None
     """`scenes` or a directory in cs231n's layout; the default is the training data."""
     split: str = "val"
@@ -73,7 +74,7 @@ class EvaluateConfig:
     tokenizer: Literal[("auto", *TOKENIZERS, "ptb")] = "auto"  # type: ignore[valid-type]
     """Tokenizer of captions and references: that of the data (auto; words if its manifest has none), one of `prepare
     --tokenizer`, or COCO's own (ptb), which needs Java."""
-    against: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None
+    against: Annotated[str | None, arg(metavar="CHECKPOINT")] = None
     """Second model, compared with the first on the same images."""
     draws: int = 1000
     """Number of bootstrap samples for the confidence intervals."""
@@ -321,11 +322,9 @@ def _table(config: EvaluateConfig, data: CocoData, split: Split, evaluation: Eva
     images = f"{len(texts):,}" if len(texts) == split.num_images else f"{len(texts):,} of {split.num_images:,}"
     count = sum(map(len, references.captions.values()))
     wordless = f", {references.empty:,} without words omitted" if references.empty else ""
-    method = config.decoding.resolve()
-    decoding = f"beam search, {config.decoding.beam_size} wide" if method == "beam" else method
     length = sum(len(text.split()) for text in texts) / len(texts)
     lines = [
-        f"model       {first.name}, {decoding}",
+        f"model       {first.name}, {described(config.decoding)}",
         f"images      {images} of {split.name} of {data.directory}",
         f"references  {count:,}, {count / len(texts):.1f} an image, from {references.source}{wordless}",
         f"captions    {len(set(texts)):,} different ones, {length:.1f} words on average",

@@ -20,8 +20,8 @@ from torch_caption.inference.load import load
 class ExportConfig:
     """Write a trained captioner to one file that runs without this package, from features to word ids."""
 
-    checkpoint: Annotated[Path | None, Positional, arg(metavar="CHECKPOINT")] = None
-    """Checkpoint, run or folder of runs; the default is the last run in `runs`."""
+    checkpoint: Annotated[str | None, Positional, arg(metavar="CHECKPOINT")] = None
+    """Checkpoint, run, folder of runs or hf://OWNER/NAME; the default is the last run in `runs`."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("captioner.onnx")
     """Output file, .onnx or .pt2."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None

@@ -44,8 +44,9 @@ class SampleConfig:
     """Photographs to caption: files, folders, http(s) URLs; the default is images of a split."""
     recursive: Annotated[bool, FlagCreatePairsOff] = False
     """Include subfolders."""
-    checkpoint: Annotated[tuple[Path, ...], UseAppendAction, arg(metavar="PATH")] = ()
-    """Checkpoint, run or folder of runs; the default is the last run in `runs`. Several caption as an ensemble."""
+    checkpoint: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="PATH")] = ()
+    """Checkpoint, run, folder of runs or hf://OWNER/NAME; the default is the last run in `runs`. Several caption as an
+    ensemble."""
     data: Annotated[str | None, arg(metavar="STR")] = None
     """`scenes` or a directory in cs231n's layout; the default is the training data. For photographs: a directory with
     the recipe of the features, if the checkpoint has none."""

@@ -53,6 +53,14 @@ def record(directory: Path, manifest: Mapping[str, Any], file: Path) -> dict[str
     return recipe
 
 
+def shared(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without the folder of the weights, for publishing."""
+    made, weights = {k: v for k, v in recipe.items() if k in (*KEPT, "features", "projection")}, recipe.get("weights")
+    if isinstance(weights, Mapping) and isinstance(weights.get("path"), str):
+        made["weights"] = {**weights, "path": weights.get("name")}
+    return made
+
+
 def check_width(recipe: Mapping[str, Any], width: int, directory: Path) -> None:
     """Raise DataError unless features of this width fit the recipe's projection."""
     projection = recipe.get("projection")

@@ -285,22 +285,23 @@ def load(
     """Open a trained model.
 
     Args:
-        path: a checkpoint, a run's folder, or a folder of runs, of which the last is used; by default `runs`. A
-            sequence of several is an ensemble.
+        path: a checkpoint, a run's folder, a folder of runs, of which the last is used, or `hf://owner/name`, with
+            `@revision` if needed, a repository of the Hugging Face hub; by default `runs`. A sequence of several is an
+            ensemble.
         device: "auto" uses a GPU if there is one; "cpu" or "cuda".
         data: a data directory with the recipe of the features, if the checkpoint has none.
         encoder_weights: a file with the encoder's weights, if they are not found by the recipe.
 
     Raises:
         CheckpointError: there is none, it cannot be used, or the vocabularies of several differ.
-        ConfigError: a GPU is requested and there is none, or `path` is empty.
+        ConfigError: a GPU is requested and there is none, `path` is empty, or huggingface_hub is not installed.
     """
     if path is not None and not isinstance(path, str | Path):
         if not path:
             raise ConfigError("no checkpoint is named")
         members = [load(one, device=device, data=data, encoder_weights=encoder_weights) for one in path]
         return EnsembleCaptioner(members) if len(members) > 1 else members[0]
-    found = runs.find_checkpoint(None if path is None else Path(path), TrainConfig.out)
+    found = runs.find_checkpoint(path, TrainConfig.out)
     weights = None if encoder_weights is None else Path(encoder_weights)
     return Captioner(checkpoints.load(found), found, choose_device(device), data=data, encoder_weights=weights)
 
