@@ -163,7 +163,7 @@ def _limit(recipe: Mapping[str, Any]) -> str:
     if not isinstance(weights, Mapping) or weights.get("seed") is not None:  # none, or made from a seed
         return ""
     named = f"`--weights` names the file `{printable(weights.get('name'))}`"
-    how = "they are torchvision's and are downloaded" if weights.get("path") is None else named
+    how = "they are published, and its library provides them" if weights.get("path") is None else named
     return f"- The weights of the image encoder are not in this folder; {how}.\n"
 
 

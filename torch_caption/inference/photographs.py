@@ -17,7 +17,7 @@ from tqdm import tqdm
 from torch_caption.data.dataset import Split
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders.extractor import FeatureExtractor
-from torch_caption.encoders.stream import stream
+from torch_caption.encoders.stream import BATCH, stream
 from torch_caption.errors import ImageError
 from torch_caption.io.exits import is_interactive
 from torch_caption.io.images import is_picture, is_url, load_image
@@ -145,7 +145,7 @@ def read(
     hidden = not is_interactive()
     with (
         tqdm(total=len(sources), desc="photographs", unit="photo", delay=1, leave=False, disable=hidden) as bar,
-        closing(stream(sources, ready)) as found,
+        closing(stream(sources, ready, batch_size=BATCH)) as found,
     ):
         for batch in found:
             for index, error in batch.failed.items():
