@@ -13,12 +13,23 @@ from torch_caption.errors import ConfigError
 from torch_caption.io.text import flag_of
 
 Part = Literal[
-    "step", "layers", "modes", "decoding", "loading", "growth", "memory", "epoch", "distributed", "checkpoint", "gpu"
+    "step",
+    "layers",
+    "modes",
+    "decoding",
+    "loading",
+    "growth",
+    "memory",
+    "epoch",
+    "distributed",
+    "checkpoint",
+    "photographs",
+    "gpu",
 ]
 Cell = Literal["rnn", "lstm"]
 THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 PARTS: tuple[Part, ...] = get_args(Part)
-BY_NAME_ALONE: tuple[Part, ...] = "layers", "modes", "distributed", "checkpoint"
+BY_NAME_ALONE: tuple[Part, ...] = "layers", "modes", "distributed", "checkpoint", "photographs"
 """Measured where they are asked for, so that all the others take less than ten minutes."""
 DEFAULT: tuple[Part, ...] = tuple(part for part in PARTS if part not in BY_NAME_ALONE)
 CELLS: tuple[Cell, ...] = get_args(Cell)
@@ -33,7 +44,7 @@ class Options:
     """
 
     only: tuple[Part, ...] = DEFAULT
-    """The parts to measure; without it all but layers, modes, distributed and checkpoint."""
+    """The parts to measure; without it all but layers, modes, distributed, checkpoint and photographs."""
     cells: tuple[Cell, ...] = CELLS
     """The recurrent cells to measure."""
     quick: bool = False

@@ -21,6 +21,7 @@ from benchmarks import (
     machine,
     memory,
     modes,
+    photographs,
     step,
 )
 from benchmarks.options import Options, Part
@@ -37,6 +38,7 @@ MEASURES: dict[Part, Callable[[Options], Iterator[Table]]] = {
     "epoch": epoch.tables,
     "distributed": distributed.tables,
     "checkpoint": checkpoint.tables,
+    "photographs": photographs.tables,
     "gpu": gpu.tables,
 }
 
