@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,29 @@ def test_functions_of_a_notebook(capsys: pytest.CaptureFixture[str]):
     assert "tanh' is 1 - next_h^2; the square is missing" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="affine is none of the assignment's functions"):
         check_solution(affine)
+
+
+CAPTIONER = """
+class CaptioningRNN:
+    def __init__(self, word_to_idx, input_dim, wordvec_dim, hidden_dim, cell_type, dtype):
+        self.params = {}
+
+    def loss(self, features, captions):
+        return np.zeros(()), {}
+
+    def sample(self, features, max_length):
+        return np.zeros((len(features), max_length), int)
+"""
+
+
+def test_a_class_of_a_notebook(capsys: pytest.CaptureFixture[str]):
+    """Its module is `__main__`, which has no file; the code of a method names its cell, whose lines linecache has."""
+    cell = "<cell>"
+    linecache.cache[cell] = len(CAPTIONER), None, CAPTIONER.splitlines(keepends=True), cell
+    namespace = {"__name__": "__main__", "np": np}
+    exec(compile(CAPTIONER, cell, "exec"), namespace)
+    assert not check_solution(namespace["CaptioningRNN"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("CaptioningRNN: cs231n")
+    assert "wrong    dW_proj" in printed
+    assert "wrong    captions" in printed

@@ -33,7 +33,7 @@ def check_solution(*functions: Callable) -> bool:
     """Check functions with the assignment's names, such as those of a notebook, as `torch-caption check` checks a file.
 
     Args:
-        functions: such as rnn_step_forward and rnn_step_backward.
+        functions: such as rnn_step_forward and rnn_step_backward; classes, such as CaptioningRNN.
 
     Returns:
         whether all outputs and gradients are correct.
@@ -45,11 +45,18 @@ def check_solution(*functions: Callable) -> bool:
     unknown = [name for name in by_name if name not in NAMES]
     if unknown:
         raise ConfigError(f"{unknown[0]} is none of the assignment's functions, such as rnn_step_forward")
-    sources = [inspect.getsource(function) for function in functions]
+    sources = [_source(function) for function in functions]
     solution = of_functions(by_name, sources, Path.cwd())
     report = Report(", ".join(by_name), solution.dialect, tuple(findings_of_solution(solution)))
     print(table(report.plain()))
     return report.passed
+
+
+def _source(function: Callable) -> str:
+    """The source of a function, or of the methods of a class: `inspect` does not find a class of a notebook."""
+    if not isinstance(function, type):
+        return inspect.getsource(function)
+    return "".join(inspect.getsource(method) for method in vars(function).values() if inspect.isfunction(method))
 
 
 STEP = 1e-6  # of central differences in float64
