@@ -160,6 +160,52 @@ def test_the_module_memorises_captions(data, cell_type):
     assert decoded == cs231n_pytorch.decode_captions(data["train_captions"][:, 1:], data["idx_to_word"])
 
 
+def share_reproduced(sampled: Tensor, data: dict[str, Any]) -> float:
+    """Of the captions of `data`, those that are sampled word for word."""
+    decoded = cs231n_pytorch.decode_captions(sampled.numpy(), data["idx_to_word"])
+    truth = cs231n_pytorch.decode_captions(data["train_captions"][:, 1:], data["idx_to_word"])
+    return sum(ours == theirs for ours, theirs in zip(decoded, truth, strict=True)) / len(truth)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.realdata
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm"])
+def test_the_solver_memorises_photographs(flickr, cell_type):
+    """The notebooks' "overfit small data", with their sizes and learning rate: 50 captions of 50 different images."""
+    torch.manual_seed(0)
+    images = torch.from_numpy(flickr["train_features"][flickr["train_image_idxs"]])
+    model = cs231n_pytorch.CaptioningRNN(flickr["word_to_idx"], images.shape[1], 256, 512, cell_type)
+    solver = cs231n_pytorch.CaptioningSolverPytorch(
+        model, flickr, learning_rate=5e-3, batch_size=25, num_epochs=100, verbose=False
+    )
+    solver.train()
+    assert len(solver.loss_history) == 200
+    assert solver.loss_history[-1] < 0.1
+    sampled = model.sample(images, max_length=flickr["train_captions"].shape[1] - 1)
+    assert share_reproduced(sampled, flickr) >= 48 / 50
+
+
+@pytest.mark.exhaustive
+@pytest.mark.realdata
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "attention"])
+def test_the_module_memorises_photographs(flickr, cell_type):
+    """The same of EECS 498, over features of one vector, which attention takes as a grid of 1 x 1."""
+    torch.manual_seed(0)
+    images = torch.from_numpy(flickr["train_features"][flickr["train_image_idxs"]])
+    images = images[:, :, None, None] if cell_type == "attention" else images
+    captions = torch.from_numpy(flickr["train_captions"]).long()
+    model = eecs498.CaptioningRNN(flickr["word_to_idx"], images.shape[1], 256, 512, cell_type, ignore_index=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model(images, captions)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+    sampled = model.sample(images, max_length=captions.shape[1] - 1)
+    assert share_reproduced(sampled[0] if cell_type == "attention" else sampled, flickr) >= 48 / 50
+
+
 def test_another_cell_is_refused():
     words = {"<NULL>": 0, "<START>": 1, "<END>": 2}
     for kind in (cs231n_pytorch.CaptioningRNN, eecs498.CaptioningRNN):

@@ -315,17 +315,6 @@ def test_notebook(tmp_path, cell_type, monkeypatch, capsys):
                 assert f"<START> {sample}" == gt
 
 
-@pytest.fixture(scope="module")
-def flickr(shared_data) -> dict[str, Any]:
-    """50 captions of 50 different images, with the whole vocabulary."""
-    data = load_coco_data(shared_data / "flickr8k_cs231n")
-    _, rows = np.unique(data["train_image_idxs"], return_index=True)
-    rows = rows[:: len(rows) // 50][:50]
-    small = {**data, "train_captions": data["train_captions"][rows], "train_image_idxs": data["train_image_idxs"][rows]}
-    assert len(set(small["train_image_idxs"].tolist())) == 50
-    return small
-
-
 @pytest.mark.exhaustive
 @pytest.mark.realdata
 def test_overfit_photographs(flickr, cell_type):
