@@ -1,9 +1,10 @@
 """The documentation site: `python -m sphinx -W docs build/docs`. Its pages are docs/*.md.
 
-Written at the start of a build, ignored by git: `api/`, a page for each public module, and `project/`, copies of the
-pages at the root of the repository.
+Written at the start of a build, ignored by git: `api/`, a page for each public module, `project/`, copies of the pages
+at the root of the repository, and `notebooks/`, copies of the notebooks, which the build runs.
 """
 
+import os
 import re
 from pathlib import Path
 from shutil import rmtree
@@ -18,6 +19,7 @@ from torch_caption import __version__
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 ROOT_PAGES = ("CONTRIBUTING", "CHANGELOG")
+NOTEBOOKS = ROOT / "notebooks"
 
 project = "torch_caption"
 release = __version__
@@ -42,13 +44,17 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": False,
 }
-html_sidebars = {"*": [], "notes/*": [], "project/*": []}  # only api/ has nested pages
+html_sidebars = {"*": [], "notebooks/*": [], "notes/*": [], "project/*": []}  # only api/ has many nested pages
 
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
-# The Python blocks of the pages are not cells: tests/test_docs.py runs them. Notebooks are run here.
+# The Python blocks of the pages are not cells: tests/test_docs.py runs them. Notebooks are run here, in processes of
+# their own, which import the package of this checkout.
 nb_execution_raise_on_error = True
+nb_execution_timeout = 300  # seconds, of a cell
+nb_merge_streams = True  # of a cell, or a table that is printed in two parts is shown in two parts
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 highlight_language = "text"  # of formulas; Python blocks are marked
 default_role = "py:obj"  # `name` in a docstring: a link to a documented name, else code
@@ -72,7 +78,7 @@ PUBLIC = {name for path in (ROOT / project).rglob("*.py") if "._" not in (name :
 
 
 def write_pages() -> None:
-    """Write `api/` and `project/`."""
+    """Write `api/`, `project/` and `notebooks/`."""
     for folder in ("api", "project"):
         rmtree(DOCS / folder, ignore_errors=True)
         (DOCS / folder).mkdir()
@@ -80,6 +86,15 @@ def write_pages() -> None:
         text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
         moved = re.sub(r"\]\((?![a-z]+:|#)", "](../../", text)
         (DOCS / "project" / f"{name}.md").write_text(moved, encoding="utf-8")
+    (DOCS / "notebooks").mkdir(exist_ok=True)
+    written = {path.name: path for path in (DOCS / "notebooks").iterdir()}
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        copy = written.pop(path.name, None)
+        if copy is None or copy.read_text(encoding="utf-8") != text:  # an unchanged one is not run again
+            (DOCS / "notebooks" / path.name).write_text(text, encoding="utf-8")
+    for path in written.values():
+        path.unlink()
 
     for name in PUBLIC:
         below = sorted(other for other in PUBLIC if other.rpartition(".")[0] == name)
@@ -105,7 +120,8 @@ def hide_signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[s
 
 
 def link_files(app: Any, doctree: nodes.document) -> None:
-    """Redirect a link outside docs/ to the page of the module or room, or to the copy of a page of the root."""
+    """Redirect a link outside docs/ to the page of the module or room, or to the copy of a page of the root or of a
+    notebook."""
     folder = (DOCS / app.env.docname).parent
     for node in [*doctree.findall(lambda node: isinstance(node, download_reference | pending_xref))]:
         path = (folder / node["reftarget"]).resolve()
@@ -113,6 +129,8 @@ def link_files(app: Any, doctree: nodes.document) -> None:
             target = f"api/{dotted(path)}"
         elif path.parent == ROOT and path.stem in ROOT_PAGES:
             target = f"project/{path.stem}"
+        elif path.parent == NOTEBOOKS:
+            target = f"notebooks/{path.stem}"
         else:
             continue
         names = {name: node.get(name) for name in ("refdoc", "refexplicit", "reftargetid", "reftype")}

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ from torch_caption.__main__ import COMMANDS, TRACEBACK, main
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "notes").glob("*.md"))]
 PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUNNABLE = [*DOCS, ROOT / "CONTRIBUTING.md"]
 
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -127,6 +129,17 @@ def test_every_page_of_docs_is_linked_from_another() -> None:
         if target[0] != "#"
     }
     assert {*DOCS} - {ROOT / "docs" / "index.md"} <= linked
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
+def test_a_notebook_has_no_outputs_and_is_linked(notebook: Path) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert not [cell["id"] for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    targets = [link for text in texts for link, _ in LINK.findall(CODE_SPAN.sub("", text)) if link]
+    assert not [found for target in targets if (found := fault(notebook, target))]
+    for page in ("index.md", "notebooks.md"):
+        assert f"../notebooks/{notebook.name}" in links(ROOT / "docs" / page)
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
