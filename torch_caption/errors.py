@@ -79,7 +79,7 @@ class ImageError(InputError):
 
 
 class EncoderError(InputError):
-    """An image encoder, its weights or torchvision is missing, damaged, or not the one that made the features."""
+    """An image encoder, its weights or its library is missing, damaged, or not the one that made the features."""
 
 
 class DownloadError(InputError):
