@@ -298,6 +298,13 @@ TORCH = [
     ),
     (
         "CaptioningRNN",
+        "captions[:, t] = words",
+        "captions[:, 0], captions[:, t + 1 : t + 2] = self._start, words[:, None]",
+        "one column late",
+    ),
+    ("CaptioningRNN", "captions[:, t] = words", "captions[:, max(t - 1, 0)] = words", "one column early"),
+    (
+        "CaptioningRNN",
         "h = features @ W_proj + b_proj",
         "h = torch.zeros(N, b_proj.shape[0], dtype=b_proj.dtype)",
         "does not use the image",
@@ -318,6 +325,9 @@ EECS = [
     ("AttentionLSTM", "h, c = h0, h0", "h, c = h0, torch.zeros_like(h0)", "begins with zero"),
     ("AttentionLSTM", "A.mean(dim=(2, 3))", "A.sum(dim=(2, 3))", "sum of A"),
     ("AttentionLSTM", "dot_product_attention(h, A)", "dot_product_attention(h0, A)", "attends with h0"),
+    ("AttentionLSTM", "dot_product_attention(h, A)", "dot_product_attention(c, A)", "query is the cell state"),
+    ("AttentionLSTM", "+ attn.mm(self.Wattn)", "+ attn.mm(self.Wh)", "attn is multiplied by Wh"),
+    ("AttentionLSTM", "h, c = h0, h0", "h, c = 0 * h0, 0 * h0", "h0 and c0 are zero"),
     ("CaptioningRNN", "captions_out = captions[:, 1:]", "captions_out = captions[:, :-1]", "not shifted"),
     (
         "CaptioningRNN",

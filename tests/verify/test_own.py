@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,3 +116,24 @@ def test_a_class_of_a_notebook(capsys: pytest.CaptureFixture[str]):
     assert printed.startswith("CaptioningRNN: cs231n")
     assert "wrong    dW_proj" in printed
     assert "wrong    captions" in printed
+
+
+def test_a_backward_with_another_number_of_gradients(args: tuple):
+    def forward(x, w):
+        return x @ w, (x, w)
+
+    for returned, printed in ((torch.ones(1), "an array"), ((None, None), "None, None")):
+        with pytest.raises(ConfigError, match=f"returns {printed}; it must return 2 gradients: dx, dw"):
+            check_backward(forward, lambda dout, cache, returned=returned: returned, args)
+
+
+def test_an_error_in_a_cell_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """ipykernel names the file of a cell by a hash, in a folder of its own."""
+    cell = tmp_path / "ipykernel_123" / "456.py"
+    cell.parent.mkdir()
+    source = "def word_embedding_forward(x, W):\n    raise ValueError(x.shape)\n"
+    cell.write_text(source, encoding="utf-8")
+    namespace: dict = {}
+    exec(compile(source, str(cell), "exec"), namespace)
+    assert not check_solution(namespace["word_embedding_forward"])
+    assert "raised   at cell:2" in capsys.readouterr().out

@@ -16,9 +16,9 @@ from torch_caption.verify.solution import model
 from torch_caption.verify.solution.check import check, check_solution
 from torch_caption.verify.solution.diagnosis import equal
 from torch_caption.verify.solution.dialects import NAMES, Solution, read
-from torch_caption.verify.solution.exercises import CELLS, FUNCTIONS, NULL, Case, Exercise, captioner, cases
+from torch_caption.verify.solution.exercises import CELLS, END, FUNCTIONS, NULL, Case, Exercise, captioner, cases
 from torch_caption.verify.solution.mistakes import MISTAKES, Mistake
-from torch_caption.verify.solution.subjects import Model, differentiated
+from torch_caption.verify.solution.subjects import Model, differentiated, until_end
 
 SOLUTIONS = Path(__file__).parent / "solutions"
 DIALECTS = {"numpy_solution": "cs231n", "pytorch_solution": "pytorch", "eecs_solution": "eecs498"}
@@ -207,3 +207,11 @@ def test_an_import_that_raises(tmp_path: Path):
     (finding,) = check(tmp_path / "a.py").findings
     assert (finding.status, finding.where) == ("raised", "a.py:1")
     assert "no_such_module" in finding.diagnosis[0]
+
+
+def test_what_follows_the_end_of_a_caption_is_free():
+    """The assignment permits to stop at <END>, and to sample on."""
+    captions = torch.tensor([[5, END, 7, END, 3], [5, 6, 7, 8, 9]])
+    assert until_end(captions).tolist() == [[5, END, NULL, NULL, NULL], [5, 6, 7, 8, 9]]
+    stopped = torch.tensor([[5, END, NULL, NULL, NULL], [5, 6, 7, 8, 9]])
+    assert torch.equal(until_end(stopped), until_end(captions))

@@ -46,7 +46,7 @@ def check_solution(*functions: Callable) -> bool:
     if unknown:
         raise ConfigError(f"{unknown[0]} is none of the assignment's functions, such as rnn_step_forward")
     sources = [_source(function) for function in functions]
-    solution = of_functions(by_name, sources, Path.cwd())
+    solution = of_functions(by_name, sources, Path(inspect.getfile(_code(functions[0]))).parent)
     report = Report(", ".join(by_name), solution.dialect, tuple(findings_of_solution(solution)))
     print(table(report.plain()))
     return report.passed
@@ -57,6 +57,12 @@ def _source(function: Callable) -> str:
     if not isinstance(function, type):
         return inspect.getsource(function)
     return "".join(inspect.getsource(method) for method in vars(function).values() if inspect.isfunction(method))
+
+
+def _code(function: Callable) -> Any:
+    """What has the file of a function, or of a class of a notebook: its first method."""
+    methods = vars(function).values() if isinstance(function, type) else (function,)
+    return next(method for method in methods if inspect.isfunction(method)).__code__
 
 
 STEP = 1e-6  # of central differences in float64
@@ -115,6 +121,10 @@ def check_backward(forward: Callable, backward: Callable, args: Sequence[Any], n
     given_douts = [_like(dout, numpy) for dout in douts]
     grads = backward(*given_douts, cache)
     grads = grads if isinstance(grads, tuple | list) else (grads,)
+    if len(grads) != len(floats) or any(grad is None for grad in grads):
+        returned = ", ".join("None" if grad is None else "an array" for grad in grads)
+        wanted = ", ".join(f"d{name}" for name in floats)
+        raise ConfigError(f"the backward returns {returned}; it must return {len(floats)} gradients: {wanted}")
     found = {f"d{name}": detached(grad) for name, grad in zip(floats, grads, strict=True)}
     changed = [f"dout{k}" for k, dout in enumerate(given_douts) if not torch.equal(detached(dout), before[k])]
 

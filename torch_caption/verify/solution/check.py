@@ -33,6 +33,7 @@ class Finding:
         absolute, relative: the largest error, and that over the largest entry of the correct tensor; infinite where
             the shape differs or an entry is NaN.
         shape: of the tensor that was found.
+        expected_shape: of the correct tensor.
         diagnosis: sentences.
         formula: the line of the derivation that a mistake breaks.
         where: file and line of an error that was raised.
@@ -45,6 +46,7 @@ class Finding:
     absolute: float = 0.0
     relative: float = 0.0
     shape: tuple[int, ...] = ()
+    expected_shape: tuple[int, ...] = ()
     diagnosis: tuple[str, ...] = ()
     formula: str = ""
     where: str = ""
@@ -156,7 +158,8 @@ def findings_of(
     for name in evidence.expected[0]:
         correct = evidence.correct(name)
         if all(correct):
-            findings.append(Finding(evidence.exercise.name, name, shape=tuple(evidence.found[0][name].shape)))
+            shape = tuple(evidence.found[0][name].shape)
+            findings.append(Finding(evidence.exercise.name, name, shape=shape, expected_shape=shape))
             continue
         diagnosis = sentences.get(name) or tuple(_general(evidence, name))
         errors = [_error(evidence, name, k) for k, right in enumerate(correct) if not right]
@@ -204,4 +207,5 @@ def _error(evidence: Evidence, name: str, k: int) -> dict[str, Any]:
         absolute = float((value - right).abs().nan_to_num(nan=float("inf")).max())
         scale = float(right.abs().max())
         relative = absolute / scale if scale else absolute
-    return {"absolute": absolute, "relative": relative, "shape": tuple(value.shape), "case": evidence.cases[k].name}
+    shapes = {"shape": tuple(value.shape), "expected_shape": tuple(right.shape)}
+    return {"absolute": absolute, "relative": relative, **shapes, "case": evidence.cases[k].name}

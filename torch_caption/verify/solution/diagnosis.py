@@ -185,7 +185,8 @@ def detect(evidence: Evidence, name: str) -> str:
         sentence = detector(evidence, name, found, expected)
         if sentence:
             return sentence
-    return where(name, found[0], expected[0], evidence.cases[0])
+    k = evidence.correct(name).index(False)
+    return where(name, found[k], expected[k], evidence.cases[k])
 
 
 Pairs = Sequence[Tensor]

@@ -32,7 +32,7 @@ from torch_caption.errors import InputError
 
 from . import modules
 from .exercises import CELLS, END, FUNCTIONS, NULL, START, Case, Exercise, captioner
-from .subjects import LONGEST, Results, detached, differentiated, named
+from .subjects import LONGEST, Results, detached, differentiated, named, until_end
 
 MODULES = {
     "word_embedding": "WordEmbedding",
@@ -60,8 +60,13 @@ class Raised(Exception):
 
     def __init__(self, error: BaseException, folder: Path) -> None:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(folder)]
-        self.where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        self.where = f"{_shown(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else ""
         super().__init__(f"{type(error).__name__}: {error}")
+
+
+def _shown(file: Path) -> str:
+    """The name of a file; a cell of a notebook has a file without one."""
+    return "cell" if file.parent.name.startswith("ipykernel_") else file.name
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ class Solution:
         features, captions = (self._given(case.inputs[name]) for name in ("features", "captions"))
         if "sample" in exercise.name:
             with torch.no_grad():
-                return {"captions": detached(_filled(model.sample(features, max_length=LONGEST))).long()}
+                return {"captions": until_end(detached(_filled(model.sample(features, max_length=LONGEST))).long())}
         if self.numpy:
             loss, grads = _filled(model.loss(features, captions))
         else:
@@ -207,7 +212,7 @@ class Solution:
         if "sample" in exercise.name:
             with torch.no_grad():
                 sampled = _filled(module.sample(images, max_length=LONGEST))
-            return {"captions": detached(sampled[0] if isinstance(sampled, tuple) else sampled).long()}
+            return {"captions": until_end(detached(sampled[0] if isinstance(sampled, tuple) else sampled).long())}
         loss = _filled(module(images, case.inputs["captions"].clone()))
         grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         return {"loss": detached(loss), **{f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}}

@@ -188,7 +188,11 @@ LSTM = (
             "a = x @ Wx + prev_c @ Wh + b",
             "prev_c is multiplied by Wh instead of prev_h.",
         ),
+    ),
+    *_of(
+        *("lstm_step_forward", "a = x Wx + prev_h Wh + attn Wattn + b"),
         ("a = a + attn @ Wattn", "a = a + 0 * (attn @ Wattn)", "attn Wattn is not added."),
+        ("a = a + attn @ Wattn", "a = a + attn @ Wh", "attn is multiplied by Wh instead of Wattn."),
     ),
     *_of(
         *("lstm_step_forward", _GATES),
@@ -572,12 +576,28 @@ ATTENTION = (
         ("c0 = h0", "c0 = zeros_like(h0)", "The cell state begins with zero; it begins with the mean of A, as h0."),
         ("h0 = A.mean((2, 3))", "h0 = A.sum((2, 3))", "h0 is the sum of A over its positions; it is their mean."),
         ("h0 = A.mean((2, 3))", "h0 = A.amax((2, 3))", "h0 is the maximum of A over its positions; it is their mean."),
+        (
+            "h0 = A.mean((2, 3))",
+            "h0 = 0 * A[:, :, 0, 0]",
+            "h0 and c0 are zero; they are the mean of A over its positions.",
+        ),
         ("prev_h, prev_c, h = h0, c0, []", "prev_h, prev_c, h = 0 * h0, c0, []", "h0 is not used."),
+    ),
+    *_of(
+        *("attention_forward", "attn_t = attention(h_{t-1}, A)"),
         (
             "dot_product_attention(prev_h, A)",
             "dot_product_attention(h0, A)",
             "Every step attends with h0; it attends with prev_h.",
         ),
+        (
+            "dot_product_attention(prev_h, A)",
+            "dot_product_attention(prev_c, A)",
+            "The query is the cell state; it is the hidden state.",
+        ),
+    ),
+    *_of(
+        *("attention_forward", "c_t = next_c of step t"),
         ("prev_h, prev_c = next_h, next_c", "prev_h = next_h", "The cell state is not carried on."),
     ),
 )
@@ -687,9 +707,19 @@ CAPTIONER = (
             "words.append(word if t else torch.full((N,), start))",
             "The first word of the result is <START>; it is the first sampled word.",
         ),
+        (
+            "return stack(words, 1)",
+            "return stack([torch.full((N,), start), *words[:-1]], 1)",
+            "The result begins with <START>, and all words come one column late.",
+        ),
+        (
+            "return stack(words, 1)",
+            "return stack([*words[1:], torch.full((N,), null)], 1)",
+            "The first sampled word is missing, and all words come one column early.",
+        ),
     ),
     *_of(
-        *("captioner_sample", "the state is carried on"),
+        *("captioner_sample", "h_t, c_t = step(x_t, h_{t-1}, c_{t-1})"),
         (
             "prev_h, prev_c = next_h, next_c",
             "prev_h = next_h",
@@ -705,6 +735,9 @@ CAPTIONER = (
             "prev_h, prev_c = next_c, next_h",
             "Sampling exchanges the hidden and the cell state.",
         ),
+    ),
+    *_of(
+        *("captioner_sample", "h_0 = features W_proj + b_proj, c_0 = 0"),
         (
             "prev_h = features @ W_proj + b_proj",
             "prev_h = 0 * (features @ W_proj + b_proj)",

@@ -47,11 +47,14 @@ def _diagnoses(findings: Sequence[Mapping[str, Any]]) -> list[str]:
 def _line(finding: Mapping[str, Any]) -> str:
     status, tensor = finding["status"], finding["tensor"]
     if status == "wrong" and finding.get("case"):
-        shape = "x".join(map(str, finding["shape"])) or "scalar"
-        errors = "no finite error"  # another shape, or NaN
-        if finding["absolute"] is not None:
-            errors = f"max error {finding['absolute']:.1e}, relative {finding['relative']:.1e}"
-        return f"{'wrong':<8} {tensor:<17} {errors}, {shape}, case: {finding['case']}"
+        shape, expected = ("x".join(map(str, finding[key])) or "scalar" for key in ("shape", "expected_shape"))
+        if shape != expected:
+            errors = f"{shape}, not {expected}"
+        elif finding["absolute"] is None:
+            errors = f"not finite, {shape}"
+        else:
+            errors = f"max error {finding['absolute']:.1e}, relative {finding['relative']:.1e}, {shape}"
+        return f"{'wrong':<8} {tensor:<17} {errors}, case: {finding['case']}"
     place = f"at {finding['where']}" if finding.get("where") else ""
     return f"{status:<8} {' '.join(filter(None, (tensor, place)))}"
 

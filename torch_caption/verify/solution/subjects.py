@@ -80,7 +80,7 @@ class Model:
         if "sample" in exercise.name:
             sample = self.functions["captioner_sample"]
             with torch.no_grad():
-                return {"captions": sample(features, LONGEST, params, cell, NULL, START, END)}
+                return {"captions": until_end(sample(features, LONGEST, params, cell, NULL, START, END))}
         by_autograd = self.automatic or cell == "attention"
         loss, grads = self.functions["captioner_loss"](
             features, case.inputs["captions"], params, cell, NULL, not by_autograd
@@ -125,6 +125,9 @@ def differentiated(exercise: Exercise, case: Case, function: Callable[..., Seque
         for name, value in case.inputs.items()
     }
     outputs = function(*args.values())
+    for (name, dout), out in zip(case.douts.items(), outputs, strict=True):
+        if out.shape != dout.shape:
+            raise ValueError(f"{name} has the shape {tuple(out.shape)}; it must be {tuple(dout.shape)}")
     paths = [(out, dout) for out, dout in zip(outputs, case.douts.values(), strict=True) if out.requires_grad]
     inputs = [args[name] for name in exercise.inputs]
     if not paths:
@@ -137,10 +140,23 @@ def differentiated(exercise: Exercise, case: Case, function: Callable[..., Seque
 
 
 def named(exercise: Exercise, outputs: Sequence[Any], grads: Sequence[Any]) -> Results:
+    if len(grads) != len(exercise.inputs):
+        wanted = ", ".join(f"d{name}" for name in exercise.inputs)
+        raise ValueError(
+            f"the backward returns {len(grads)} gradients; it must return {len(exercise.inputs)}: {wanted}"
+        )
     return {
         **{name: detached(out) for name, out in zip(exercise.outputs, outputs, strict=True)},
         **{f"d{name}": detached(grad) for name, grad in zip(exercise.inputs, grads, strict=True)},
     }
+
+
+def until_end(captions: Tensor) -> Tensor:
+    """Sampled captions (N, T) with <NULL> after the first <END>: what follows it is the student's choice."""
+    if captions.dim() != 2:
+        return captions
+    ended = captions == END
+    return captions.masked_fill(ended.cumsum(1) - ended.long() > 0, NULL)
 
 
 def detached(value: Any) -> Tensor:
