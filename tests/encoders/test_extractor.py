@@ -41,37 +41,27 @@ FAST = ("efficientnet_lite0", "mobilenet_v2")
 EVERY = [*BACKBONES, "timm:resnet18", "timm:vit_tiny_patch16_224"]
 
 
-@pytest.mark.parametrize("grid", [False, True])
 @pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.exhaustive) for name in EVERY]
 )
-def test_features_of_a_new_photograph_are_those_of_its_row(name, grid, tmp_path):
+def test_features_of_a_new_photograph_are_those_of_its_row(name, tmp_path):
     """For every encoder: what `prepare` writes is what `sample` computes from the recipe."""
     if name.startswith("timm:"):
         torchvision()
         pytest.importorskip("timm")
     photos = photo_folder.write(tmp_path)
-    images = [f"train={photos.images}"]
     annotations = (f"train={photos.annotations['val']}",)
     prepare(
-        photos.config(
-            tmp_path / "out",
-            encoder=name,
-            images=images,
-            annotations=annotations,
-            grid=grid,
-            pca=2,
-            grid_dtype="float32",
-        )
+        photos.config(tmp_path / "out", encoder=name, annotations=annotations, grid=True, grid_dtype="float32", pca=2)
     )
-    data = open_data(tmp_path / "out", pca=False, grids=grid)
-    split = data["train"]
-    extractor = recipes.feature_extractor(data.recipe)
-    prepared = [extractor.prepare(load_image(split.image_path(row))) for row in range(split.num_images)]
-    made, stored = extractor.make(prepared), split.features_of(range(split.num_images))
-    assert made.shape == stored.shape
-    assert made.dim() == (4 if grid else 2)
-    torch.testing.assert_close(made, stored, rtol=0, atol=1e-5 * float(stored.abs().max()))
+    for grids in (False, True):
+        data = open_data(tmp_path / "out", pca=False, grids=grids)
+        split, extractor = data["train"], recipes.feature_extractor(data.recipe)
+        prepared = [extractor.prepare(load_image(split.image_path(row))) for row in range(split.num_images)]
+        made, stored = extractor.make(prepared), split.features_of(range(split.num_images))
+        assert made.shape == stored.shape
+        assert made.dim() == (4 if grids else 2)
+        torch.testing.assert_close(made, stored, rtol=0, atol=1e-5 * float(stored.abs().max()))
 
 
 def test_a_recorded_recipe_has_no_path_of_this_machine(tmp_path, monkeypatch):
