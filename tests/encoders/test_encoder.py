@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tests.helpers.resnet_weights import picture, plain_model, save_weights, whole_forward
 from torch_caption.encoders.encoder import Encoder, build, from_recipe
+from torch_caption.encoders.torchvision_backbones import TorchvisionBackbone
 from torch_caption.encoders.transform import IMAGENET
-from torch_caption.encoders.weights import file_sha256
+from torch_caption.encoders.weights import Weights, file_sha256
 from torch_caption.errors import EncoderError
 
 
@@ -73,6 +74,14 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: save_weights(path, lambda state: state.update({f"extra.{k}": torch.zeros(1) for k in range(5)})),
         "not the weights of resnet18; unexpected: extra.0, extra.1, extra.2 and 2 more",
     ),
+    "sparse": (
+        lambda path: save_weights(path, lambda state: state | {"bn1.bias": state["bn1.bias"].to_sparse()}),
+        "bn1.bias has no plain real numbers",
+    ),
+    "complex": (
+        lambda path: save_weights(path, lambda state: state | {"bn1.bias": state["bn1.bias"] + 0j}),
+        "bn1.bias has no plain real numbers",
+    ),
     "another shape": (
         lambda path: save_weights(path, lambda state: state.update({"conv1.weight": torch.zeros(64, 1, 7, 7)})),
         "conv1.weight has the shape (64, 1, 7, 7), not (64, 3, 7, 7)",
@@ -94,9 +103,8 @@ def test_bad_weights_are_one_line(kind, tmp_path, monkeypatch):
 
 def test_non_finite_features_are_an_error(tmp_path):
     path = save_weights(tmp_path / "w.pt", lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)})
-    encoder = build("resnet18", path)
     with pytest.raises(EncoderError, match=r"non-finite features.*--weights") as error:
-        encoder.encode(torch.zeros(1, 3, 224, 224))
+        build("resnet18", path)
     line(error)
 
 
@@ -165,6 +173,8 @@ TRANSFORM = {"resize": 256, "crop": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
         ({}, {"crop": 300}, "crop 300"),
         ({}, {"resize": 256.5}, r"resize 256\.5"),
         ({}, {"mean": [0.5]}, "not three numbers"),
+        ({}, {"mean": [10**400, 0, 0]}, "not three numbers below a million"),
+        ({"name": "\x1b[31mw"}, {}, "name of its weights"),
         ({}, {"std": [0.5, 0.5, 0]}, "std"),
         ({}, {"channels": "GBR"}, "channels 'GBR'"),
     ],
@@ -191,3 +201,31 @@ def test_weights_are_not_read_from_another_machine(path, monkeypatch):
     with pytest.raises(EncoderError, match="are not found; name their file with --weights"):
         from_recipe(recipe)
     assert not any("host" in str(path) for path in examined)
+
+
+@pytest.mark.parametrize("name", ["__class__", "mro", "__members__"])
+def test_a_recipe_does_not_reach_other_attributes(name):
+    recipe = {"encoder": "resnet18", "weights": {"name": name, "sha256": "0" * 64}, "transform": TRANSFORM}
+    with pytest.raises(EncoderError, match=f"torchvision has no weights {name} of resnet18"):
+        from_recipe(recipe)
+
+
+def test_other_layers_are_refused(resnet):
+    recipe = resnet.recipe | {"layers": {"vector": "mean over the positions of layer3", "grid": "layer3"}}
+    with pytest.raises(EncoderError, match="its layers of resnet18 are not those of this version"):
+        from_recipe(recipe)
+
+
+def test_a_picture_that_the_network_does_not_take_is_refused():
+    recipe = build("efficientnet_lite0", "random").recipe
+    assert from_recipe(recipe).blank.vectors.shape == (1, 1280)
+    with pytest.raises(EncoderError, match="resnet18 does not take pictures of 224 x 224 pixels: a reason"):
+        Encoder(Refusing(), torch.nn.Linear(1, 1), Weights("random"), IMAGENET, torch.device("cpu"))
+
+
+class Refusing(TorchvisionBackbone):
+    def __init__(self) -> None:
+        super().__init__("resnet18", "layer4")
+
+    def features(self, model: torch.nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("a reason")

@@ -88,6 +88,14 @@ def test_published_weights_are_those_of_the_hub(tmp_path, monkeypatch, timm):
     assert torch.equal(encoder._model.conv1.weight, timm.create_model("resnet18").conv1.weight)
     again = from_recipe(encoder.recipe)
     assert (again.weights, again.transform) == (encoder.weights, encoder.transform)
+    (file,) = tmp_path.rglob("model.safetensors")
+    assert from_recipe(encoder.recipe, weights=file).weights.name == file.name  # a copy, on a machine without the hub
+    for name in ("resnet50.a1_in1k", "local-dir:x"):
+        with pytest.raises(EncoderError, match=f"'{name}' are not weights of timm:resnet18"):
+            from_recipe(encoder.recipe | {"weights": {"name": name, "sha256": "0" * 64}})
+    file.write_bytes(b"damaged" * 6)
+    with pytest.raises(EncoderError, match="the weights of timm:resnet18 were not loaded"):
+        build("timm:resnet18")
 
 
 def test_errors_name_the_model(tmp_path, monkeypatch, timm):
@@ -95,6 +103,12 @@ def test_errors_name_the_model(tmp_path, monkeypatch, timm):
 
     with pytest.raises(EncoderError, match=r"has no model 'resnet19'; near: .*resnet18"):
         build("timm:resnet19", "random")
+    with pytest.raises(EncoderError, match="Invalid pretrained tag"):
+        build("timm:resnet18.bogus", "random")
+    with pytest.raises(EncoderError, match="cropped by 'squash'; only the centre is supported"):
+        build("timm:dm_nfnet_f0", "random")
+    with pytest.raises(EncoderError, match="does not take pictures of 224 x 224 pixels"):
+        build("timm:vit_tiny_patch16_384", "random", transform="imagenet")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(EncoderError, match=r"timm:resnet18 were not loaded .*name a file with --weights"):

@@ -119,6 +119,8 @@ def test_members_that_do_not_fit() -> None:
     one, other = captioner("rnn"), captioner("rnn", V=24)
     with pytest.raises(ValueError, match="the same words with the same ids"):
         Ensemble([one, other])
+    with pytest.raises(ValueError, match="the same images, not of 2, 3"):
+        Ensemble([one, one]).decode([images("rnn", 2), images("rnn", 3)])
     with pytest.raises(ValueError, match="one for each of 2 models, not 1"):
         Ensemble([one, one]).decode([images("rnn", 2)])
     with pytest.raises(ValueError, match=r"features must be \(N, 5\)"):

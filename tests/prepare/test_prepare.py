@@ -255,6 +255,11 @@ def test_a_truncated_jpeg_is_omitted_unless_it_is_allowed(photos, tmp_path, caps
     assert "other settings" in error_of(photos.arguments(tmp_path / "out"), capsys)
 
 
+def test_an_unknown_encoder_is_refused_at_once(photos, tmp_path, capsys):
+    args = photos.arguments(tmp_path / "out", "--encoder", "resnet9")
+    assert "--encoder resnet9: choose one of efficientnet_lite0, " in error_of(args, capsys)
+
+
 def test_the_nearest_name_is_suggested_for_a_missing_photograph(photos, tmp_path, capsys):
     (photos.images / "train_3.png").rename(photos.images / "train 3.PNG")
     (photos.images / "train_4.png").rename(photos.images / "TRAIN_4.PNG")

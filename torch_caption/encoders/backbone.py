@@ -27,6 +27,11 @@ class Backbone(ABC):
     vector: str
     grid: str
 
+    @property
+    def layers(self) -> dict[str, str]:
+        """`vector` and `grid`, for a recipe."""
+        return {"vector": self.vector, "grid": self.grid}
+
     @abstractmethod
     def model(self) -> nn.Module:
         """The used part of the model, with initial weights.

@@ -24,6 +24,7 @@ from torch_caption.encoders.registry import backbone
 from torch_caption.encoders.transform import CAFFE, IMAGENET, Transform
 from torch_caption.encoders.weights import Weights, find, short, values_sha256
 from torch_caption.errors import EncoderError
+from torch_caption.io.exits import one_line
 
 TRANSFORMS = ("auto", "imagenet", "caffe")
 
@@ -42,6 +43,10 @@ class Encoder:
     Attributes:
         name: the backbone's.
         weights, transform: of the backbone.
+        blank: the features of one black picture, for their shapes.
+
+    Raises:
+        EncoderError: the network does not take pictures of this transform, or computes non-finite features.
     """
 
     def __init__(
@@ -54,6 +59,15 @@ class Encoder:
         # In channels_last, convolutions are a third faster on a CPU.
         self._model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
+        side = transform.crop
+        try:
+            self.blank = self.encode(torch.zeros(1, 3, side, side, device="cpu", dtype=torch.float32))
+        except (EncoderError, torch.OutOfMemoryError):
+            raise
+        except (AssertionError, RuntimeError, ValueError) as error:  # each library and network has its own
+            raise EncoderError(
+                f"{self.name} does not take pictures of {side} x {side} pixels: {one_line(error)}"
+            ) from error
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -108,18 +122,19 @@ def build(
     """
     if transform not in TRANSFORMS:
         raise EncoderError(f"no transform {transform!r}; choose one of {', '.join(TRANSFORMS)}")
-    return _build(backbone(name), weights, transform, torch.device(device), seed)
+    chosen = {"imagenet": IMAGENET, "caffe": CAFFE}.get(transform)
+    return _build(backbone(name), weights, chosen, torch.device(device), seed)
 
 
 def _build(
     backbone: Backbone,
     weights: str | Path,
-    transform: str,
+    transform: Transform | None,
     device: torch.device,
     seed: int = 0,
     entry: str | None = None,
 ) -> Encoder:
-    """As `build`; `entry` is the name of the default weights."""
+    """As `build`; without `transform`, that of the weights. `entry` is the name of the default weights."""
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -134,9 +149,8 @@ def _build(
             raise EncoderError(f"{path}: there is no such file of weights")
         model = backbone.model()
         label = backbone.load_file(model, path)
-    fixed = {"imagenet": IMAGENET, "caffe": CAFFE}
     published = label.name if label.path is None and label.name != "random" else None
-    return Encoder(backbone, model, label, fixed.get(transform) or backbone.transform(published), device)
+    return Encoder(backbone, model, label, transform or backbone.transform(published), device)
 
 
 def caffe_vgg16() -> dict[str, Any]:
@@ -147,7 +161,7 @@ def caffe_vgg16() -> dict[str, Any]:
 def _recipe(backbone: Backbone, weights: Weights, transform: Transform) -> dict[str, Any]:
     return {
         "encoder": backbone.name,
-        "layers": {"vector": backbone.vector, "grid": backbone.grid},
+        "layers": backbone.layers,
         "weights": asdict(weights),
         "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(transform).items()},
     }
@@ -179,6 +193,8 @@ def from_recipe(
     except (KeyError, TypeError, ValueError) as error:
         raise EncoderError(f"not a recipe of features: {type(error).__name__} {error}") from None
     own = backbone(name)
+    if recipe.get("layers", own.layers) != own.layers:
+        raise EncoderError(f"not a recipe of features: its layers of {name} are not those of this version")
     source: str | Path
     if weights is not None:
         source = weights
@@ -188,11 +204,11 @@ def from_recipe(
         source = "default"
     else:
         source = find(own.name, label, (*near, Path(), *own.folders()))
-    encoder = _build(own, source, "auto", torch.device(device), label.seed or 0, label.name)
-    if label.sha256 is not None and encoder.weights.sha256 != label.sha256:
+    encoder = _build(own, source, transform, torch.device(device), label.seed or 0, label.name)
+    # A file may have the values that were recorded without one.
+    if label.sha256 not in (None, encoder.weights.sha256) and label.sha256 != values_sha256(encoder._model):
         raise EncoderError(
-            f"{source}: not the weights of the features: SHA-256 {short(encoder.weights.sha256)}, "
-            f"but those of {label.name} have {short(label.sha256)}"
+            f"{weights or encoder.weights.name}: not the weights of the features: SHA-256 "
+            f"{short(encoder.weights.sha256)}, but those of {label.name} have {short(label.sha256)}"
         )
-    encoder.transform = transform
     return encoder

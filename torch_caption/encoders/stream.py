@@ -41,7 +41,7 @@ def stream(
 ) -> Generator[Batch[Read]]:
     """The sources, batch by batch, in their order, while threads read the next ones.
 
-    At most two batches and `workers` sources are read ahead, which bounds the memory. The batches do not depend on the
+    At most two batches are read ahead, which bounds the memory. The batches do not depend on the
     start of the stream.
 
     Args:

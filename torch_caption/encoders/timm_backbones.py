@@ -35,11 +35,30 @@ class TimmBackbone(Backbone):
         self.name = name
         self._own = name.removeprefix(PREFIX)
         timm = _timm()
-        if not timm.is_model(self._own.partition(".")[0]):
+        from timm.data import resolve_data_config
+
+        if not timm.is_model(_architecture(self._own)):
             close = difflib.get_close_matches(self._own, timm.list_models(), 3)
             raise EncoderError(
                 f"timm {timm.__version__} has no model {self._own!r}" + (f"; near: {', '.join(close)}" if close else "")
             )
+        try:
+            config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(self._own).to_dict())
+        except RuntimeError as error:
+            raise EncoderError(f"timm:{self._own!r}: {one_line(error)}") from None
+        if config["crop_mode"] != "center":
+            raise EncoderError(
+                f"{name} takes pictures cropped by {config['crop_mode']!r}; only the centre is supported"
+            )
+        crop = config["input_size"][-1]
+        self._transform = Transform(
+            math.floor(crop / config["crop_pct"]),
+            crop,
+            tuple(config["mean"]),
+            tuple(config["std"]),
+            interpolation=config["interpolation"],
+        )
+        self._transform.check()
 
     def model(self) -> nn.Module:
         with torch.device("cpu"):
@@ -54,31 +73,22 @@ class TimmBackbone(Backbone):
 
     def load_default(self, model: nn.Module, entry: str | None) -> Weights:
         """timm's weights, downloaded once from the model hub; the names in their file may differ from the model's."""
+        published = entry or self._own
+        if _architecture(published) != _architecture(self._own):
+            raise EncoderError(f"{published!r} are not weights of {self.name}")
         try:
-            whole = _timm().create_model(entry or self._own, pretrained=True, num_classes=0)
-        except (OSError, RuntimeError, ValueError) as error:  # of huggingface_hub, and for a tag that does not exist
+            whole = _timm().create_model(published, pretrained=True, num_classes=0)
+            model.load_state_dict(whole.state_dict())
+        except Exception as error:  # of timm, huggingface_hub, the connection and damaged files: not documented
             raise EncoderError(
                 f"the weights of {self.name} were not loaded ({one_line(error)}); name a file with --weights"
-            ) from None
-        model.load_state_dict(whole.state_dict())
+            ) from error
         config = whole.pretrained_cfg
         return Weights(".".join(filter(None, (config["architecture"], config["tag"]))), values_sha256(model))
 
     def transform(self, entry: str | None) -> Transform:
         """timm's own for evaluation, from the configuration of the model."""
-        from timm.data import resolve_data_config
-
-        config = resolve_data_config(pretrained_cfg=_timm().get_pretrained_cfg(entry or self._own).to_dict())
-        crop, mode = config["input_size"][-1], config["crop_mode"]
-        if mode != "center":
-            raise EncoderError(f"{self.name} takes pictures cropped by {mode!r}; only the centre is supported")
-        return Transform(
-            math.floor(crop / config["crop_pct"]),
-            crop,
-            tuple(config["mean"]),
-            tuple(config["std"]),
-            interpolation=config["interpolation"],
-        )
+        return self._transform
 
     def unused(self) -> Container[str]:
         with torch.device("meta"):
@@ -86,6 +96,11 @@ class TimmBackbone(Backbone):
 
     def versions(self) -> dict[str, str]:
         return super().versions() | {"timm": _timm().__version__}
+
+
+def _architecture(name: str) -> str:
+    """The name of a model without its tag."""
+    return name.partition(".")[0]
 
 
 def _timm() -> ModuleType:

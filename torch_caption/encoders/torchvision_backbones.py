@@ -66,7 +66,7 @@ class TorchvisionBackbone(Backbone):
 
     def _file(self, entry: str | None) -> Path:
         """torchvision's weights in torch's cache, downloaded if missing."""
-        found = getattr(self._entries(), entry or "DEFAULT", None)
+        found = self._entries().__members__.get(entry or "DEFAULT")
         if found is None:
             raise EncoderError(f"torchvision has no weights {entry} of {self.name}; name their file with --weights")
         path = _cache() / found.url.rpartition("/")[2]
@@ -172,6 +172,4 @@ def torchvision() -> ModuleType:
 
 
 def _remedy() -> str:
-    return (
-        f"install the torchvision for torch {torch.__version__}, or use --encoder efficientnet_lite2, which needs none"
-    )
+    return f"install the torchvision of torch {torch.__version__}; `prepare --encoder efficientnet_lite2` needs none"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from torch_caption.errors import EncoderError
 from torch_caption.io.files import from_home, sha256_of
+from torch_caption.io.text import printable
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # common wrappers of a state dict
 
@@ -24,9 +25,9 @@ class Weights:
     """The identity of an encoder's weights.
 
     Attributes:
-        name: that of published weights (torchvision's IMAGENET1K_V2), that of the file, or "random".
+        name: that of published weights (torchvision's IMAGENET1K_V2), that of the file, or "random"; a file name.
         sha256: of the file, or of the values, where they are random or timm's; None if unknown.
-        path: of the file; None for published weights, which are found by their name, and for random ones.
+        path: of the file; None for published weights, which their library or package has, and for random ones.
         seed: of random ones.
     """
 
@@ -36,12 +37,13 @@ class Weights:
     seed: int | None = None
 
     def check(self) -> None:
-        """Raise EncoderError unless it has a valid file name, without a folder."""
+        """Raise EncoderError for the first invalid value; the name may be from an untrusted source."""
         kinds = {"name": str, "sha256": str | None, "path": str | None, "seed": int | None}
         for field, kind in kinds.items():
             if not isinstance(getattr(self, field), kind):
                 raise EncoderError(f"{field} of its weights is {getattr(self, field)!r}")
-        if not self.name or Path(self.name).name != self.name or "\\" in self.name or not 0 <= (self.seed or 0) < 2**63:
+        plain = self.name and Path(self.name).name == printable(self.name) == self.name and "\\" not in self.name
+        if not plain or not 0 <= (self.seed or 0) < 2**63:
             raise EncoderError(f"name of its weights {self.name!r}, with seed {self.seed}")
 
 
@@ -73,7 +75,7 @@ def values_sha256(model: nn.Module) -> str:
     """The SHA-256 of the names and values of a model's weights."""
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():
-        digest.update(key.encode("utf-8") + value.numpy().tobytes())
+        digest.update(key.encode("utf-8") + value.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -118,8 +120,13 @@ def load(model: nn.Module, path: Path, name: str, unused: Callable[[], Container
         parts = [f"{what}: {_some(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
         raise EncoderError(f"{path}: not the weights of {name}; {'; '.join(parts)}")
     for key, value in wanted.items():
-        if key in found and found[key].shape != value.shape:
-            shapes = f"{tuple(found[key].shape)}, not {tuple(value.shape)}"
+        if key not in found:
+            continue
+        other = found[key]
+        if other.layout != torch.strided or other.is_meta or other.is_complex():
+            raise EncoderError(f"{path}: {key} has no plain real numbers; save dense tensors")
+        if other.shape != value.shape:
+            shapes = f"{tuple(other.shape)}, not {tuple(value.shape)}"
             raise EncoderError(f"{path}: not the weights of {name}; {key} has the shape {shapes}")
     model.load_state_dict({key: found.get(key, value) for key, value in wanted.items()})
 

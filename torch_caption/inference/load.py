@@ -53,7 +53,7 @@ class Captioner:
     """
 
     members: Sequence[Captioner]
-    _makers: Sequence[Captioner]  # for each member the first one with the same features
+    _alike: Sequence[Captioner]  # for each member the first one with the same features
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Captioner:
         self.model: CaptioningRNN = checkpoints.build_model(checkpoint, path).to(device).eval()
         self.vocabulary = Vocabulary(tuple(checkpoint.words))
         self._data, self._encoder_weights = data, encoder_weights
-        self.members = self._makers = (self,)
+        self.members = self._alike = (self,)
 
     @property
     def name(self) -> str:
@@ -154,7 +154,7 @@ class Captioner:
             ConfigError: the model has no recipe of its features, or another width than its recipe.
             UsageError, InputError: as in `extractor`.
         """
-        extractors = [maker.extractor for maker in self._makers]
+        extractors = [member.extractor for member in self._alike]
         found = photographs.read(sources, extractors, self.vocabulary, **arguments)
         if found is not None:
             for member, part in zip(self.members, (found, *found.others), strict=True):
@@ -252,7 +252,7 @@ class EnsembleCaptioner(Captioner):
         self.path, self.checkpoint, self.vocabulary = first.path, first.checkpoint, first.vocabulary
         self._data, self._encoder_weights = first._data, first._encoder_weights
         self.members = members
-        self._makers = [next(maker for maker in members if _same_features(maker, member)) for member in members]
+        self._alike = [next(one for one in members if _same_features(one, member)) for member in members]
         self.model = Ensemble([member.model for member in members])
 
     def open_data(self, directory: str | None = None, **settings: Any) -> CocoData:
@@ -261,8 +261,8 @@ class EnsembleCaptioner(Captioner):
         Raises:
             InputError: as for one model, or the images of the members' data differ.
         """
-        opened = {maker: maker.open_data(directory, **settings) for maker in dict.fromkeys(self._makers)}
-        first, *others = (opened[maker] for maker in self._makers)
+        opened = {member: member.open_data(directory, **settings) for member in dict.fromkeys(self._alike)}
+        first, *others = (opened[member] for member in self._alike)
         common = [name for name in first.splits if all(name in other.splits for other in others)]
         for name in common:
             for other in others:

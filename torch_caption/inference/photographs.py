@@ -126,38 +126,38 @@ def read(
         failed: called with the name and the error of each unreadable one.
         truncated: as in `load_image`.
     """
-    makers = [*dict.fromkeys(extractors)]
+    distinct = [*dict.fromkeys(extractors)]
 
-    def ready(source: str | Path | Image.Image) -> tuple[list[Tensor], Image.Image | None]:
+    def prepared(source: str | Path | Image.Image) -> tuple[list[Tensor], Image.Image | None]:
         picture = load_image(source, allow_private=allow_private, truncated=truncated)
-        prepared = [maker.prepare(picture) for maker in makers]
+        inputs = [extractor.prepare(picture) for extractor in distinct]
         if not keep:
-            return prepared, None
+            return inputs, None
         picture.thumbnail((SHOWN, SHOWN))
-        return prepared, picture
+        return inputs, picture
 
     names = [
         f"image {number}" if isinstance(source, Image.Image) else str(source) for number, source in enumerate(sources)
     ]
     kept: list[str] = []
     pictures: list[Image.Image | None] = []
-    made: dict[FeatureExtractor, list[Tensor]] = {maker: [] for maker in makers}
+    features: dict[FeatureExtractor, list[Tensor]] = {extractor: [] for extractor in distinct}
     hidden = not is_interactive()
     with (
         tqdm(total=len(sources), desc="photographs", unit="photo", delay=1, leave=False, disable=hidden) as bar,
-        closing(stream(sources, ready, batch_size=BATCH)) as found,
+        closing(stream(sources, prepared, batch_size=BATCH)) as found,
     ):
         for batch in found:
             for index, error in batch.failed.items():
                 failed(names[index], error)
-            for position, maker in enumerate(makers if batch.read else ()):
-                made[maker].append(maker.make([prepared[position] for prepared, _ in batch.read.values()]))
+            for position, extractor in enumerate(distinct if batch.read else ()):
+                features[extractor].append(extractor.make([inputs[position] for inputs, _ in batch.read.values()]))
             kept += [names[index] for index in batch.read]
             pictures += [picture for _, picture in batch.read.values()]
             bar.update(batch.stop - bar.n)
     if not kept:
         return None
-    splits = {maker: Photographs(vocabulary, torch.cat(parts), kept, pictures) for maker, parts in made.items()}
+    splits = {e: Photographs(vocabulary, torch.cat(parts), kept, pictures) for e, parts in features.items()}
     first, *others = (splits[extractor] for extractor in extractors)
     first.others = others
     return first

@@ -74,11 +74,11 @@ class Ensemble:
         models: at least one, in `eval()`, on one device.
 
     Raises:
-        ValueError: the ids of their words differ.
+        ValueError: there is none, or the ids of their words differ.
     """
 
     def __init__(self, models: Sequence[CaptioningRNN]):
-        if any(model.word_to_idx != models[0].word_to_idx for model in models):
+        if not models or any(model.word_to_idx != models[0].word_to_idx for model in models):
             raise ValueError("the models of an ensemble have the same words with the same ids")
         self.models = models
 
@@ -103,13 +103,16 @@ class Ensemble:
             features: (N, ...) for all members, or those of each; converted to the device and dtype of the member.
 
         Raises:
-            ValueError: as `CaptioningRNN.decode`, or the number of features is not that of the members.
+            ValueError: as `CaptioningRNN.decode`, or the number of features is not that of the members, or they are of
+                different numbers of images.
         """
         options = options or DecodingOptions()
         each = [features] * len(self.models) if isinstance(features, Tensor) else features
         if len(each) != len(self.models):
             raise ValueError(f"features must be a tensor or one for each of {len(self.models)} models, not {len(each)}")
         N = len(each[0])
+        if any(len(x) != N for x in each):
+            raise ValueError(f"features must be of the same images, not of {', '.join(str(len(x)) for x in each)}")
         pairs = [(model, x.to(model.device, model.dtype)) for model, x in zip(self.models, each, strict=True)]
         steppers = [model.stepper(N * options.rows * options.length) for model, _ in pairs]
         stepper = EnsembleStepper(steppers, [x for _, x in pairs])

@@ -113,10 +113,9 @@ class Encoding:
         self.progress = progress
         self._encoder = encoder
         self._wanted = wanted
-        side = encoder.transform.crop
-        blank = encoder.encode(torch.zeros(1, 3, side, side, dtype=torch.float32, device="cpu"), grids=wanted.grid)
-        self.width = blank.vectors.shape[1]
-        self.grid_shape: tuple[int, ...] = tuple(blank.grids.shape[1:]) if blank.grids is not None else ()
+        vectors, grids = encoder.blank.vectors, encoder.blank.grids
+        self.width = vectors.shape[1]
+        self.grid_shape: tuple[int, ...] = tuple(grids.shape[1:]) if wanted.grid and grids is not None else ()
         self.projection = Projection.load(folder / GRID_PCA) if progress.fitted else None
 
     @property

@@ -149,6 +149,8 @@ class PrepareConfig:
                 pca.check_size(size, flag)
         if self.grid_pca is not None and not self.grid:
             raise ConfigError("--grid-pca needs --grid")
+        if self.encoder is not None and not registry.is_encoder(self.encoder):
+            raise ConfigError(f"--encoder {self.encoder}: choose one of {', '.join(registry.BACKBONES)}, or timm:NAME")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device cuda: PyTorch finds no GPU here")
 

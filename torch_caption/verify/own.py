@@ -41,12 +41,12 @@ def check_solution(*functions: Callable) -> bool:
     Raises:
         ConfigError: a function has none of the assignment's names.
     """
-    by_name = {function.__name__: function for function in functions}
+    by_name = {getattr(function, "__name__", repr(function)): function for function in functions}
     unknown = [name for name in by_name if name not in NAMES]
-    if unknown:
-        raise ConfigError(f"{unknown[0]} is none of the assignment's functions, such as rnn_step_forward")
+    if unknown or not functions:
+        raise ConfigError(f"{[*unknown, 'nothing'][0]} is none of the assignment's functions, such as rnn_step_forward")
     sources = [_source(function) for function in functions]
-    solution = of_functions(by_name, sources, Path(inspect.getfile(_code(functions[0]))).parent)
+    solution = of_functions(by_name, sources, _folder(functions[0]))
     report = Report(", ".join(by_name), solution.dialect, tuple(findings_of_solution(solution)))
     print(table(report.plain()))
     return report.passed
@@ -59,10 +59,11 @@ def _source(function: Callable) -> str:
     return "".join(inspect.getsource(method) for method in vars(function).values() if inspect.isfunction(method))
 
 
-def _code(function: Callable) -> Any:
-    """What has the file of a function, or of a class of a notebook: its first method."""
-    methods = vars(function).values() if isinstance(function, type) else (function,)
-    return next(method for method in methods if inspect.isfunction(method)).__code__
+def _folder(function: Callable) -> Path:
+    """The folder of the file of a function. `inspect` does not find that of a class of a notebook, but of its methods."""
+    methods = vars(function).values() if isinstance(function, type) else (inspect.unwrap(function),)
+    files = [method.__code__.co_filename for method in methods if inspect.isfunction(method)]
+    return Path(files[0]).parent if files else Path.cwd()
 
 
 STEP = 1e-6  # of central differences in float64

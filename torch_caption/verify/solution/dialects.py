@@ -34,6 +34,7 @@ from . import modules
 from .exercises import CELLS, END, FUNCTIONS, NULL, START, Case, Exercise, captioner
 from .subjects import LONGEST, Results, detached, differentiated, named, until_end
 
+PACKAGE = Path(__file__).parents[2]
 MODULES = {
     "word_embedding": "WordEmbedding",
     **{"rnn_step": "RNN", "rnn": "RNN", "lstm_step": "LSTM", "lstm": "LSTM", "attention": "AttentionLSTM"},
@@ -59,7 +60,11 @@ class Raised(Exception):
     """
 
     def __init__(self, error: BaseException, folder: Path) -> None:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(folder)]
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).is_relative_to(folder) and not Path(frame.filename).is_relative_to(PACKAGE)
+        ]
         self.where = f"{_shown(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else ""
         super().__init__(f"{type(error).__name__}: {error}")
 

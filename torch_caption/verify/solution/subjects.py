@@ -142,9 +142,7 @@ def differentiated(exercise: Exercise, case: Case, function: Callable[..., Seque
 def named(exercise: Exercise, outputs: Sequence[Any], grads: Sequence[Any]) -> Results:
     if len(grads) != len(exercise.inputs):
         wanted = ", ".join(f"d{name}" for name in exercise.inputs)
-        raise ValueError(
-            f"the backward returns {len(grads)} gradients; it must return {len(exercise.inputs)}: {wanted}"
-        )
+        raise ValueError(f"the number of gradients is {len(grads)}; the backward must return {wanted}")
     return {
         **{name: detached(out) for name, out in zip(exercise.outputs, outputs, strict=True)},
         **{f"d{name}": detached(grad) for name, grad in zip(exercise.inputs, grads, strict=True)},
