@@ -62,6 +62,7 @@ LIBRARY = {
     "cs231n_pytorch": "the assignment's own names",
     "eecs498": "the course's own names",
     "verify.solution.modules": "of a student's module, reported with its other errors",
+    "verify.solution.subjects": "of a student's function, likewise",
     "data.batches": "a sampler; the configuration checks --batch-size and --seed",
     "data.vocabulary.decode": "ids",
     "inference.load.captions": "pictures given in Python",

@@ -60,7 +60,7 @@ def _source(function: Callable) -> str:
 
 
 def _folder(function: Callable) -> Path:
-    """The folder of the file of a function. `inspect` does not find that of a class of a notebook, but of its methods."""
+    """The folder of a function's file; `inspect` finds none for a class of a notebook, but its methods have one."""
     methods = vars(function).values() if isinstance(function, type) else (inspect.unwrap(function),)
     files = [method.__code__.co_filename for method in methods if inspect.isfunction(method)]
     return Path(files[0]).parent if files else Path.cwd()
