@@ -91,11 +91,24 @@ def test_every_contender_is_timed_in_both_precisions(everything, cell):
     who = {(row["who"], row["precision"]) for row in table["rows"]}
     names = {"ours", *(peer.label for peer in peers.PEERS)}
     expected = {(name, precision) for name in names for precision in ("float32", "bfloat16")}
-    assert who == expected | {(assignment.Assignment.label, "float32")}
+    failed = {tuple(note.partition(" left out as it fails")[0].rsplit(", ", 1)) for note in table["notes"]}
+    assert who == expected - failed | {(assignment.Assignment.label, "float32")}
+    if cell == "rnn" or lstm_runs_in_bfloat16():
+        assert not any("as it fails" in note for note in table["notes"])
     assert any("Zipf" in note and "distinct" in note for note in table["notes"])
     left_out = [note for note in table["notes"] if "torch.compile" in note]
     assert len(left_out) == 2
     assert all("--compile-seconds 0" in note for note in left_out)
+
+
+def lstm_runs_in_bfloat16() -> bool:
+    """Whether torch.nn's does here, with gradients: oneDNN has none for a CPU with AVX2 alone."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        return False
+    return True
 
 
 @pytest.mark.exhaustive
@@ -108,10 +121,11 @@ def test_the_gpu_section_on_a_stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a stand-in")
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision
-    ran = run("--only", "gpu")
+    cells = ("rnn", "lstm") if lstm_runs_in_bfloat16() else ("rnn",)
+    ran = run("--only", "gpu", "--cells", *cells)
     assert ran.status == 0, ran.out + ran.err
     assert "GPU            a stand-in" in ran.out
-    for cell in ("rnn", "lstm"):
+    for cell in cells:
         assert f"gpu: training step, {cell}, tiny" in ran.out
     for precision in gpu.PRECISIONS:
         for name in ("ours", "ours, captured", "(a) torch.nn, captured"):
