@@ -15,7 +15,7 @@ from torch_caption.data.projection import Projection
 from torch_caption.data.recipe import PROJECTED
 from torch_caption.encoders.encoder import Encoder, from_recipe
 from torch_caption.encoders.registry import is_encoder
-from torch_caption.encoders.transform import LARGEST
+from torch_caption.encoders.transform import are_sizes
 from torch_caption.errors import DataError
 from torch_caption.io.exits import one_line
 from torch_caption.io.text import shown
@@ -82,8 +82,8 @@ def visible(recipe: Mapping[str, Any], picture: Image.Image) -> Image.Image:
     transform = recipe.get("transform")
     if not isinstance(transform, Mapping) or not {"resize", "crop"} <= transform.keys():
         return picture
-    sizes = crop, resize = transform["crop"], transform["resize"]
-    if any(type(size) is not int for size in sizes) or not 1 <= crop <= resize <= LARGEST:
+    crop, resize = transform["crop"], transform["resize"]
+    if not are_sizes(resize, crop):
         raise DataError(f"the recipe's transform has resize {shown(resize)} and crop {shown(crop)}; prepare it again")
     side = min(picture.size) * crop / resize
     left, top = ((length - side) / 2 for length in picture.size)

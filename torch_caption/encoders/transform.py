@@ -25,6 +25,11 @@ INTERPOLATIONS = {
 """Pillow's filters by torchvision's names."""
 
 
+def are_sizes(resize: object, crop: object) -> bool:
+    """Whether a recipe may have these lengths in pixels."""
+    return type(resize) is int and type(crop) is int and 1 <= crop <= resize <= LARGEST
+
+
 @dataclass(frozen=True)
 class Transform:
     """Preprocessing: resize the shorter side to `resize` pixels, crop the centre of `crop` x `crop`, scale 0..255 to
@@ -46,8 +51,7 @@ class Transform:
 
     def check(self) -> None:
         """Raise EncoderError for the first invalid value."""
-        sizes = (self.crop, self.resize)
-        if any(type(size) is not int for size in sizes) or not 1 <= self.crop <= self.resize <= LARGEST:
+        if not are_sizes(self.resize, self.crop):
             raise EncoderError(f"resize {self.resize!r} and crop {self.crop!r}; the maximum is {LARGEST} pixels")
         for name, values in {"mean": self.mean, "std": self.std}.items():
             if len(values) != 3 or not all(type(v) in (int, float) and abs(v) < 1e6 for v in values):
