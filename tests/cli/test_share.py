@@ -124,11 +124,17 @@ def scenes_shared(tmp_path: Path) -> Path:
         (["tiny", "--to", "x"], "best.safetensors: no such checkpoint"),
         (["--to", "x", "--scores", "nowhere.json"], "nowhere.json: cannot be read: No such file"),
         (["--to", "x", "--scores", "tiny/coco2014_vocab.json"], "not the output of `evaluate --format json`: "),
+        (["--to", "x", "--scores", "list.json"], "list.json: not the output of `evaluate --format json`: "),
+        (["--to", "x", "--scores", "partial.json"], "partial.json: not the output of `evaluate --format json`: "),
         (["--to", "x", "--scores", "other.json"], "other.json: has the scores of y, not of runs"),
     ],
 )
 def test_invalid_arguments_are_one_line(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     other = {"checkpoint": "y", "decoding": {}, "images": 2, "reference_count": 3, "split": "val", "tokenizer": "words"}
-    Path("other.json").write_text(json.dumps({**other, "scores": {}, "intervals": {}}), encoding="utf-8")
+    whole = {**other, "scores": {}, "intervals": {}}
+    without = {key: value for key, value in whole.items() if key != "tokenizer"}
+    files = {"other": whole, "list": {**whole, "intervals": []}, "partial": without}
+    for name, content in files.items():
+        Path(f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     assert words in refusal(["share", *args], capsys)
     assert not Path("x").exists()
