@@ -90,7 +90,7 @@ def test_functions_of_a_notebook(capsys: pytest.CaptureFixture[str]):
     assert "tanh' is 1 - next_h^2; the square is missing" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="affine is none of the assignment's functions"):
         check_solution(affine)
-    with pytest.raises(ConfigError, match="nothing is none of the assignment's functions"):
+    with pytest.raises(ConfigError, match="needs a function of the assignment"):
         check_solution()
 
 

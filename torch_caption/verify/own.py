@@ -39,12 +39,14 @@ def check_solution(*functions: Callable) -> bool:
         whether all outputs and gradients are correct.
 
     Raises:
-        ConfigError: a function has none of the assignment's names.
+        ConfigError: no function is given, or one has none of the assignment's names.
     """
+    if not functions:
+        raise ConfigError("check_solution needs a function of the assignment, such as rnn_step_forward")
     by_name = {getattr(function, "__name__", repr(function)): function for function in functions}
     unknown = [name for name in by_name if name not in NAMES]
-    if unknown or not functions:
-        raise ConfigError(f"{[*unknown, 'nothing'][0]} is none of the assignment's functions, such as rnn_step_forward")
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is none of the assignment's functions, such as rnn_step_forward")
     sources = [_source(function) for function in functions]
     solution = of_functions(by_name, sources, _folder(functions[0]))
     report = Report(", ".join(by_name), solution.dialect, tuple(findings_of_solution(solution)))
