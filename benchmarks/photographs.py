@@ -21,6 +21,7 @@ from benchmarks.workload import word_to_idx
 from torch_caption.data.vocabulary import Vocabulary
 from torch_caption.encoders.encoder import Encoder, build
 from torch_caption.encoders.extractor import feature_extractor
+from torch_caption.encoders.registry import backbone
 from torch_caption.encoders.stream import BATCH, stream
 from torch_caption.encoders.torchvision_backbones import torchvision
 from torch_caption.inference.captions import caption_images
@@ -59,7 +60,9 @@ def photograph(path: Path, seed: int) -> Path:
 
 def measure(name: str, paths: list[Path], effort: Effort) -> Iterator[tuple[Any, ...]]:
     """The rows of one encoder. All compute the same vectors, except `sample`, which goes on to captions."""
-    encoder = build(name, "random")
+    weights = paths[0].with_name(f"{name}.pt")
+    torch.save(backbone(name).model().state_dict(), weights)
+    encoder = build(name, weights)
     prepared = [encoder.prepare(load_image(path)) for path in paths]
 
     def network() -> Tensor:
@@ -72,7 +75,7 @@ def measure(name: str, paths: list[Path], effort: Effort) -> Iterator[tuple[Any,
         NETWORK: network,
     }
     if name != "efficientnet_lite2" or find_spec("timm"):
-        work[PLAIN] = plain_loop(encoder, paths)
+        work[PLAIN] = plain_loop(encoder, weights, paths)
     expected = network()
 
     def check(contender: Contender, result: Any) -> None:
@@ -120,9 +123,9 @@ class Pictures(Dataset[Tensor]):
             return self._transform(picture.convert("RGB"))
 
 
-def plain_loop(encoder: Encoder, paths: list[Path]) -> Callable[[], Tensor]:
+def plain_loop(encoder: Encoder, weights: Path, paths: list[Path]) -> Callable[[], Tensor]:
     """The library's own model and transform, in its usual memory format."""
-    model, transform = library(encoder)
+    model, transform = library(encoder, torch.load(weights))
     loader = DataLoader(Pictures(paths, transform), batch_size=BATCH, num_workers=2, persistent_workers=True)
 
     def run() -> Tensor:
@@ -132,8 +135,8 @@ def plain_loop(encoder: Encoder, paths: list[Path]) -> Callable[[], Tensor]:
     return run
 
 
-def library(encoder: Encoder) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
-    """The same network from timm or torchvision, with the encoder's weights, and its transform."""
+def library(encoder: Encoder, state: dict[str, Tensor]) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
+    """The same network from timm or torchvision, with the weights `state`, and its transform."""
     vision = torchvision()
     own = encoder.transform
     transforms = vision.transforms
@@ -146,11 +149,11 @@ def library(encoder: Encoder) -> tuple[nn.Module, Callable[[Image.Image], Tensor
     if encoder.name != "efficientnet_lite2":
         model = vision.models.get_model(encoder.name, weights=None)
         setattr(model, [*model._modules][-1], nn.Identity())  # the classifier
-        model.load_state_dict(encoder._model.state_dict(), strict=False)
+        model.load_state_dict(state, strict=False)
     else:
         import timm
 
         model = timm.create_model("tf_efficientnet_lite2", num_classes=0)
-        state = encoder._model.state_dict()  # in the same order, under other names
-        model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+        renamed = dict(zip(model.state_dict(), state.values(), strict=True))  # in the same order
+        model.load_state_dict(renamed)
     return model.eval(), transform

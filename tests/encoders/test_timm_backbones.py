@@ -29,10 +29,10 @@ def timm():
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_features_are_timms_own(name, timm):
-    encoder = build(name, "random")
+def test_features_are_timms_own(name, timm, tmp_path):
     model = timm.create_model(name.removeprefix("timm:"), num_classes=0).eval()
-    model.load_state_dict(encoder._model.state_dict())
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    encoder = build(name, tmp_path / "weights.pt")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     pictures = [picture(*size) for size in ((300, 260), (97, 412), (224, 224), (16, 250))]
     x = torch.stack([encoder.prepare(each) for each in pictures])

@@ -298,4 +298,5 @@ def test_no_descriptor_is_left_open(config: TrainConfig, stopping: Callable[...,
         return len(list(Path("/proc/self/fd").iterdir()))
 
     loud = replace(config, workers=2, tensorboard=True, epochs=2)
-    assert once() == once()
+    first = once()
+    assert once() <= first  # fewer: an earlier test's workers have ended meanwhile

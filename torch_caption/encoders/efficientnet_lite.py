@@ -133,7 +133,11 @@ def network(width: float, depth: float) -> nn.Module:
     modules = {"_conv_stem": SameConv2d(3, STEM, 3, 2, bias=False), "_bn0": _norm(STEM), "relu0": nn.ReLU6()}
     modules |= {"_blocks": nn.Sequential(*blocks)}
     modules |= {"_conv_head": nn.Conv2d(inputs, HEAD, 1, bias=False), "_bn1": _norm(HEAD), "relu1": nn.ReLU6()}
-    return nn.Sequential(OrderedDict(modules))
+    model = nn.Sequential(OrderedDict(modules))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)  # torch's initialisation makes features of 1e-10
+    return model
 
 
 def _rounded(channels: float) -> int:

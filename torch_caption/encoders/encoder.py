@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class Encoder:
         self.transform = transform
         self._backbone = backbone
         # In channels_last, convolutions are a third faster on a CPU.
-        self._model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = _fold(model.eval().requires_grad_(False))
+        self._model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
         side = transform.crop
         try:
@@ -100,6 +102,17 @@ class Encoder:
         return Encoded(vector.cpu().contiguous(), grid.cpu().contiguous() if grids else None)
 
 
+def _fold(model: nn.Module) -> nn.Module:
+    """Fold each batch norm after a convolution into it, where both are neighbours in a Sequential: an eighth faster."""
+    for module in model.modules():
+        for first, second in pairwise(module._modules) if isinstance(module, nn.Sequential) else ():
+            convolution, norm = module._modules[first], module._modules[second]
+            if isinstance(convolution, nn.Conv2d) and type(norm) is nn.BatchNorm2d:  # a subclass may do more
+                module._modules[first] = nn.utils.fuse_conv_bn_eval(convolution, norm)
+                module._modules[second] = nn.Identity()
+    return model
+
+
 def build(
     name: str,
     weights: str | Path = "default",
@@ -133,8 +146,10 @@ def _build(
     device: torch.device,
     seed: int = 0,
     entry: str | None = None,
+    expected: Weights | None = None,
 ) -> Encoder:
-    """As `build`; without `transform`, that of the weights. `entry` is the name of the default weights."""
+    """As `build`; without `transform`, that of the weights. `entry` is the name of the default weights. Weights with
+    another SHA-256 than `expected` are an EncoderError."""
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -149,6 +164,12 @@ def _build(
             raise EncoderError(f"{path}: there is no such file of weights")
         model = backbone.model()
         label = backbone.load_file(model, path)
+    # A file may have the values that were recorded without one.
+    if expected and expected.sha256 not in (None, label.sha256) and expected.sha256 != values_sha256(model):
+        raise EncoderError(
+            f"{label.name if weights == 'default' else weights}: not the weights of the features: SHA-256 {short(label.sha256)}, but those of "
+            f"{expected.name} have {short(expected.sha256)}"
+        )
     published = label.name if label.path is None and label.name != "random" else None
     return Encoder(backbone, model, label, transform or backbone.transform(published), device)
 
@@ -204,11 +225,4 @@ def from_recipe(
         source = "default"
     else:
         source = find(own.name, label, (*near, Path(), *own.folders()))
-    encoder = _build(own, source, transform, torch.device(device), label.seed or 0, label.name)
-    # A file may have the values that were recorded without one.
-    if label.sha256 not in (None, encoder.weights.sha256) and label.sha256 != values_sha256(encoder._model):
-        raise EncoderError(
-            f"{weights or encoder.weights.name}: not the weights of the features: SHA-256 "
-            f"{short(encoder.weights.sha256)}, but those of {label.name} have {short(label.sha256)}"
-        )
-    return encoder
+    return _build(own, source, transform, torch.device(device), label.seed or 0, label.name, label)
