@@ -1,7 +1,8 @@
 """What users do with modules of torch.nn: copies, parametrizations, pruning, shared weights, replicas, processes.
 
 The tests of torch.nn's own recurrent modules (test_nn.py, test_modules.py, test_pruning.py, test_packed_sequence.py in
-torch's repository) that do not concern cuDNN have a counterpart here, in test_torch_nn.py or test_torch_behaviour.py.
+torch's repository) that do not concern cuDNN have a counterpart here, in test_torch_nn.py, test_layer_arguments.py,
+test_layer_weights.py, test_layer_gradients.py or test_packed_sequences.py.
 """
 
 from __future__ import annotations
