@@ -65,13 +65,15 @@ class TrainConfig:
 
     objective: Literal["xe", "scst"] = "xe"
     """Cross-entropy on the reference captions (teacher forcing); or self-critical sequence training (SCST), which
-    rewards sampled captions by their CIDEr-D above that of greedy captions, from the weights of --init-from and without
-    --dropout."""
+    rewards a sampled caption by its CIDEr-D above the mean of the image's other samples, from the weights of --init-from
+    and without --dropout."""
     init_from: Annotated[Path | None, arg(metavar="PATH")] = None
     """Initialise the weights from this checkpoint, run or folder of runs; its data and model sizes are the defaults of
     the flags."""
+    samples: int = 5
+    """Sampled captions per image in SCST, at least 2."""
     temperature: float = 0.5
-    """Scale the logits by 1/temperature once, before SCST: samples are then closer to the greedy baseline. 1 does not
+    """Scale the logits by 1/temperature once, before SCST: samples are then closer to the greedy caption. 1 does not
     scale them."""
     epochs: int = 10
     """Maximum number of epochs: over the training captions, or in SCST over their images."""
@@ -155,14 +157,14 @@ class TrainConfig:
     def _check_sizes(self) -> None:
         at_least = {"hidden_dim": 1, "wordvec_dim": 1, "epochs": 1, "batch_size": 1, "max_length": 1, "workers": 0}
         at_least |= {"patience": 0, "score_images": 0, "max_train": 1, "threads": 1, "warm_up": 0}
-        at_least |= {"checkpoint_every": 0, "num_layers": 1}
+        at_least |= {"checkpoint_every": 0, "num_layers": 1, "samples": 2}
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{flag_of(name)} must be at least {least}, not {value}")
         check_length(self.max_length)
         sizes = dict.fromkeys(("hidden_dim", "wordvec_dim", "batch_size"), 2**31)  # torch counts bytes in 63 bits
-        for name, most in {"workers": 1000, "threads": 1000, "num_layers": 100, **sizes}.items():
+        for name, most in {"workers": 1000, "threads": 1000, "num_layers": 100, "samples": 1000, **sizes}.items():
             value = getattr(self, name)
             if value is not None and value > most:
                 raise ConfigError(f"{flag_of(name)} must be at most {most}, not {value}")

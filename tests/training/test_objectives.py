@@ -162,13 +162,11 @@ def test_sampled_captions_are_weighted_by_their_advantage(data: CocoData, cell_t
     images = torch.tensor([7, 0, 3, 3])
     targets = targets_of(objective, model, data, images)
     features = data["train"].features_of(images).double()
+    assert torch.equal(targets.features, features.repeat_interleave(SCST.samples, 0))
     torch.manual_seed(0)
-    stepper = model.stepper(10**6)
-    drawn, greedy = (
-        decode(stepper, features, model.token_ids(), DecodingOptions(method, max_length=6)).words[:, 0]
-        for method in ("sampling", "greedy")
-    )
-    assert torch.equal(targets.captions[:, 1:], drawn)
+    options = DecodingOptions("sampling", max_length=6, samples=SCST.samples)
+    drawn = decode(model.stepper(10**6), features, model.token_ids(), options).words
+    assert torch.equal(targets.captions[:, 1:], drawn.flatten(0, 1))
     assert (targets.captions[:, 0] == model.start).all()
     references = {image: [[*text.split(), "<END>"] for text in data["train"].references(image)] for image in range(12)}
     reward = CiderReward(references)
@@ -178,13 +176,14 @@ def test_sampled_captions_are_weighted_by_their_advantage(data: CocoData, cell_t
         ended = [model.end in row for row in words.tolist()]
         return reward(images.tolist(), [[*t, *["<END>"] * e] for t, e in zip(texts, ended, strict=True)])
 
-    advantage = scored(drawn) - scored(greedy)
-    assert len(set(advantage.tolist())) > 1
+    rewards = np.stack([scored(drawn[:, k]) for k in range(SCST.samples)], axis=1)
+    others = np.stack([np.delete(rewards, k, axis=1).mean(1) for k in range(SCST.samples)], axis=1)
+    advantages = (rewards - others).flatten()
+    assert len(set(advantages.tolist())) > 1
     assert targets.weights.dtype == torch.float64
-    for n in range(4):
-        np.testing.assert_allclose(targets.weights[n].numpy(), advantage[n], rtol=1e-12)
-    assert targets.reward == pytest.approx(scored(drawn).mean(), rel=1e-12)
-    assert targets.greedy_reward == pytest.approx(scored(greedy).mean(), rel=1e-12)
+    for column in targets.weights.T:
+        np.testing.assert_allclose(column.numpy(), advantages, rtol=1e-9)
+    np.testing.assert_allclose(targets.rewards.numpy(), rewards.flatten(), rtol=1e-12)
 
 
 def test_a_truncated_caption_has_a_lower_reward(data: CocoData) -> None:
@@ -228,23 +227,24 @@ def test_the_gradient_is_that_of_reinforce(data: CocoData, cell_type: str) -> No
     model, objective = model_of(data, cell_type, dropout=0.5, label_smoothing=0.1), SelfCritical(SCST, data["train"])
     images = torch.arange(12)
     targets = targets_of(objective, model, data, images)
-    features = data["train"].features_of(images).double()
     names, params = zip(*model.named_parameters(), strict=True)
     model.train(objective.drops)  # as training has it
-    loss = model(features, targets.captions, weights=targets.weights)
+    loss = model(targets.features, targets.captions, weights=targets.weights)
     found = torch.autograd.grad(loss, params)
 
     auto = model_of(data, cell_type, gradients="auto")
     expected_loss = torch.zeros((), dtype=torch.float64)
-    for n in range(12):
-        state, log_p = auto.begin(features[n : n + 1]), torch.zeros((), dtype=torch.float64)
+    rows = len(targets.captions)
+    assert rows == 12 * SCST.samples
+    for n in range(rows):
+        state, log_p = auto.begin(targets.features[n : n + 1]), torch.zeros((), dtype=torch.float64)
         for t in range(targets.captions.shape[1] - 1):
             scores, state = auto.step(targets.captions[n : n + 1, t], state)
             word = targets.captions[n, t + 1]
             if word == auto.null:
                 break
             log_p = log_p + scores.log_softmax(1)[0, word]
-        expected_loss = expected_loss - targets.weights[n, 0] * log_p / 12
+        expected_loss = expected_loss - targets.weights[n, 0] * log_p / rows
     expected = torch.autograd.grad(expected_loss, tuple(auto.parameters()))
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
     for name, ours, theirs in zip(names, found, expected, strict=True):
@@ -267,11 +267,11 @@ def test_the_mean_gradient_is_that_of_the_expected_reward(data: CocoData) -> Non
     assert log_p.exp().sum().item() == pytest.approx(1, rel=1e-12)
     params = tuple(model.parameters())
     exact = torch.autograd.grad((log_p.exp() * rewards).sum(), params)
-    n = 40_000
+    n = 40_000 // SCST.samples
     torch.manual_seed(1)
     targets = objective.targets(model, features.expand(n, -1), torch.full((n,), 4), 0)
-    drawn = torch.autograd.grad(-model(features.expand(n, -1), targets.captions, weights=targets.weights), params)
-    assert targets.reward == pytest.approx((log_p.exp() * rewards).sum().item(), rel=0.05)
+    drawn = torch.autograd.grad(-model(targets.features, targets.captions, weights=targets.weights), params)
+    assert targets.rewards.mean().item() == pytest.approx((log_p.exp() * rewards).sum().item(), rel=0.05)
     whole, estimate = (torch.cat([g.flatten() for g in gradients]) for gradients in (exact, drawn))
     assert torch.nn.functional.cosine_similarity(whole, estimate, dim=0) > 0.98
     assert (estimate.norm() / whole.norm()).item() == pytest.approx(1, abs=0.1)

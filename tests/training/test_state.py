@@ -27,7 +27,7 @@ from torch_caption.training.state import TrainingState, for_inference, initial_s
 from torch_caption.training.trainer import fit
 
 UNDER_WAY = {"epoch": 1, "position": 2, "step": 7, "nats": 9.5, "words": 60, "norms": 2.5, "lr": 0.5, "seconds": 0.1}
-REWARDED = {"images": 10, "reward": 1.5, "greedy_reward": 2.0}
+REWARDED = {"samples": 10, "rewards": 1.5}
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_missing_fields_of_progress_are_defaults() -> None:
         ({"position": 6}, "position 6, but an epoch has 5 steps"),
         ({"position": 5, "step": 4}, "position 5, but step 4"),
         ({"best_epoch": 2}, "best_epoch 2, but epoch 1"),
-        ({"images": 61}, "images 61, but words 60"),
-        (REWARDED, "images 10, but position 2 of an epoch that rewards none"),
+        ({"samples": 61}, "samples 61, but words 60"),
+        (REWARDED, "samples 10, but position 2 of an epoch that rewards none"),
     ],
     ids=repr,
 )
@@ -121,9 +121,9 @@ def test_progress_of_an_epoch_that_rewards_captions(config: TrainConfig, data: C
     """It has fewer steps: one for each batch of images."""
     config = replace(config, objective="scst", init_from=tmp_path / "first.safetensors", temperature=1.0)
     saved = snapshot(after_a_step(config, data, **REWARDED), config, data)
-    assert resumed(saved, config, data, tmp_path / "last.safetensors")[0].progress.reward == 1.5
+    assert resumed(saved, config, data, tmp_path / "last.safetensors")[0].progress.rewards == 1.5
     for change, words in (
-        ({"images": 0}, "images 0, but position 2 of an epoch that rewards them"),
+        ({"samples": 0}, "samples 0, but position 2 of an epoch that rewards them"),
         ({"position": 4}, "position 4, but an epoch has 3 steps"),
     ):
         saved = snapshot(after_a_step(config, data, **REWARDED | change), config, data)

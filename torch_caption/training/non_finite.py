@@ -15,13 +15,13 @@ SHOWN = 8
 
 
 @torch.no_grad()
-def rows_of_captions(model: CaptioningRNN, features: Tensor, targets: Targets, amp: str) -> list[int]:
-    """The rows of a batch whose captions have a non-finite loss, without dropout."""
+def rows_of_captions(model: CaptioningRNN, targets: Targets, rows: int, amp: str) -> list[int]:
+    """Of the `rows` of a batch those whose captions have a non-finite loss, without dropout."""
     model.eval()
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=amp == "bf16"):
-        losses = model.forward(features, targets.captions, targets.inputs, targets.weights, reduction="none")
-    rows: list[int] = (~losses.isfinite()).nonzero().flatten().tolist()
-    return rows
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp == "bf16"):
+        losses = model.forward(targets.features, targets.captions, targets.inputs, targets.weights, reduction="none")
+    found: list[int] = (~losses.isfinite().view(rows, -1).all(1)).nonzero().flatten().tolist()
+    return found
 
 
 @torch.no_grad()

@@ -28,26 +28,24 @@ from torch_caption.model.captioner import CaptioningRNN
 
 @dataclass(frozen=True)
 class Targets:
-    """The arguments of `CaptioningRNN.forward` besides the features.
+    """The arguments of `CaptioningRNN.forward`.
 
     Attributes:
+        features: (N, D) or (N, D, a, a).
         captions: (N, T) int64.
         inputs, weights: as in `CaptioningRNN.forward`.
-        reward, greedy_reward: the mean CIDEr-D of the sampled and the greedy captions, in self-critical training.
+        rewards: (N,) float64, the CIDEr-D of the captions, in self-critical training.
     """
 
+    features: Tensor
     captions: Tensor
     inputs: Tensor | None = None
     weights: Tensor | None = None
-    reward: float | None = None
-    greedy_reward: float | None = None
+    rewards: Tensor | None = None
 
-    def rewards(self) -> tuple[float, float, float]:
-        """The number of rewarded captions, and the sums of the rewards of the sampled and of the greedy ones."""
-        if self.reward is None or self.greedy_reward is None:
-            return 0, 0.0, 0.0
-        N = len(self.captions)
-        return N, self.reward * N, self.greedy_reward * N
+    def rewarded(self) -> tuple[float, float]:
+        """The number of rewarded captions, and the sum of their rewards."""
+        return (0, 0.0) if self.rewards is None else (len(self.rewards), self.rewards.sum().item())
 
 
 class Objective(Protocol):
@@ -98,7 +96,7 @@ class Likelihood:
     def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
         """The captions (N, T), and the input tokens if some are sampled."""
         probability = self._final * min(epoch / self._last, 1)
-        return Targets(batch, sample_inputs(model, features, batch, probability) if probability else None)
+        return Targets(features, batch, sample_inputs(model, features, batch, probability) if probability else None)
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
         """The rows of the split's captions, and their images."""
@@ -146,19 +144,21 @@ class SelfCritical:
     """Self-critical sequence training (Rennie et al. 2017), each image once per epoch.
 
     The objective is the expected reward r of sampled captions c, their CIDEr-D against the image's training captions.
-    Its gradient is REINFORCE's, with the reward of the greedy caption g as the baseline:
+    Its gradient is REINFORCE's, with a baseline b:
 
-        d E[r(c)] = E[(r(c) - r(g)) d log p(c)],     log p(c) = sum_t log p(c_t | c_1 .. c_t-1, image)
+        d E[r(c)] = E[(r(c) - b) d log p(c)],     log p(c) = sum_t log p(c_t | c_1 .. c_t-1, image)
 
-    so with one sample per image the loss is the cross-entropy of the sampled caption, with each word weighted by the
-    advantage r(c) - r(g): the real mask of `temporal_affine_softmax_loss`. The baseline does not depend on the sample,
-    so it does not change the expectation; a caption with a reward above the greedy one becomes more probable.
+    so the loss is the cross-entropy of the sampled captions, with each word weighted by the advantage r(c) - b of its
+    caption: the real mask of `temporal_affine_softmax_loss`. Of each image `samples` captions are sampled, and the
+    baseline of each is the mean reward of the others (Kool et al. 2019; Luo 2020), which needs no further caption. It
+    does not depend on its caption, so it does not change the expectation; a caption with a reward above the others'
+    becomes more probable.
 
     The first samples are far worse than the greedy captions, and their gradients are mostly noise. So the run starts
     with logits divided by a temperature (see `CaptioningRNN.scale_logits_`); the greedy captions do not change.
 
     Dropout and label smoothing are off: captions are sampled without them, and the gradient must be that of the
-    sampling distribution. (Feature dropout applies to the input of all three: sample, baseline and loss.) <START> and
+    sampling distribution. (Feature dropout applies to the input of both, sample and loss.) <START> and
     <NULL> are never sampled; their probability is excluded in sampling but included in log p.
 
     <END> is a token for the reward, in references and captions. Without it a caption that ends with "with a" loses no
@@ -174,7 +174,7 @@ class SelfCritical:
     def __init__(self, config: TrainConfig, train: Split) -> None:
         self.rows: Dataset[tuple[Tensor, Tensor]] = CaptionedImages(train)
         self._train, self._images = train, captioned_images(train)
-        self._max_length = config.max_length
+        self._max_length, self._samples = config.max_length, config.samples
         word_to_idx = train.vocabulary.word_to_idx
         self._start = word_to_idx[START]
         self._blank = {word_to_idx[NULL], self._start}
@@ -193,16 +193,16 @@ class SelfCritical:
         self._reward = CiderReward(references)
 
     def targets(self, model: CaptioningRNN, features: Tensor, batch: Tensor, epoch: int) -> Targets:
-        """Captions sampled for the images (N,), each word weighted by the advantage of its caption."""
-        stepper = model.stepper(2 * len(features) * self._max_length)
-        sampled, greedy = (
-            decode(stepper, features, model.token_ids(), DecodingOptions(method, self._max_length)).words.squeeze(1)
-            for method in ("sampling", "greedy")
-        )
-        reward, baseline = (self.reward(batch.tolist(), words) for words in (sampled, greedy))
+        """`samples` captions of each image (n,), each word weighted by the advantage of its caption."""
+        K = self._samples
+        sampling = DecodingOptions("sampling", self._max_length, samples=K)
+        words = decode(model.stepper(K * len(features) * self._max_length), features, model.token_ids(), sampling).words
+        sampled = words.flatten(0, 1)  # the K captions of an image are neighbours
+        rewards = self.reward(batch.repeat_interleave(K).tolist(), sampled)
+        advantages = (K * rewards - rewards.view(-1, K).sum(1).repeat_interleave(K)) / (K - 1)
         captions = torch.cat([torch.full_like(sampled[:, :1], self._start), sampled], dim=1)
-        weights = (reward - baseline).to(features).unsqueeze(1).expand(sampled.shape)
-        return Targets(captions, None, weights, reward.mean().item(), baseline.mean().item())
+        weights = advantages.to(features).unsqueeze(1).expand(sampled.shape)
+        return Targets(features.repeat_interleave(K, 0), captions, None, weights, rewards)
 
     def named(self, rows: Sequence[int], *, images: bool = False) -> str:
         """The images of the rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
@@ -23,8 +23,8 @@ class Progress:
         step: completed steps of the run.
         nats, words: the training loss summed over the current epoch, and its number of words.
         norms: the sum of the gradient norms of the current epoch.
-        images, reward, greedy_reward: in self-critical training, the images of the current epoch so far, and the sums
-            of the rewards of sampled and of greedy captions.
+        samples, rewards: in self-critical training, the sampled captions of the current epoch so far, and the sum of
+            their rewards.
         lr: the learning rate of the last step.
         seconds: the duration of the current epoch.
         best_epoch: the epoch of the best weights, by the lowest validation loss, in self-critical training by the
@@ -38,9 +38,8 @@ class Progress:
     nats: float = 0.0
     words: int = 0
     norms: float = 0.0
-    images: int = 0
-    reward: float = 0.0
-    greedy_reward: float = 0.0
+    samples: int = 0
+    rewards: float = 0.0
     lr: float = 0.0
     seconds: float = 0.0
     best_epoch: int = 0
@@ -67,7 +66,7 @@ class Progress:
             if not (0 <= value <= 2**53 if types[name] is int else abs(value) <= sys.float_info.max):
                 raise InputError(f"its progress has {name} {short(value)}, which is out of range")
         progress = cls(**saved)
-        for name, most in {"best_epoch": "epoch", "position": "step", "images": "words"}.items():
+        for name, most in {"best_epoch": "epoch", "position": "step", "samples": "words"}.items():
             if getattr(progress, name) > getattr(progress, most):
                 raise InputError(
                     f"its progress has {name} {getattr(progress, name)}, but {most} {getattr(progress, most)}"
@@ -80,28 +79,26 @@ class Progress:
         """Raise InputError unless this is consistent with an epoch of this number of steps, with or without rewards."""
         if self.position > steps:
             raise InputError(f"its progress has position {self.position}, but an epoch has {steps} steps")
-        if bool(self.images) != (rewarded and self.position > 0):
+        if bool(self.samples) != (rewarded and self.position > 0):
             raise InputError(
-                f"its progress has images {self.images}, but position {self.position} of an epoch that rewards "
+                f"its progress has samples {self.samples}, but position {self.position} of an epoch that rewards "
                 + ("them" if rewarded else "none")
             )
 
-    def count(self, rows: int, loss: float, norm: float, words: int, rewards: Sequence[float]) -> None:
-        """Count a step: its rows, loss (mean over them), gradient's norm and words, and its `Targets.rewards`."""
+    def count(self, rows: int, loss: float, norm: float, words: int, samples: int, rewards: float) -> None:
+        """Count a step: its rows, loss (mean over them), gradient's norm and words, and its `Targets.rewarded`."""
         self.position += 1
         self.step += 1
         self.nats += loss * rows
         self.words += words
         self.norms += norm
-        images, reward, greedy_reward = rewards
-        self.images += round(images)
-        self.reward += reward
-        self.greedy_reward += greedy_reward
+        self.samples += samples
+        self.rewards += rewards
 
     def means(self) -> dict[str, float]:
         """The means of the current epoch: the loss of the reference captions, or the rewards of sampled ones."""
-        if self.images:
-            return {"reward": self.reward / self.images, "greedy_reward": self.greedy_reward / self.images}
+        if self.samples:
+            return {"reward": self.rewards / self.samples}
         return {"train_loss": self.nats / self.words}
 
     def is_beaten_by(self, record: Mapping[str, Any], objective: str) -> bool:

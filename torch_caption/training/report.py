@@ -68,7 +68,7 @@ def epoch(record: dict[str, Any], config: TrainConfig, *, best: bool) -> None:
 def so_far(record: Mapping[str, Any]) -> str:
     """The training loss or rewards, from `Progress.means`."""
     if "reward" in record:
-        return f"reward {record['reward']:.3f}, greedy {record['greedy_reward']:.3f}"
+        return f"reward {record['reward']:.3f}"
     return f"train {record['train_loss']:.3f}"
 
 

@@ -394,12 +394,12 @@ def _train_batch(
     batch = batch.to(features.device)
     targets = _targets(objective, model, features, batch, progress)
     share = share or distributed.Share.whole(model, len(batch))
-    share.counts = [count_words(targets.captions, model.null), *targets.rewards()]
+    share.counts = [count_words(targets.captions, model.null), *targets.rewarded()]
     try:
         loss, norm = train_step(
             model,
             optimizer,
-            features,
+            targets.features,
             targets.captions,
             inputs=targets.inputs,
             weights=targets.weights,
@@ -408,10 +408,11 @@ def _train_batch(
             share=share,
         )
     except NonFiniteError as error:
-        raise NonFiniteError(str(error), non_finite.rows_of_captions(model, features, targets, config.amp)) from error
+        rows = non_finite.rows_of_captions(model, targets, len(batch), config.amp)
+        raise NonFiniteError(str(error), rows) from error
     state.follow(config.ema)
-    words, *rewards = share.counts
-    progress.count(share.of, loss, norm, round(words), rewards)
+    words, rewarded, rewards = share.counts
+    progress.count(share.of, loss, norm, round(words), round(rewarded), rewards)
     progress.lr = lr
 
 
@@ -425,7 +426,7 @@ def _targets(
         RankError: the same, in this rank's share.
     """
     if not len(batch):
-        return Targets(batch.new_empty(0, 1))
+        return Targets(features, batch.new_empty(0, 1))
     try:
         return objective.targets(model, features, batch, progress.epoch)
     except (ValueError, RuntimeError) as error:
