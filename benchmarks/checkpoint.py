@@ -63,7 +63,7 @@ def measure_guards(cell: Cell, shape: Shape, effort: Effort) -> tuple[Any, ...]:
     """A step as `train.py` takes it, against the same work without any look at what it gives."""
     model, batch = new_model(shape, cell), new_batch(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # all of its work, and the weights stay
-    replica, state, targets = distributed.Replica(model), TrainingState(model, optimizer), Targets(batch.captions)
+    replica, state, targets = distributed.Replica(model), TrainingState(model, optimizer), Targets(batch.features, batch.captions)
 
     def plain() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -74,11 +74,11 @@ def measure_guards(cell: Cell, shape: Shape, effort: Effort) -> tuple[Any, ...]:
     def guarded() -> None:
         N = len(batch.captions)
         share = replica.share(N, N, requested=interrupt.requested)
-        share.counts = [count_words(batch.captions, model.null), *targets.rewards()]
+        share.counts = [count_words(batch.captions, model.null), *targets.rewarded()]
         with state.step():
             loss, norm = train_step(model, optimizer, batch.features, batch.captions, clip=CLIP, share=share)
-            words, *rewards = share.counts
-            state.progress.count(share.of, loss, norm, round(words), rewards)
+            words, samples, rewards = share.counts
+            state.progress.count(share.of, loss, norm, round(words), round(samples), rewards)
         interrupt.agree(share.requested)
 
     with Interrupt() as interrupt:

@@ -65,8 +65,8 @@ class TrainConfig:
 
     objective: Literal["xe", "scst"] = "xe"
     """Cross-entropy on the reference captions (teacher forcing); or self-critical sequence training (SCST), which
-    rewards a sampled caption by its CIDEr-D above the mean of the image's other samples, from the weights of --init-from
-    and without --dropout."""
+    rewards a sampled caption by its CIDEr-D above the mean of the image's other samples, from the weights of
+    --init-from and without --dropout."""
     init_from: Annotated[Path | None, arg(metavar="PATH")] = None
     """Initialise the weights from this checkpoint, run or folder of runs; its data and model sizes are the defaults of
     the flags."""

@@ -167,8 +167,8 @@ def _build(
     # A file may have the values that were recorded without one.
     if expected and expected.sha256 not in (None, label.sha256) and expected.sha256 != values_sha256(model):
         raise EncoderError(
-            f"{label.name if weights == 'default' else weights}: not the weights of the features: SHA-256 {short(label.sha256)}, but those of "
-            f"{expected.name} have {short(expected.sha256)}"
+            f"{label.name if weights == 'default' else weights}: not the weights of the features: SHA-256 "
+            f"{short(label.sha256)}, but those of {expected.name} have {short(expected.sha256)}"
         )
     published = label.name if label.path is None and label.name != "random" else None
     return Encoder(backbone, model, label, transform or backbone.transform(published), device)
