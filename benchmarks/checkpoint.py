@@ -63,7 +63,8 @@ def measure_guards(cell: Cell, shape: Shape, effort: Effort) -> tuple[Any, ...]:
     """A step as `train.py` takes it, against the same work without any look at what it gives."""
     model, batch = new_model(shape, cell), new_batch(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # all of its work, and the weights stay
-    replica, state, targets = distributed.Replica(model), TrainingState(model, optimizer), Targets(batch.features, batch.captions)
+    replica, state = distributed.Replica(model), TrainingState(model, optimizer)
+    targets = Targets(batch.features, batch.captions)
 
     def plain() -> None:
         optimizer.zero_grad(set_to_none=True)
