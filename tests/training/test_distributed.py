@@ -276,7 +276,7 @@ def check_rewards_are_those_of_all_captions(folder: Path, size: int) -> None:
 
         def kept(*given: Any) -> Targets:
             result: Targets = targets(*given)
-            seen.append((len(result.captions), float(result.reward or 0.0)))
+            seen.append(result.rewarded())
             return result
 
         objective.targets = kept
@@ -291,8 +291,9 @@ def check_rewards_are_those_of_all_captions(folder: Path, size: int) -> None:
     finally:
         trainer._train_batch = train_batch
     of_all = [entry for entries in distributed.gathered(seen) for entry in entries]
-    assert sum(n for n, _ in of_all) == 2 * 12
-    expected = sum(n * reward for n, reward in of_all) / 12
+    samples = 12 * config.samples
+    assert sum(n for n, _ in of_all) == 2 * samples
+    expected = sum(rewards for _, rewards in of_all) / samples
     assert math.isclose(sum(record["reward"] for record in read_log(run)), expected, rel_tol=1e-9)
 
 
