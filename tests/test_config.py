@@ -44,6 +44,7 @@ def test_the_cells_are_those_of_the_flag() -> None:
             SCST | {"tied": True, "hidden_dim": 9, "wordvec_dim": 9},
             "--tied with --hidden-dim equal to --wordvec-dim needs --temperature 1 in self-critical training",
         ),
+        (SCST | {"samples": 1}, "--samples must be at least 2, not 1"),
         (SCST | {"temperature": 0.0}, "--temperature must be a positive number, not 0.0"),
         (SCST | {"label_smoothing": 0.1}, "--label-smoothing needs --objective xe, not scst"),
         ({"seed": -1}, "--seed must be at least 0 and below 2^63, not -1"),

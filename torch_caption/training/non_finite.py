@@ -20,8 +20,8 @@ def rows_of_captions(model: CaptioningRNN, targets: Targets, rows: int, amp: str
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp == "bf16"):
         losses = model.forward(targets.features, targets.captions, targets.inputs, targets.weights, reduction="none")
-    found: list[int] = (~losses.isfinite().view(rows, -1).all(1)).nonzero().flatten().tolist()
-    return found
+    found = (~losses.isfinite()).nonzero().flatten().tolist()
+    return sorted({row * rows // len(losses) for row in found})  # a row of images may have several captions
 
 
 @torch.no_grad()
