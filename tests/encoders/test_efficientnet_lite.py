@@ -35,6 +35,7 @@ def test_the_network_is_that_of_the_package(name, tmp_path):
                 value.uniform_(0.5, 1.5)
     torch.save(theirs.state_dict(), tmp_path / "weights.pt")
     encoder = build(name, tmp_path / "weights.pt")
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder._model.modules())  # folded
     x = torch.stack([encoder.prepare(picture(seed=seed)) for seed in range(2)])
     with torch.inference_mode():
         grids = theirs.extract_features(x)
@@ -59,6 +60,13 @@ def test_the_input_is_scaled_as_in_training():
     x = encoder.prepare(picture(224, 224))
     from_pixels = (torch.from_numpy(np.array(picture(224, 224))).permute(2, 0, 1).float() - 127) / 128
     torch.testing.assert_close(x, from_pixels, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_weights_make_features_of_the_scale_of_published_ones(name):
+    encoder = build(name, "random")
+    vector = encoder.encode(encoder.prepare(picture())[None]).vectors
+    assert 0.1 < float(vector.std()) < 3
 
 
 def test_missing_weights_name_the_package(monkeypatch):

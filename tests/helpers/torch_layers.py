@@ -1,4 +1,9 @@
-"""Recurrent layers of torch.nn and ours side by side."""
+"""Recurrent layers of torch.nn and ours side by side, for the tests of torch that have a counterpart here.
+
+test_layer_arguments.py, test_layer_weights.py, test_layer_gradients.py and test_packed_sequences.py have those of
+torch's test_nn.py, test_modules.py, test_pruning.py and test_packed_sequence.py that test_torch_nn.py and
+test_modules.py do not verify. Where torch's test needs a GPU, its part on a CPU is there.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Gradients of recurrent layers, ours beside torch.nn's, as torch's own tests verify them.
-
-Those of its test_nn.py, test_modules.py, test_pruning.py and test_packed_sequence.py that test_torch_nn.py and
-test_modules.py do not verify. Where torch's test needs a GPU, its part on a CPU is here.
-"""
+"""Gradients of recurrent layers, ours beside torch.nn's, as torch's own tests verify them."""
 
 from __future__ import annotations
 

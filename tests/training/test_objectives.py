@@ -23,7 +23,15 @@ from torch_caption.metrics.cider import CiderReward
 from torch_caption.model.captioner import CaptioningRNN
 from torch_caption.model.cells import CELLS
 from torch_caption.training import objectives
-from torch_caption.training.objectives import CaptionedImages, Likelihood, SelfCritical, make_objective, sample_inputs
+from torch_caption.training.non_finite import rows_of_captions
+from torch_caption.training.objectives import (
+    CaptionedImages,
+    Likelihood,
+    SelfCritical,
+    Targets,
+    make_objective,
+    sample_inputs,
+)
 
 SCST = TrainConfig(objective="scst", init_from=Path("somewhere"), max_length=6)
 
@@ -184,6 +192,18 @@ def test_sampled_captions_are_weighted_by_their_advantage(data: CocoData, cell_t
     for column in targets.weights.T:
         np.testing.assert_allclose(column.numpy(), advantages, rtol=1e-9)
     np.testing.assert_allclose(targets.rewards.numpy(), rewards.flatten(), rtol=1e-12)
+
+
+def test_the_image_of_a_sample_without_a_finite_loss_is_found(data: CocoData, cell_type: str) -> None:
+    """Also where the last rank has no images."""
+    model, objective = model_of(data, cell_type), SelfCritical(SCST, data["train"])
+    targets = targets_of(objective, model, data, torch.arange(4))
+    for samples, rows in (([], []), ([7], [1]), ([5, 9, 19], [1, 3])):
+        weights = targets.weights.clone()
+        weights[samples] = torch.nan
+        assert rows_of_captions(model, replace(targets, weights=weights), 4, "none") == rows
+    none = Targets(targets.features[:0], targets.captions[:0])
+    assert rows_of_captions(model, none, 0, "none") == []
 
 
 def test_a_truncated_caption_has_a_lower_reward(data: CocoData) -> None:
