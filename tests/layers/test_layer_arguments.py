@@ -1,4 +1,4 @@
-"""Constructors, sizes, errors and states of recurrent layers, ours beside torch.nn's, as torch's own tests verify them."""
+"""Constructors, sizes, errors and states of recurrent layers, beside torch.nn, as torch's own tests verify them."""
 
 from __future__ import annotations
 
